@@ -1,0 +1,89 @@
+"""vdeblur: deblur video files, GoPro footage and live camera streams.
+
+    import vdeblur
+
+    report = vdeblur.deblur_video("ride.mp4")            # writes ride_deblurred.mp4
+    for sharp in vdeblur.deblur_frames(frames):          # (H, W, 3) uint8 RGB arrays
+        ...
+
+Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vdeblur.deblur import Report, deblur_frames, deblur_video
+    from vdeblur.deblurrer import Deblurrer
+    from vdeblur.encoders import EncodeOptions
+    from vdeblur.errors import (
+        Cancelled,
+        DeviceError,
+        EncoderError,
+        InputError,
+        ModelError,
+        OutputError,
+        UsageError,
+        VdeblurError,
+    )
+    from vdeblur.frames import Frame, FrameBatch, PlaneLayout, VideoInfo
+    from vdeblur.reader import VideoReader
+    from vdeblur.writer import VideoWriter
+
+__all__ = [
+    "Cancelled",
+    "Deblurrer",
+    "DeviceError",
+    "EncodeOptions",
+    "EncoderError",
+    "Frame",
+    "FrameBatch",
+    "InputError",
+    "ModelError",
+    "OutputError",
+    "PlaneLayout",
+    "Report",
+    "UsageError",
+    "VdeblurError",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
+    "deblur_frames",
+    "deblur_video",
+]
+
+_HOMES = {
+    "deblur": ("Report", "deblur_frames", "deblur_video"),
+    "deblurrer": ("Deblurrer",),
+    "encoders": ("EncodeOptions",),
+    "errors": (
+        "Cancelled",
+        "DeviceError",
+        "EncoderError",
+        "InputError",
+        "ModelError",
+        "OutputError",
+        "UsageError",
+        "VdeblurError",
+    ),
+    "frames": ("Frame", "FrameBatch", "PlaneLayout", "VideoInfo"),
+    "reader": ("VideoReader",),
+    "writer": ("VideoWriter",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"vdeblur.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,402 @@
+"""A batch of pictures in, the same batch restored out: synchronous, on one device.
+
+Pads, tiles, chooses precision, recovers from running out of memory, and lets no damaged picture
+out. Knows no files, threads, streams or video containers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdeblur.checkpoints import load_network
+from vdeblur.color import (
+    add_correction,
+    as_int16,
+    correction_to_planes,
+    merge_fields,
+    planes_to_rgb,
+    split_fields,
+)
+from vdeblur.errors import DeviceError, UsageError
+from vdeblur.frames import PlaneLayout
+from vdeblur.models import Identity
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+MIN_TILE = 128  # pixels; below, a tile is mostly overlap
+CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, where the halo asks for more
+FEATHER = 16  # pixels over which neighbouring tiles fade into each other
+# What is kept free of the memory that was found free: convolution workspaces, other programs.
+_MEMORY_SHARE = 0.8
+# float32 values per pixel beside the network: RGB, its padded copy, the correction, chroma grids.
+_COLOR_VALUES = 24
+_UNKNOWN_ACTIVATIONS = 1024  # for a network that does not say `activations_per_pixel`
+# A batch on a CPU is no faster a pixel, and allocations past 32 MB fault their pages in every time.
+_CPU_BATCH_PIXELS = 1 << 20
+# A deblurrer moves detail; it does not change what a neighbourhood amounts to.
+_HARM_BLOCK, _HARM_BLOCK_MEAN, _HARM_MEAN = 16, 0.35, 0.15
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures of one size are run: at most `batch` at once, in square tiles of `tile` pixels.
+
+    tile None: the whole picture.
+    """
+
+    batch: int
+    tile: int | None
+
+
+class Deblurrer:
+    """A network with all that it takes to restore pictures with it.
+
+    network: a name of `vdeblur.models.names()`, or any module that maps (N, 3, H, W) RGB in [0, 1]
+    to the same shape (see `vdeblur.models` for what it may say of itself); it is moved, not copied.
+    weights: a file for a network given by name; None for those that ship. device: "auto" is CUDA,
+    else Apple's MPS, else the CPU. precision: "auto" is fp16 on CUDA, fp32 elsewhere. tile: side in
+    pixels of the square the network sees at once, overlap included; None is the whole picture,
+    "auto" the whole picture unless it would not fit the memory that is free. strength: share of the
+    network's correction that is applied, from 0.
+
+    Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
+    worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
+
+    ModelError for an unknown network or unfit weights; DeviceError for a device that is not there,
+    or has too little memory for a tile of MIN_TILE; UsageError for impossible options.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | str = "mimo-unet-small",
+        *,
+        weights: Path | str | None = None,
+        device: str | torch.device = "auto",
+        precision: Precision = "auto",
+        tile: int | Literal["auto"] | None = "auto",
+        strength: float = 1.0,
+    ) -> None:
+        if not (math.isfinite(strength) and strength >= 0):
+            raise UsageError(f"strength is {strength}: choose a number from 0 (no change) upwards")
+        if isinstance(tile, int) and tile < MIN_TILE:
+            raise UsageError(f"tile is {tile}: choose at least {MIN_TILE} pixels, auto or none")
+        if precision != "auto" and precision not in _DTYPES:
+            raise UsageError(f"precision is {precision!r}: choose auto, {', '.join(_DTYPES)}")
+        if weights is not None and not isinstance(network, str):
+            raise UsageError("weights go with a network's name: load them into the module instead")
+        self.device = find_device(device)
+        if precision == "auto":
+            precision = "fp16" if self.device.type == "cuda" else "fp32"
+        self.dtype = _DTYPES[precision]
+        self.strength = strength
+        self.tile = tile
+        self.plans: dict[tuple[int, int], Plan] = {}
+        self.notes: list[str] = []
+        if isinstance(network, str):
+            network = load_network(network, weights)
+        self.multiple = int(getattr(network, "size_multiple", 1))
+        self.context = min(int(getattr(network, "halo", CONTEXT)), CONTEXT)
+        values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
+        self._bytes_per_pixel = values * self.dtype.itemsize + 4 * _COLOR_VALUES
+        self.network = network.eval().to(device=self.device, dtype=self.dtype)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Its correction is 0 by construction: nothing needs to be computed.
+        self._changes_nothing = isinstance(network, Identity) or strength == 0
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float RGB in [0, 1] on any device → the same shape, dtype and device,
+        restored.
+
+        The result is clamped to [0, 1]. A picture that the network damages comes back as it was.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images are {tuple(images.shape)} {images.dtype}: pass (N, 3, H, W) floats"
+            )
+        if self._changes_nothing or not images.numel():
+            return images.clone()
+
+        def restore(start: int, end: int, tile: int | None) -> Tensor:
+            rgb = images[start:end].to(self.device, torch.float32)
+            delta, _ = self._correction(rgb, tile)
+            return rgb.add(delta).clamp_(0, 1).to(images)
+
+        height, width = images.shape[2:]
+        return torch.cat(self._in_batches(restore, len(images), height, width))
+
+    @torch.no_grad()
+    def restore_planes(
+        self, planes: Sequence[Tensor], layout: PlaneLayout
+    ) -> tuple[list[Tensor], Tensor]:
+        """Planes (N, rows, columns) of `layout`, restored, on `self.device`; the given ones are
+        kept.
+
+        Also returns which pictures were replaced by their source, bool (N,): those where the
+        network's output was not finite or far from what a deblurrer does (`harmed`). Unchanged
+        planes may be returned as the tensors that came in. The fields of interlaced pictures are
+        restored apart.
+        """
+        planes = [plane.to(self.device, non_blocking=True) for plane in planes]
+        count = len(planes[0])
+        if self._changes_nothing or not count:
+            return planes, torch.zeros(count, dtype=torch.bool, device=self.device)
+
+        def restore(start: int, end: int, tile: int | None) -> tuple[list[Tensor], Tensor]:
+            part, pictures = [plane[start:end] for plane in planes], layout
+            if layout.interlaced:
+                part, pictures = split_fields(part, layout)
+            delta, replaced = self._correction(
+                planes_to_rgb(part, pictures), tile, together=2 if layout.interlaced else 1
+            )
+            part = add_correction(part, correction_to_planes(delta, pictures), pictures)
+            return merge_fields(part, layout) if layout.interlaced else part, replaced
+
+        parts = self._in_batches(restore, count, layout.height, layout.width)
+        if len(parts) == 1:
+            return parts[0]
+        restored = [
+            # torch moves uint16, but does not promise to concatenate it.
+            torch.cat([as_int16(part[i]) for part, _ in parts]).view(plane.dtype)
+            for i, plane in enumerate(planes)
+        ]
+        return restored, torch.cat([replaced for _, replaced in parts])
+
+    def _correction(
+        self, rgb: Tensor, tile: int | None, *, together: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) float32 → Δ of the same shape, and which of N/together pictures it is 0 for.
+
+        `together` neighbours in the batch (the fields of a frame) are kept or replaced as one.
+        """
+        height, width = rgb.shape[2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        if below or right:
+            # A reflection needs something to reflect; smaller pictures repeat their edge.
+            mode = "reflect" if below < height and right < width else "replicate"
+            rgb = F.pad(rgb, (0, right, 0, below), mode=mode)
+        if tile is None:
+            delta = self._delta(rgb)
+        else:
+            delta = in_tiles(
+                self._delta, rgb, tile=tile, context=self.context, multiple=self.multiple
+            )
+        delta = delta[..., :height, :width]
+        replaced = harmed(delta).view(-1, together).any(1)
+        if self.strength != 1:
+            delta = delta * self.strength
+        # On a GPU, asking whether any is costs a wait for the device; filling costs nothing.
+        if self.device.type != "cpu" or bool(replaced.any()):
+            damaged = replaced.repeat_interleave(together)
+            delta = delta.masked_fill(damaged[:, None, None, None], 0)
+        return delta, replaced
+
+    def _delta(self, rgb: Tensor) -> Tensor:
+        """What the network adds to what it sees, float32: exactly 0 if it returns its input."""
+        seen = rgb.to(self.dtype, memory_format=torch.channels_last)
+        correction = getattr(self.network, "correction", None)
+        if correction is not None:
+            delta: Tensor = correction(seen)
+            return delta.float()
+        output: Tensor = self.network(seen)
+        return output.float() - seen.float()
+
+    def _in_batches(
+        self, run: Callable[[int, int, int | None], T], count: int, height: int, width: int
+    ) -> list[T]:
+        """run(start, end, tile) over 0…count in parts that fit the memory."""
+        parts: list[T] = []
+        start = 0
+        while start < count:
+            plan = self.plans.get((height, width)) or self._first_plan(height, width)
+            end = min(start + plan.batch, count)
+            try:
+                parts.append(run(start, end, plan.tile))
+                start = end
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                # The traceback would hold the failed attempt's tensors.
+                cause = error.with_traceback(None)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.plans[height, width] = self._shrink(plan, end - start, height, width, cause)
+        return parts
+
+    def _first_plan(self, height: int, width: int) -> Plan:
+        """Decided once per picture size, from the memory that is free then."""
+        pixels = height * width
+        plan = Plan(batch=1 << 30, tile=None if self.tile == "auto" else self.tile)
+        if self.device.type == "cpu":
+            plan = replace(plan, batch=max(1, _CPU_BATCH_PIXELS // pixels))
+        free = free_memory(self.device)
+        if free is not None and self.tile == "auto":
+            fitting = int(free * _MEMORY_SHARE / self._bytes_per_pixel)
+            if fitting >= pixels:
+                plan = replace(plan, batch=min(plan.batch, fitting // pixels))
+            elif max(height, width) > MIN_TILE:
+                tile = max(MIN_TILE, math.isqrt(fitting))
+                plan = Plan(batch=1, tile=tile)
+                self.notes.append(
+                    f"{width}×{height} would take {pixels * self._bytes_per_pixel / 1e9:.1f} GB "
+                    f"and {free / 1e9:.1f} GB are free: going on with tiles of {tile}"
+                )
+        self.plans[height, width] = plan
+        return plan
+
+    def _shrink(
+        self, plan: Plan, batch: int, height: int, width: int, cause: BaseException
+    ) -> Plan:
+        if batch > 1:
+            self.notes.append(f"out of memory at batch {batch}: going on with batch {batch // 2}")
+            return replace(plan, batch=batch // 2)
+        side = max(height, width) if plan.tile is None else min(plan.tile, max(height, width))
+        if side <= MIN_TILE:
+            raise DeviceError(
+                f"{self.device} has too little memory for the network even at {side} pixels: "
+                "close other programs, or use --device cpu or a smaller network"
+            ) from cause
+        tile = max(MIN_TILE, side // 2)
+        failed = f"{width}×{height}" if plan.tile is None else f"tiles of {plan.tile}"
+        self.notes.append(f"out of memory at {failed}: going on with tiles of {tile}")
+        return Plan(batch=1, tile=tile)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device that is meant, checked to be there; DeviceError when it is not."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"there is no device {device!r}: choose auto, cpu, cuda or mps"
+        ) from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            have = f"PyTorch sees {count} of them" if count else "PyTorch sees no CUDA GPU here"
+            raise DeviceError(
+                f"there is no {found}: {have}; use --device cpu, or install a driver and "
+                "a CUDA build of PyTorch"
+            )
+        return torch.device("cuda", found.index or 0)
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("there is no Apple GPU that PyTorch can use here: use --device cpu")
+    return found
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a new computation can have on the device; None when nothing says so."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch has reserved and does not use is free too, to torch.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "cpu":
+        with suppress(OSError, ValueError, StopIteration):
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+            return 1024 * int(next(s for s in lines if s.startswith("MemAvailable")).split()[1])
+    return None
+
+
+def harmed(delta: Tensor) -> Tensor:
+    """Which of N corrections (N, 3, H, W) no deblurrer would make, bool (N,).
+
+    One that is not finite; one whose mean over any whole 16×16 block of a channel is beyond ±0.35
+    (a blot, a shift of colour); one whose mean absolute value is above 0.15 (a pattern all over).
+    Text in black and white blurred to gray moves single pixels by 0.5, its blocks hardly at all.
+    """
+    block = (min(_HARM_BLOCK, delta.shape[2]), min(_HARM_BLOCK, delta.shape[3]))
+    worst = F.avg_pool2d(delta, block).abs_().amax(dim=(1, 2, 3))
+    mean = delta.abs().mean(dim=(1, 2, 3))
+    # Asked this way round, NaN is harm.
+    return ~((worst <= _HARM_BLOCK_MEAN) & (mean <= _HARM_MEAN))
+
+
+def in_tiles(
+    run: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    tile: int,
+    context: int,
+    multiple: int = 1,
+    feather: int = FEATHER,
+) -> Tensor:
+    """run(images) computed in tiles of one shape, faded into each other: (N, C, H, W) → float32.
+
+    run keeps the shape. tile: side of the squares it is given, overlap included; rounded up to the
+    `multiple`, of which H and W are multiples and all tiles start at one. context: pixels at the
+    edge of a tile that are not used, unless the picture ends there; with the network's full halo,
+    the result is that of the whole picture to rounding. feather: pixels of the linear fade, at
+    least 1.
+    """
+    height, width = images.shape[2:]
+    overlap = 2 * context + feather
+    rows = _places(height, tile, overlap, multiple)
+    columns = _places(width, tile, overlap, multiple)
+    row_weights = _fades(rows, height, context, feather, images.device)
+    column_weights = _fades(columns, width, context, feather, images.device)
+    result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
+    for (top, bottom), down in zip(rows, row_weights, strict=True):
+        for (left, right), across in zip(columns, column_weights, strict=True):
+            part = run(images[..., top:bottom, left:right])
+            weights = down[:, None] * across
+            # A weight of 0 does not silence a NaN: that is for `harmed` to see.
+            result[..., top:bottom, left:right].addcmul_(part.float(), weights)
+    return result
+
+
+def _places(size: int, tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
+    """(start, end) of equal tiles that cover 0…size, overlapping by `overlap` pixels or more."""
+    # Counted in multiples, so that rounding can neither misalign a tile nor eat the overlap.
+    whole, side, over = (-(-n // multiple) for n in (size, tile, overlap))
+    if side >= whole:
+        return [(0, size)]
+    side = min(max(side, over + 1), whole)
+    last = whole - side
+    count = 1 + -(-last // (side - over))
+    starts = [multiple * (i * last // max(count - 1, 1)) for i in range(count)]
+    return [(start, start + side * multiple) for start in starts]
+
+
+def _fades(
+    places: list[tuple[int, int]], size: int, context: int, feather: int, device: torch.device
+) -> list[Tensor]:
+    """Weights along each tile: 0 in the context, then a ramp; together 1 at every pixel."""
+    total = torch.zeros(size, device=device)
+    fades = []
+    for start, end in places:
+        inside = torch.arange(end - start, device=device)
+        fade = torch.ones(end - start, device=device)
+        if start > 0:
+            fade = ((inside - context + 0.5) / feather).clamp(0, 1)
+        if end < size:
+            from_end = inside.flip(0)
+            fade = fade.minimum(((from_end - context + 0.5) / feather).clamp(0, 1))
+        total[start:end] += fade
+        fades.append(fade)
+    return [fade / total[start:end] for fade, (start, end) in zip(fades, places, strict=True)]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError has this name since torch 2.0, its short one only since 2.5.
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    # What CUDA, torch's CPU allocator, oneDNN and cuDNN say.
+    phrases = "out of memory", "not enough memory", "can't allocate memory", "alloc_failed"
+    return any(phrase in str(error).lower() for phrase in phrases)

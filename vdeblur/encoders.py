@@ -1,0 +1,280 @@
+"""Which encoder restores a source's codec, in which pixel format, with which settings.
+
+The rule: the source's own codec family at visually transparent quality. Settings are FFmpeg AVOptions.
+Knows libav's encoders; knows no files and no streams.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import av
+import av.error
+from av.codec.codec import UnknownCodecError
+from av.video.format import VideoFormat
+
+from vdeblur.errors import EncoderError
+
+# libav names some encoders differently from the codec they write.
+_ENCODERS = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "av1": "libsvtav1",
+    "vp8": "libvpx",
+    "vp9": "libvpx-vp9",
+    "prores": "prores_ks",
+    "flv1": "flv",
+    "webp": "libwebp",
+    "h263": "h263p",
+}
+
+_NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
+
+#: MPEG-1/2/4 and their kin count time in frames: their packets are timed by their number.
+FRAME_COUNTING = frozenset(
+    "mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4 wmv1 wmv2 h263 h263p flv dvvideo gif apng".split()
+)
+
+#: Encoders that keep every value.
+LOSSLESS = frozenset(
+    "ffv1 huffyuv ffvhuff utvideo rawvideo png apng magicyuv qtrle v210 bmp tiff".split()
+)
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What the caller asks of the encoder; None leaves the choice to the program.
+
+    encoder: a libav encoder name, "auto" or "nvenc". crf: constant quality on the encoder's own
+    scale. bitrate: bits a second. preset and pix_fmt: as the encoder names them.
+    """
+
+    encoder: str = "auto"
+    crf: float | None = None
+    bitrate: int | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+
+
+@dataclass
+class Choice:
+    """An encoder, its pixel format and AVOptions; bit_rate None means quality-controlled."""
+
+    encoder: str
+    codec: str
+    pix_fmt: str
+    options: dict[str, str] = field(default_factory=dict)
+    bit_rate: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str) -> list[str]:
+    """Encoder names to try, best first, for a source codec (libav's canonical name).
+
+    asked: `EncodeOptions.encoder`; default: the container's own default encoder or codec.
+    EncoderError when the asked-for encoder is not in this build of libav.
+    """
+    if asked == "nvenc":
+        asked = _NVENC.get(source_codec, "hevc_nvenc")
+    if asked != "auto":
+        if not _exists(asked):
+            raise EncoderError(
+                f"encoder {asked} is not in this build of libav: "
+                "leave --encoder out, or name one such as libx264, libx265, libsvtav1, ffv1"
+            )
+        return [asked]
+    family = _ENCODERS.get(source_codec, source_codec)
+    if family == "libx264" and VideoFormat(source_pix_fmt).is_rgb:
+        family = "libx264rgb"
+    names = [family, "libx264", "libx265", "libvpx-vp9", _ENCODERS.get(default, default)]
+    return list(dict.fromkeys(name for name in names if _exists(name)))
+
+
+def choose_settings(
+    name: str,
+    source_pix_fmt: str,
+    options: EncodeOptions,
+    *,
+    profile: str | None = None,
+    side_data: Mapping[str, bytes] | None = None,
+) -> Choice:
+    """Pixel format and AVOptions for encoder `name`.
+
+    source_pix_fmt: the format frames arrive in. profile: the source's, for ProRes and DNx.
+    side_data: the first frame's, for HDR. EncoderError when the asked-for pixel format is not taken.
+    """
+    notes: list[str] = []
+    pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt)
+    before, after = VideoFormat(source_pix_fmt), VideoFormat(pix_fmt)
+    if options.pix_fmt is None and (
+        after.components[0].bits < before.components[0].bits
+        or after.chroma_width(64) < before.chroma_width(64)
+        or after.chroma_height(64) < before.chroma_height(64)
+        or len(after.components) < len(before.components)
+    ):
+        notes.append(f"{name} has no {source_pix_fmt}: written as {pix_fmt}")
+    settings = _quality(name, options, profile, pix_fmt)
+    settings.update(_hdr(name, side_data or {}, settings))
+    choice = Choice(name, _codec(name), pix_fmt, settings, options.bitrate, notes)
+    if options.bitrate is None:
+        if name == "mjpeg" or name in FRAME_COUNTING:
+            # Controlled by the quantiser; the rate only has to be high enough not to interfere.
+            choice.bit_rate = 50_000_000
+        elif name == "libvpx":
+            choice.bit_rate = 60_000_000
+    return choice
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(av.codec.Codec(name, "w").is_encoder)
+    except (UnknownCodecError, ValueError):
+        return False
+
+
+def _codec(encoder: str) -> str:
+    return str(av.codec.Codec(encoder, "w").canonical_name)
+
+
+def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
+    formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or []]
+    if asked is not None:
+        try:
+            VideoFormat(asked)
+        except ValueError as error:
+            raise EncoderError(
+                f"pixel format {asked} is unknown: name one such as yuv420p"
+            ) from error
+        if formats and asked not in formats:
+            raise EncoderError(
+                f"{encoder} does not take pixel format {asked}: choose from {', '.join(formats)}"
+            )
+        return asked
+    if not formats or source in formats:
+        return source
+    if source.startswith("yuvj") and source.replace("yuvj", "yuv") in formats:
+        return source.replace("yuvj", "yuv")  # the range goes on as a tag
+    alpha = any(c.is_alpha for c in VideoFormat(source).components)
+    best = av.codec.find_best_pix_fmt_of_list(formats, source, alpha)
+    return str(best[0].name)
+
+
+def _quality(
+    name: str, options: EncodeOptions, profile: str | None, pix_fmt: str
+) -> dict[str, str]:
+    crf, preset = options.crf, options.preset
+    wanted: dict[str, str] = {}
+
+    def level(default: float) -> str:
+        return f"{default if crf is None else crf:g}"
+
+    if name in ("libx264", "libx264rgb"):
+        wanted = {"preset": preset or "medium", "crf": level(16)}
+    elif name == "libx265":
+        wanted = {"preset": preset or "medium", "crf": level(17), "x265-params": "log-level=error"}
+    elif name == "libsvtav1":
+        wanted = {"preset": preset or "8", "crf": level(18)}
+    elif name == "libvpx-vp9":
+        wanted = {"deadline": "good", "cpu-used": preset or "4", "row-mt": "1", "crf": level(18)}
+        wanted["b"] = "0"
+    elif name == "libvpx":
+        wanted = {"deadline": "good", "cpu-used": preset or "4", "crf": level(6), "qmin": "0"}
+    elif name.endswith("_nvenc"):
+        wanted = {"preset": preset or "p5", "rc": "vbr", "cq": level(19), "b": "0"}
+    elif name == "prores_ks":
+        # The profile follows the source's: proxy … 4444xq.
+        number = _prores_profile(profile, pix_fmt)
+        wanted = {"profile": str(number), "vendor": "apl0", "quant_mat": "auto"}
+    elif name == "dnxhd":
+        wanted = _dnx_profile(profile, pix_fmt)
+    elif name == "ffv1":
+        wanted = {"level": "3", "slicecrc": "1"}
+    elif name == "cfhd":
+        wanted = {"quality": "film3+"}
+    elif name == "libwebp":
+        wanted = {"quality": level(95)}
+    elif name == "mjpeg" or name in FRAME_COUNTING - {"dvvideo", "gif", "apng"}:
+        wanted = {"qmin": level(2), "qmax": level(2)}
+        if name == "mjpeg":
+            wanted["huffman"] = "optimal"
+    if options.bitrate is not None:
+        for key in ("crf", "cq", "qmin", "qmax", "b"):
+            wanted.pop(key, None)
+    return wanted
+
+
+def _prores_profile(profile: str | None, pix_fmt: str) -> int:
+    names = {"proxy": 0, "lt": 1, "standard": 2, "high quality": 3, "hq": 3, "4444": 4, "xq": 5}
+    text = (profile or "").lower()
+    found = [number for key, number in names.items() if key in text]
+    number = max(found) if found else 3
+    return max(number, 4) if "444" in pix_fmt else min(number, 3)
+
+
+def _dnx_profile(profile: str | None, pix_fmt: str) -> dict[str, str]:
+    text = (profile or "").lower().replace(" ", "_")
+    if "444" in pix_fmt or pix_fmt.startswith("gbrp"):
+        return {"profile": "dnxhr_444"}
+    if pix_fmt.endswith("10le"):
+        return {"profile": "dnxhr_hqx"}
+    for name in ("dnxhr_lb", "dnxhr_sq"):
+        if name in text:
+            return {"profile": name}
+    return {"profile": "dnxhr_hq"}
+
+
+def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str]) -> dict[str, str]:
+    """Mastering display and content light level as the encoder's own option (SMPTE ST 2086)."""
+    mastering = side_data.get("MASTERING_DISPLAY_METADATA")
+    light = side_data.get("CONTENT_LIGHT_LEVEL")
+    if not mastering and not light:
+        return {}
+    parts: dict[str, str] = {}
+    if mastering and len(mastering) >= 88:
+        # AVMasteringDisplayMetadata: display_primaries[3][2], white_point[2], min, max luminance
+        # as AVRational pairs, then has_primaries, has_luminance.
+        v = struct.unpack("<20i2i", mastering[:88])
+        ratio = [v[i] / v[i + 1] if v[i + 1] else 0.0 for i in range(0, 20, 2)]
+        if v[20] and v[21]:
+            red, green, blue, white = ratio[0:2], ratio[2:4], ratio[4:6], ratio[6:8]
+            low, high = ratio[8], ratio[9]
+            if name == "libsvtav1":
+                triple = "G({:.5f},{:.5f})B({:.5f},{:.5f})R({:.5f},{:.5f})WP({:.5f},{:.5f})"
+                parts["mastering-display"] = triple.format(*green, *blue, *red, *white) + (
+                    f"L({high:.4f},{low:.4f})"
+                )
+            else:
+                scaled = [round(x * 50000) for x in (*green, *blue, *red, *white)]
+                triple = "G({},{})B({},{})R({},{})WP({},{})"
+                parts["master-display"] = triple.format(*scaled) + (
+                    f"L({round(high * 10000)},{round(low * 10000)})"
+                )
+    levels = struct.unpack("<2I", light[:8]) if light and len(light) >= 8 else None
+    if name == "libx265":
+        params = [settings.get("x265-params", ""), "hdr10=1", "repeat-headers=1"]
+        if "master-display" in parts:
+            params.append(f"master-display={parts['master-display']}")
+        if levels:
+            params.append(f"max-cll={levels[0]},{levels[1]}")
+        return {"x265-params": ":".join(p for p in params if p)}
+    if name == "libx264":
+        params = []
+        if "master-display" in parts:
+            params.append(f"mastering-display={parts['master-display']}")
+        if levels:
+            params.append(f"cll={levels[0]},{levels[1]}")
+        return {"x264-params": ":".join(params)}
+    if name == "libsvtav1":
+        params = [f"{k}={v}" for k, v in parts.items()]
+        if levels:
+            params.append(f"content-light={levels[0]},{levels[1]}")
+        return {"svtav1-params": ":".join(params)}
+    return {}
+
+
+def side_data_bytes(frame: Any) -> dict[str, bytes]:
+    """Raw side data of a decoded frame by libav name."""
+    return {cast(str, item.type.name): bytes(item) for item in frame.side_data}

@@ -1,0 +1,760 @@
+"""Frames and packets → a container that keeps what its source had, under a temporary name until done.
+
+The output is configured from the source's streams and first decoded frames; every stream that is
+not restored is copied. Knows libav; knows no torch, no CUDA, no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import av
+import av.container
+import av.error
+from av.codec.context import Flags as CodecFlags
+from av.format import ContainerFormat
+from av.format import Flags as FormatFlags
+
+from vdeblur import boxes, stills
+from vdeblur.encoders import (
+    FRAME_COUNTING,
+    Choice,
+    EncodeOptions,
+    candidates,
+    choose_settings,
+    side_data_bytes,
+)
+from vdeblur.errors import EncoderError, InputError, OutputError
+from vdeblur.frames import Frame
+from vdeblur.reader import VideoReader, is_image, is_pattern
+
+# Tags that the muxer writes itself, or that describe the file that was.
+_CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+_STREAM_TAGS = {"encoder", "rotate", "DURATION"}
+
+# Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
+# (movflags use_metadata_tags).
+_MP4_TAGS = set(
+    "title artist album_artist album date comment genre copyright lyrics description synopsis show "
+    "episode_id network track disc composer grouping creation_time location keywords year "
+    "hd_video media_type gapless_playback compilation encoded_by tmpo".split()
+)
+
+_FORMATS = {
+    ".m4v": "mp4",
+    ".mkv": "matroska",
+    ".ts": "mpegts",
+    ".mts": "mpegts",
+    ".m2ts": "mpegts",
+    ".mpg": "vob",
+    ".mpeg": "vob",
+    ".vob": "vob",
+    ".y4m": "yuv4mpegpipe",
+    ".wmv": "asf",
+    ".264": "h264",
+    ".265": "hevc",
+}
+
+_PIPE_FORMATS = {
+    "yuv4mpegpipe": "yuv4mpegpipe",
+    "nut": "nut",
+    "mpegts": "mpegts",
+    "matroska,webm": "matroska",
+}
+
+
+def format_name(destination: str | Path, source_format: str, asked: str | None = None) -> str:
+    """libav's muxer name for an output path, or for `-` the source's own pipe format.
+
+    OutputError when neither the extension nor `asked` (--format) names one.
+    """
+    if asked is not None:
+        name = asked
+    elif str(destination) == "-":
+        name = _PIPE_FORMATS.get(source_format, "matroska")
+    elif is_image(destination):
+        name = "image2"
+    else:
+        suffix = Path(destination).suffix.lower()
+        if not suffix:
+            raise OutputError(
+                f"{destination} has no extension to choose a container by: add one such as .mkv"
+            )
+        name = _FORMATS.get(suffix, "")
+        if not name:
+            for candidate in sorted(av.format.formats_available):
+                with contextlib.suppress(ValueError):
+                    form = ContainerFormat(candidate, "w")
+                    if suffix[1:] in form.extensions and candidate not in ("ipod", "psp", "ismv"):
+                        name = candidate
+                        break
+    try:
+        ContainerFormat(name, "w")
+    except ValueError as error:
+        raise OutputError(
+            f"no container is known for {asked or destination}: use .mp4, .mov, .mkv, .webm or .ts"
+        ) from error
+    return name
+
+
+#: Checks of `vdeblur.verify` that depend on the kind of container.
+_CONTAINER_OWN = (
+    "chroma location",
+    "codec parameters",
+    "disposition",
+    "duration",
+    "faststart",
+    "frame duration",
+    "language",
+    "maker boxes",
+    "metadata",
+    "packet duration",
+    "packet timestamps",
+    "start time",
+    "stream metadata",
+    "timecode",
+)
+
+
+def _muxers(demuxer: str) -> set[str]:
+    """Names of muxers that write the kind of file that libav's demuxer `demuxer` reads."""
+    names = set(demuxer.split(","))
+    if "mov" in names:
+        names |= {"mov", "mp4", "ipod", "3gp", "3g2"}
+    return names | ({"vob"} if "mpeg" in names else set())
+
+
+@dataclass
+class _Video:
+    """One restored stream on its way out."""
+
+    stream: Any
+    choice: Choice
+    size: tuple[int, int]
+    format: str  # what frames arrive in; converted when the encoder takes another
+    counting: Fraction | None  # 1/rate, for encoders that time packets by their number
+    times: list[tuple[int, int]]  # pts and duration by number, for those
+    time_base: Fraction
+    last_dts: int | None = None
+    frames: int = 0
+    end: Fraction = Fraction(0)
+
+
+class VideoWriter:
+    """Write the items of a `VideoReader` to `destination`, keeping all that the container can.
+
+    destination: a path (its extension decides the container), an image, an image pattern, or `-`
+    for standard output. Nothing stands under the final name before `finish`; leaving the context
+    by an exception, or without `finish`, leaves nothing behind.
+
+    `lost` lists what could not be kept, and why; `kept` what was copied.
+    """
+
+    def __init__(
+        self,
+        destination: str | Path,
+        reader: VideoReader,
+        *,
+        encode: EncodeOptions | None = None,
+        overwrite: bool = False,
+        format: str | None = None,
+    ) -> None:
+        self.destination, self.reader = destination, reader
+        self.encode = encode or EncodeOptions()
+        self.overwrite = overwrite
+        self.lost: list[str] = []
+        self.kept: list[str] = []
+        #: For `verify`: source streams that were dropped, and checks that a stated loss will fail.
+        self.known_losses: set[int | str] = set()
+        self.stream_map: dict[int, int] = {}
+        self.frames_written = 0
+        self._format = format_name(destination, reader.container.format.name, format)
+        self._iso_output = self._format in ("mp4", "mov", "3gp", "3g2", "ipod", "f4v")
+        self._output: av.container.OutputContainer | None = None
+        self._videos: dict[int, _Video] = {}
+        self._copies: dict[int, Any] = {}
+        self._first: dict[int, av.VideoFrame] = dict(reader.first_frames)
+        self._held: list[Frame | av.Packet] = []
+        self._last_data: dict[int, av.Packet] = {}
+        self._last_dts: dict[int, int] = {}
+        self._finished = False
+        self.temporary: Path | None = None
+        if self._format not in _muxers(reader.container.format.name):
+            # Another container has its own tags and clock; pictures, order and payloads must agree.
+            self.known_losses.update(_CONTAINER_OWN)
+        self._prepare()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._finished:
+            self.abort()
+
+    def _lose(self, text: str, *known: int | str) -> None:
+        self.lost.append(text)
+        self.known_losses.update(known)
+
+    @property
+    def verifiable(self) -> bool:
+        """True when the output is one file in a container that states times and streams."""
+        raw = self._format in ("image2", "yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf")
+        return self.temporary is not None and not raw and self._format != "gif"
+
+    # -- names on disk ---------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if str(self.destination) == "-":
+            return
+        target = Path(self.destination)
+        folder = target.parent
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder: name a file")
+        if not folder.is_dir():
+            raise OutputError(f"folder {folder} does not exist: create it first")
+        if not is_pattern(target) and target.exists():
+            source = self.reader.path
+            if source is not None and source.exists() and target.samefile(source):
+                raise OutputError(f"{target} is the input itself: choose another output")
+            if not self.overwrite:
+                raise OutputError(f"{target} exists already: use --force to replace it")
+        if is_pattern(target):
+            if str(target) == str(self.reader.source):
+                raise OutputError(f"{target} is the input itself: choose another output")
+            self.temporary = folder / f".vdeblur-{os.getpid()}.part"
+        else:
+            self.temporary = folder / f".{target.stem}.{os.getpid()}.part{target.suffix}"
+        try:
+            if is_pattern(target):
+                self.temporary.mkdir()
+            else:
+                self.temporary.open("xb").close()
+        except OSError as error:
+            self.temporary = None
+            raise _output_error(error, self.destination) from error
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def write(self, item: Frame | av.Packet) -> None:
+        """Encode a frame or copy a packet. Frames must come from this writer's reader."""
+        if self._output is None:
+            self._held.append(item)
+            if isinstance(item, Frame):
+                self._first.setdefault(item.stream, item.carrier)
+            if not set(self.reader.video_streams) <= set(self._first) and len(self._held) < 4096:
+                return
+            self._start()
+            held, self._held = self._held, []
+            for earlier in held:
+                self._write(earlier)
+            return
+        self._write(item)
+
+    def _write(self, item: Frame | av.Packet) -> None:
+        with self._reporting():
+            if isinstance(item, Frame):
+                self._encode(item)
+            else:
+                self._copy(item)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            raise _output_error(error, self.destination) from error
+
+    def _encode(self, frame: Frame) -> None:
+        video = self._videos.get(frame.stream)
+        if video is None:
+            return
+        assert self._output is not None
+        picture: av.VideoFrame = frame.carrier
+        if picture.format.name != video.choice.pix_fmt:
+            duration = picture.duration
+            picture = picture.reformat(format=video.choice.pix_fmt)
+            picture.duration = duration
+        # The source's picture types would force its I pictures on this encoder.
+        picture.pict_type = 0
+        picture.time_base = video.time_base
+        video.end = max(video.end, (frame.pts + frame.duration) * video.time_base)
+        video.frames += 1
+        self.frames_written += 1
+        if video.counting is not None:
+            video.times.append((frame.pts, frame.duration))
+            picture.pts = len(video.times) - 1
+            picture.duration = 1
+            picture.time_base = video.counting
+        self._mux(video, video.stream.encode(picture))
+
+    def _mux(self, video: _Video, packets: list[av.Packet]) -> None:
+        assert self._output is not None
+        for packet in packets:
+            if video.counting is not None and packet.pts is not None:
+                pts, duration = video.times[packet.pts]
+                packet.pts = packet.dts = pts
+                packet.duration = duration
+                packet.time_base = video.time_base
+            self._output.mux(packet)
+
+    def _copy(self, packet: av.Packet) -> None:
+        assert self._output is not None
+        index = packet.stream.index
+        target = self._copies.get(index)
+        if target is None:
+            return
+        if packet.pts is None and packet.dts is None:
+            # A cover picture has no time; anything else follows its predecessor.
+            packet.pts = packet.dts = self._last_dts.get(index, -1) + 1
+        elif packet.dts is None:
+            packet.dts = packet.pts
+        dts = cast(int, packet.dts)
+        last = self._last_dts.get(index)
+        if last is not None:
+            loose = target.type in ("subtitle", "data") or self._nonstrict
+            lowest = last if loose else last + 1
+            if dts < lowest:
+                packet.dts = lowest
+                if packet.pts is not None and packet.pts < lowest:
+                    packet.pts = lowest
+        self._last_dts[index] = cast(int, packet.dts)
+        kind = packet.stream.type
+        packet.stream = target
+        if kind == "data" and self._iso_output:
+            # The last telemetry packet of a GoPro claims a second too much: keep one back.
+            packet, held = self._last_data.get(index), packet
+            self._last_data[index] = held
+            if packet is None:
+                return
+        self._output.mux(packet)
+
+    # -- configuring -----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._reporting():
+            self._open()
+
+    def _open(self) -> None:
+        source = self.reader.container
+        options, flags = self._container_options(), 0
+        target: Any = str(self.temporary)
+        if str(self.destination) == "-":
+            target = _Sink(sys.stdout.buffer)
+        elif is_pattern(self.destination):
+            assert self.temporary is not None
+            target = str(self.temporary / Path(self.destination).name)
+        output = av.open(
+            target,
+            "w",
+            format=self._format,
+            container_options=options,
+            metadata_errors="surrogateescape",
+        )
+        self._output = output
+        flags = output.format.flags
+        self._nonstrict = bool(flags & FormatFlags.ts_nonstrict.value)
+        self._negative = bool(flags & FormatFlags.ts_negative.value)
+        shifted = bool(self.reader.start or self.reader.duration is not None)
+        output.metadata.update(
+            {k: v for k, v in source.metadata.items() if k not in _CONTAINER_TAGS}
+        )
+        if not shifted:
+            chapters = source.chapters()
+            if chapters:
+                output.set_chapters(chapters)
+                self.kept.append(_count(len(chapters), "chapter"))
+        elif source.chapters():
+            self._lose("chapters: they belong to the whole video, and a part was asked for", "chapters")
+        for stream in source.streams:
+            role = self.reader.roles[stream.index]
+            label = _label(stream)
+            if role == "video":
+                self._add_video(stream)
+            elif role == "cover":
+                self._add_cover(stream)
+            elif role == "copy":
+                self._add_copy(stream, label)
+            elif role == "dropped":
+                self._lose(f"{label}: libav does not know its codec", stream.index)
+            elif role == "graft" and (not self._iso_output or shifted):
+                self._lose(f"{label}: only a whole MP4 or MOV can carry this track", stream.index)
+            elif role == "regenerated" and not self._iso_output:
+                track = self.reader.tracks[stream.index]
+                if track.fourcc == "tmcd" and self._format != "matroska":
+                    self._lose(f"{label}: only MP4 and MOV have timecode tracks", stream.index)
+        output.start_encoding()
+
+    def _container_options(self) -> dict[str, str]:
+        source = self.reader.container
+        # Two seconds of one stream without another are enough to interleave well; no limit lets
+        # memory grow (FFmpeg's max_interleave_delta).
+        options = {"max_interleave_delta": "2000000"}
+        if self._iso_output:
+            flags = []
+            path = self.reader.path
+            if path is not None and self.reader.iso and boxes.moov_first(path):
+                flags.append("faststart")
+            covers = any(r == "cover" for r in self.reader.roles.values())
+            custom = {
+                key
+                for key in source.metadata
+                if key not in _CONTAINER_TAGS
+                and key.split("-")[0] not in _MP4_TAGS
+                and key != "firmware"
+            }
+            if custom and not covers:
+                flags.append("use_metadata_tags")
+            elif custom:
+                self._lose(
+                    f"tags {', '.join(sorted(custom))}: MP4 holds them or a cover picture, not both",
+                    "metadata",
+                )
+            if flags:
+                options["movflags"] = "+" + "+".join(flags)
+            # Edit lists count in the movie timescale: a common multiple keeps offsets exact.
+            scale = 1
+            for stream in source.streams:
+                if stream.type in ("video", "audio") and stream.time_base:
+                    wider = math.lcm(scale, stream.time_base.denominator)
+                    scale = wider if wider < 2**31 else scale
+            options["movie_timescale"] = str(max(scale, 1000))
+        elif self._format == "mpegts":
+            options.update({"mpegts_copyts": "1", "max_delay": "0"})
+            if Path(self.destination).suffix.lower() in (".mts", ".m2ts"):
+                options["mpegts_m2ts_mode"] = "1"
+        elif self._format == "image2":
+            if is_pattern(self.destination):
+                options["start_number"] = str(self.reader.start_number or stills.first_number(str(self.reader.source)))
+            else:
+                options["update"] = "1"
+        elif self._format == "yuv4mpegpipe":
+            options["strict"] = "-1"  # depths above 8 bits
+        return options
+
+    def _add_video(self, source: Any) -> None:
+        assert self._output is not None
+        first = self._first.get(source.index)
+        if first is None:
+            self._lose(f"{_label(source)}: none of its first frames can be decoded", source.index)
+            return
+        context = source.codec_context
+        codec = context.codec.canonical_name
+        arriving = first.format.name
+        side = side_data_bytes(first)
+        refusals: list[str] = []
+        asked = self.encode.encoder
+        default = "rawvideo" if self._format == "yuv4mpegpipe" else self._output.default_video_codec
+        names = candidates(codec, arriving, asked, default)
+        if self._format == "yuv4mpegpipe":
+            names = ["rawvideo"]
+        elif self._format == "image2" and asked == "auto":
+            suffix = Path(self.destination).suffix.lower()
+            names = ["png" if suffix == ".png" else "mjpeg"]
+        rate = source.average_rate or source.guessed_rate or Fraction(25)
+        for name in names:
+            choice = choose_settings(
+                name, arriving, self.encode, profile=context.profile, side_data=side
+            )
+            stream = self._new_stream(source, choice, codec, rate, arriving)
+            if stream is not None:
+                break
+            refusals.append(name)
+        else:
+            raise EncoderError(
+                f"{self._format} cannot hold video by {' or '.join(refusals)}: "
+                "choose another extension such as .mkv, or another --encoder"
+            )
+        if choice.codec != codec and asked == "auto" and self._format != "yuv4mpegpipe":
+            self._lose(
+                f"the {codec} coding: written as {choice.codec} by {choice.encoder}",
+                "codec parameters",
+                "pixel format",
+                "chroma location",
+            )
+        for note in choice.notes:
+            self._lose(note, "pixel format")
+        self._configure(stream, source, first, choice, rate, side)
+
+    def _new_stream(
+        self, source: Any, choice: Choice, codec: str, rate: Fraction, arriving: str
+    ) -> Any:
+        assert self._output is not None
+        context = source.codec_context
+        try:
+            native = av.codec.Codec(context.codec.name, "w").name == choice.encoder
+        except ValueError:
+            native = False
+        same = choice.pix_fmt == context.pix_fmt
+        try:
+            if native and same and choice.codec == codec:
+                # An encoder context made from the source's parameters is the only way to keep coded
+                # side data (HDR, spherical) and the chroma location in PyAV.
+                stream: Any = self._output.add_stream_from_template(source, opaque=False)
+                stream.codec_context.extradata = None
+                stream.codec_context.bit_rate = 0
+                stream.codec_context.flags = 0
+                return stream
+            return self._output.add_stream(choice.encoder, rate=rate)
+        except (ValueError, av.error.FFmpegError):
+            return None
+
+    def _configure(
+        self,
+        stream: Any,
+        source: Any,
+        first: av.VideoFrame,
+        choice: Choice,
+        rate: Fraction,
+        side: dict[str, bytes],
+    ) -> None:
+        assert self._output is not None
+        context = stream.codec_context
+        time_base: Fraction = source.time_base or Fraction(1, 90000)
+        counting = None
+        context.width, context.height = first.width, first.height
+        context.pix_fmt = choice.pix_fmt
+        context.framerate = rate
+        if choice.encoder in FRAME_COUNTING or self._format in ("yuv4mpegpipe", "image2"):
+            counting = 1 / Fraction(rate).limit_denominator(65535)
+        stream.time_base = time_base
+        context.time_base = counting or time_base
+        if source.sample_aspect_ratio:
+            context.sample_aspect_ratio = source.sample_aspect_ratio
+        context.color_range = int(first.color_range)
+        context.color_primaries = int(first.color_primaries)
+        context.color_trc = int(first.color_trc)
+        context.colorspace = int(first.colorspace)
+        if choice.encoder == "mjpeg":
+            context.color_range = 2  # JPEG is full range; the encoder refuses anything else
+        context.thread_count = 0
+        context.thread_type = "AUTO"
+        flags = CodecFlags.frame_duration
+        if self._output.format.flags & FormatFlags.global_header.value:
+            flags |= CodecFlags.global_header
+        options = dict(choice.options)
+        if first.interlaced_frame:
+            if choice.encoder in ("libx265", "libsvtav1", "libvpx", "libvpx-vp9"):
+                self._lose(f"interlaced coding: {choice.encoder} codes frames only", "field order")
+            flags |= CodecFlags.interlaced_dct | CodecFlags.interlaced_me
+            order = source.codec_context.field_order
+            options.setdefault("field_order", {3: "bb", 5: "bt"}.get(int(order), "tt"))
+        context.flags = int(flags)
+        if choice.bit_rate is not None:
+            context.bit_rate = choice.bit_rate
+        begin = (first.pts or 0) * time_base
+        reorders = self._negative or begin * rate >= 5
+        if counting is not None or self._format == "avi" or not reorders:
+            # These count frames or hold no time before zero, so none may be coded ahead of its turn.
+            if choice.encoder == "libx265":
+                options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
+            elif choice.encoder not in ("rawvideo", "png"):
+                options["bf"] = "0"
+        context.options = options
+        if self._iso_output and choice.codec == "hevc":
+            context.codec_tag = "hvc1"
+        elif self._iso_output and self._format == "mov" and choice.codec == source.codec_context.codec.canonical_name:
+            with contextlib.suppress(ValueError):
+                context.codec_tag = source.codec_context.codec_tag
+        matrix = side.get("DISPLAYMATRIX")
+        if matrix and len(matrix) >= 36:
+            stream.set_display_matrix(struct.unpack("<9i", matrix[:36]))
+        self._dress(stream, source)
+        try:
+            context.open(strict=False)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise EncoderError(
+                f"encoder {choice.encoder} does not accept these settings ({_text(error)}): "
+                "check --crf, --bitrate, --preset and --pix-fmt, and that the device has it"
+            ) from error
+        self._videos[source.index] = _Video(
+            stream, choice, (first.width, first.height), first.format.name, counting, [], time_base
+        )
+        self.stream_map[source.index] = stream.index
+
+    def _dress(self, stream: Any, source: Any) -> None:
+        """Tags, disposition and, in MPEG-TS, the PID."""
+        stream.metadata.update({k: v for k, v in source.metadata.items() if k not in _STREAM_TAGS})
+        stream.disposition = source.disposition
+        if self._format == "mpegts" and "mpegts" in self.reader.container.format.name:
+            stream.id = source.id
+
+    def _add_copy(self, source: Any, label: str) -> None:
+        assert self._output is not None
+        try:
+            stream: Any = self._output.add_stream_from_template(source)
+        except (ValueError, av.error.FFmpegError) as error:
+            self._lose(f"{label}: {self._format} cannot hold it ({_text(error)})", source.index)
+            return
+        self._dress(stream, source)
+        self._copies[source.index] = stream
+        self.stream_map[source.index] = stream.index
+        self.kept.append(label)
+
+    def _add_cover(self, source: Any) -> None:
+        assert self._output is not None
+        label = _label(source)
+        if self._format in ("matroska", "webm"):
+            # A Matroska cover is an attachment; its packet is the first of its stream.
+            for item in self._held:
+                if isinstance(item, av.Packet) and item.stream.index == source.index:
+                    name = source.metadata.get("filename", "cover.jpg")
+                    mime = source.metadata.get("mimetype", "image/jpeg")
+                    attachment = self._output.add_attachment(name, mime, bytes(item))
+                    attachment.metadata.update(
+                        {k: v for k, v in source.metadata.items() if k not in _STREAM_TAGS}
+                    )
+                    self.stream_map[source.index] = attachment.index
+                    self.kept.append("cover picture")
+                    return
+            self._lose(f"{label}: its picture could not be read", source.index)
+            return
+        try:
+            stream: Any = self._output.add_stream_from_template(source, opaque=True)
+        except (ValueError, av.error.FFmpegError) as error:
+            self._lose(f"{label}: {self._format} cannot hold it ({_text(error)})", source.index)
+            return
+        self._dress(stream, source)
+        self._copies[source.index] = stream
+        self.stream_map[source.index] = stream.index
+        self.kept.append("cover picture")
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Flush the encoders and complete the temporary file; it keeps its temporary name."""
+        if self._output is None:
+            if not self._first:
+                raise InputError(
+                    f"no frame of {self.reader.name} could be decoded: the file is damaged"
+                )
+            self._start()
+            held, self._held = self._held, []
+            for item in held:
+                self._write(item)
+        assert self._output is not None
+        with self._reporting():
+            for video in self._videos.values():
+                self._mux(video, video.stream.encode(None))
+            end = max((v.end for v in self._videos.values()), default=Fraction(0))
+            for packet in self._last_data.values():
+                if packet.pts is not None and packet.duration:
+                    room = int(end / packet.time_base) - packet.pts
+                    if 0 < room < packet.duration:
+                        packet.duration = room
+                self._output.mux(packet)
+            self._output.close()
+        self._graft()
+
+    def _graft(self) -> None:
+        """What libav's muxers cannot write: maker's boxes and tracks, picture metadata."""
+        source, whole = self.reader.path, not (
+            self.reader.start or self.reader.duration is not None
+        )
+        if self._format == "image2":
+            with self._reporting():
+                stills.copy_metadata(str(self.reader.source), self._written_images())
+            return
+        if not (source and self.reader.iso and self._iso_output and self.temporary):
+            return
+        tracks = [i for i, role in self.reader.roles.items() if role == "graft"] if whole else []
+        with self._reporting():
+            self.kept.extend(boxes.graft(source, self.temporary, track_indices=tracks))
+
+    def _written_images(self) -> list[Path]:
+        if is_pattern(self.destination):
+            assert self.temporary is not None
+            return sorted(self.temporary.iterdir())
+        return [self.temporary] if self.temporary else []
+
+    def finish(self) -> None:
+        """Give the complete output its final name (after `close`)."""
+        if self.temporary is not None:
+            target = Path(self.destination)
+            with self._reporting():
+                if is_pattern(target):
+                    for image in self._written_images():
+                        final = target.parent / image.name
+                        if final.exists() and not self.overwrite:
+                            raise OutputError(f"{final} exists already: use --force to replace it")
+                    for image in self._written_images():
+                        image.replace(target.parent / image.name)
+                    self.temporary.rmdir()
+                else:
+                    mask = os.umask(0)
+                    os.umask(mask)
+                    self.temporary.chmod(0o666 & ~mask)
+                    self.temporary.replace(target)
+        self._finished = True
+
+    def abort(self) -> None:
+        """Close without completing and remove the temporary file."""
+        self._finished = True
+        if self._output is not None:
+            with contextlib.suppress(Exception):
+                self._output.close()
+        if self.temporary is not None:
+            with contextlib.suppress(OSError):
+                if self.temporary.is_dir():
+                    for image in self.temporary.iterdir():
+                        image.unlink()
+                    self.temporary.rmdir()
+                else:
+                    self.temporary.unlink()
+
+
+class _Sink:
+    """Standard output as libav wants a pipe: only `write`, so that nothing tries to seek."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def write(self, data: bytes) -> int:
+        self._raw.write(data)
+        self._raw.flush()
+        return len(data)
+
+
+def _label(stream: Any) -> str:
+    name = stream.codec_context.name if stream.codec_context is not None else stream.name
+    if stream.type == "attachment":
+        return f"attachment {stream.metadata.get('filename', stream.index)}"
+    handler = stream.metadata.get("handler_name", "").strip()
+    what = name if name and name != "bin_data" else handler or "unknown"
+    return f"{stream.type} {what}" + (f" ({stream.language})" if stream.language else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _text(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).rstrip(".")
+
+
+def _output_error(error: BaseException, destination: str | Path) -> OutputError:
+    number = getattr(error, "errno", None)
+    where = "standard output" if str(destination) == "-" else str(destination)
+    if number == errno.ENOSPC:
+        return OutputError(f"the disk is full: make room for {where} and start again")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"{where} may not be written: check the folder's permissions")
+    if number == errno.EPIPE:
+        return OutputError("the program reading standard output has gone")
+    return OutputError(f"{where} cannot be written ({_text(error)})")
+
