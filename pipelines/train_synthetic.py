@@ -24,7 +24,9 @@ from vdeblur.training.loop import Progress, TrainOptions, train
 
 def main() -> None:
     """Parse arguments, train, save the averaged weights as fp16 safetensors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("photos", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=1500, help="seconds, all runs together")
@@ -48,15 +50,19 @@ def main() -> None:
     data = SyntheticPairs(files[:-held_out], batch=args.batch, crop=args.crop, seed=args.seed)
     # A validation batch of one seed: blurred and sharp inputs are reported apart.
     blurry = BlurOptions(sharp_share=0.0, length_power=1.0)
-    check = next(iter(SyntheticPairs(files[-held_out:], batch=24, crop=256, options=blurry, seed=1)))
+    check = next(
+        iter(SyntheticPairs(files[-held_out:], batch=24, crop=256, options=blurry, seed=1))
+    )
     validation = [
         (str(i), to_picture(b[None].float() / 255), to_picture(s[None].float() / 255))
         for i, (b, s) in enumerate(zip(*check, strict=True))
     ]
     clean = [(name, sharp, sharp) for name, _, sharp in validation]
-    pairs = [
-        (b.stem, load_picture(b), load_picture(s)) for b, s in pair_files(args.pairs)
-    ] if args.pairs else []
+    pairs = (
+        [(b.stem, load_picture(b), load_picture(s)) for b, s in pair_files(args.pairs)]
+        if args.pairs
+        else []
+    )
     model = MIMOUNet(base=args.base, blocks=args.blocks, unshuffle=args.unshuffle)
     model.start_as_identity()
     device = torch.device(args.device)
@@ -67,11 +73,14 @@ def main() -> None:
         reports += 1
         line = (
             f"{progress.elapsed:7.0f} s  step {progress.step}  {progress.megapixels:8.1f} Mpx  "
-            f"loss {progress.loss:.4f}  lr {progress.learning_rate:.1e}  waiting {progress.waiting:.0%}"
+            f"loss {progress.loss:.4f}  lr {progress.learning_rate:.1e}  "
+            f"waiting {progress.waiting:.0%}"
         )
         if reports % 3 == 0 or progress.elapsed >= args.budget:
+
             def restore(x: torch.Tensor) -> torch.Tensor:
-                return averaged(x.to(device))
+                restored: torch.Tensor = averaged(x.to(device))
+                return restored
 
             scores = score_pairs(restore, validation)
             line += f"  synthetic {sum(s.gain for s in scores) / len(scores):+.2f} dB"
@@ -81,11 +90,17 @@ def main() -> None:
                 scores = score_pairs(restore, pairs)
                 line += "  pairs " + " ".join(f"{s.gain:+.2f}" for s in scores)
                 line += f" mean {sum(s.gain for s in scores) / len(scores):+.3f}"
-            save_weights(args.out, averaged.state_dict(), network="mimo-unet", config=averaged.config)
+            save_weights(
+                args.out, averaged.state_dict(), network="mimo-unet", config=averaged.config
+            )
         print(line, flush=True)
 
-    loader = DataLoader(data, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None)
-    options = TrainOptions(budget_seconds=args.budget, learning_rate=args.lr, frequency_weight=args.frequency)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None
+    )
+    options = TrainOptions(
+        budget_seconds=args.budget, learning_rate=args.lr, frequency_weight=args.frequency
+    )
     averaged = train(model, loader, options, device=device, state_file=args.state, on_report=report)
     save_weights(args.out, averaged.state_dict(), network="mimo-unet", config=averaged.config)
 

@@ -236,8 +236,8 @@ def test_movie_timescales_are_converted(tmp_path: Path, source: Path) -> None:
     edit = boxes._box(b"elst", struct.pack(">3IiI", 0, 1, day, -1, 1 << 16))
     atoms = boxes._atoms(moov)
     at = max(n for n, (kind, _) in enumerate(atoms) if kind == b"trak")
-    trak = [atom for atom in boxes._atoms(atoms[at][1]) if atom[0] != b"edts"]
-    atoms[at] = (b"trak", boxes._join([*trak, (b"edts", edit)]))
+    others = [atom for atom in boxes._atoms(atoms[at][1]) if atom[0] != b"edts"]
+    atoms[at] = (b"trak", boxes._join([*others, (b"edts", edit)]))
     write_moov(source, boxes._join(atoms))
     boxes.graft(source, output, track_indices=[1], udta=False)
     moov = read_moov(output)

@@ -106,10 +106,11 @@ def test_rgb_planes_are_g_b_r_and_gray_is_three_times_itself() -> None:
 
 
 def all_layouts() -> list[PlaneLayout]:
+    matrices: tuple[Matrix, ...] = ("bt709", "ycgco")
     layouts = [
         PlaneLayout(13, 11, depth, "yuv", shift, full, matrix, siting)
         for depth, shift, full, matrix, siting in itertools.product(
-            (8, 10, 16), SHIFTS, (False, True), ("bt709", "ycgco"), SITINGS
+            (8, 10, 16), SHIFTS, (False, True), matrices, SITINGS
         )
     ]
     layouts += [PlaneLayout(13, 11, depth, "rgb") for depth in (8, 9, 14, 16)]

@@ -25,8 +25,28 @@ if TYPE_CHECKING:
     from vdeblur.deblur import Report
 
 _VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogv .ts .vob .webm "
-    ".wmv .y4m".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    ]
 )
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
@@ -124,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     video.add_argument(
         "--hwaccel", metavar="TYPE", help="decode in hardware: cuda, qsv, videotoolbox …"
     )
-    video.add_argument("--json", action="store_true", help="print the report as JSON, a line a file")
+    video.add_argument(
+        "--json", action="store_true", help="print the report as JSON, a line a file"
+    )
     video.add_argument("--quiet", action="store_true", help="print errors and losses only")
     video.set_defaults(run=_video)
 
@@ -242,7 +264,9 @@ def _expand(inputs: Sequence[str]) -> list[str]:
                 raise InputError(f"no videos or images in folder {name}: give a folder with some")
             found += files
         elif not path.exists() and any(c in name for c in "*?["):
-            files = sorted(f for f in glob.glob(name, recursive=True) if Path(f).is_file())
+            # glob takes an absolute or a relative pattern, which Path.glob does not.
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207
+            files = sorted(f for f in matches if Path(f).is_file())
             if not files:
                 raise InputError(f"nothing matches {name}: check the pattern")
             found += files

@@ -109,12 +109,12 @@ def deblur_video(
     """Restore every frame of `source` into `output`, and keep everything else as it was.
 
     source: a video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with framerate and
-    start_number), or `-` for standard input. output: None is `default_output(source)`. model: a name
-    of the catalogue, a module, or a `Deblurrer` (which then decides weights, device, precision, tile
-    and strength). batch: frames at once; "auto" is 8 on a GPU, 1 on a CPU. start, duration: seconds.
-    hwaccel: libav device type for decoding. check: compare the output with the source (cheaply)
-    before it gets its final name. on_progress(frames so far, frames expected or None) is called
-    from this thread. cancel: when set, Cancelled is raised and nothing is left behind.
+    start_number), or `-` for standard input. output: None is `default_output(source)`. model: a
+    name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
+    precision, tile and strength). batch: frames at once; "auto" is 8 on a GPU, 1 on a CPU.
+    start, duration: seconds. hwaccel: libav device type for decoding. check: compare the output
+    with the source (cheaply) before it gets its final name. on_progress(frames so far, frames
+    expected or None) is called from this thread. cancel: when set, Cancelled is raised and nothing is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
@@ -132,7 +132,7 @@ def deblur_video(
             strength=strength,
         )
     )
-    size = _batch_size(batch, deblurrer)
+    size = batch_size(batch, deblurrer)
     report = Report(str(source), str(destination))
     before = len(deblurrer.notes)
     with (
@@ -176,9 +176,7 @@ def deblur_video(
     return report
 
 
-def restore(
-    items: Iterable[Any], overlap: Overlap, batch: int
-) -> Iterator[tuple[Any, bool]]:
+def restore(items: Iterable[Any], overlap: Overlap, batch: int) -> Iterator[tuple[Any, bool]]:
     """Items in, the same items out in the same order, their frames restored in place.
 
     Frames are gathered into batches of one layout; other items (packets) keep their place among
@@ -234,7 +232,7 @@ def deblur_frames(
             model, weights=weights, device=device, precision=precision, strength=strength
         )
     )
-    size = _batch_size(batch, deblurrer)
+    size = batch_size(batch, deblurrer)
     source = iter(frames)
     pending: list[NDArray[np.uint8]] = []
 
@@ -260,7 +258,8 @@ def deblur_frames(
     yield from flush()
 
 
-def _batch_size(batch: int | Literal["auto"], deblurrer: Deblurrer) -> int:
+def batch_size(batch: int | Literal["auto"], deblurrer: Deblurrer) -> int:
+    """Frames at once: "auto" is 8 on a GPU, 1 on a CPU, where larger batches gain nothing."""
     if batch == "auto":
         return 8 if deblurrer.device.type == "cuda" else 1
     if batch < 1:
@@ -273,7 +272,8 @@ def _check(reader: VideoReader, writer: VideoWriter) -> list[str]:
     whole = not reader.start and reader.duration is None
     if not whole or is_pattern(str(writer.destination)) or not writer.verifiable:
         return []
-    assert reader.path is not None and writer.temporary is not None
+    assert reader.path is not None
+    assert writer.temporary is not None
     checks = verify(
         reader.path,
         writer.temporary,

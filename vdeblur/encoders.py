@@ -1,6 +1,6 @@
 """Which encoder restores a source's codec, in which pixel format, with which settings.
 
-The rule: the source's own codec family at visually transparent quality. Settings are FFmpeg AVOptions.
+The rule: the source's own codec family at visually transparent quality. Settings are AVOptions.
 Knows libav's encoders; knows no files and no streams.
 """
 
@@ -35,12 +35,21 @@ _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 
 #: MPEG-1/2/4 and their kin count time in frames: their packets are timed by their number.
 FRAME_COUNTING = frozenset(
-    "mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4 wmv1 wmv2 h263 h263p flv dvvideo gif apng".split()
-)
-
-#: Encoders that keep every value.
-LOSSLESS = frozenset(
-    "ffv1 huffyuv ffvhuff utvideo rawvideo png apng magicyuv qtrle v210 bmp tiff".split()
+    [
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4",
+        "wmv1",
+        "wmv2",
+        "h263",
+        "h263p",
+        "flv",
+        "dvvideo",
+        "gif",
+        "apng",
+    ]
 )
 
 
@@ -104,7 +113,7 @@ def choose_settings(
     """Pixel format and AVOptions for encoder `name`.
 
     source_pix_fmt: the format frames arrive in. profile: the source's, for ProRes and DNx.
-    side_data: the first frame's, for HDR. EncoderError when the asked-for pixel format is not taken.
+    side_data: the first frame's, for HDR. EncoderError for a pixel format that it does not take.
     """
     notes: list[str] = []
     pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt)
@@ -140,7 +149,7 @@ def _codec(encoder: str) -> str:
 
 
 def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
-    formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or []]
+    formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or [] if f]
     if asked is not None:
         try:
             VideoFormat(asked)

@@ -9,8 +9,8 @@
     ├── DeviceError         the asked-for device is not there, or has too little memory
     └── Cancelled           the caller asked to stop
 
-Every message is one sentence for the person at the keyboard: what was received, what would be right,
-what to do.
+Every message is one sentence for the person at the keyboard: what was received, what would be
+right, what to do.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def psnr(restored: NDArray[np.uint8], sharp: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of two 8-bit arrays of one shape; inf when they are equal."""
+    """Peak signal-to-noise ratio in dB of two 8-bit arrays of one shape; inf when equal."""
     if restored.shape != sharp.shape:
         raise ValueError(f"shapes differ: {restored.shape} and {sharp.shape}")
     difference = restored.astype(np.float64) - sharp.astype(np.float64)

@@ -187,7 +187,8 @@ class Overlap:
 
         With each comes, per frame, whether the deblurrer kept the source instead of its result.
         Frames of a batch must not be touched between taking the batch and giving it out. An
-        exception of the deblurrer is raised as it is; batches in flight are then lost.
+        exception of the deblurrer is raised as it is; batches in flight are then lost. A batch of
+        no frames passes through in its place.
         """
         backend = self.backend
         if backend is None and self.deblurrer.device.type == "cuda":
@@ -202,6 +203,9 @@ class Overlap:
     ) -> Iterator[tuple[FrameBatch, list[bool]]]:
         origin: float | None = None
         for batch in batches:
+            if not batch.frames:
+                yield batch, []
+                continue
             start = time.perf_counter()
             origin = start if origin is None else origin
             # One frame is computed on its own memory; several are stacked.
@@ -234,7 +238,7 @@ class _InFlight:
         self._deblurrer, self._backend, self._timeline = deblurrer, backend, timeline
         self._depth = depth
         self._free: deque[_Slot] = deque()
-        self._pending: deque[tuple[FrameBatch, _Slot]] = deque()
+        self._pending: deque[tuple[FrameBatch, _Slot | None]] = deque()
         self._origin: Any = None
 
     def run(self, batches: Iterable[FrameBatch]) -> Iterator[tuple[FrameBatch, list[bool]]]:
@@ -248,11 +252,14 @@ class _InFlight:
                 yield self._finish()
         finally:
             # Left early: buffers must outlive the copies that are still under way.
-            for _, slot in self._pending:
+            for slot in (slot for _, slot in self._pending if slot is not None):
                 self._backend.synchronise(slot.download[1])
 
     def _submit(self, batch: FrameBatch) -> None:
         """Fill a staging buffer; issue upload, computation and download; wait for none of them."""
+        if not batch.frames:
+            self._pending.append((batch, None))
+            return
         backend, count = self._backend, len(batch)
         slot = self._slot(batch)
         for staged, same in zip(slot.staged, _by_plane(batch), strict=True):
@@ -287,6 +294,8 @@ class _InFlight:
     def _finish(self) -> tuple[FrameBatch, list[bool]]:
         """Wait for the oldest batch's own download, and write it into its frames."""
         batch, slot = self._pending.popleft()
+        if slot is None:
+            return batch, []
         self._backend.synchronise(slot.download[1])
         for result, same in zip(slot.results, _by_plane(batch), strict=True):
             _write_back(result[: len(batch)].numpy(), same)

@@ -228,7 +228,7 @@ class VideoReader:
         self, file: Any, form: str | None, options: dict[str, str], acceleration: Any
     ) -> av.container.InputContainer:
         try:
-            return av.open(
+            container: av.container.InputContainer = av.open(
                 file,
                 "r",
                 format=form,
@@ -236,6 +236,7 @@ class VideoReader:
                 hwaccel=acceleration,
                 metadata_errors="surrogateescape",
             )
+            return container
         except PermissionError:
             raise
         except FileNotFoundError as error:
@@ -276,7 +277,7 @@ class VideoReader:
             return True
 
     def _pipe(self) -> Any:
-        raw = sys.stdin.buffer
+        raw = cast(io.BufferedReader, sys.stdin.buffer)
         head = raw.peek(12)[:12]
         if not head:
             raise InputError("standard input is empty: pipe a video into vdeblur")
@@ -301,12 +302,15 @@ class VideoReader:
             role: Role = "copy"
             track = tracks[stream.index] if stream.index < len(tracks) else None
             if track is not None and track.is_chapter_track:
-                role = "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
+                role = (
+                    "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
+                )
             elif stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
                 role = "cover"
             elif stream.type == "video":
-                role = "video" if stream.codec_context is not None else "dropped"
-                if role == "dropped":
+                role = "video"
+                if stream.codec_context is None:
+                    role = "dropped"
                     unknown.append(f"stream {stream.index}")
             elif track is not None and track.fourcc == "tmcd":
                 role = "regenerated"  # the muxer writes an equal track from the `timecode` tag
@@ -325,7 +329,7 @@ class VideoReader:
             raise InputError(f"{self.name} has no video ({kinds} only): give a file with video")
         self._decoders: dict[int, VideoCodecContext] = {}
         for index in self.video_streams:
-            stream = container.streams[index]
+            stream = cast(Any, container.streams[index])
             stream.thread_type = "AUTO"
             if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
                 "vp8",
@@ -347,9 +351,7 @@ class VideoReader:
         frames: dict[int, av.VideoFrame] = {}
         try:
             with av.open(str(self.path)) as container:
-                for packet in container.demux(
-                    *(container.streams[i] for i in self.video_streams)
-                ):
+                for packet in container.demux(*(container.streams[i] for i in self.video_streams)):
                     index = packet.stream.index
                     if index in frames:
                         continue
@@ -405,7 +407,7 @@ class VideoReader:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def items(self) -> Iterator[Frame | av.Packet]:
+    def items(self) -> Iterator[Frame | av.Packet[Any]]:
         """Frames of the video streams and packets of all others, in the order of the file.
 
         Undecodable packets are counted in `damage` and passed over; nothing else is lost.
@@ -473,7 +475,7 @@ class VideoReader:
         # MPEG-TS seeks are late or impossible (no index): decode linearly.
         return self.path is not None and "mpegts" not in self._container.format.name
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def _packets(self) -> Iterator[av.Packet[Any]]:
         packets = self._container.demux()
         while True:
             try:
@@ -497,7 +499,7 @@ class VideoReader:
                 self._reached = max(self._reached, end)
             yield packet
 
-    def _decode(self, packet: av.Packet, index: int) -> list[av.VideoFrame]:
+    def _decode(self, packet: av.Packet[Any], index: int) -> list[av.VideoFrame]:
         try:
             if index in self._decoders:
                 decoder = self._decoders[index]
@@ -505,7 +507,7 @@ class VideoReader:
                 for frame in frames:
                     frame.time_base = packet.stream.time_base
             else:
-                frames = cast("list[av.VideoFrame]", packet.decode())
+                frames = packet.decode()
         except (av.error.FFmpegError, OSError) as error:
             if isinstance(error, av.error.EOFError):
                 return []
@@ -521,7 +523,7 @@ class VideoReader:
         return frames
 
     def _check_complete(self) -> None:
-        """A truncated Matroska, AVI or FLV ends without an error: compare with its stated length."""
+        """A truncated Matroska, AVI or FLV ends without an error: see how far it got."""
         stated = (self._container.duration or 0) / av.time_base
         states = {"matroska", "webm", "avi", "flv"} & set(self._container.format.name.split(","))
         if not states or self.start or self.duration is not None or self.path is None:
@@ -563,8 +565,9 @@ def layout_of(
 ) -> PlaneLayout:
     """The layout of a frame of a format that `planar_format` returns.
 
-    color_range and colorspace are libav's numbers (AVColorRange, AVColorSpace). What a stream leaves
-    unsaid is taken as players take it: 601 below 720 lines, 709 from there; stills are full range.
+    color_range and colorspace are libav's numbers (AVColorRange, AVColorSpace). What a stream
+    leaves unsaid is taken as players take it: 601 below 720 lines, 709 from there; stills are full
+    range.
     """
     pixel = VideoFormat(pix_fmt, width, height)
     parts = [c for c in pixel.components if not c.is_alpha]
@@ -612,9 +615,10 @@ def planes_of(picture: av.VideoFrame) -> tuple[Plane, ...]:
         part = parts[number]
         plane = picture.planes[part.plane]
         dtype = np.dtype(np.uint8 if part.bits == 8 else "<u2")
-        rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
+        rows = np.frombuffer(cast(Any, plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
         sharing, first = _packing(pixel.name, number)
-        views.append(rows[: part.height, first : first + sharing * part.width : sharing])
+        view = rows[: part.height, first : first + sharing * part.width : sharing]
+        views.append(cast(Plane, view))
     return tuple(views)
 
 
@@ -666,6 +670,7 @@ class _Shape:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self.step = max(1, round(1 / (rate * self.time_base)))
         self.next: int | None = None
+        self.last = 0
 
     def frame(self, picture: av.VideoFrame) -> Frame:
         """The planes of `picture`, after conversion where its size or format needs one."""
@@ -674,7 +679,8 @@ class _Shape:
         if changed:
             damage.note(
                 f"the picture changes from {self.width}x{self.height} to "
-                f"{picture.width}x{picture.height} at {picture.time or 0:.2f} s: scaled to the first"
+                f"{picture.width}x{picture.height} at {picture.time or 0:.2f} s: "
+                "scaled to the first"
             )
         name = planar_format(picture.format.name)
         if changed or name != picture.format.name or name != self.format or self._flipped(picture):

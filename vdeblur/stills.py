@@ -13,7 +13,19 @@ from pathlib import Path
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Colour meaning is copied too: it describes the samples, which keep their code values.
-_PNG_CHUNKS = {b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME"}
+_PNG_CHUNKS = {
+    b"iCCP",
+    b"sRGB",
+    b"gAMA",
+    b"cHRM",
+    b"cICP",
+    b"eXIf",
+    b"pHYs",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"tIME",
+}
 
 
 def first_number(pattern: str) -> int:
@@ -23,7 +35,7 @@ def first_number(pattern: str) -> int:
         return 0
     before, after = pattern[: match.start()], pattern[match.end() :]
     numbers = []
-    for name in glob.glob(glob.escape(before) + "*" + glob.escape(after)):
+    for name in glob.glob(glob.escape(before) + "*" + glob.escape(after)):  # noqa: PTH207
         digits = name[len(before) : len(name) - len(after)]
         if digits.isdigit():
             numbers.append(int(digits))
@@ -31,7 +43,7 @@ def first_number(pattern: str) -> int:
 
 
 def copy_metadata(source: str, outputs: list[Path]) -> None:
-    """Copy metadata into `outputs`; `source` is a picture, or a pattern giving one for each name."""
+    """Copy metadata into `outputs` from the picture `source`, or from a pattern's for each."""
     match = re.search(r"%0?\d*d", source)
     for output in outputs:
         origin = Path(source)
@@ -39,7 +51,9 @@ def copy_metadata(source: str, outputs: list[Path]) -> None:
             digits = re.findall(r"\d+", output.stem)
             if not digits:
                 continue
-            origin = Path(source[: match.start()] + match.group() % int(digits[-1]) + source[match.end() :])
+            origin = Path(
+                source[: match.start()] + match.group() % int(digits[-1]) + source[match.end() :]
+            )
         if origin.is_file():
             _copy_one(origin, output)
 

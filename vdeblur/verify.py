@@ -792,7 +792,12 @@ class _Comparison:
                 _tags(theirs.metadata, _STREAM_TAGS), _tags(ours.metadata, _STREAM_TAGS)
             ):
                 tags.append(f"{theirs.name} {key}: {change}")
-            if theirs.disposition != ours.disposition:
+            added = theirs.disposition ^ ours.disposition
+            # FFmpeg's mov muxer enables the first track of a kind where no track is (tkhd flags).
+            given = added == Disposition.default and not any(
+                s.disposition & Disposition.default for s in self.kept if s.kind == theirs.kind
+            )
+            if added and not (given and self.output.iso):
                 names = [_disposition(s.disposition) for s in (theirs, ours)]
                 flags.append(f"{theirs.name}: {names[0]} -> {names[1]}")
         self.report.add("codec parameters", codecs, _list(ours.codec for _, ours in self.copies))

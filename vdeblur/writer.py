@@ -1,4 +1,4 @@
-"""Frames and packets → a container that keeps what its source had, under a temporary name until done.
+"""Frames and packets → a container that keeps what its source had; temporary until complete.
 
 The output is configured from the source's streams and first decoded frames; every stream that is
 not restored is copied. Knows libav; knows no torch, no CUDA, no network.
@@ -45,11 +45,36 @@ _STREAM_TAGS = {"encoder", "rotate", "DURATION"}
 
 # Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
 # (movflags use_metadata_tags).
-_MP4_TAGS = set(
-    "title artist album_artist album date comment genre copyright lyrics description synopsis show "
-    "episode_id network track disc composer grouping creation_time location keywords year "
-    "hd_video media_type gapless_playback compilation encoded_by tmpo".split()
-)
+_MP4_TAGS = {
+    "title",
+    "artist",
+    "album_artist",
+    "album",
+    "date",
+    "comment",
+    "genre",
+    "copyright",
+    "lyrics",
+    "description",
+    "synopsis",
+    "show",
+    "episode_id",
+    "network",
+    "track",
+    "disc",
+    "composer",
+    "grouping",
+    "creation_time",
+    "location",
+    "keywords",
+    "year",
+    "hd_video",
+    "media_type",
+    "gapless_playback",
+    "compilation",
+    "encoded_by",
+    "tmpo",
+}
 
 _FORMATS = {
     ".m4v": "mp4",
@@ -64,6 +89,11 @@ _FORMATS = {
     ".wmv": "asf",
     ".264": "h264",
     ".265": "hevc",
+}
+
+_FLAGS = {
+    name: cast(int, getattr(FormatFlags, name).value)
+    for name in ("global_header", "ts_negative", "ts_nonstrict")
 }
 
 _PIPE_FORMATS = {
@@ -185,8 +215,8 @@ class VideoWriter:
         self._videos: dict[int, _Video] = {}
         self._copies: dict[int, Any] = {}
         self._first: dict[int, av.VideoFrame] = dict(reader.first_frames)
-        self._held: list[Frame | av.Packet] = []
-        self._last_data: dict[int, av.Packet] = {}
+        self._held: list[Frame | av.Packet[Any]] = []
+        self._last_data: dict[int, av.Packet[Any]] = {}
         self._last_dts: dict[int, int] = {}
         self._finished = False
         self.temporary: Path | None = None
@@ -210,6 +240,11 @@ class VideoWriter:
     def _lose(self, text: str, *known: int | str) -> None:
         self.lost.append(text)
         self.known_losses.update(known)
+
+    @property
+    def encoder(self) -> str:
+        """libav names of the encoders in use, once the first frame is written."""
+        return ", ".join(dict.fromkeys(v.choice.encoder for v in self._videos.values()))
 
     @property
     def verifiable(self) -> bool:
@@ -251,7 +286,7 @@ class VideoWriter:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write(self, item: Frame | av.Packet) -> None:
+    def write(self, item: Frame | av.Packet[Any]) -> None:
         """Encode a frame or copy a packet. Frames must come from this writer's reader."""
         if self._output is None:
             self._held.append(item)
@@ -266,7 +301,7 @@ class VideoWriter:
             return
         self._write(item)
 
-    def _write(self, item: Frame | av.Packet) -> None:
+    def _write(self, item: Frame | av.Packet[Any]) -> None:
         with self._reporting():
             if isinstance(item, Frame):
                 self._encode(item)
@@ -303,7 +338,7 @@ class VideoWriter:
             picture.time_base = video.counting
         self._mux(video, video.stream.encode(picture))
 
-    def _mux(self, video: _Video, packets: list[av.Packet]) -> None:
+    def _mux(self, video: _Video, packets: list[av.Packet[Any]]) -> None:
         assert self._output is not None
         for packet in packets:
             if video.counting is not None and packet.pts is not None:
@@ -313,7 +348,7 @@ class VideoWriter:
                 packet.time_base = video.time_base
             self._output.mux(packet)
 
-    def _copy(self, packet: av.Packet) -> None:
+    def _copy(self, packet: av.Packet[Any]) -> None:
         assert self._output is not None
         index = packet.stream.index
         target = self._copies.get(index)
@@ -338,10 +373,11 @@ class VideoWriter:
         packet.stream = target
         if kind == "data" and self._iso_output:
             # The last telemetry packet of a GoPro claims a second too much: keep one back.
-            packet, held = self._last_data.get(index), packet
-            self._last_data[index] = held
-            if packet is None:
+            earlier = self._last_data.get(index)
+            self._last_data[index] = packet
+            if earlier is None:
                 return
+            packet = earlier
         self._output.mux(packet)
 
     # -- configuring -----------------------------------------------------------------------------
@@ -352,7 +388,7 @@ class VideoWriter:
 
     def _open(self) -> None:
         source = self.reader.container
-        options, flags = self._container_options(), 0
+        options = self._container_options()
         target: Any = str(self.temporary)
         if str(self.destination) == "-":
             target = _Sink(sys.stdout.buffer)
@@ -367,9 +403,10 @@ class VideoWriter:
             metadata_errors="surrogateescape",
         )
         self._output = output
-        flags = output.format.flags
-        self._nonstrict = bool(flags & FormatFlags.ts_nonstrict.value)
-        self._negative = bool(flags & FormatFlags.ts_negative.value)
+        abilities = output.format.flags
+        self._nonstrict = bool(abilities & _FLAGS["ts_nonstrict"])
+        self._negative = bool(abilities & _FLAGS["ts_negative"])
+        self._global_header = bool(abilities & _FLAGS["global_header"])
         shifted = bool(self.reader.start or self.reader.duration is not None)
         output.metadata.update(
             {k: v for k, v in source.metadata.items() if k not in _CONTAINER_TAGS}
@@ -380,7 +417,9 @@ class VideoWriter:
                 output.set_chapters(chapters)
                 self.kept.append(_count(len(chapters), "chapter"))
         elif source.chapters():
-            self._lose("chapters: they belong to the whole video, and a part was asked for", "chapters")
+            self._lose(
+                "chapters: they belong to the whole video, and a part was asked for", "chapters"
+            )
         for stream in source.streams:
             role = self.reader.roles[stream.index]
             label = _label(stream)
@@ -422,7 +461,7 @@ class VideoWriter:
                 flags.append("use_metadata_tags")
             elif custom:
                 self._lose(
-                    f"tags {', '.join(sorted(custom))}: MP4 holds them or a cover picture, not both",
+                    f"tags {', '.join(sorted(custom))}: MP4 has room for a cover or for these",
                     "metadata",
                 )
             if flags:
@@ -440,7 +479,10 @@ class VideoWriter:
                 options["mpegts_m2ts_mode"] = "1"
         elif self._format == "image2":
             if is_pattern(self.destination):
-                options["start_number"] = str(self.reader.start_number or stills.first_number(str(self.reader.source)))
+                number = self.reader.start_number
+                if number is None:
+                    number = stills.first_number(str(self.reader.source))
+                options["start_number"] = str(number)
             else:
                 options["update"] = "1"
         elif self._format == "yuv4mpegpipe":
@@ -544,23 +586,23 @@ class VideoWriter:
             context.color_range = 2  # JPEG is full range; the encoder refuses anything else
         context.thread_count = 0
         context.thread_type = "AUTO"
-        flags = CodecFlags.frame_duration
-        if self._output.format.flags & FormatFlags.global_header.value:
-            flags |= CodecFlags.global_header
+        flags = int(CodecFlags.frame_duration)
+        if self._global_header:
+            flags |= int(CodecFlags.global_header)
         options = dict(choice.options)
         if first.interlaced_frame:
             if choice.encoder in ("libx265", "libsvtav1", "libvpx", "libvpx-vp9"):
                 self._lose(f"interlaced coding: {choice.encoder} codes frames only", "field order")
-            flags |= CodecFlags.interlaced_dct | CodecFlags.interlaced_me
+            flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
             order = source.codec_context.field_order
             options.setdefault("field_order", {3: "bb", 5: "bt"}.get(int(order), "tt"))
-        context.flags = int(flags)
+        context.flags = flags
         if choice.bit_rate is not None:
             context.bit_rate = choice.bit_rate
         begin = (first.pts or 0) * time_base
         reorders = self._negative or begin * rate >= 5
         if counting is not None or self._format == "avi" or not reorders:
-            # These count frames or hold no time before zero, so none may be coded ahead of its turn.
+            # These count frames or hold no time before zero: nothing may be coded ahead.
             if choice.encoder == "libx265":
                 options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
             elif choice.encoder not in ("rawvideo", "png"):
@@ -568,7 +610,7 @@ class VideoWriter:
         context.options = options
         if self._iso_output and choice.codec == "hevc":
             context.codec_tag = "hvc1"
-        elif self._iso_output and self._format == "mov" and choice.codec == source.codec_context.codec.canonical_name:
+        elif self._format == "mov" and choice.codec == source.codec_context.codec.canonical_name:
             with contextlib.suppress(ValueError):
                 context.codec_tag = source.codec_context.codec_tag
         matrix = side.get("DISPLAYMATRIX")
@@ -663,8 +705,9 @@ class VideoWriter:
 
     def _graft(self) -> None:
         """What libav's muxers cannot write: maker's boxes and tracks, picture metadata."""
-        source, whole = self.reader.path, not (
-            self.reader.start or self.reader.duration is not None
+        source, whole = (
+            self.reader.path,
+            not (self.reader.start or self.reader.duration is not None),
         )
         if self._format == "image2":
             with self._reporting():
@@ -757,4 +800,3 @@ def _output_error(error: BaseException, destination: str | Path) -> OutputError:
     if number == errno.EPIPE:
         return OutputError("the program reading standard output has gone")
     return OutputError(f"{where} cannot be written ({_text(error)})")
-

@@ -1,1 +1,1 @@
-"""Training: pairs from sharp photographs, the loop, the scores. Needs the `train` extra (pillow)."""
+"""Training: pairs from sharp photographs, the loop, the scores. Needs the `train` extra."""

@@ -69,7 +69,8 @@ def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -
     arc = (path[:, 1:] - path[:, :-1]).norm(dim=-1).sum(dim=1).clamp_min(1e-6)
     length = options.max_length * uniform(count).pow(options.length_power)
     path = path * (length / arc)[:, None, None]
-    return path - path[:, steps // 2 : steps // 2 + 1]
+    centred: Tensor = path - path[:, steps // 2 : steps // 2 + 1]
+    return centred
 
 
 def rasterise(paths: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,7 +100,8 @@ def rasterise(paths: Tensor, size: tuple[int, int]) -> Tensor:
 def convolve(images: Tensor, kernels: Tensor) -> Tensor:
     """Circular convolution of (N, C, H, W) with one (N, H, W) kernel each."""
     spectrum = torch.fft.rfft2(images) * torch.fft.rfft2(kernels)[:, None]
-    return torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    result: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    return result
 
 
 def camera_blur(
@@ -110,7 +112,7 @@ def camera_blur(
     roll and zoom are (N, steps), zero at mid-exposure: with them the four corners get kernels of
     their own, blended bilinearly. The outer pixels wrap around: crop them.
     """
-    n, _, height, width = images.shape
+    _, _, height, width = images.shape
     if roll is None or zoom is None:
         return convolve(images, rasterise(paths, (height, width)))
     spectrum = torch.fft.rfft2(images)
@@ -180,7 +182,9 @@ def make_pairs(
         mask = random_masks(n, (height, width), generator, device) * moving
         layer = linear.roll(1, 0).flip(-1)
         own = paths * 0.3 + random_paths(n, options, generator).to(device) * (1 - still)
-        shape_blurred = convolve(torch.cat([layer * mask, mask], dim=1), rasterise(own, (height, width)))
+        shape_blurred = convolve(
+            torch.cat([layer * mask, mask], dim=1), rasterise(own, (height, width))
+        )
         blurred = shape_blurred[:, :3] + (1 - shape_blurred[:, 3:]) * blurred
         target = layer * mask + (1 - mask) * linear
 

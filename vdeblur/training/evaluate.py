@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,9 +73,8 @@ def best_unsharp_mask(
     best: tuple[float, float, list[PairScore]] | None = None
     for sigma in (1.0, 2.0, 3.0, 5.0, 8.0, 12.0):
         for amount in (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5):
-            scores = score_pairs(
-                lambda x, s=sigma, a=amount: unsharp_mask(x, sigma=s, amount=a), pairs
-            )
+            restore = functools.partial(unsharp_mask, sigma=sigma, amount=amount)
+            scores = score_pairs(restore, pairs)
             if best is None or _mean_gain(scores) > _mean_gain(best[2]):
                 best = (sigma, amount, scores)
     assert best is not None

@@ -112,7 +112,7 @@ def train(
         if options.frequency_weight:
             loss = loss + options.frequency_weight * multi_scale_frequency(outputs, targets)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         optimiser.step()
         step, since, pixels = step + 1, since + 1, pixels + x[:, 0].numel()
