@@ -285,6 +285,7 @@ def test_ctrl_c_gets_through(where: str) -> None:
 
     def work(item: int) -> None:
         stop.wait(10)
+        time.sleep(0.1)  # leaving must wait for this, though it was interrupted
 
     def wait() -> None:
         if where == "take":

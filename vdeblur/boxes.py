@@ -36,7 +36,7 @@ _FROM_TAGS = (
     {b"meta", b"chpl", b"loci", b"free", b"skip", b"hnti", b"\0\0\0\0"}
     | {
         b"\xa9" + name
-        for name in b"nam ART aut alb day too cmt gen grp lyr wrt com cpy des key inf dir".split()
+        for name in b"nam ART aut alb day too cmt gen grp lyr wrt com cpy des key inf dir swr".split()
     }
     | set(b"titl auth gnre dscp albm cprt yrrc perf XMP_".split())
 )

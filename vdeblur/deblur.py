@@ -114,7 +114,8 @@ def deblur_video(
     precision, tile and strength). batch: frames at once; "auto" is 8 on a GPU, 1 on a CPU.
     start, duration: seconds. hwaccel: libav device type for decoding. check: compare the output
     with the source (cheaply) before it gets its final name. on_progress(frames so far, frames
-    expected or None) is called from this thread. cancel: when set, Cancelled is raised and nothing is left behind.
+    expected or None) is called from this thread. cancel: when set, Cancelled is raised and nothing
+    is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """

@@ -9,11 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, cast
 
 import av
 import av.error
 from av.codec.codec import UnknownCodecError
+from av.codec.context import CodecContext
+from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
 from vdeblur.errors import EncoderError
@@ -28,7 +31,6 @@ _ENCODERS = {
     "prores": "prores_ks",
     "flv1": "flv",
     "webp": "libwebp",
-    "h263": "h263p",
 }
 
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
@@ -98,7 +100,9 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
     family = _ENCODERS.get(source_codec, source_codec)
     if family == "libx264" and VideoFormat(source_pix_fmt).is_rgb:
         family = "libx264rgb"
-    names = [family, "libx264", "libx265", "libvpx-vp9", _ENCODERS.get(default, default)]
+    names = [family, "libx264", "libx265", "libvpx-vp9", "libvpx", _ENCODERS.get(default, default)]
+    if source_codec in ("huffyuv", "ffvhuff", "utvideo", "magicyuv", "rawvideo", "v210"):
+        names.insert(1, "ffv1")  # what was stored without loss stays without loss
     return list(dict.fromkeys(name for name in names if _exists(name)))
 
 
@@ -137,6 +141,23 @@ def choose_settings(
     return choice
 
 
+def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:
+    """True when the encoder takes pictures of this size (H.263 and DV take few) with `choice`."""
+    try:
+        context = cast(VideoCodecContext, CodecContext.create(choice.encoder, "w"))
+        context.width, context.height, context.pix_fmt = width, height, choice.pix_fmt
+        context.time_base, context.framerate = 1 / rate, rate
+        context.options = dict(choice.options)
+        if choice.encoder == "mjpeg":
+            context.color_range = 2
+        if choice.bit_rate is not None:
+            context.bit_rate = choice.bit_rate
+        context.open(strict=False)
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
+    return True
+
+
 def _exists(name: str) -> bool:
     try:
         return bool(av.codec.Codec(name, "w").is_encoder)
@@ -168,7 +189,7 @@ def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
         return source.replace("yuvj", "yuv")  # the range goes on as a tag
     alpha = any(c.is_alpha for c in VideoFormat(source).components)
     best = av.codec.find_best_pix_fmt_of_list(formats, source, alpha)
-    return str(best[0].name)
+    return str(best[0].name) if best[0] else formats[0]
 
 
 def _quality(

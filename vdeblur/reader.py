@@ -24,6 +24,7 @@ import av.container
 import av.error
 import numpy as np
 from av.codec.context import CodecContext
+from av.codec.context import Flags as CodecFlags
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
@@ -296,11 +297,12 @@ class VideoReader:
         self.roles: dict[int, Role] = {}
         path = self.path
         self.iso = bool(path and boxes.is_iso(path))
-        tracks = boxes.tracks(path) if self.iso and path else []
+        # Covers are streams without a track, so that places do not agree; track numbers do.
+        tracks = {t.track_id: t for t in boxes.tracks(path)} if self.iso and path else {}
         unknown: list[str] = []
         for stream in container.streams:
             role: Role = "copy"
-            track = tracks[stream.index] if stream.index < len(tracks) else None
+            track = tracks.get(stream.id)
             if track is not None and track.is_chapter_track:
                 role = (
                     "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
@@ -315,9 +317,9 @@ class VideoReader:
             elif track is not None and track.fourcc == "tmcd":
                 role = "regenerated"  # the muxer writes an equal track from the `timecode` tag
             elif stream.type == "data" and stream.name is None:
-                role = "graft" if track is not None else "dropped"
+                role = "graft" if track is not None and track.sample_count else "dropped"
             self.roles[stream.index] = role
-        self.tracks = tracks
+        self.tracks = {s.index: tracks[s.id] for s in container.streams if s.id in tracks}
         self.video_streams = [i for i, role in self.roles.items() if role == "video"]
         if not self.video_streams:
             if unknown:
@@ -331,6 +333,8 @@ class VideoReader:
         for index in self.video_streams:
             stream = cast(Any, container.streams[index])
             stream.thread_type = "AUTO"
+            # Without it libav rounds a left crop to what its SIMD likes, and the picture grows.
+            stream.codec_context.flags |= int(CodecFlags.unaligned)
             if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
                 "vp8",
                 "vp9",

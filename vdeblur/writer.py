@@ -33,6 +33,7 @@ from vdeblur.encoders import (
     EncodeOptions,
     candidates,
     choose_settings,
+    opens,
     side_data_bytes,
 )
 from vdeblur.errors import EncoderError, InputError, OutputError
@@ -176,9 +177,6 @@ class _Video:
     counting: Fraction | None  # 1/rate, for encoders that time packets by their number
     times: list[tuple[int, int]]  # pts and duration by number, for those
     time_base: Fraction
-    last_dts: int | None = None
-    frames: int = 0
-    end: Fraction = Fraction(0)
 
 
 class VideoWriter:
@@ -216,7 +214,6 @@ class VideoWriter:
         self._copies: dict[int, Any] = {}
         self._first: dict[int, av.VideoFrame] = dict(reader.first_frames)
         self._held: list[Frame | av.Packet[Any]] = []
-        self._last_data: dict[int, av.Packet[Any]] = {}
         self._last_dts: dict[int, int] = {}
         self._finished = False
         self.temporary: Path | None = None
@@ -328,8 +325,6 @@ class VideoWriter:
         # The source's picture types would force its I pictures on this encoder.
         picture.pict_type = 0
         picture.time_base = video.time_base
-        video.end = max(video.end, (frame.pts + frame.duration) * video.time_base)
-        video.frames += 1
         self.frames_written += 1
         if video.counting is not None:
             video.times.append((frame.pts, frame.duration))
@@ -369,15 +364,7 @@ class VideoWriter:
                 if packet.pts is not None and packet.pts < lowest:
                     packet.pts = lowest
         self._last_dts[index] = cast(int, packet.dts)
-        kind = packet.stream.type
         packet.stream = target
-        if kind == "data" and self._iso_output:
-            # The last telemetry packet of a GoPro claims a second too much: keep one back.
-            earlier = self._last_data.get(index)
-            self._last_data[index] = packet
-            if earlier is None:
-                return
-            packet = earlier
         self._output.mux(packet)
 
     # -- configuring -----------------------------------------------------------------------------
@@ -407,7 +394,7 @@ class VideoWriter:
         self._nonstrict = bool(abilities & _FLAGS["ts_nonstrict"])
         self._negative = bool(abilities & _FLAGS["ts_negative"])
         self._global_header = bool(abilities & _FLAGS["global_header"])
-        shifted = bool(self.reader.start or self.reader.duration is not None)
+        shifted = not self._whole
         output.metadata.update(
             {k: v for k, v in source.metadata.items() if k not in _CONTAINER_TAGS}
         )
@@ -427,11 +414,13 @@ class VideoWriter:
                 self._add_video(stream)
             elif role == "cover":
                 self._add_cover(stream)
+            elif self._to_graft(stream.index):
+                pass
             elif role == "copy":
                 self._add_copy(stream, label)
             elif role == "dropped":
                 self._lose(f"{label}: libav does not know its codec", stream.index)
-            elif role == "graft" and (not self._iso_output or shifted):
+            elif role == "graft":
                 self._lose(f"{label}: only a whole MP4 or MOV can carry this track", stream.index)
             elif role == "regenerated" and not self._iso_output:
                 track = self.reader.tracks[stream.index]
@@ -513,7 +502,10 @@ class VideoWriter:
             choice = choose_settings(
                 name, arriving, self.encode, profile=context.profile, side_data=side
             )
-            stream = self._new_stream(source, choice, codec, rate, arriving)
+            if len(names) > 1 and not opens(choice, first.width, first.height, rate):
+                refusals.append(name)
+                continue
+            stream = self._new_stream(source, choice, codec, rate)
             if stream is not None:
                 break
             refusals.append(name)
@@ -533,9 +525,7 @@ class VideoWriter:
             self._lose(note, "pixel format")
         self._configure(stream, source, first, choice, rate, side)
 
-    def _new_stream(
-        self, source: Any, choice: Choice, codec: str, rate: Fraction, arriving: str
-    ) -> Any:
+    def _new_stream(self, source: Any, choice: Choice, codec: str, rate: Fraction) -> Any:
         assert self._output is not None
         context = source.codec_context
         try:
@@ -600,13 +590,17 @@ class VideoWriter:
         if choice.bit_rate is not None:
             context.bit_rate = choice.bit_rate
         begin = (first.pts or 0) * time_base
-        reorders = self._negative or begin * rate >= 5
-        if counting is not None or self._format == "avi" or not reorders:
+        # AVI has no presentation times: a reordering source must be reordered again.
+        delay = int(source.codec_context.reorder_depth) if self._format == "avi" else 2
+        reorders = delay > 0 and (self._negative or self._format == "avi" or begin * rate >= 5)
+        if counting is not None or not reorders:
             # These count frames or hold no time before zero: nothing may be coded ahead.
             if choice.encoder == "libx265":
                 options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
             elif choice.encoder not in ("rawvideo", "png"):
                 options["bf"] = "0"
+        elif delay == 1:
+            options["b-pyramid"] = "none"
         context.options = options
         if self._iso_output and choice.codec == "hevc":
             context.codec_tag = "hvc1"
@@ -693,31 +687,36 @@ class VideoWriter:
         with self._reporting():
             for video in self._videos.values():
                 self._mux(video, video.stream.encode(None))
-            end = max((v.end for v in self._videos.values()), default=Fraction(0))
-            for packet in self._last_data.values():
-                if packet.pts is not None and packet.duration:
-                    room = int(end / packet.time_base) - packet.pts
-                    if 0 < room < packet.duration:
-                        packet.duration = room
-                self._output.mux(packet)
             self._output.close()
         self._graft()
 
     def _graft(self) -> None:
         """What libav's muxers cannot write: maker's boxes and tracks, picture metadata."""
-        source, whole = (
-            self.reader.path,
-            not (self.reader.start or self.reader.duration is not None),
-        )
+        source = self.reader.path
         if self._format == "image2":
             with self._reporting():
                 stills.copy_metadata(str(self.reader.source), self._written_images())
             return
         if not (source and self.reader.iso and self._iso_output and self.temporary):
             return
-        tracks = [i for i, role in self.reader.roles.items() if role == "graft"] if whole else []
+        tracks = [self.reader.tracks[i].index for i in self.reader.roles if self._to_graft(i)]
         with self._reporting():
             self.kept.extend(boxes.graft(source, self.temporary, track_indices=tracks))
+
+    @property
+    def _whole(self) -> bool:
+        return not self.reader.start and self.reader.duration is None
+
+    def _to_graft(self, index: int) -> bool:
+        """Data tracks go from one whole MP4 to another as they are, box and all.
+
+        Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
+        """
+        track = self.reader.tracks.get(index)
+        data = self.reader.container.streams[index].type == "data"
+        wanted = self.reader.roles[index] in ("graft", "copy") and data
+        exists = track is not None and track.sample_count > 0
+        return wanted and exists and self._iso_output and self._whole
 
     def _written_images(self) -> list[Path]:
         if is_pattern(self.destination):
