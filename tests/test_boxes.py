@@ -233,6 +233,9 @@ def test_movie_timescales_are_converted(tmp_path: Path, source: Path) -> None:
         (b"trak", b"tkhd"),
         lambda kind, p: (kind, p[:20] + struct.pack(">I", day) + p[24:]),
     )
+    moov = boxes._edit(
+        moov, (b"mvhd",), lambda kind, p: (kind, p[:16] + struct.pack(">I", day) + p[20:])
+    )
     edit = boxes._box(b"elst", struct.pack(">3IiI", 0, 1, day, -1, 1 << 16))
     atoms = boxes._atoms(moov)
     at = max(n for n, (kind, _) in enumerate(atoms) if kind == b"trak")

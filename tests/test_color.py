@@ -250,6 +250,8 @@ def test_fields_come_apart_and_together(height: int, shift: tuple[int, int], dep
     luma, top, bottom = (p.to(torch.int32) for p in (planes[0], fields[0][2], fields[0][3]))
     assert torch.equal(top, luma[1, 0::2])
     assert torch.equal(bottom[: height // 2], luma[1, 1::2])
+    if height % 2:
+        assert torch.equal(bottom[-1], luma[1, max(height - 2, 0)])  # its own last row, again
     for before, after in zip(planes, merge_fields(fields, layout), strict=True):
         assert after.dtype == before.dtype
         assert torch.equal(before.to(torch.int32), after.to(torch.int32))

@@ -36,7 +36,9 @@ _FROM_TAGS = (
     {b"meta", b"chpl", b"loci", b"free", b"skip", b"hnti", b"\0\0\0\0"}
     | {
         b"\xa9" + name
-        for name in b"nam ART aut alb day too cmt gen grp lyr wrt com cpy des key inf dir swr".split()
+        for name in (
+            b"nam ART aut alb day too cmt gen grp lyr wrt com cpy des key inf dir swr".split()
+        )
     }
     | set(b"titl auth gnre dscp albm cprt yrrc perf XMP_".split())
 )
@@ -171,9 +173,30 @@ def graft(
                 added, rewritten = _graft(src, old, picked, Path(output), beside, udta)
                 if rewritten:
                     beside.replace(output)
+                added += _append_uuids(src, Path(output))
             finally:
                 beside.unlink(missing_ok=True)
     return added
+
+
+def _append_uuids(source: BinaryIO, output: Path) -> list[str]:
+    """Top-level uuid boxes (XMP, Exif …; 14496-12, 11.1) of source, appended to output."""
+    with output.open("r+b") as out:
+        known = {_head(out, box) for box in _top_level(out) if box.kind == b"uuid"}
+        added: list[str] = []
+        for box in _top_level(source):
+            size = box.end - box.start
+            if box.kind == b"uuid" and size <= _MAX_MOOV and _head(source, box) not in known:
+                out.seek(0, os.SEEK_END)
+                _copy(source, out, box.start, size)
+                added.append("uuid")
+    return added
+
+
+def _head(file: BinaryIO, box: _Extent) -> bytes:
+    """The header and extended type of a uuid box."""
+    file.seek(box.start)
+    return file.read(24)
 
 
 def _graft(
@@ -270,6 +293,8 @@ def _add_traks(
     at = max((n + 1 for n, (kind, _) in enumerate(atoms) if kind == b"trak"), default=len(atoms))
     body = _join(atoms[:at] + traks + atoms[at:])
     longest = max(_tkhd_duration(_get(trak, b"tkhd") or b"") for _, trak in traks)
+    # GoPro's telemetry track claims a second more than its film has: the film's length stands.
+    longest = min(longest, rescale(_times(_get(old, b"mvhd") or b"")[1]))
     next_id = first_id + len(picked)
     names = [f"track {theirs[index].fourcc.strip()}" for index in picked]
     return _edit(body, (b"mvhd",), lambda kind, p: (kind, _mvhd(p, longest, next_id))), names
@@ -279,7 +304,9 @@ def _add_udta(moov: bytes, old: bytes) -> tuple[bytes, list[str]]:
     """moov with the maker's boxes of old in its udta, where it has none of that type."""
     udta = _atoms(_get(moov, b"udta") or b"")
     have = {kind for kind, _ in udta}
-    new = [(kind, box) for kind, box in _maker_boxes(old) if kind not in have]
+    # 3GPP's location is the muxer's to write, except beside mdta keys, where it writes none.
+    location = [(kind, _box(kind, p)) for kind, p in _udta(old) if kind == b"loci"]
+    new = [(kind, box) for kind, box in _maker_boxes(old) + location if kind not in have]
     if not new:
         return moov, []
     payload = _join(udta) + b"".join(box for _, box in new)
@@ -513,8 +540,11 @@ def _tracks(moov: bytes) -> list[Track]:
 
 
 def _maker_boxes(moov: bytes) -> list[tuple[bytes, bytes]]:
-    atoms = _atoms(_get(moov, b"udta") or b"")
-    return [(kind, _box(kind, data)) for kind, data in atoms if kind not in _FROM_TAGS]
+    return [(kind, _box(kind, data)) for kind, data in _udta(moov) if kind not in _FROM_TAGS]
+
+
+def _udta(moov: bytes) -> list[tuple[bytes, bytes]]:
+    return _atoms(_get(moov, b"udta") or b"")
 
 
 def _sample_sizes(stbl: bytes) -> tuple[int | NDArray[np.int64], int]:

@@ -208,10 +208,12 @@ class Deblurrer:
         seen = rgb.to(self.dtype, memory_format=torch.channels_last)
         correction = getattr(self.network, "correction", None)
         if correction is not None:
-            delta: Tensor = correction(seen)
-            return delta.float()
-        output: Tensor = self.network(seen)
-        return output.float() - seen.float()
+            delta: Tensor = correction(seen).float()
+        else:
+            output: Tensor = self.network(seen)
+            delta = output.float() - seen.float()
+        # What follows works channel by channel: twice as fast on planes of their own.
+        return delta.contiguous()
 
     def _in_batches(
         self, run: Callable[[int, int, int | None], T], count: int, height: int, width: int

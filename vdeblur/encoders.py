@@ -100,7 +100,10 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
     family = _ENCODERS.get(source_codec, source_codec)
     if family == "libx264" and VideoFormat(source_pix_fmt).is_rgb:
         family = "libx264rgb"
-    names = [family, "libx264", "libx265", "libvpx-vp9", "libvpx", _ENCODERS.get(default, default)]
+    modern = ["libx264", "libx265", "libsvtav1"]
+    if source_codec in ("vp8", "vp9", "av1"):
+        modern.reverse()
+    names = [family, *modern, "libvpx-vp9", "libvpx", _ENCODERS.get(default, default)]
     if source_codec in ("huffyuv", "ffvhuff", "utvideo", "magicyuv", "rawvideo", "v210"):
         names.insert(1, "ffv1")  # what was stored without loss stays without loss
     return list(dict.fromkeys(name for name in names if _exists(name)))

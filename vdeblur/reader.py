@@ -675,6 +675,8 @@ class _Shape:
         self.step = max(1, round(1 / (rate * self.time_base)))
         self.next: int | None = None
         self.last = 0
+        # AVI has decoding times only; libav's guesses at presentation times go back and forth.
+        self.decoding_times = reader.container.format.name == "avi"
 
     def frame(self, picture: av.VideoFrame) -> Frame:
         """The planes of `picture`, after conversion where its size or format needs one."""
@@ -693,6 +695,8 @@ class _Shape:
             picture = picture.reformat(self.width, self.height, target)
             picture.duration = duration
         picture.make_writable()
+        if self.decoding_times:
+            picture.pts = picture.dts
         if picture.pts is None:
             picture.pts = self.next if self.next is not None else 0
         elif self.next is not None and picture.pts < self.last + 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 import struct
 from array import array
@@ -23,6 +24,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.codec.context import Flags as CodecFlags
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
@@ -100,6 +102,7 @@ _STREAM_TAGS = {"encoder", "vendor_id", "rotate", "language", "timecode", "durat
     "number_of_frames",
     "number_of_bytes",
     "source_id",
+    "file_package_umid",
 }
 
 # FFmpeg's demuxers by the container they read; within one, packets come back as they went in.
@@ -242,6 +245,12 @@ class _Stream:
         return f"{self.kind} {self.index}"
 
     @property
+    def reordered(self) -> bool:
+        """True when packets come in another order than their presentation times."""
+        known = [p for p in self.pts if p != _NONE]
+        return any(b < a for a, b in itertools.pairwise(known))
+
+    @property
     def end_seconds(self) -> Fraction:
         times = zip(self.pts, self.durations, strict=True)
         return max((p + max(d, 0) for p, d in times if p != _NONE), default=0) * self.time_base
@@ -330,6 +339,7 @@ def _header(stream: Any, track: boxes.Track | None) -> _Stream:
     )
     if kind == "video" and context is not None:
         context.thread_type = "AUTO"
+        context.flags |= int(CodecFlags.unaligned)  # crop as stated, not as SIMD likes it
         facts.frame_seconds = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
     return facts
 
@@ -638,13 +648,15 @@ class _Comparison:
             if problem:
                 moved.append(f"{theirs.name} {problem}")
             if a_lengths is not None and b_lengths is not None and len(a) == len(b):
-                # Only mp4 and mov store every duration; elsewhere libav infers them from the rate.
-                stored = self.source.iso and self.output.iso
-                problem = _duration_problem(
-                    a_lengths, theirs.time_base, b_lengths, ours.time_base, "frame", stored=stored
-                )
-                if problem:
-                    lengths.append(f"{theirs.name} {problem}")
+                # Only mp4 and mov store durations, and theirs are the pictures' own only where
+                # nothing is reordered; all the others are inferred from the rate.
+                reordered = theirs.reordered or ours.reordered
+                if self.source.iso and self.output.iso and not reordered:
+                    problem = _duration_problem(
+                        a_lengths, theirs.time_base, b_lengths, ours.time_base, "frame", stored=True
+                    )
+                    if problem:
+                        lengths.append(f"{theirs.name} {problem}")
         self.report.add("frame count", counts, ", ".join(numbers))
         bases = {str(ours.time_base) for _, ours in self.videos}
         self.report.add("timestamps", moved, f"equal ({', '.join(sorted(bases))} s)")
@@ -660,7 +672,8 @@ class _Comparison:
             problems.append(_change(a, b))
         self.report.add("start time", problems, _seconds(b))
 
-        frame = max((ours.frame_seconds for _, ours in self.videos), default=Fraction(1, 25))
+        # An edit list may end in the middle of a frame, and libav then states two values.
+        frame = 2 * max((ours.frame_seconds for _, ours in self.videos), default=Fraction(1, 25))
         a, b = self.source.duration_seconds, self.output.duration_seconds
         ends = [
             max((s.end_seconds for s in file), default=Fraction(0))

@@ -176,6 +176,7 @@ class _Video:
     format: str  # what frames arrive in; converted when the encoder takes another
     counting: Fraction | None  # 1/rate, for encoders that time packets by their number
     times: list[tuple[int, int]]  # pts and duration by number, for those
+    reorders: bool
     time_base: Fraction
 
 
@@ -338,7 +339,11 @@ class VideoWriter:
         for packet in packets:
             if video.counting is not None and packet.pts is not None:
                 pts, duration = video.times[packet.pts]
-                packet.pts = packet.dts = pts
+                # Only AVI, whose ticks are frames, has these encoders reorder.
+                early = packet.pts - (packet.dts if packet.dts is not None else packet.pts)
+                packet.pts, packet.dts = pts, video.times[0][0] + packet.pts - early
+                if not video.reorders:
+                    packet.dts = pts
                 packet.duration = duration
                 packet.time_base = video.time_base
             self._output.mux(packet)
@@ -462,8 +467,11 @@ class VideoWriter:
                     wider = math.lcm(scale, stream.time_base.denominator)
                     scale = wider if wider < 2**31 else scale
             options["movie_timescale"] = str(max(scale, 1000))
+            options["strict"] = "unofficial"  # spherical and stereo boxes are written only then
         elif self._format == "mpegts":
             options.update({"mpegts_copyts": "1", "max_delay": "0"})
+            if "mpegts" in source.format.name:
+                options["avoid_negative_ts"] = "disabled"  # before a wrap of 33 bits, times are
             if Path(self.destination).suffix.lower() in (".mts", ".m2ts"):
                 options["mpegts_m2ts_mode"] = "1"
         elif self._format == "image2":
@@ -498,10 +506,16 @@ class VideoWriter:
             suffix = Path(self.destination).suffix.lower()
             names = ["png" if suffix == ".png" else "mjpeg"]
         rate = source.average_rate or source.guessed_rate or Fraction(25)
-        for name in names:
-            choice = choose_settings(
-                name, arriving, self.encode, profile=context.profile, side_data=side
-            )
+        choices = [
+            choose_settings(name, arriving, self.encode, profile=context.profile, side_data=side)
+            for name in names
+        ]
+        if codec in ("vp9", "av1"):
+            # These encoders lack depths and chroma that their codecs have: one that keeps every bit
+            # and every sample goes before the codec's own.
+            choices.sort(key=lambda c: bool(c.notes))
+        for choice in choices:
+            name = choice.encoder
             if len(names) > 1 and not opens(choice, first.width, first.height, rate):
                 refusals.append(name)
                 continue
@@ -568,6 +582,7 @@ class VideoWriter:
         context.time_base = counting or time_base
         if source.sample_aspect_ratio:
             context.sample_aspect_ratio = source.sample_aspect_ratio
+            stream.sample_aspect_ratio = source.sample_aspect_ratio  # what y4m reads
         context.color_range = int(first.color_range)
         context.color_primaries = int(first.color_primaries)
         context.color_trc = int(first.color_trc)
@@ -593,13 +608,20 @@ class VideoWriter:
         # AVI has no presentation times: a reordering source must be reordered again.
         delay = int(source.codec_context.reorder_depth) if self._format == "avi" else 2
         reorders = delay > 0 and (self._negative or self._format == "avi" or begin * rate >= 5)
-        if counting is not None or not reorders:
+        if counting is not None and self._format != "avi":
+            reorders = False
+        if self._variable(source.index):
+            # mp4 keeps durations between decoding times: reordered, they would be another's.
+            reorders = False
+        if not reorders:
             # These count frames or hold no time before zero: nothing may be coded ahead.
             if choice.encoder == "libx265":
                 options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
             elif choice.encoder not in ("rawvideo", "png"):
                 options["bf"] = "0"
-        elif delay == 1:
+        elif choice.encoder == "mpeg4":
+            options["bf"] = "2"
+        elif delay == 1 and choice.encoder == "libx264":
             options["b-pyramid"] = "none"
         context.options = options
         if self._iso_output and choice.codec == "hevc":
@@ -619,7 +641,14 @@ class VideoWriter:
                 "check --crf, --bitrate, --preset and --pix-fmt, and that the device has it"
             ) from error
         self._videos[source.index] = _Video(
-            stream, choice, (first.width, first.height), first.format.name, counting, [], time_base
+            stream,
+            choice,
+            (first.width, first.height),
+            first.format.name,
+            counting,
+            [],
+            reorders,
+            time_base,
         )
         self.stream_map[source.index] = stream.index
 
@@ -637,6 +666,11 @@ class VideoWriter:
         except (ValueError, av.error.FFmpegError) as error:
             self._lose(f"{label}: {self._format} cannot hold it ({_text(error)})", source.index)
             return
+        if source.type == "subtitle" and source.codec_context.name == "mov_text":
+            # The demuxer leaves the bit rate box in, and the muxer adds it again.
+            header = source.codec_context.extradata
+            if header and header[-20:-12] == b"\0\0\0\x14btrt":
+                stream.codec_context.extradata = header[:-20]
         self._dress(stream, source)
         self._copies[source.index] = stream
         self.stream_map[source.index] = stream.index
@@ -702,6 +736,17 @@ class VideoWriter:
         tracks = [self.reader.tracks[i].index for i in self.reader.roles if self._to_graft(i)]
         with self._reporting():
             self.kept.extend(boxes.graft(source, self.temporary, track_indices=tracks))
+
+    def _variable(self, index: int) -> bool:
+        """True when an MP4 goes to an MP4 and its pictures' durations vary (the last apart)."""
+        track = self.reader.tracks.get(index)
+        if track is None or not self._iso_output or self.reader.path is None:
+            return False
+        runs = boxes.sample_times(self.reader.path, track.index)
+        if runs and runs[-1][0] == 1:
+            runs = runs[:-1]
+        lengths = [length for _, length in runs]
+        return bool(lengths) and max(lengths) > 1.2 * min(lengths)
 
     @property
     def _whole(self) -> bool:
@@ -773,6 +818,8 @@ class _Sink:
 
 
 def _label(stream: Any) -> str:
+    if stream.codec_context is None and stream.type == "subtitle":
+        return "subtitle of an unknown kind"  # PyAV asks the missing context for anything more
     name = stream.codec_context.name if stream.codec_context is not None else stream.name
     if stream.type == "attachment":
         return f"attachment {stream.metadata.get('filename', stream.index)}"

@@ -1,0 +1,298 @@
+"""Small media of known content, made by PyAV alone: no file is downloaded, no ffmpeg is run.
+
+`make` writes a whole recording described by `Media`; `write_frames` a bare video of given frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.packet import Packet
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from vdeblur import boxes
+from vdeblur.verify import Check
+
+TICKS = 90_000
+# Variable frame rate, as a telephone records it.
+PTS = tuple(int(n * 3003 + 700 * (n % 3 == 1) + 900 * (n > 12)) for n in range(24))
+CAPTION = b"\0\0\0\1\x06\x04\x0e\xb5\x00\x31GA94\x03\x41\xff\xfc%c\x80\xff\x80"  # CEA-708 SEI
+SCRIPT = """[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,16
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:00.00,0:00:00.20,Default,,0,0,0,,{\\i1}first{\\i0}
+Dialogue: 0,0:00:00.30,0:00:00.60,Default,,0,0,0,,second
+"""
+MASTERING = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+
+
+@dataclass(frozen=True)
+class Audio:
+    language: str = "eng"
+    title: str = "Camera"
+    disposition: int = int(Disposition.default)
+    shift: float = 0.0  # seconds
+    drop: int | None = None
+    flip: int | None = None
+    codec: str = "aac"
+    frequency: int = 440
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a file shall hold; a damaged output is the same with one field changed."""
+
+    suffix: str = ".mp4"
+    crf: int = 20
+    codec: str = "libx264"
+    options: dict[str, str] = field(default_factory=lambda: {"preset": "ultrafast"})
+    pts: tuple[int, ...] = PTS
+    last_duration: int = 3003
+    size: tuple[int, int] = (64, 48)
+    pix_fmt: str = "yuv420p"
+    aspect: Fraction = Fraction(4, 3)
+    colour: tuple[int, int, int, int] = (1, 1, 1, 1)  # range, primaries, transfer, matrix
+    rotation: int | None = 90
+    interlaced: str | None = None
+    captions: bool = False
+    language: str = "deu"
+    audio: tuple[Audio, ...] = (
+        Audio(),
+        Audio("fra", "Commentary", int(Disposition.comment), frequency=220),
+    )
+    subtitles: tuple[str, ...] = ("first", "second")
+    chapters: tuple[tuple[int, int, str], ...] = ((0, 400, "Start"), (400, 800, "Ride"))
+    metadata: dict[str, str] = field(default_factory=lambda: {"title": "Ride", "artist": "Ann"})
+    timecode: str | None = "01:02:03:04"
+    telemetry: tuple[bytes, ...] = (b"DEVC0001", b"DEVC0002")
+    cover: bytes | None = b"cover"
+    fonts: tuple[tuple[str, bytes], ...] = ()
+    faststart: bool = True
+    maker: tuple[tuple[bytes, bytes], ...] = ((b"FIRM", b"HD1.0"), (b"LENS", b"LAE61"))
+    script: str = ""  # a whole .ass file
+    second_video: bool = False
+    muxing: dict[str, str] = field(default_factory=dict)
+
+
+MP4 = Media()
+MKV = replace(
+    MP4,
+    suffix=".mkv",
+    telemetry=(),
+    maker=(),
+    timecode=None,
+    rotation=None,
+    pts=tuple(n * 3600 for n in range(24)),
+    last_duration=3600,
+    fonts=(("one.ttf", b"font one"), ("two.ttf", b"font two")),
+)
+PLAIN = replace(
+    MP4, subtitles=(), chapters=(), telemetry=(), cover=None, timecode=None, audio=(), maker=()
+)
+HDR = replace(
+    PLAIN,
+    codec="libx265",
+    pix_fmt="yuv420p10le",
+    colour=(1, 9, 16, 9),
+    options={
+        "preset": "ultrafast",
+        "x265-params": f"log-level=none:hdr10=1:repeat-headers=1:max-cll=1000,400:"
+        f"master-display={MASTERING}",
+    },
+)
+INTERLACED = replace(PLAIN, interlaced="tff", options={"preset": "ultrafast", "bf": "0"})
+
+
+def make(path: Path, media: Media) -> Path:
+    """Writes the file."""
+    options = {"movie_timescale": "720000"}
+    if media.faststart:
+        options["movflags"] = "+faststart"
+    mp4 = path.suffix == ".mp4"
+    options = (options if mp4 else {}) | media.muxing
+    with av.open(str(path), "w", container_options=options) as container:
+        container.metadata.update(media.metadata)
+        container.set_chapters(
+            [
+                {
+                    "id": n + 1,
+                    "start": start,
+                    "end": end,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": title},
+                }
+                for n, (start, end, title) in enumerate(media.chapters)
+            ]
+        )
+        streams: list[Any] = [_video(container, media)]
+        packets = _video_packets(streams[0], media)
+        if media.second_video:
+            other = replace(media, size=(32, 32), language="jpn", timecode=None)
+            streams.append(_video(container, other))
+            packets += _video_packets(streams[-1], other)
+        for audio in media.audio:
+            streams.append(container.add_stream(audio.codec, rate=48_000, layout="mono"))
+            streams[-1].metadata["language"] = audio.language
+            if audio.title:
+                streams[-1].metadata["title"] = audio.title
+            streams[-1].disposition = audio.disposition
+            packets += _audio_packets(streams[-1], audio)
+        if media.subtitles:
+            stream: Any = container.add_mux_stream("mov_text" if mp4 else "subrip")
+            stream.time_base = Fraction(1, 1000)
+            stream.metadata["language"] = "spa"
+            for n, text in enumerate(media.subtitles):
+                head = len(text).to_bytes(2, "big") if mp4 else b""
+                packets.append(_packet(stream, head + text.encode(), n * 300, 300, 1000))
+        if media.script:
+            script = path.with_suffix(".ass")
+            script.write_text(media.script)
+            with av.open(str(script)) as subtitles:
+                stream = container.add_stream_from_template(subtitles.streams[0])
+                for packet in subtitles.demux(0):
+                    if packet.size:
+                        packet.stream = stream
+                        packets.append(packet)
+            script.unlink()
+        if media.telemetry:
+            stream = container.add_data_stream("bin_data")
+            stream.time_base = Fraction(1, 1000)
+            for n, data in enumerate(media.telemetry):
+                packets.append(_packet(stream, data, n * 400, 400, 1000))
+        if media.cover is not None:
+            stream = container.add_stream("png", rate=1) if mp4 else None
+            if stream is None:
+                container.add_attachment("cover.png", "image/png", b"\x89PNG\r\n" + media.cover)
+            else:
+                stream.width = stream.height = 16
+                stream.pix_fmt = "rgb24"
+                stream.disposition = Disposition.attached_pic
+                picture = np.full((16, 16, 3), len(media.cover), np.uint8)
+                packet = stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24"))[0]
+                packets.append(_packet(stream, bytes(packet), 0, 0, 1))
+        for name, data in media.fonts:
+            container.add_attachment(name, "font/ttf", data)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    if media.maker:
+        other = path.with_name("maker.mp4")
+        payload = boxes._box(b"udta", boxes._join(media.maker))
+        movie = boxes._box(b"mvhd", bytes(12) + (1000).to_bytes(4, "big") + bytes(84))
+        other.write_bytes(boxes._box(b"moov", movie + payload))
+        boxes.graft(other, path, track_indices=[])
+    return path
+
+
+def _packet(stream: Any, data: bytes, pts: int, duration: int, rate: int) -> Any:
+    packet = Packet(data)
+    packet.stream, packet.time_base = stream, Fraction(1, rate)
+    packet.pts = packet.dts = pts
+    packet.duration = duration
+    return packet
+
+
+def _video(container: Any, media: Media) -> Any:
+    options = media.options | ({"crf": str(media.crf)} if media.codec in ("libx264", "libx265") else {})
+    stream: Any = container.add_stream(media.codec, rate=30, options=options)
+    context = stream.codec_context
+    stream.width, stream.height = media.size
+    stream.pix_fmt = media.pix_fmt
+    stream.time_base = Fraction(1, TICKS)
+    # MPEG-2 counts frames; it knows no other times.
+    context.time_base = Fraction(1, 30) if media.codec == "mpeg2video" else Fraction(1, TICKS)
+    context.sample_aspect_ratio = media.aspect
+    context.color_range, context.color_primaries = media.colour[:2]
+    context.color_trc, context.colorspace = media.colour[2:]
+    context.flags |= Flags.global_header | Flags.frame_duration
+    context.thread_count = 1
+    if media.codec == "libx265":
+        context.codec_tag = "hvc1"
+    if media.interlaced:
+        context.flags |= Flags.interlaced_dct | Flags.interlaced_me
+    if media.rotation is not None:
+        stream.set_display_rotation(media.rotation)
+    stream.metadata["language"] = media.language
+    if media.timecode:
+        stream.metadata["timecode"] = media.timecode
+    return stream
+
+
+def _video_packets(stream: Any, media: Media) -> list[Any]:
+    width, height = media.size
+    graph = None
+    if media.interlaced:  # PyAV cannot set the flags of a frame, the setfield filter can
+        graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=width,
+            height=height,
+            format=av.VideoFormat(media.pix_fmt),
+            time_base=Fraction(1, TICKS),
+        )
+        setfield, sink = graph.add("setfield", media.interlaced), graph.add("buffersink")
+        source.link_to(setfield)
+        setfield.link_to(sink)
+        graph.configure()
+    packets: list[Any] = []
+    nexts = [*media.pts[1:], media.pts[-1] + media.last_duration]
+    for number, pts in enumerate(media.pts):
+        across = np.arange(width)[None, :, None] * 3 + np.arange(height)[:, None, None]
+        picture = np.repeat(across + 8 * number, 3, axis=2).astype(np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=media.pix_fmt)
+        frame.pts, frame.time_base = pts, Fraction(1, TICKS)
+        frame.duration = nexts[number] - pts
+        if graph is not None:
+            graph.vpush(frame)
+            frame = graph.vpull()
+        frame.color_range = media.colour[0]
+        packets += stream.encode(frame)
+    packets += stream.encode(None)
+    if not media.captions:
+        return packets
+    with_captions: list[Any] = []
+    for packet in packets:
+        copy = _packet(stream, CAPTION % (len(with_captions) % 90 + 33) + bytes(packet), 0, 0, 1)
+        copy.time_base, copy.pts, copy.dts = packet.time_base, packet.pts, packet.dts
+        copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+        with_captions.append(copy)
+    return with_captions
+
+
+def _audio_packets(stream: Any, audio: Audio) -> list[Any]:
+    packets: list[Any] = []
+    for number in range(36):
+        time = (np.arange(1024) + 1024 * number) / 48_000
+        wave = (np.sin(time * audio.frequency * 6.283) * 0.3).astype(np.float32)
+        form = stream.codec_context.format.name
+        samples = wave[None] if form == "fltp" else (wave[None] * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, form, "mono")
+        frame.sample_rate, frame.pts = 48_000, number * 1024 + round(audio.shift * 48_000)
+        frame.time_base = Fraction(1, 48_000)
+        packets += stream.encode(frame)
+    packets += stream.encode(None)
+    if audio.drop is not None:
+        del packets[audio.drop]
+    if audio.flip is not None:
+        old = packets[audio.flip]
+        data = bytearray(bytes(old))
+        data[len(data) // 2] ^= 1
+        packets[audio.flip] = _packet(stream, bytes(data), old.pts, old.duration, 48_000)
+    return packets
+
+
+def failed(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
