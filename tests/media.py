@@ -175,16 +175,15 @@ def make(path: Path, media: Media) -> Path:
             for n, data in enumerate(media.telemetry):
                 packets.append(_packet(stream, data, n * 400, 400, 1000))
         if media.cover is not None:
-            stream = container.add_stream("png", rate=1) if mp4 else None
-            if stream is None:
-                container.add_attachment("cover.png", "image/png", b"\x89PNG\r\n" + media.cover)
-            else:
+            cover = png(np.full((16, 16, 3), len(media.cover), np.uint8))
+            if mp4:
+                stream = container.add_stream("png", rate=1)
                 stream.width = stream.height = 16
                 stream.pix_fmt = "rgb24"
                 stream.disposition = Disposition.attached_pic
-                picture = np.full((16, 16, 3), len(media.cover), np.uint8)
-                packet = stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24"))[0]
-                packets.append(_packet(stream, bytes(packet), 0, 0, 1))
+                packets.append(_packet(stream, cover, 0, 0, 1))
+            else:
+                container.add_attachment("cover.png", "image/png", cover)
         for name, data in media.fonts:
             container.add_attachment(name, "font/ttf", data)
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
@@ -196,6 +195,15 @@ def make(path: Path, media: Media) -> Path:
         other.write_bytes(boxes._box(b"moov", movie + payload))
         boxes.graft(other, path, track_indices=[])
     return path
+
+
+def png(array: NDArray[Any], pix_fmt: str = "rgb24") -> bytes:
+    """A PNG file."""
+    context: Any = av.CodecContext.create("png", "w")
+    frame = av.VideoFrame.from_ndarray(array, pix_fmt)
+    context.width, context.height, context.pix_fmt = frame.width, frame.height, pix_fmt
+    context.time_base = Fraction(1)
+    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
 
 
 def _packet(stream: Any, data: bytes, pts: int, duration: int, rate: int) -> Any:
@@ -213,8 +221,9 @@ def _video(container: Any, media: Media) -> Any:
     stream.width, stream.height = media.size
     stream.pix_fmt = media.pix_fmt
     stream.time_base = Fraction(1, TICKS)
-    # MPEG-2 counts frames; it knows no other times.
-    context.time_base = Fraction(1, 30) if media.codec == "mpeg2video" else Fraction(1, TICKS)
+    # These count frames; they know no other times.
+    counting = media.codec in ("mpeg1video", "mpeg2video", "mpeg4", "wmv2")
+    context.time_base = Fraction(1, 30) if counting else Fraction(1, TICKS)
     context.sample_aspect_ratio = media.aspect
     context.color_range, context.color_primaries = media.colour[:2]
     context.color_trc, context.colorspace = media.colour[2:]
@@ -278,8 +287,10 @@ def _audio_packets(stream: Any, audio: Audio) -> list[Any]:
         time = (np.arange(1024) + 1024 * number) / 48_000
         wave = (np.sin(time * audio.frequency * 6.283) * 0.3).astype(np.float32)
         form = stream.codec_context.format.name
-        samples = wave[None] if form == "fltp" else (wave[None] * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(samples, form, "mono")
+        if form.startswith("s"):
+            kind = np.int16 if "16" in form else np.int32
+            wave = (wave * np.iinfo(kind).max).astype(kind)
+        frame = av.AudioFrame.from_ndarray(wave[None], form, "mono")
         frame.sample_rate, frame.pts = 48_000, number * 1024 + round(audio.shift * 48_000)
         frame.time_base = Fraction(1, 48_000)
         packets += stream.encode(frame)
@@ -296,3 +307,95 @@ def _audio_packets(stream: Any, audio: Audio) -> list[Any]:
 
 def failed(checks: list[Check]) -> set[str]:
     return {check.name for check in checks if not check.passed}
+
+
+# --- bare videos of given frames -----------------------------------------------------------------
+
+
+def samples(frame: Any) -> list[NDArray[Any]]:
+    """Writable views of a frame's planes without their padding, one row of samples a line."""
+    pixel = frame.format
+    views = []
+    for number, plane in enumerate(frame.planes):
+        own = [c for c in pixel.components if c.plane == number]
+        depth = max(c.bits for c in own)
+        dtype = np.dtype(np.uint8 if depth <= 8 else ">u2" if pixel.is_big_endian else "<u2")
+        rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
+        packed = pixel.name.endswith("0") or pixel.name in ("bgr0", "rgb0")
+        width = own[0].width * (4 if packed else len(own))
+        views.append(rows[: own[0].height, :width])
+    return views
+
+
+def picture(number: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 48)) -> Any:
+    """A frame of noise over all codes of its format, out-of-gamut ones included; seeded."""
+    frame = av.VideoFrame(*size, pix_fmt)
+    random = np.random.default_rng([number, *pix_fmt.encode(), *size])
+    for plane, view in zip(frame.planes, samples(frame), strict=True):
+        np.frombuffer(plane, np.uint8)[:] = 0
+        bits = frame.format.components[0].bits
+        view[...] = random.integers(0, 1 << bits, view.shape)
+    return frame
+
+
+def scene(number: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 48)) -> Any:
+    """A frame that compresses well: a soft pattern, its mean brightness told by its number."""
+    width, height = size
+    wave = np.sin(np.arange(width) / 5)[None] + np.sin((np.arange(height) + 2 * number) / 7)[:, None]
+    gray = 60 + 4 * (number % 25) + 14 * wave
+    tint = np.stack([gray, gray + 8, gray - 8], axis=2).clip(0, 255).astype(np.uint8)
+    return av.VideoFrame.from_ndarray(tint, "rgb24").reformat(format=pix_fmt)
+
+
+def write_frames(
+    path: Path,
+    frames: Iterable[Any],
+    codec: str = "ffv1",
+    *,
+    rate: int = 25,
+    colour: tuple[int, int, int, int] = (0, 2, 2, 2),
+    options: dict[str, str] | None = None,
+    sound: bool = False,
+    form: str | None = None,
+) -> Path:
+    """Encode frames at a constant rate; colour is range, primaries, transfer, matrix."""
+    # YUV4MPEG beyond 8 bits is an extension that it wants to be asked for.
+    strict = {"strict": "-1"} if path.suffix == ".y4m" else {}
+    with av.open(str(path), "w", format=form, container_options=strict) as container:
+        stream: Any = None
+        track: Any = container.add_stream("aac", rate=48_000, layout="mono") if sound else None
+        packets: list[Any] = _audio_packets(track, Audio()) if sound else []
+        for number, frame in enumerate(frames):
+            if stream is None:
+                stream = container.add_stream(codec, rate=rate, options=options or {})
+                stream.width, stream.height = frame.width, frame.height
+                stream.pix_fmt = frame.format.name
+                context = stream.codec_context
+                context.color_range, context.color_primaries = colour[:2]
+                context.color_trc, context.colorspace = colour[2:]
+                context.thread_count = 1
+            frame.color_range, frame.color_primaries, frame.color_trc, frame.colorspace = colour
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    return path
+
+
+def read_frames(path: Path, stream: int = 0, **options: Any) -> list[tuple[Fraction, list[Any]]]:
+    """(time in seconds, planes) of every frame."""
+    with av.open(str(path), **options) as container:
+        return [
+            (frame.pts * frame.time_base, [view.copy() for view in samples(frame)])
+            for frame in container.decode(video=stream)
+        ]
+
+
+def same_frames(ours: Path, theirs: Path) -> bool:
+    """True when both videos have the same times and samples."""
+    a, b = read_frames(ours), read_frames(theirs)
+    return len(a) == len(b) > 0 and all(
+        ta == tb and len(pa) == len(pb) and all(map(np.array_equal, pa, pb))
+        for (ta, pa), (tb, pb) in zip(a, b, strict=True)
+    )

@@ -38,6 +38,16 @@ def save_weights(
         for name, t in tensors.items()
     }
     save_file(kept, path, metadata={"network": network, "config": json.dumps(config)})
+    path.chmod(0o644)  # safetensors makes it readable by its owner only
+
+
+def write_card(weights: Path, facts: dict[str, Any]) -> Path:
+    """Write the model card beside a weights file: `facts` and the file's sha256, as JSON."""
+    card = weights.with_suffix(".json")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    text = json.dumps(facts | {"file": weights.name, "sha256": digest}, indent=2)
+    card.write_text(text + "\n", encoding="utf-8")
+    return card
 
 
 def load_weights(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

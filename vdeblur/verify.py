@@ -672,8 +672,7 @@ class _Comparison:
             problems.append(_change(a, b))
         self.report.add("start time", problems, _seconds(b))
 
-        # An edit list may end in the middle of a frame, and libav then states two values.
-        frame = 2 * max((ours.frame_seconds for _, ours in self.videos), default=Fraction(1, 25))
+        frame = max((ours.frame_seconds for _, ours in self.videos), default=Fraction(1, 25))
         a, b = self.source.duration_seconds, self.output.duration_seconds
         ends = [
             max((s.end_seconds for s in file), default=Fraction(0))
@@ -689,7 +688,8 @@ class _Comparison:
         lengths = [end - begin for end, begin in zip(ends, begins, strict=True)]
         problems = []
         # A cut-off source claims more than it has: what it has is then what counts.
-        if b is not None and all(abs(b - x) > frame for x in (a, lengths[0]) if x is not None):
+        # An edit list may end in the middle of a frame, and libav then states one frame more.
+        if b is not None and all(abs(b - x) > 2 * frame for x in (a, lengths[0]) if x is not None):
             problems.append(_change(a if a is not None else lengths[0], b))
         elif abs(lengths[0] - lengths[1]) > frame:
             problems.append(f"{_change(*lengths)} of sound and picture")

@@ -1,0 +1,24 @@
+"""What every test gets: few threads, and none left over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    give_up = time.monotonic() + 2
+    left = set(threading.enumerate()) - before
+    while left and time.monotonic() < give_up:
+        time.sleep(0.02)
+        left = {thread for thread in left if thread.is_alive()}
+    assert not left, "threads are left over"
