@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -215,14 +214,16 @@ def _packet(stream: Any, data: bytes, pts: int, duration: int, rate: int) -> Any
 
 
 def _video(container: Any, media: Media) -> Any:
-    options = media.options | ({"crf": str(media.crf)} if media.codec in ("libx264", "libx265") else {})
+    options = media.options | (
+        {"crf": str(media.crf)} if media.codec in ("libx264", "libx265") else {}
+    )
     stream: Any = container.add_stream(media.codec, rate=30, options=options)
     context = stream.codec_context
     stream.width, stream.height = media.size
     stream.pix_fmt = media.pix_fmt
     stream.time_base = Fraction(1, TICKS)
     # These count frames; they know no other times.
-    counting = media.codec in ("mpeg1video", "mpeg2video", "mpeg4", "wmv2")
+    counting = media.suffix == ".avi" or media.codec in ("mpeg2video", "mpeg4")
     context.time_base = Fraction(1, 30) if counting else Fraction(1, TICKS)
     context.sample_aspect_ratio = media.aspect
     context.color_range, context.color_primaries = media.colour[:2]
@@ -341,7 +342,9 @@ def picture(number: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 
 def scene(number: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 48)) -> Any:
     """A frame that compresses well: a soft pattern, its mean brightness told by its number."""
     width, height = size
-    wave = np.sin(np.arange(width) / 5)[None] + np.sin((np.arange(height) + 2 * number) / 7)[:, None]
+    wave = (
+        np.sin(np.arange(width) / 5)[None] + np.sin((np.arange(height) + 2 * number) / 7)[:, None]
+    )
     gray = 60 + 4 * (number % 25) + 14 * wave
     tint = np.stack([gray, gray + 8, gray - 8], axis=2).clip(0, 255).astype(np.uint8)
     return av.VideoFrame.from_ndarray(tint, "rgb24").reformat(format=pix_fmt)

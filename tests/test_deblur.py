@@ -20,14 +20,12 @@ from torch import Tensor, nn
 from tests.media import (
     INTERLACED,
     MKV,
-    MP4,
     PLAIN,
     Audio,
     make,
     picture,
     read_frames,
     same_frames,
-    samples,
     scene,
     write_frames,
 )
@@ -125,21 +123,12 @@ def test_identity_in_every_colour_space(tmp_path: Path, name: str, pix_fmt: str)
         assert getattr(x, tag) == getattr(y, tag), tag
 
 
-def test_identity_through_lossless_h264_and_high_bits_first(tmp_path: Path) -> None:
+def test_identity_through_lossless_h264(tmp_path: Path) -> None:
     frames = [picture(n) for n in range(3)]
     source = write_frames(tmp_path / "a.mp4", frames, "libx264", options={"qp": "0"})
     output = tmp_path / "b.mp4"
     deblur_video(source, output, model=Echo(), encode=EncodeOptions(crf=0, preset="ultrafast"))
     assert same_frames(output, source)
-    # P010 keeps its 10 bits at the top of 16: they are worked on, and written, as 10 bits.
-    high = [picture(n, "p010le") for n in range(2)]
-    for frame in high:
-        for view in samples(frame):
-            view <<= 6
-    source = write_frames(tmp_path / "a.nut", high, "rawvideo")
-    report = deblur_video(source, tmp_path / "b.nut", model=Echo())
-    luma = [planes[0] for _, planes in read_frames(tmp_path / "b.nut")]
-    assert all(np.array_equal(luma[n] << 6, samples(high[n])[0]) for n in range(2)), report
 
 
 class Redder(nn.Module):
@@ -239,8 +228,9 @@ def test_a_part(tmp_path: Path, suffix: str) -> None:
     theirs = read_frames(source)
     begin = theirs[0][0]
     for start, duration in ((0.2, 0.2), (0.28, None), (None, 0.12), (0.0, 9.0)):
-        first = round((start or 0) * 25)
-        count = 25 - first if duration is None else min(25, round(duration * 25))
+        end = 99 if duration is None else (start or 0) + duration
+        wanted = [n for n, (at, _) in enumerate(theirs) if (start or 0) <= at - begin < end - 1e-9]
+        first, count = wanted[0], len(wanted)
         report = deblur_video(
             source,
             output,
@@ -350,9 +340,7 @@ def test_an_unsound_result_is_replaced(
 
 
 def test_out_of_memory_loses_no_frame(tmp_path: Path) -> None:
-    source = write_frames(
-        tmp_path / "a.mkv", (scene(n, "bgr0", (160, 136)) for n in range(5))
-    )
+    source = write_frames(tmp_path / "a.mkv", (scene(n, "bgr0", (160, 136)) for n in range(5)))
 
     class Hungry(Redder):
         def forward(self, x: Tensor) -> Tensor:
@@ -416,20 +404,6 @@ def test_report(tmp_path: Path) -> None:
     assert {times.name for times in report.stages} == {"decode", "encode"}
 
 
-def test_what_another_container_cannot_hold_is_said(tmp_path: Path) -> None:
-    source = make(tmp_path / "source.mkv", MKV)
-    report = deblur_video(source, tmp_path / "output.mp4", model="identity", encode=FAST)
-    lost = " ".join(report.lost)
-    assert "subtitle subrip (spa)" in lost
-    assert "one.ttf" in lost
-    assert report.differences == []
-    assert len(read_frames(tmp_path / "output.mp4")) == len(MKV.pts)
-    other = make(tmp_path / "source.mp4", replace(MP4, subtitles=()))
-    report = deblur_video(other, tmp_path / "output2.mkv", model="identity", encode=FAST)
-    assert report.differences == []
-    assert "telemetry" in " ".join(report.lost) or "GoPro MET" in " ".join(report.lost)
-
-
 def test_a_difference_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "source.mp4", replace(PLAIN, audio=(Audio(title=""),)))
     whole, count = VideoWriter._copy, 0
@@ -443,15 +417,13 @@ def test_a_difference_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(VideoWriter, "_copy", lossy)
     report = deblur_video(source, tmp_path / "a.mp4", model="identity", encode=FAST)
     assert any(line.startswith("packet count: audio 1") for line in report.differences)
-    report = deblur_video(
-        source, tmp_path / "b.mp4", model="identity", encode=FAST, check=False
-    )
+    report = deblur_video(source, tmp_path / "b.mp4", model="identity", encode=FAST, check=False)
     assert report.differences == []
 
 
 def test_names_of_outputs(tmp_path: Path, colours: Path) -> None:
     assert default_output("a/ride.mp4") == str(Path("a/ride_deblurred.mp4"))
-    assert default_output("ride.rm") == "ride_deblurred.mkv"
+    assert default_output("ride.bik") == "ride_deblurred.mkv"
     assert default_output("a/%05d.png") == str(Path("a/%05d_deblurred.png"))
     assert default_output("-") == "-"
     copy = tmp_path / "ride.mkv"

@@ -17,6 +17,7 @@ from vdeblur import boxes
 from vdeblur.errors import InputError
 from vdeblur.verify import CHECKS, Check, as_json, format_checks, verify
 
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Media], Path]:
     """Each source is made once."""

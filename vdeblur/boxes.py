@@ -116,6 +116,21 @@ def maker_boxes(path: str | Path) -> list[tuple[bytes, bytes]]:
         return _maker_boxes(_moov(file)[1])
 
 
+def missing_bytes(path: str | Path) -> int:
+    """How many bytes the last top-level box claims behind the end of the file: it is cut off."""
+    with Path(path).open("rb") as file:
+        length, at = _length(file), 0
+        while at + 8 <= length:
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1:
+                size = int.from_bytes(file.read(8), "big")
+            if size < 8 or not kind.isascii():
+                return 0  # to the end of the file, or not a box any more
+            at += size
+        return max(0, at - length)
+
+
 def sample_times(path: str | Path, index: int) -> list[tuple[int, int]]:
     """(count, duration) runs of the samples of a track, in its timescale (stts, runs merged)."""
     with _reading(path), Path(path).open("rb") as file:

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -152,7 +153,8 @@ class VideoReader:
         self.framerate, self.start_number = framerate, start_number
         self.damage = Damage()
         self.notes: list[str] = []
-        self.frame_times: dict[int, list[int]] = {}
+        #: pts of the frames given so far, by stream; 8 bytes a frame.
+        self.frame_times: dict[int, array[int]] = {}
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._spool: IO[bytes] | None = None
         self._container = self._open(hwaccel)
@@ -460,7 +462,7 @@ class VideoReader:
                             continue
                         frame.pts -= shift[index]
                         frame.carrier.pts = frame.pts
-                    self.frame_times.setdefault(index, []).append(frame.pts)
+                    self.frame_times.setdefault(index, array("q")).append(frame.pts)
                     yield frame
                 if end is not None and len(ended) == len(self.video_streams):
                     return
@@ -528,6 +530,12 @@ class VideoReader:
 
     def _check_complete(self) -> None:
         """A truncated Matroska, AVI or FLV ends without an error: see how far it got."""
+        if self.iso and self.path is not None:
+            missing = boxes.missing_bytes(self.path)
+            if missing:
+                self.damage.note(
+                    f"the source is cut off: {missing} bytes that its index names are not there"
+                )
         stated = (self._container.duration or 0) / av.time_base
         states = {"matroska", "webm", "avi", "flv"} & set(self._container.format.name.split(","))
         if not states or self.start or self.duration is not None or self.path is None:

@@ -321,6 +321,8 @@ def _header(stream: Any, track: boxes.Track | None) -> _Stream:
     else:
         kind = stream.type
     codec = context.codec.canonical_name if context is not None else None
+    # PyAV asks the context of a subtitle stream for its name, also where there is none.
+    own_name = stream.name if context is not None or kind == "data" else None
     parameters: tuple[Any, ...] = ()
     if kind == "audio" and context is not None:
         parameters = (context.sample_rate, context.channels, context.layout.name)
@@ -329,7 +331,7 @@ def _header(stream: Any, track: boxes.Track | None) -> _Stream:
     facts = _Stream(
         index=stream.index,
         kind=kind,
-        codec=codec or (track.fourcc if track is not None else None) or stream.name or "unknown",
+        codec=codec or (track.fourcc if track is not None else None) or own_name or "unknown",
         time_base=stream.time_base or Fraction(1, 1000),
         track=track,
         parameters=parameters,
@@ -691,7 +693,9 @@ class _Comparison:
         # An edit list may end in the middle of a frame, and libav then states one frame more.
         if b is not None and all(abs(b - x) > 2 * frame for x in (a, lengths[0]) if x is not None):
             problems.append(_change(a if a is not None else lengths[0], b))
-        elif abs(lengths[0] - lengths[1]) > frame:
+        elif abs(lengths[0] - lengths[1]) > frame and not any(
+            s.reordered for s in self.source.of("video")
+        ):
             problems.append(f"{_change(*lengths)} of sound and picture")
         self.report.add("duration", problems, _seconds(b if b is not None else lengths[1]))
 

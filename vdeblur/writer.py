@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -175,9 +175,14 @@ class _Video:
     size: tuple[int, int]
     format: str  # what frames arrive in; converted when the encoder takes another
     counting: Fraction | None  # 1/rate, for encoders that time packets by their number
-    times: list[tuple[int, int]]  # pts and duration by number, for those
     reorders: bool
+    variable: bool
     time_base: Fraction
+    # pts and duration by what the encoder was given as pts, until its packet comes
+    times: dict[int, tuple[int, int]] = field(default_factory=dict)
+    begin: int = 0  # pts of the first frame
+    frames: int = 0
+    waiting: Frame | None = None
 
 
 class VideoWriter:
@@ -317,7 +322,17 @@ class VideoWriter:
         video = self._videos.get(frame.stream)
         if video is None:
             return
-        assert self._output is not None
+        if video.variable:
+            # Where frames are reordered, mp4's durations are those between decoding times, and
+            # belong to other pictures: the next frame tells.
+            earlier, video.waiting = video.waiting, frame
+            if earlier is None:
+                return
+            earlier.duration = earlier.carrier.duration = frame.pts - earlier.pts
+            frame = earlier
+        self._encode_now(video, frame)
+
+    def _encode_now(self, video: _Video, frame: Frame) -> None:
         picture: av.VideoFrame = frame.carrier
         if picture.format.name != video.choice.pix_fmt:
             duration = picture.duration
@@ -326,25 +341,28 @@ class VideoWriter:
         # The source's picture types would force its I pictures on this encoder.
         picture.pict_type = 0
         picture.time_base = video.time_base
-        self.frames_written += 1
         if video.counting is not None:
-            video.times.append((frame.pts, frame.duration))
-            picture.pts = len(video.times) - 1
+            picture.pts = video.frames
             picture.duration = 1
             picture.time_base = video.counting
+            if video.frames == 0:
+                video.begin = frame.pts
+        video.times[cast(int, picture.pts)] = (frame.pts, frame.duration)
+        video.frames += 1
+        self.frames_written += 1
         self._mux(video, video.stream.encode(picture))
 
     def _mux(self, video: _Video, packets: list[av.Packet[Any]]) -> None:
         assert self._output is not None
         for packet in packets:
-            if video.counting is not None and packet.pts is not None:
-                pts, duration = video.times[packet.pts]
+            number = packet.dts if packet.dts is not None else packet.pts
+            pts, duration = video.times.pop(cast(int, packet.pts), (packet.pts, 0))
+            if duration:
+                packet.duration = duration  # some encoders make their own of the rate
+            if video.counting is not None and number is not None:
+                packet.pts = pts
                 # Only AVI, whose ticks are frames, has these encoders reorder.
-                early = packet.pts - (packet.dts if packet.dts is not None else packet.pts)
-                packet.pts, packet.dts = pts, video.times[0][0] + packet.pts - early
-                if not video.reorders:
-                    packet.dts = pts
-                packet.duration = duration
+                packet.dts = video.begin + number if video.reorders else packet.pts
                 packet.time_base = video.time_base
             self._output.mux(packet)
 
@@ -468,6 +486,9 @@ class VideoWriter:
                     scale = wider if wider < 2**31 else scale
             options["movie_timescale"] = str(max(scale, 1000))
             options["strict"] = "unofficial"  # spherical and stereo boxes are written only then
+        elif self._format in ("matroska", "webm") and "matroska" in source.format.name:
+            # Opus begins before zero by its pre-skip, which Matroska states apart: no shift.
+            options["avoid_negative_ts"] = "disabled"
         elif self._format == "mpegts":
             options.update({"mpegts_copyts": "1", "max_delay": "0"})
             if "mpegts" in source.format.name:
@@ -502,6 +523,8 @@ class VideoWriter:
         names = candidates(codec, arriving, asked, default)
         if self._format == "yuv4mpegpipe":
             names = ["rawvideo"]
+        elif self._format in ("ogg", "ogv") and asked == "auto":
+            names = ["libvpx"]  # the only coding of video that libav both encodes and puts in Ogg
         elif self._format == "image2" and asked == "auto":
             suffix = Path(self.destination).suffix.lower()
             names = ["png" if suffix == ".png" else "mjpeg"]
@@ -534,6 +557,7 @@ class VideoWriter:
                 "codec parameters",
                 "pixel format",
                 "chroma location",
+                "matrix coefficients",  # VP8 has one only
             )
         for note in choice.notes:
             self._lose(note, "pixel format")
@@ -582,7 +606,8 @@ class VideoWriter:
         context.time_base = counting or time_base
         if source.sample_aspect_ratio:
             context.sample_aspect_ratio = source.sample_aspect_ratio
-            stream.sample_aspect_ratio = source.sample_aspect_ratio  # what y4m reads
+            if self._format == "yuv4mpegpipe" and source.sample_aspect_ratio != 1:
+                self._lose(f"sample aspect ratio {source.sample_aspect_ratio}: not in y4m")
         context.color_range = int(first.color_range)
         context.color_primaries = int(first.color_primaries)
         context.color_trc = int(first.color_trc)
@@ -610,7 +635,8 @@ class VideoWriter:
         reorders = delay > 0 and (self._negative or self._format == "avi" or begin * rate >= 5)
         if counting is not None and self._format != "avi":
             reorders = False
-        if self._variable(source.index):
+        variable = self._variable(source.index)
+        if variable:
             # mp4 keeps durations between decoding times: reordered, they would be another's.
             reorders = False
         if not reorders:
@@ -646,8 +672,8 @@ class VideoWriter:
             (first.width, first.height),
             first.format.name,
             counting,
-            [],
             reorders,
+            variable,
             time_base,
         )
         self.stream_map[source.index] = stream.index
@@ -720,6 +746,8 @@ class VideoWriter:
         assert self._output is not None
         with self._reporting():
             for video in self._videos.values():
+                if video.waiting is not None:
+                    self._encode_now(video, video.waiting)
                 self._mux(video, video.stream.encode(None))
             self._output.close()
         self._graft()
