@@ -706,6 +706,9 @@ class _Comparison:
             times = _frame_times(first, self.frame_times.get(first.index))[0]
             base = _first(times, first.time_base)
             base_out = _first(_frame_times(other, None)[0], other.time_base)
+            if self.source.family == self.output.family == "avi":
+                # AVI has decoding times only: libav guesses when pictures are shown.
+                base, base_out = (_first(s.dts, s.time_base) for s in (first, other))
             for theirs, ours in self.copies + self.data:
                 a, b = _first(theirs.pts, theirs.time_base), _first(ours.pts, ours.time_base)
                 if a is None or b is None or base is None or base_out is None:

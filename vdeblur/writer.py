@@ -26,7 +26,7 @@ from av.codec.context import Flags as CodecFlags
 from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
 
-from vdeblur import boxes, stills
+from vdeblur import boxes, riff, stills
 from vdeblur.encoders import (
     FRAME_COUNTING,
     Choice,
@@ -220,6 +220,7 @@ class VideoWriter:
         self._copies: dict[int, Any] = {}
         self._first: dict[int, av.VideoFrame] = dict(reader.first_frames)
         self._held: list[Frame | av.Packet[Any]] = []
+        self._copied: dict[int, int] = {}
         self._last_dts: dict[int, int] = {}
         self._finished = False
         self.temporary: Path | None = None
@@ -388,6 +389,7 @@ class VideoWriter:
                     packet.pts = lowest
         self._last_dts[index] = cast(int, packet.dts)
         packet.stream = target
+        self._copied[index] = self._copied.get(index, 0) + 1
         self._output.mux(packet)
 
     # -- configuring -----------------------------------------------------------------------------
@@ -759,6 +761,11 @@ class VideoWriter:
             with self._reporting():
                 stills.copy_metadata(str(self.reader.source), self._written_images())
             return
+        if self._format == "avi" and self.temporary:
+            streams = self.reader.container.streams
+            ac3 = [n for i, n in self._copied.items() if streams[i].codec_context.name == "ac3"]
+            with self._reporting():
+                riff.time_ac3_by_frames(self.temporary, ac3)
         if not (source and self.reader.iso and self._iso_output and self.temporary):
             return
         tracks = [self.reader.tracks[i].index for i in self.reader.roles if self._to_graft(i)]

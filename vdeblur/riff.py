@@ -1,0 +1,33 @@
+"""AVI stream headers: the one field that libav's muxer cannot be told from Python.
+
+Knows bytes only. Names are those of Microsoft's AVISTREAMHEADER.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+_HEADERS = 1 << 20  # hdrl is at the front and far smaller
+_AC3 = 0x2000
+
+
+def time_ac3_by_frames(path: Path, packets: list[int]) -> None:
+    """Declare the AC-3 streams of an AVI to be timed by frames; packets: their counts, in order.
+
+    The muxer takes the block size of a copied stream for a constant number of bytes a sample, and
+    every packet is then read back with time 0. FFmpeg's own program clears the field before it
+    muxes (ffmpeg_mux_init.c, "ac3 block_align").
+    """
+    with path.open("r+b") as file:
+        head = file.read(_HEADERS)
+        left, at = list(packets), head.find(b"strh")
+        while at >= 0 and left:
+            form = head.find(b"strf", at)
+            (tag,) = struct.unpack_from("<H", head, form + 8)
+            if head[at + 8 : at + 12] == b"auds" and tag == _AC3:
+                file.seek(at + 8 + 32)
+                file.write(struct.pack("<I", left.pop(0)))  # dwLength
+                file.seek(at + 8 + 44)
+                file.write(struct.pack("<I", 0))  # dwSampleSize
+            at = head.find(b"strh", form)
