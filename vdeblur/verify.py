@@ -643,6 +643,8 @@ class _Comparison:
         for theirs, ours in self.videos:
             a, a_lengths = _frame_times(theirs, self.frame_times.get(theirs.index))
             b, b_lengths = _frame_times(ours, None)
+            if self.source.family == self.output.family == "avi" and len(ours.frame_pts) < 2:
+                a, a_lengths, b = theirs.dts, None, ours.dts  # AVI has decoding times only
             numbers.append(str(len(b)))
             if len(a) != len(b):
                 counts.append(f"{theirs.name}: {len(a)} -> {len(b)}")
