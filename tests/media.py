@@ -360,15 +360,19 @@ def write_frames(
     options: dict[str, str] | None = None,
     sound: bool = False,
     form: str | None = None,
+    first: int = 0,
 ) -> Path:
-    """Encode frames at a constant rate; colour is range, primaries, transfer, matrix."""
+    """Encode frames at a constant rate, the first one being number `first`.
+
+    colour is range, primaries, transfer, matrix.
+    """
     # YUV4MPEG beyond 8 bits is an extension that it wants to be asked for.
     strict = {"strict": "-1"} if path.suffix == ".y4m" else {}
     with av.open(str(path), "w", format=form, container_options=strict) as container:
         stream: Any = None
         track: Any = container.add_stream("aac", rate=48_000, layout="mono") if sound else None
         packets: list[Any] = _audio_packets(track, Audio()) if sound else []
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(frames, first):
             if stream is None:
                 stream = container.add_stream(codec, rate=rate, options=options or {})
                 stream.width, stream.height = frame.width, frame.height

@@ -74,7 +74,8 @@ def names(folder: Path) -> set[str]:
 
 
 def one_sentence(text: str) -> str:
-    lines = text.strip().splitlines()
+    # x264 says its own reason first, past all that libav can silence.
+    lines = [line for line in text.strip().splitlines() if not line.startswith("x264 [")]
     assert len(lines) == 1, text
     assert lines[0].startswith("vdeblur: ")
     assert "Traceback" not in text
@@ -365,7 +366,7 @@ def test_bad_usage(tmp_path: Path, clip: Path, run: Run, name: str) -> None:
     assert names(tmp_path) == set()
 
 
-def test_no_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     with pytest.raises(SystemExit, match="2"):
         cli.main(["deblur"])
@@ -402,35 +403,42 @@ def test_cut_off_mp4_with_its_index(tmp_path: Path, run: Run) -> None:
 
 
 def test_damaged_packets(tmp_path: Path, run: Run) -> None:
-    source = write_frames(tmp_path / "a.mkv", (picture(n) for n in range(12)))
+    source = make(tmp_path / "a.mp4", PLAIN)
     data = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
-        sizes = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
-    for number in (4, 7):
-        begin = data.index(b"", sizes[number][0]) + 40
-        data[begin : begin + 60] = b"\xff" * 60
+        places = [(p.pos, float(p.pts * p.time_base)) for p in container.demux(video=0) if p.size]
+    for place, _ in places[10:14]:
+        assert place
+        data[place + 4 : place + 40] = b"\xff" * 36
     source.write_bytes(data)
-    code, _, err = run(source, "-o", tmp_path / "b.mkv", "--quiet")
+    code, _, err = run(source, "-o", tmp_path / "b.mp4", "--quiet")
     assert code == 3
     assert "damaged source" in err
-    assert re.search(r"0\.(16|28) s", err)
-    theirs = {at for at, _ in read_frames(tmp_path / "b.mkv")}
-    assert len(theirs) >= 10
+    said = [float(text) for text in re.findall(r"(\d+\.\d\d) s", err)]
+    assert said
+    assert all(places[9][1] < at < places[15][1] for at in said)
+    assert len(read_frames(tmp_path / "b.mp4")) >= len(PLAIN.pts) - 4
 
 
 def test_size_change(tmp_path: Path, run: Run) -> None:
     parts = [
-        write_frames(tmp_path / f"{n}.ts", (scene(i, size=size) for i in range(6)), "mpeg2video")
+        write_frames(
+            tmp_path / f"{n}.ts", (scene(i, size=size) for i in range(6)), "mpeg2video", first=6 * n
+        )
         for n, size in enumerate([(64, 48), (96, 64)])
     ]
     source = tmp_path / "a.ts"
     source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with av.open(str(source)) as container:
+        times = [f.pts for f in container.decode(video=0)]
     code, _, err = run(source, "-o", tmp_path / "b.ts")
     assert code == 3
-    assert re.search(r"64x48 to 96x64 at \d+\.\d\d s", err)
+    assert re.search(r"64x48 to 96x64 at 0\.\d\d s", err)
     with av.open(str(tmp_path / "b.ts")) as container:
-        frames = [(f.width, f.height) for f in container.decode(video=0)]
-    assert frames == [(64, 48)] * 12
+        frames = list(container.decode(video=0))
+    assert [(f.width, f.height) for f in frames] == [(64, 48)] * len(times)
+    assert [f.pts for f in frames] == times
+    assert len(times) >= 11
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -451,14 +459,17 @@ def test_pipes(tmp_path: Path, kind: str) -> None:
     source = tmp_path / f"a{suffix}"
     sound = kind in ("mpegts", "mp4")
     write_frames(source, (scene(n) for n in range(8)), codec, sound=sound)
-    done = command("-", "-o", "-", "--crf", "1", stdin=source.open("rb"))
+    with source.open("rb") as file:
+        done = command("-", "-o", "-", "--crf", "1", stdin=file)
     assert done.returncode == 0, done.stderr.decode()
     output = tmp_path / ("b.mkv" if kind == "mp4" else f"b{suffix}")
     output.write_bytes(done.stdout)
     ours, theirs = read_frames(output), read_frames(source)
     assert len(ours) == len(theirs) == 8
+    # Matroska cannot hold the priming of AAC before 0: all of it comes later.
+    later = ours[0][0] if kind == "mp4" else 0
     for (a, x), (b, y) in zip(ours, theirs, strict=True):
-        assert abs(a - b) < 0.001 if kind != "mpegts" else a == b
+        assert abs(a - b - later) <= 0.001 if kind != "mpegts" else a == b
         if codec != "libx264":
             assert all(map(np.array_equal, x, y))
         else:

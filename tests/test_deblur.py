@@ -229,7 +229,9 @@ def test_a_part(tmp_path: Path, suffix: str) -> None:
     begin = theirs[0][0]
     for start, duration in ((0.2, 0.2), (0.28, None), (None, 0.12), (0.0, 9.0)):
         end = 99 if duration is None else (start or 0) + duration
-        wanted = [n for n, (at, _) in enumerate(theirs) if (start or 0) - 1e-9 <= at - begin < end - 1e-9]
+        wanted = [
+            n for n, (at, _) in enumerate(theirs) if (start or 0) - 1e-9 <= at - begin < end - 1e-9
+        ]
         first, count = wanted[0], len(wanted)
         report = deblur_video(
             source,

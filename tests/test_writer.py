@@ -49,9 +49,16 @@ B_FRAMES = {"preset": "veryfast", "bf": "3", "b-adapt": "0"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none"}
 HLG = replace(HDR, colour=(1, 9, 18, 9), options=X265)
 MPEG2 = replace(
-    PLAIN, suffix=".ts", rotation=None, codec="mpeg2video", options={"b": "2000000"}, pts=CFR,
-    last_duration=3000, metadata={}, colour=(1, 1, 1, 1), audio=(Audio(disposition=0, codec="mp2"),),
-)  # fmt: skip
+    PLAIN,
+    suffix=".ts",
+    rotation=None,
+    codec="mpeg2video",
+    options={"b": "2000000"},
+    pts=CFR,
+    last_duration=3000,
+    metadata={},
+    audio=(Audio(disposition=0, codec="mp2"),),
+)
 
 
 def kind(suffix: str, codec: str, sound: str) -> Media:
@@ -83,7 +90,9 @@ SURVIVES: dict[str, Media] = {
     "sound late": replace(WHOLE, audio=(replace(TWO[0], shift=0.3), replace(TWO[1], shift=0.1))),
     "sound late in mkv": replace(MKV, audio=(Audio(title="", shift=0.3),)),
     "all late": replace(WHOLE, pts=LATE, audio=(Audio(title="", shift=0.3),)),
-    "negative times": replace(PLAIN, pts=tuple(p - 9000 for p in PTS), audio=(Audio(title="", shift=-0.1),)),
+    "negative times": replace(
+        PLAIN, pts=tuple(p - 9000 for p in PTS), audio=(Audio(title="", shift=-0.1),)
+    ),
     "edit list": replace(PLAIN, pts=tuple(p - 10_500 for p in PTS), audio=ONE),
     "b-frames": replace(WHOLE, options=B_FRAMES),
     "b-frames in mkv": replace(MKV, options=B_FRAMES),

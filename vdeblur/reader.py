@@ -299,8 +299,15 @@ class VideoReader:
         self.roles: dict[int, Role] = {}
         path = self.path
         self.iso = bool(path and boxes.is_iso(path))
-        # Covers are streams without a track, so that places do not agree; track numbers do.
-        tracks = {t.track_id: t for t in boxes.tracks(path)} if self.iso and path else {}
+        tracks: dict[int, boxes.Track] = {}
+        if self.iso and path is not None:
+            try:
+                # Covers are streams without a track: places do not agree, track numbers do.
+                tracks = {t.track_id: t for t in boxes.tracks(path)}
+            except InputError as error:
+                # libav forgives more; what it reads is restored without the boxes.
+                self.iso = False
+                self.damage.note(f"{error}; the maker's boxes cannot be kept")
         unknown: list[str] = []
         for stream in container.streams:
             role: Role = "copy"

@@ -737,6 +737,11 @@ class VideoWriter:
     def close(self) -> None:
         """Flush the encoders and complete the temporary file; it keeps its temporary name."""
         if self._output is None:
+            if not self._first and not self._whole:
+                raise InputError(
+                    f"{self.reader.name} has no frame in the part asked for: "
+                    "check --start and --duration"
+                )
             if not self._first:
                 raise InputError(
                     f"no frame of {self.reader.name} could be decoded: the file is damaged"
@@ -768,9 +773,19 @@ class VideoWriter:
                 riff.time_ac3_by_frames(self.temporary, ac3)
         if not (source and self.reader.iso and self._iso_output and self.temporary):
             return
-        tracks = [self.reader.tracks[i].index for i in self.reader.roles if self._to_graft(i)]
-        with self._reporting():
-            self.kept.extend(boxes.graft(source, self.temporary, track_indices=tracks))
+        streams = [i for i in self.reader.roles if self._to_graft(i)]
+        tracks = [self.reader.tracks[i].index for i in streams]
+        try:
+            with self._reporting():
+                grafted = boxes.graft(source, self.temporary, track_indices=tracks)
+        except InputError as error:
+            # Hours of restored frames are not thrown away for a damaged telemetry track.
+            self._lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")
+            return
+        makers = [name.removeprefix("udta ") for name in grafted if name.startswith("udta ")]
+        self.kept.extend(name for name in grafted if not name.startswith("udta "))
+        if makers:
+            self.kept.append(f"maker's boxes {' '.join(makers)}")
 
     def _variable(self, index: int) -> bool:
         """True when an MP4 goes to an MP4 and its pictures' durations vary (the last apart)."""
