@@ -309,5 +309,11 @@ def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str])
 
 
 def side_data_bytes(frame: Any) -> dict[str, bytes]:
-    """Raw side data of a decoded frame by libav name."""
-    return {cast(str, item.type.name): bytes(item) for item in frame.side_data}
+    """Raw side data of a decoded frame by libav name.
+
+    Empty when there is a kind that PyAV has no name for: it then lists none (Exif of FFmpeg 8).
+    """
+    try:
+        return {cast(str, item.type.name): bytes(item) for item in frame.side_data}
+    except ValueError:
+        return {}

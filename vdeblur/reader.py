@@ -30,7 +30,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
-from vdeblur import boxes
+from vdeblur import boxes, stills
 from vdeblur.errors import InputError
 from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, VideoInfo
 
@@ -208,8 +208,10 @@ class VideoReader:
         elif is_pattern(self.source):
             form = "image2"
             options["framerate"] = str(self.framerate or 25)
-            if self.start_number is not None:
-                options["start_number"] = str(self.start_number)
+            if self.start_number is None:
+                # libav itself looks at 0 to 4 only.
+                self.start_number = stills.first_number(str(self.source))
+            options["start_number"] = str(self.start_number)
         else:
             self._check_path(Path(self.source))
             file = str(Path(self.source).absolute())

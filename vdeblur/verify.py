@@ -26,13 +26,13 @@ import av.error
 import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.filter import Graph
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.format import VideoFormat
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 
 from vdeblur import boxes
+from vdeblur.encoders import side_data_bytes
 from vdeblur.errors import InputError
 
 #: The names of all checks, in the order in which they are reported.
@@ -398,7 +398,7 @@ def _look(stream: _Stream, frame: Any, field_order: _FieldOrder) -> None:
     stream.frame_pts.append(_NONE if frame.pts is None else frame.pts)
     stream.frame_durations.append(frame.duration or 0)
     stream.errors += bool(frame.is_corrupt)
-    side = {data.type: data for data in frame.side_data}
+    side = side_data_bytes(frame)
     look = {
         "picture size": (frame.width, frame.height),
         "pixel format": frame.format.name,
@@ -406,16 +406,16 @@ def _look(stream: _Stream, frame: Any, field_order: _FieldOrder) -> None:
         "colour primaries": int(frame.color_primaries),
         "transfer characteristics": int(frame.color_trc),
         "matrix coefficients": int(frame.colorspace),
-        "display matrix": _matrix(side.get(SideDataType.DISPLAYMATRIX)),
+        "display matrix": _matrix(side.get("DISPLAYMATRIX")),
         "field order": field_order(frame) if frame.interlaced_frame else "progressive",
-        "mastering display": _mastering(side.get(SideDataType.MASTERING_DISPLAY_METADATA)),
-        "content light level": _light(side.get(SideDataType.CONTENT_LIGHT_LEVEL)),
+        "mastering display": _mastering(side.get("MASTERING_DISPLAY_METADATA")),
+        "content light level": _light(side.get("CONTENT_LIGHT_LEVEL")),
         "dynamic HDR": _fingerprint(
-            side.get(SideDataType.DYNAMIC_HDR_PLUS),
-            side.get(SideDataType.DYNAMIC_HDR_VIVID),
-            side.get(SideDataType.DOVI_RPU_BUFFER),
+            side.get("DYNAMIC_HDR_PLUS"),
+            side.get("DYNAMIC_HDR_VIVID"),
+            side.get("DOVI_RPU_BUFFER"),
         ),
-        "closed captions": _fingerprint(side.get(SideDataType.A53_CC)),
+        "closed captions": _fingerprint(side.get("A53_CC")),
     }
     if look["colour range"] == ColorRange.UNSPECIFIED:
         # The meaning of "unspecified": full for RGB and FFmpeg's yuvj formats, else limited.

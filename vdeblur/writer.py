@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ import av.error
 from av.codec.context import Flags as CodecFlags
 from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
+from av.video.format import VideoFormat
 
 from vdeblur import boxes, riff, stills
 from vdeblur.encoders import (
@@ -178,6 +179,7 @@ class _Video:
     reorders: bool
     variable: bool
     time_base: Fraction
+    conversion: dict[str, int]  # matrix and range for `reformat`, where the kind of colour changes
     # pts and duration by what the encoder was given as pts, until its packet comes
     times: dict[int, tuple[int, int]] = field(default_factory=dict)
     begin: int = 0  # pts of the first frame
@@ -335,9 +337,9 @@ class VideoWriter:
 
     def _encode_now(self, video: _Video, frame: Frame) -> None:
         picture: av.VideoFrame = frame.carrier
-        if picture.format.name != video.choice.pix_fmt:
+        if picture.format.name != video.choice.pix_fmt or video.conversion:
             duration = picture.duration
-            picture = picture.reformat(format=video.choice.pix_fmt)
+            picture = picture.reformat(format=video.choice.pix_fmt, **video.conversion)
             picture.duration = duration
         # The source's picture types would force its I pictures on this encoder.
         picture.pict_type = 0
@@ -500,9 +502,7 @@ class VideoWriter:
         elif self._format == "image2":
             if is_pattern(self.destination):
                 number = self.reader.start_number
-                if number is None:
-                    number = stills.first_number(str(self.reader.source))
-                options["start_number"] = str(number)
+                options["start_number"] = "1" if number is None else str(number)
             else:
                 options["update"] = "1"
         elif self._format == "yuv4mpegpipe":
@@ -531,8 +531,17 @@ class VideoWriter:
             suffix = Path(self.destination).suffix.lower()
             names = ["png" if suffix == ".png" else "mjpeg"]
         rate = source.average_rate or source.guessed_rate or Fraction(25)
+        encode = self.encode
+        if is_image(self.reader.source) and self._format != "image2" and asked == "auto":
+            # Pictures become a film that players play: not PNG or JPEG in a video container.
+            names = [name for name in names if name not in ("png", "mjpeg")] or names
+            if first.format.is_rgb and first.width % 2 == first.height % 2 == 0:
+                deep = first.format.components[0].bits > 8
+                encode = replace(
+                    encode, pix_fmt=encode.pix_fmt or ("yuv420p10le" if deep else "yuv420p")
+                )
         choices = [
-            choose_settings(name, arriving, self.encode, profile=context.profile, side_data=side)
+            choose_settings(name, arriving, encode, profile=context.profile, side_data=side)
             for name in names
         ]
         if codec in ("vp9", "av1"):
@@ -553,7 +562,13 @@ class VideoWriter:
                 f"{self._format} cannot hold video by {' or '.join(refusals)}: "
                 "choose another extension such as .mkv, or another --encoder"
             )
-        if choice.codec != codec and asked == "auto" and self._format != "yuv4mpegpipe":
+        other = self._format == "yuv4mpegpipe" or is_image(self.destination)
+        if (
+            choice.codec != codec
+            and asked == "auto"
+            and not other
+            and not is_image(self.reader.source)
+        ):
             self._lose(
                 f"the {codec} coding: written as {choice.codec} by {choice.encoder}",
                 "codec parameters",
@@ -614,6 +629,10 @@ class VideoWriter:
         context.color_primaries = int(first.color_primaries)
         context.color_trc = int(first.color_trc)
         context.colorspace = int(first.colorspace)
+        conversion = self._conversion(first, choice)
+        if conversion:
+            context.colorspace = conversion.get("dst_colorspace", 0)
+            context.color_range = conversion.get("dst_color_range", 2)
         if choice.encoder == "mjpeg":
             context.color_range = 2  # JPEG is full range; the encoder refuses anything else
         context.thread_count = 0
@@ -677,8 +696,35 @@ class VideoWriter:
             reorders,
             variable,
             time_base,
+            conversion,
         )
         self.stream_map[source.index] = stream.index
+
+    def _conversion(self, first: av.VideoFrame, choice: Choice) -> dict[str, int]:
+        """How to convert pictures whose kind of colour the encoder does not take, else nothing.
+
+        Numbers are AVColorSpace (1 BT.709, 5 BT.601) and AVColorRange (1 limited, 2 full).
+        """
+        before, after = first.format, VideoFormat(choice.pix_fmt)
+        layout = self.reader.info.layout
+        matrix = {"bt601": 5, "smpte240m": 7, "bt2020": 9}.get(layout.matrix, 1)
+        ours = {"src_colorspace": matrix, "src_color_range": 2 if layout.full_range else 1}
+        if before.is_rgb and not after.is_rgb and layout.kind == "rgb":
+            full = choice.encoder == "mjpeg"
+            small = first.height < 720 and first.width < 1280
+            return {
+                "dst_colorspace": 5 if full or small else 1,
+                "dst_color_range": 2 if full else 1,
+            }
+        if after.is_rgb and not before.is_rgb and layout.kind == "yuv":
+            return ours | {"dst_color_range": 2}
+        if (
+            self._format == "image2"
+            and choice.encoder == "mjpeg"
+            and not is_image(self.reader.source)
+        ):
+            return ours | {"dst_colorspace": 5, "dst_color_range": 2}  # JFIF: BT.601, full range
+        return {}
 
     def _dress(self, stream: Any, source: Any) -> None:
         """Tags, disposition and, in MPEG-TS, the PID."""
