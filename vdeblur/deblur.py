@@ -168,9 +168,9 @@ def deblur_video(
         writer.close()
         report.frames = writer.frames_written
         if check and reader.path is not None and writer.temporary is not None:
-            report.differences = _check(reader, writer)
+            report.differences, report.lost = _check(reader, writer)
         writer.finish()
-        report.kept, report.lost = writer.kept, writer.lost
+        report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
         report.notes = reader.notes + deblurrer.notes[before:]
     report.seconds = time.monotonic() - began
@@ -268,11 +268,26 @@ def batch_size(batch: int | Literal["auto"], deblurrer: Deblurrer) -> int:
     return batch
 
 
-def _check(reader: VideoReader, writer: VideoWriter) -> list[str]:
-    """The quick part of `vdeblur verify`, on the output under its temporary name."""
+#: What any container must keep; the rest of the checks depends on what a container can say.
+_ESSENTIAL = {
+    "container",
+    "decoding",
+    "frame count",
+    "packet count",
+    "packet data",
+    "A/V offset",
+    "picture size",
+}
+
+
+def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[str]]:
+    """The quick part of `vdeblur verify`, on the output under its temporary name.
+
+    Returns what differs, and what another kind of container, asked for, could not take over.
+    """
     whole = not reader.start and reader.duration is None
     if not whole or is_pattern(str(writer.destination)) or not writer.verifiable:
-        return []
+        return [], []
     assert reader.path is not None
     assert writer.temporary is not None
     checks = verify(
@@ -283,4 +298,9 @@ def _check(reader: VideoReader, writer: VideoWriter) -> list[str]:
         stream_map=writer.stream_map,
         frame_times=reader.frame_times,
     )
-    return [f"{c.name}: {c.detail}" for c in checks if not c.passed]
+    failed = [check for check in checks if not check.passed]
+    own = [c for c in failed if writer.converts and c.name not in _ESSENTIAL]
+    return (
+        [f"{c.name}: {c.detail}" for c in failed if c not in own],
+        [f"{c.name}, in this container: {c.detail}" for c in own],
+    )

@@ -9,15 +9,17 @@ import struct
 from pathlib import Path
 
 _HEADERS = 1 << 20  # hdrl is at the front and far smaller
-_AC3 = 0x2000
+_BY_FRAMES = {0x0055, 0x2000}  # WAVE_FORMAT_MPEGLAYER3 and AC-3
 
 
-def time_ac3_by_frames(path: Path, packets: list[int]) -> None:
-    """Declare the AC-3 streams of an AVI to be timed by frames; packets: their counts, in order.
+def time_sound_by_frames(path: Path, packets: list[int]) -> None:
+    """Declare the MP3 and AC-3 streams of an AVI to be timed by frames.
+
+    packets: how many each of them has, in order.
 
     The muxer takes the block size of a copied stream for a constant number of bytes a sample, and
-    every packet is then read back with time 0. FFmpeg's own program clears the field before it
-    muxes (ffmpeg_mux_init.c, "ac3 block_align").
+    every packet is then read back with time 0. FFmpeg's own program clears the block size of
+    these two before it muxes (ffmpeg_mux_init.c, streamcopy_init).
     """
     with path.open("r+b") as file:
         head = file.read(_HEADERS)
@@ -25,7 +27,7 @@ def time_ac3_by_frames(path: Path, packets: list[int]) -> None:
         while at >= 0 and left:
             form = head.find(b"strf", at)
             (tag,) = struct.unpack_from("<H", head, form + 8)
-            if head[at + 8 : at + 12] == b"auds" and tag == _AC3:
+            if head[at + 8 : at + 12] == b"auds" and tag in _BY_FRAMES:
                 file.seek(at + 8 + 32)
                 file.write(struct.pack("<I", left.pop(0)))  # dwLength
                 file.seek(at + 8 + 44)

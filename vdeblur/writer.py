@@ -43,7 +43,7 @@ from vdeblur.reader import VideoReader, is_image, is_pattern
 
 # Tags that the muxer writes itself, or that describe the file that was.
 _CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
-_STREAM_TAGS = {"encoder", "rotate", "DURATION"}
+_STREAM_TAGS = {"encoder", "rotate", "duration"}
 
 # Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
 # (movflags use_metadata_tags).
@@ -140,25 +140,6 @@ def format_name(destination: str | Path, source_format: str, asked: str | None =
     return name
 
 
-#: Checks of `vdeblur.verify` that depend on the kind of container.
-_CONTAINER_OWN = (
-    "chroma location",
-    "codec parameters",
-    "disposition",
-    "duration",
-    "faststart",
-    "frame duration",
-    "language",
-    "maker boxes",
-    "metadata",
-    "packet duration",
-    "packet timestamps",
-    "start time",
-    "stream metadata",
-    "timecode",
-)
-
-
 def _muxers(demuxer: str) -> set[str]:
     """Names of muxers that write the kind of file that libav's demuxer `demuxer` reads."""
     names = set(demuxer.split(","))
@@ -226,9 +207,8 @@ class VideoWriter:
         self._last_dts: dict[int, int] = {}
         self._finished = False
         self.temporary: Path | None = None
-        if self._format not in _muxers(reader.container.format.name):
-            # Another container has its own tags and clock; pictures, order and payloads must agree.
-            self.known_losses.update(_CONTAINER_OWN)
+        #: The output is another kind of container, with tags and a clock of its own.
+        self.converts = self._format not in _muxers(reader.container.format.name)
         self._prepare()
 
     def __enter__(self) -> Self:
@@ -423,7 +403,7 @@ class VideoWriter:
         self._global_header = bool(abilities & _FLAGS["global_header"])
         shifted = not self._whole
         output.metadata.update(
-            {k: v for k, v in source.metadata.items() if k not in _CONTAINER_TAGS}
+            {k: v for k, v in source.metadata.items() if k.lower() not in _CONTAINER_TAGS}
         )
         if not shifted:
             chapters = source.chapters()
@@ -469,8 +449,8 @@ class VideoWriter:
             custom = {
                 key
                 for key in source.metadata
-                if key not in _CONTAINER_TAGS
-                and key.split("-")[0] not in _MP4_TAGS
+                if key.lower() not in _CONTAINER_TAGS
+                and key.lower().split("-")[0] not in _MP4_TAGS
                 and key != "firmware"
             }
             if custom and not covers:
@@ -728,7 +708,9 @@ class VideoWriter:
 
     def _dress(self, stream: Any, source: Any) -> None:
         """Tags, disposition and, in MPEG-TS, the PID."""
-        stream.metadata.update({k: v for k, v in source.metadata.items() if k not in _STREAM_TAGS})
+        stream.metadata.update(
+            {k: v for k, v in source.metadata.items() if k.lower() not in _STREAM_TAGS}
+        )
         stream.disposition = source.disposition
         if self._format == "mpegts" and "mpegts" in self.reader.container.format.name:
             stream.id = source.id
@@ -761,7 +743,7 @@ class VideoWriter:
                     mime = source.metadata.get("mimetype", "image/jpeg")
                     attachment = self._output.add_attachment(name, mime, bytes(item))
                     attachment.metadata.update(
-                        {k: v for k, v in source.metadata.items() if k not in _STREAM_TAGS}
+                        {k: v for k, v in source.metadata.items() if k.lower() not in _STREAM_TAGS}
                     )
                     self.stream_map[source.index] = attachment.index
                     self.kept.append("cover picture")
@@ -814,9 +796,14 @@ class VideoWriter:
             return
         if self._format == "avi" and self.temporary:
             streams = self.reader.container.streams
-            ac3 = [n for i, n in self._copied.items() if streams[i].codec_context.name == "ac3"]
+            framed = {"ac3", "mp3"}
+            counts = [
+                self._copied.get(i, 0)
+                for i in self._copies
+                if streams[i].codec_context.codec.canonical_name in framed
+            ]
             with self._reporting():
-                riff.time_ac3_by_frames(self.temporary, ac3)
+                riff.time_sound_by_frames(self.temporary, counts)
         if not (source and self.reader.iso and self._iso_output and self.temporary):
             return
         streams = [i for i in self.reader.roles if self._to_graft(i)]
