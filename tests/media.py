@@ -161,9 +161,9 @@ def make(path: Path, media: Media) -> Path:
         if media.script:
             script = path.with_suffix(".ass")
             script.write_text(media.script)
-            with av.open(str(script)) as subtitles:
-                stream = container.add_stream_from_template(subtitles.streams[0])
-                for packet in subtitles.demux(0):
+            with av.open(str(script)) as lines:
+                stream = container.add_stream_from_template(lines.streams[0])
+                for packet in lines.demux(0):
                     if packet.size:
                         packet.stream = stream
                         packets.append(packet)
@@ -188,11 +188,12 @@ def make(path: Path, media: Media) -> Path:
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
     if media.maker:
-        other = path.with_name("maker.mp4")
+        maker = path.with_name("maker.mp4")
         payload = boxes._box(b"udta", boxes._join(media.maker))
         movie = boxes._box(b"mvhd", bytes(12) + (1000).to_bytes(4, "big") + bytes(84))
-        other.write_bytes(boxes._box(b"moov", movie + payload))
-        boxes.graft(other, path, track_indices=[])
+        maker.write_bytes(boxes._box(b"moov", movie + payload))
+        boxes.graft(maker, path, track_indices=[])
+        maker.unlink()
     return path
 
 
@@ -332,9 +333,8 @@ def picture(number: int, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 
     """A frame of noise over all codes of its format, out-of-gamut ones included; seeded."""
     frame = av.VideoFrame(*size, pix_fmt)
     random = np.random.default_rng([number, *pix_fmt.encode(), *size])
-    for plane, view in zip(frame.planes, samples(frame), strict=True):
-        np.frombuffer(plane, np.uint8)[:] = 0
-        bits = frame.format.components[0].bits
+    bits = frame.format.components[0].bits
+    for view in samples(frame):
         view[...] = random.integers(0, 1 << bits, view.shape)
     return frame
 
@@ -358,7 +358,7 @@ def write_frames(
     rate: int = 25,
     colour: tuple[int, int, int, int] = (0, 2, 2, 2),
     options: dict[str, str] | None = None,
-    sound: bool = False,
+    sound: str = "",
     form: str | None = None,
     first: int = 0,
 ) -> Path:
@@ -370,7 +370,7 @@ def write_frames(
     strict = {"strict": "-1"} if path.suffix == ".y4m" else {}
     with av.open(str(path), "w", format=form, container_options=strict) as container:
         stream: Any = None
-        track: Any = container.add_stream("aac", rate=48_000, layout="mono") if sound else None
+        track: Any = container.add_stream(sound, rate=48_000, layout="mono") if sound else None
         packets: list[Any] = _audio_packets(track, Audio()) if sound else []
         for number, frame in enumerate(frames, first):
             if stream is None:

@@ -66,7 +66,7 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """An MP4 with its index at the end."""
     path = tmp_path_factory.mktemp("movie") / "movie.mp4"
     frames = (scene(n, size=(96, 64)) for n in range(30))
-    return write_frames(path, frames, "libx264", sound=True).read_bytes()
+    return write_frames(path, frames, "libx264", sound="aac").read_bytes()
 
 
 def names(folder: Path) -> set[str]:
@@ -104,6 +104,14 @@ def test_quiet_and_json(tmp_path: Path, clip: Path, run: Run) -> None:
     assert report["frames"] == 6
     assert report["output"] == str(tmp_path / "b.mkv")
     assert {"lost", "kept", "damage", "differences", "replaced", "seconds"} <= set(report)
+
+
+@pytest.mark.xfail(reason="SVT-AV1 prints its settings on standard error (SVT_LOG=1 silences it)")
+def test_quiet_with_every_encoder(tmp_path: Path, clip: Path, run: Run) -> None:
+    source = write_frames(tmp_path / "a.mkv", [scene(0), scene(1)])
+    for encoder in ("libx264", "libx265", "libvpx-vp9", "libsvtav1"):
+        output = tmp_path / f"{encoder}.mkv"
+        assert run(source, "-o", output, "--quiet", "--encoder", encoder) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["two words.mkv", "Überfahrt 東京.mkv", "100%.mkv", "a[1].mkv"])
@@ -406,7 +414,11 @@ def test_damaged_packets(tmp_path: Path, run: Run) -> None:
     source = make(tmp_path / "a.mp4", PLAIN)
     data = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
-        places = [(p.pos, float(p.pts * p.time_base)) for p in container.demux(video=0) if p.size]
+        places = [
+            (p.pos, float(p.pts * p.time_base))
+            for p in container.demux(video=0)
+            if p.size and p.pts is not None
+        ]
     for place, _ in places[10:14]:
         assert place
         data[place + 4 : place + 40] = b"\xff" * 36
@@ -458,7 +470,7 @@ def test_pipes(tmp_path: Path, kind: str) -> None:
     )
     source = tmp_path / f"a{suffix}"
     sound = kind in ("mpegts", "mp4")
-    write_frames(source, (scene(n) for n in range(8)), codec, sound=sound)
+    write_frames(source, (scene(n) for n in range(8)), codec, sound="aac" if sound else "")
     with source.open("rb") as file:
         done = command("-", "-o", "-", "--crf", "1", stdin=file)
     assert done.returncode == 0, done.stderr.decode()
@@ -482,11 +494,12 @@ def test_pipes(tmp_path: Path, kind: str) -> None:
 def long(tmp_path: Path) -> Path:
     """Something to do for a while."""
     path = tmp_path / "long.y4m"
-    frame = bytes(bytearray(range(256)) * 6 * 192)[: 640 * 480 * 3 // 2].ljust(640 * 480 * 3 // 2)
+    noise = np.random.default_rng(0)
+    frames = [noise.bytes(320 * 240 * 3 // 2) for _ in range(8)]
     with path.open("wb") as file:
-        file.write(b"YUV4MPEG2 W640 H480 F25:1 C420jpeg\n")
-        for _ in range(400):
-            file.write(b"FRAME\n" + frame)
+        file.write(b"YUV4MPEG2 W320 H240 F25:1 C420jpeg\n")
+        for n in range(160):
+            file.write(b"FRAME\n" + frames[n % 8])
     return path
 
 
@@ -495,14 +508,15 @@ def long(tmp_path: Path) -> Path:
 def test_signals(long: Path, number: str, code: int) -> None:
     folder = long.parent
     words = [sys.executable, "-m", "vdeblur", "video", str(long), "-o", str(folder / "out.mkv")]
-    words += ["--model", "identity", "--encoder", "libx264", "--preset", "veryslow"]
+    words += ["--model", "identity", "--encoder", "libx264", "--preset", "placebo"]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
     try:
         give_up = time.monotonic() + 40
-        while not any(p.stat().st_size for p in folder.glob(".out.*")):
+        while not list(folder.glob(".out.*")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < give_up
             time.sleep(0.05)
+        time.sleep(0.7)
         begin = time.monotonic()
         os.kill(process.pid, getattr(signal, number))
         _, err = process.communicate(timeout=20)
@@ -517,3 +531,36 @@ def test_signals(long: Path, number: str, code: int) -> None:
         assert b"Traceback" not in err
         assert b"stopped" in err
         assert names(folder) == {"long.y4m"}
+
+
+@pytest.mark.xfail(reason="the thread that reads standard input makes the interpreter abort")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_stopped_while_it_waits_for_a_pipe(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vdeblur", "video", "-", "-o", str(tmp_path / "out.mkv")]
+    process = subprocess.Popen(
+        [*words, "--model", "identity"], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdin is not None
+        frame = b"FRAME\n" + bytes(64 * 48 * 3 // 2)
+        process.stdin.write(b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n" + frame * 200)
+        process.stdin.flush()
+        give_up = time.monotonic() + 40
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        while process.poll() is None and time.monotonic() < begin + 10:
+            time.sleep(0.05)
+        took = time.monotonic() - begin
+        assert process.returncode == 130
+        assert took < 3
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

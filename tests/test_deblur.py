@@ -224,7 +224,13 @@ def test_a_part(tmp_path: Path, suffix: str) -> None:
     frames = (scene(n) for n in range(25))
     codec = "mpeg4" if suffix == ".avi" else "libx264"
     options = {"g": "12", "bf": "0" if suffix == ".avi" else "2"}
-    write_frames(source, frames, codec, options=options, sound=True)
+    write_frames(
+        source,
+        frames,
+        codec,
+        options=options,
+        sound="libmp3lame" if suffix == ".avi" else "aac",
+    )
     theirs = read_frames(source)
     begin = theirs[0][0]
     for start, duration in ((0.2, 0.2), (0.28, None), (None, 0.12), (0.0, 9.0)):
@@ -253,9 +259,12 @@ def test_a_part(tmp_path: Path, suffix: str) -> None:
         for number, (at, _) in enumerate(ours):
             assert abs(at - origin - (theirs[first + number][0] - theirs[first][0])) < 0.002
         with av.open(str(output)) as container:
-            packets = [p for p in container.demux(audio=0) if p.size and p.pts is not None]
-        assert packets
-        times = [float(p.pts * p.time_base) - float(origin) for p in packets]
+            times = [
+                float(p.pts * p.time_base - origin)
+                for p in container.demux(audio=0)
+                if p.size and p.pts is not None
+            ]
+        assert times
         whole = 0.77 - (start or 0)
         assert min(times) < 0.05
         assert max(times) <= min(whole, duration or whole) + 0.03
@@ -446,7 +455,7 @@ def test_names_of_outputs(tmp_path: Path, colours: Path) -> None:
 def test_impossible_options(tmp_path: Path, colours: Path) -> None:
     for options in ({"batch": 0}, {"strength": -1.0}, {"tile": 3}, {"precision": "fp8"}):
         with pytest.raises(UsageError):
-            deblur_video(colours, tmp_path / "a.mkv", model="identity", **options)  # type: ignore[arg-type]
+            deblur_video(colours, tmp_path / "a.mkv", model="identity", **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -190,9 +190,9 @@ def toy() -> tuple[MIMOUNet, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     model = MIMOUNet(base=8, blocks=1, unshuffle=1)
     model.start_as_identity()
-    pairs = make_pairs(sharp(4, 64), margin=16, options=PURE, generator=seeded())
+    pairs = make_pairs(sharp(2, 64), margin=16, options=PURE, generator=seeded())
     batch = tuple(image.mul(255).round().byte() for image in pairs)
-    return model, [(batch[0], batch[1])] * 60
+    return model, [(batch[0], batch[1])] * 40
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         state_file=state,
         on_report=lambda progress, _: losses.append(progress),
     )
-    assert losses[-1].loss < 0.9 * losses[0].loss
-    assert losses[-1].step == 60
+    assert losses[-1].loss < 0.96 * losses[0].loss
+    assert losses[-1].step == 40
     assert distance(averaged) < 0.95 * before
     assert not any(p.requires_grad for p in averaged.parameters())
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
@@ -233,7 +233,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         state_file=state,
         on_report=lambda progress, _: more.append(progress),
     )
-    assert more[0].step == 61
+    assert more[0].step == 41
     assert distance(resumed) < 0.95 * before
 
 
