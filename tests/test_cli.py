@@ -106,7 +106,6 @@ def test_quiet_and_json(tmp_path: Path, clip: Path, run: Run) -> None:
     assert {"lost", "kept", "damage", "differences", "replaced", "seconds"} <= set(report)
 
 
-@pytest.mark.xfail(reason="SVT-AV1 prints its settings on standard error (SVT_LOG=1 silences it)")
 def test_quiet_with_every_encoder(tmp_path: Path, clip: Path, run: Run) -> None:
     source = write_frames(tmp_path / "a.mkv", [scene(0), scene(1)])
     for encoder in ("libx264", "libx265", "libvpx-vp9", "libsvtav1"):
@@ -533,7 +532,6 @@ def test_signals(long: Path, number: str, code: int) -> None:
         assert names(folder) == {"long.y4m"}
 
 
-@pytest.mark.xfail(reason="the thread that reads standard input makes the interpreter abort")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_stopped_while_it_waits_for_a_pipe(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "vdeblur", "video", "-", "-o", str(tmp_path / "out.mkv")]

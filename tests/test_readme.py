@@ -19,7 +19,8 @@ FRAMES = 12
 
 def pictures(path: Path) -> list[NDArray[np.uint8]]:
     with av.open(str(path)) as container:
-        return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)][:FRAMES]
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        return [np.asarray(frame, np.uint8) for frame in frames[:FRAMES]]
 
 
 def test_the_first_example_brings_the_sample_closer_to_the_sharp_original(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
+    # A pipe that says nothing more is left behind on purpose when the program ends.
+    warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         return int(args.run(args))

@@ -70,7 +70,7 @@ class Report:
 def default_output(source: str | Path) -> str:
     """`ride.mp4` → `ride_deblurred.mp4`; a pattern keeps its number; `-` stays a pipe.
 
-    A container that cannot be written (RealMedia, WTV …) becomes Matroska.
+    A container that cannot be written becomes Matroska.
     """
     if str(source) == "-":
         return "-"

@@ -6,6 +6,7 @@ Knows libav's encoders; knows no files and no streams.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _ENCODERS = {
     "flv1": "flv",
     "webp": "libwebp",
 }
+
+_STILLS = frozenset({"png", "apng", "mjpeg", "webp", "tiff", "jpegxl", "jpeg2000", "gif"})
 
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 
@@ -209,6 +212,7 @@ def _quality(
     elif name == "libx265":
         wanted = {"preset": preset or "medium", "crf": level(17), "x265-params": "log-level=error"}
     elif name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints its settings otherwise
         wanted = {"preset": preset or "8", "crf": level(18)}
     elif name == "libvpx-vp9":
         wanted = {"deadline": "good", "cpu-used": preset or "4", "row-mt": "1", "crf": level(18)}
@@ -308,11 +312,14 @@ def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str])
     return {}
 
 
-def side_data_bytes(frame: Any) -> dict[str, bytes]:
-    """Raw side data of a decoded frame by libav name.
+def side_data_bytes(frame: Any, codec: str) -> dict[str, bytes]:
+    """Raw side data of a frame that `codec` (libav's canonical name) decoded, by libav name.
 
-    Empty when there is a kind that PyAV has no name for: it then lists none (Exif of FFmpeg 8).
+    Empty for pictures: PyAV 18.1 frees the name of an ICC profile, which the frame still owns, and
+    the process aborts. Empty, too, where PyAV has no name for a kind: it then lists none.
     """
+    if codec in _STILLS:
+        return {}
     try:
         return {cast(str, item.type.name): bytes(item) for item in frame.side_data}
     except ValueError:

@@ -7,9 +7,8 @@ colour tags stay with them. Knows libav; knows no torch, no CUDA, no network and
 from __future__ import annotations
 
 import errno
-import io
+import os
 import re
-import shutil
 import sys
 import tempfile
 from array import array
@@ -282,17 +281,18 @@ class VideoReader:
             return True
 
     def _pipe(self) -> Any:
-        raw = cast(io.BufferedReader, sys.stdin.buffer)
-        head = raw.peek(12)[:12]
+        pipe = _Pipe(sys.stdin.fileno())
+        head = pipe.peek(12)
         if not head:
             raise InputError("standard input is empty: pipe a video into vdeblur")
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
             # An MP4 needs its index, which may come last: spool it to a file without a name.
             self._spool = cast("IO[bytes]", tempfile.TemporaryFile())  # noqa: SIM115
-            shutil.copyfileobj(raw, self._spool, 1 << 20)
+            while part := pipe.read(1 << 20):
+                self._spool.write(part)
             self._spool.seek(0)
             return self._spool
-        return _Unseekable(raw)
+        return pipe
 
     # -- looking around --------------------------------------------------------------------------
 
@@ -556,14 +556,31 @@ class VideoReader:
             )
 
 
-class _Unseekable:
-    """A pipe as libav wants it: only `read`, so that nothing tries to seek."""
+class _Pipe:
+    """Standard input as libav wants a pipe: only `read`, so that nothing tries to seek.
 
-    def __init__(self, raw: io.BufferedReader) -> None:
-        self._raw = raw
+    Reads the descriptor itself: a thread that waits in Python's buffered reader holds a lock, and
+    the interpreter aborts when it cannot take it at the end.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._head = descriptor, b""
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end; they stay to be read."""
+        while len(self._head) < size:
+            part = os.read(self._descriptor, size - len(self._head))
+            if not part:
+                break
+            self._head += part
+        return self._head
 
     def read(self, size: int) -> bytes:
-        return self._raw.read(size)
+        """Up to `size` bytes; none at the end."""
+        if self._head:
+            part, self._head = self._head[:size], self._head[size:]
+            return part
+        return os.read(self._descriptor, size)
 
 
 def _reason(error: BaseException) -> str:
@@ -690,6 +707,7 @@ class _Shape:
         self.time_base: Fraction = stream.time_base or first.time_base or Fraction(1, 90000)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self.step = max(1, round(1 / (rate * self.time_base)))
+        self.noted: tuple[int, int] | None = None  # the size of the last change that was reported
         self.next: int | None = None
         self.last = 0
         # AVI has decoding times only; libav's guesses at presentation times go back and forth.
@@ -699,7 +717,8 @@ class _Shape:
         """The planes of `picture`, after conversion where its size or format needs one."""
         damage = self.reader.damage
         changed = (picture.width, picture.height) != (self.width, self.height)
-        if changed:
+        if changed and (picture.width, picture.height) != self.noted:
+            self.noted = (picture.width, picture.height)
             damage.note(
                 f"the picture changes from {self.width}x{self.height} to "
                 f"{picture.width}x{picture.height} at {picture.time or 0:.2f} s: "

@@ -9,17 +9,17 @@ import struct
 from pathlib import Path
 
 _HEADERS = 1 << 20  # hdrl is at the front and far smaller
-_BY_FRAMES = {0x0055, 0x2000}  # WAVE_FORMAT_MPEGLAYER3 and AC-3
+_BY_FRAMES = {0x0055, 0x00FF, 0x2000}  # MP3, AAC and AC-3
 
 
 def time_sound_by_frames(path: Path, packets: list[int]) -> None:
-    """Declare the MP3 and AC-3 streams of an AVI to be timed by frames.
+    """Declare the MP3, AAC and AC-3 streams of an AVI to be timed by frames.
 
     packets: how many each of them has, in order.
 
     The muxer takes the block size of a copied stream for a constant number of bytes a sample, and
     every packet is then read back with time 0. FFmpeg's own program clears the block size of
-    these two before it muxes (ffmpeg_mux_init.c, streamcopy_init).
+    such streams before it muxes (ffmpeg_mux_init.c, streamcopy_init).
     """
     with path.open("r+b") as file:
         head = file.read(_HEADERS)

@@ -398,7 +398,7 @@ def _look(stream: _Stream, frame: Any, field_order: _FieldOrder) -> None:
     stream.frame_pts.append(_NONE if frame.pts is None else frame.pts)
     stream.frame_durations.append(frame.duration or 0)
     stream.errors += bool(frame.is_corrupt)
-    side = side_data_bytes(frame)
+    side = side_data_bytes(frame, stream.codec)
     look = {
         "picture size": (frame.width, frame.height),
         "pixel format": frame.format.name,

@@ -48,6 +48,7 @@ _STREAM_TAGS = {"encoder", "rotate", "duration"}
 # Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
 # (movflags use_metadata_tags).
 _MP4_TAGS = {
+    "timecode",
     "title",
     "artist",
     "album_artist",
@@ -208,7 +209,10 @@ class VideoWriter:
         self._finished = False
         self.temporary: Path | None = None
         #: The output is another kind of container, with tags and a clock of its own.
-        self.converts = self._format not in _muxers(reader.container.format.name)
+        self.converts = self._format not in _muxers(reader.container.format.name) or (
+            reader.path is not None
+            and reader.path.suffix.lower() != Path(destination).suffix.lower()
+        )
         self._prepare()
 
     def __enter__(self) -> Self:
@@ -416,7 +420,9 @@ class VideoWriter:
             )
         for stream in source.streams:
             role = self.reader.roles[stream.index]
-            label = _label(stream)
+            track = self.reader.tracks.get(stream.index)
+            known = stream.type == "data" and track is not None
+            label = f"data {track.fourcc}" if known and track else _label(stream)
             if role == "video":
                 self._add_video(stream)
             elif role == "cover":
@@ -498,7 +504,7 @@ class VideoWriter:
         context = source.codec_context
         codec = context.codec.canonical_name
         arriving = first.format.name
-        side = side_data_bytes(first)
+        side = side_data_bytes(first, codec)
         refusals: list[str] = []
         asked = self.encode.encoder
         default = "rawvideo" if self._format == "yuv4mpegpipe" else self._output.default_video_codec
@@ -531,6 +537,12 @@ class VideoWriter:
         for choice in choices:
             name = choice.encoder
             if len(names) > 1 and not opens(choice, first.width, first.height, rate):
+                plain = choose_settings(name, arriving, EncodeOptions(), profile=context.profile)
+                if encode != EncodeOptions() and opens(plain, first.width, first.height, rate):
+                    raise EncoderError(
+                        f"encoder {name} does not accept these settings: "
+                        "check --crf, --bitrate, --preset and --pix-fmt"
+                    )
                 refusals.append(name)
                 continue
             stream = self._new_stream(source, choice, codec, rate)
@@ -711,12 +723,19 @@ class VideoWriter:
         stream.metadata.update(
             {k: v for k, v in source.metadata.items() if k.lower() not in _STREAM_TAGS}
         )
+        if self._iso_output and "name" in source.metadata:
+            stream.metadata.setdefault("title", source.metadata["name"])  # read as one, written as
         stream.disposition = source.disposition
         if self._format == "mpegts" and "mpegts" in self.reader.container.format.name:
             stream.id = source.id
 
     def _add_copy(self, source: Any, label: str) -> None:
         assert self._output is not None
+        # These are taken as streams and then refused with the whole header.
+        attached = source.type == "attachment" and self._format != "matroska"
+        if attached or (source.type == "data" and self.converts):
+            self._lose(f"{label}: {self._format} cannot hold it", source.index)
+            return
         try:
             stream: Any = self._output.add_stream_from_template(source)
         except (ValueError, av.error.FFmpegError) as error:
@@ -796,7 +815,7 @@ class VideoWriter:
             return
         if self._format == "avi" and self.temporary:
             streams = self.reader.container.streams
-            framed = {"ac3", "mp3"}
+            framed = {"aac", "ac3", "mp3"}
             counts = [
                 self._copied.get(i, 0)
                 for i in self._copies
@@ -841,7 +860,8 @@ class VideoWriter:
         Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
         """
         track = self.reader.tracks.get(index)
-        data = self.reader.container.streams[index].type == "data"
+        # Subtitles too: the muxer puts empty samples of its own beside those of the source.
+        data = self.reader.container.streams[index].type in ("data", "subtitle")
         wanted = self.reader.roles[index] in ("graft", "copy") and data
         exists = track is not None and track.sample_count > 0
         return wanted and exists and self._iso_output and self._whole
