@@ -155,8 +155,6 @@ class _Video:
 
     stream: Any
     choice: Choice
-    size: tuple[int, int]
-    format: str  # what frames arrive in; converted when the encoder takes another
     counting: Fraction | None  # 1/rate, for encoders that time packets by their number
     reorders: bool
     variable: bool
@@ -633,12 +631,12 @@ class VideoWriter:
         if self._global_header:
             flags |= int(CodecFlags.global_header)
         options = dict(choice.options)
-        if first.interlaced_frame:
+        order = int(source.codec_context.field_order)
+        if first.interlaced_frame or order >= 2:  # AV_FIELD_TT and on: some pictures are fields
             if choice.encoder in ("libx265", "libsvtav1", "libvpx", "libvpx-vp9"):
                 self._lose(f"interlaced coding: {choice.encoder} codes frames only", "field order")
             flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
-            order = source.codec_context.field_order
-            options.setdefault("field_order", {3: "bb", 5: "bt"}.get(int(order), "tt"))
+            options.setdefault("field_order", {3: "bb", 5: "bt"}.get(order, "tt"))
         context.flags = flags
         if choice.bit_rate is not None:
             context.bit_rate = choice.bit_rate
@@ -682,8 +680,6 @@ class VideoWriter:
         self._videos[source.index] = _Video(
             stream,
             choice,
-            (first.width, first.height),
-            first.format.name,
             counting,
             reorders,
             variable,
