@@ -1,7 +1,7 @@
 """The command `vdeblur`: the only module that prints or exits.
 
 Exit codes: 0 done; 1 an error, said in one sentence; 2 bad usage; 3 done, but the source was
-damaged or something differs (said on stderr); 130 and 143 stopped by Ctrl-C and SIGTERM.
+damaged or something differs (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 class _Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that nothing half-written stays."""
+    """SIGTERM, or SIGHUP of a closed terminal: unwinds like Ctrl-C, leaving nothing behind."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
     # A pipe that says nothing more is left behind on purpose when the program ends.
     warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
-    previous = signal.signal(signal.SIGTERM, terminate)
+    stops = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+    # A program started under nohup ignores SIGHUP, and goes on doing so.
+    stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
+    previous = {stop: signal.signal(stop, terminate) for stop in stops}
     try:
         return int(args.run(args))
     except UsageError as error:
@@ -83,15 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("vdeblur: stopped; nothing unfinished was left behind")
         return 130
-    except _Terminated:
+    except _Terminated as signalled:
         _say("vdeblur: stopped; nothing unfinished was left behind")
-        return 143
+        return 128 + int(signalled.args[0])
     except BrokenPipeError:
         # Whoever read standard output has gone: that is theirs to decide.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for stop, handler in previous.items():
+            signal.signal(stop, handler)
 
 
 def _keep_pages() -> None:
