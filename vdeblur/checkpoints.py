@@ -83,7 +83,16 @@ def load_published(path: Path) -> dict[str, Tensor]:
         return {name.removeprefix("module."): t.float() for name, t in content.items()}
     except FileNotFoundError as error:
         raise ModelError(f"weights file {path} does not exist: check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        AttributeError,
+        LookupError,  # torch's unpickler looks an unknown opcode up
+        ValueError,
+        TypeError,
+    ) as error:
         raise ModelError(
             f"{path} is not a PyTorch checkpoint of plain tensors: "
             "use the published file as it was downloaded"

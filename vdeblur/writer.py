@@ -307,6 +307,11 @@ class VideoWriter:
         video = self._videos.get(frame.stream)
         if video is None:
             return
+        if self.frames_written and is_image(self.destination) and not is_pattern(self.destination):
+            raise OutputError(
+                f"{self.destination} is one picture and the source has several: "
+                "number them, as in frame_%05d.png"
+            )
         if video.variable:
             # Where frames are reordered, mp4's durations are those between decoding times, and
             # belong to other pictures: the next frame tells.
