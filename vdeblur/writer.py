@@ -521,6 +521,9 @@ class VideoWriter:
             names = ["png" if suffix == ".png" else "mjpeg"]
         rate = source.average_rate or source.guessed_rate or Fraction(25)
         encode = self.encode
+        if encode.pix_fmt is not None:
+            names = names[:1]  # the codec's own encoder takes it, or says what it takes
+            self.known_losses.add("pixel format")
         if is_image(self.reader.source) and self._format != "image2" and asked == "auto":
             # Pictures become a film that players play: not PNG or JPEG in a video container.
             names = [name for name in names if name not in ("png", "mjpeg")] or names
