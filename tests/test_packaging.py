@@ -56,5 +56,5 @@ def test_what_the_wheel_promises_is_there() -> None:
     package = Path(vdeblur.__file__).parent
     assert (package / "py.typed").is_file()
     assert project()["scripts"] == {"vdeblur": "vdeblur.cli:main"}
-    assert (package / "cli.py").is_file()
+    assert (package / "cli" / "__init__.py").is_file()
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")

@@ -1,36 +1,42 @@
 """The catalogue of networks: a name → what it is and how it is built.
 
-Every network maps (N, 3, H, W) RGB in [0, 1] to the same shape, and may say of itself:
-`size_multiple` (H and W must be multiples of it), `halo` (no output pixel depends on input further
-away, in pixels), `activations_per_pixel` (values alive at once in a forward pass, per input pixel)
-and `correction(x)` (forward(x) − x before it is rounded). Knows no files: weights are read by
-`vdeblur.checkpoints`.
+A network is one file with a `Network` class in it, one line in FAMILIES and one entry here. Knows
+no files: weights are read by `vdeblur.checkpoints`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-
 from vdeblur.errors import ModelError
+from vdeblur.models.identity import Identity
 from vdeblur.models.mimo_unet import MIMOUNet
+from vdeblur.models.network import GlobalMean, Network, share_means
 
-__all__ = ["Identity", "NetworkSpec", "build", "names", "spec"]
+__all__ = [
+    "FAMILIES",
+    "GlobalMean",
+    "Identity",
+    "Network",
+    "NetworkSpec",
+    "Score",
+    "build",
+    "names",
+    "share_means",
+    "spec",
+]
 
 
-class Identity(nn.Module):
-    """Returns its input: for testing everything around a network, and for measuring it."""
+@dataclass(frozen=True)
+class Score:
+    """A published result: mean PSNR in dB and SSIM on a dataset, and who says so."""
 
-    size_multiple = 1
-    halo = 0
-    activations_per_pixel = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → itself."""
-        return x
+    dataset: str
+    psnr: float
+    ssim: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class NetworkSpec:
 
     family: the architecture, as weights files name it. config: keyword arguments of its
     constructor; a weights file's own config goes before it. ships: its weights come with the
-    package. trained: it has weights at all.
+    package. trained: it has weights at all. ensemble: it is run with the geometric self-ensemble.
+    paper, licence: of the published network and its weights. page: where its authors publish
+    weights. url, sha256: a file of theirs that `vdeblur models fetch` may bring.
     """
 
     name: str
@@ -48,9 +56,16 @@ class NetworkSpec:
     config: Mapping[str, Any] = field(default_factory=dict)
     ships: bool = False
     trained: bool = True
+    ensemble: bool = False
+    paper: str = ""
+    licence: str = ""
+    page: str = ""
+    url: str = ""
+    sha256: str = ""
+    scores: tuple[Score, ...] = ()
 
 
-_FAMILIES: dict[str, Callable[..., nn.Module]] = {"mimo-unet": MIMOUNet, "identity": Identity}
+FAMILIES: dict[str, type[Network]] = {"mimo-unet": MIMOUNet, "identity": Identity}
 
 _CATALOGUE = {
     entry.name: entry
@@ -94,7 +109,7 @@ def spec(name: str) -> NetworkSpec:
         ) from None
 
 
-def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
+def build(name: str, config: Mapping[str, Any] | None = None) -> Network:
     """An untrained network, in the catalogue's configuration or in `config` instead.
 
     ModelError for an unknown name or a configuration that its family cannot have.
@@ -102,7 +117,7 @@ def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
     entry = spec(name)
     chosen = dict(entry.config if config is None else config)
     try:
-        return _FAMILIES[entry.family](**chosen)
+        return FAMILIES[entry.family](**chosen)
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"a {entry.family} network cannot have the config {chosen}: {error}"

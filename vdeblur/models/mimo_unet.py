@@ -6,6 +6,7 @@ Deblurring", ICCV 2021. Parameter names follow the published checkpoints. Knows 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from vdeblur.models.layers import (
     ResStage,
     ShallowConv,
 )
+from vdeblur.models.network import Network, Shapes, zero_parameters
 
 
-class MIMOUNet(nn.Module):
+class MIMOUNet(Network):
     """MIMO-UNet of any width and depth; base 32 with 8 blocks is the published network, 20 is "+".
 
     base: channels at full resolution. blocks: residual blocks per stage. unshuffle: the image is
@@ -37,7 +39,7 @@ class MIMOUNet(nn.Module):
         if base * 2 <= image:
             raise ValueError(f"base {base} is too narrow for {image} image channels")
         self.base, self.blocks, self.unshuffle = base, blocks, unshuffle
-        self.config: dict[str, Any] = {"base": base, "blocks": blocks, "unshuffle": unshuffle}
+        self.config = {"base": base, "blocks": blocks, "unshuffle": unshuffle}
         c1, c2, c4 = base, base * 2, base * 4
         self.Encoder = nn.ModuleList(ResStage(c, blocks) for c in (c1, c2, c4))
         self.feat_extract = nn.ModuleList(
@@ -96,12 +98,17 @@ class MIMOUNet(nn.Module):
 
     def start_as_identity(self) -> None:
         """Zero the output heads: an untrained network then returns its input."""
-        for head in (self.ConvsOut[0], self.ConvsOut[1], self.feat_extract[5]):
-            conv = head.get_submodule("main.0")
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        zero_parameters(*self.ConvsOut, self.feat_extract[5])
+
+    @classmethod
+    def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Width and rearrangement from the first convolution, depth by counting the blocks."""
+        first = shapes.get("feat_extract.0.main.0.weight", ())
+        blocks = {name.split(".")[3] for name in shapes if name.startswith("Encoder.0.layers.")}
+        if len(first) != 4 or not blocks or "SCM1.conv.main.0.weight" not in shapes:
+            return None
+        unshuffle = math.isqrt(first[1] // 3)
+        return {"base": first[0], "blocks": len(blocks), "unshuffle": unshuffle}
 
     def _run(self, x: Tensor, *, coarse: bool, add_images: bool = True) -> list[Tensor]:
         # The pyramid is made by nearest-neighbour halving, as published.

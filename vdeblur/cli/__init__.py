@@ -1,0 +1,78 @@
+"""The command `vdeblur`: the only module that prints or exits.
+
+Exit codes: 0 done; 1 an error, said in one sentence; 2 bad usage; 3 done, but the source was
+damaged or something differs (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and
+SIGHUP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+from vdeblur import __version__
+from vdeblur.cli import bench, verify, video
+from vdeblur.cli.common import say
+from vdeblur.errors import UsageError, VdeblurError
+
+_COMMANDS = (video, verify, bench)  # in the order that --help lists them
+
+
+class _Terminated(BaseException):
+    """SIGTERM, or SIGHUP of a closed terminal: unwinds like Ctrl-C, leaving nothing behind."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 2
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    # A pipe that says nothing more is left behind on purpose when the program ends.
+    warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
+    stops = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+    # A program started under nohup ignores SIGHUP, and goes on doing so.
+    stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
+    previous = {stop: signal.signal(stop, terminate) for stop in stops}
+    try:
+        return int(args.run(args))
+    except UsageError as error:
+        say(f"vdeblur: {error}")
+        return 2
+    except VdeblurError as error:
+        say(f"vdeblur: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("vdeblur: stopped; nothing unfinished was left behind")
+        return 130
+    except _Terminated as signalled:
+        say("vdeblur: stopped; nothing unfinished was left behind")
+        return 128 + int(signalled.args[0])
+    except BrokenPipeError:
+        # Whoever read standard output has gone: that is theirs to decide.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        for stop, handler in previous.items():
+            signal.signal(stop, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vdeblur", description="Deblur video: every frame restored, everything else kept."
+    )
+    parser.add_argument("--version", action="version", version=f"vdeblur {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
