@@ -28,12 +28,12 @@ from vdeblur.color import (
 )
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
-from vdeblur.models import Identity
+from vdeblur.models import GlobalMean, Identity, Network, share_means, spec
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 MIN_TILE = 128  # pixels; below, a tile is mostly overlap
-CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, where the halo asks for more
+CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, if the network says nothing
 FEATHER = 16  # pixels over which neighbouring tiles fade into each other
 # What is kept free of the memory that was found free: convolution workspaces, other programs.
 _MEMORY_SHARE = 0.8
@@ -68,8 +68,12 @@ class Deblurrer:
     weights: a file for a network given by name; None for those that ship. device: "auto" is CUDA,
     else Apple's MPS, else the CPU. precision: "auto" is fp16 on CUDA, fp32 elsewhere. tile: side in
     pixels of the square the network sees at once, overlap included; None is the whole picture,
-    "auto" the whole picture unless it would not fit the memory that is free. strength: share of the
-    network's correction that is applied, from 0.
+    "auto" the whole picture unless it would not fit the memory that is free. halo: pixels at a
+    tile's edge that are computed and dropped; "auto" is the network's own choice, its seams under
+    half an 8-bit level, "full" all that it sees, which makes tiles exact. strength: share of the
+    network's correction that is applied, from 0. ensemble: average the corrections of the picture's
+    eight rotations and reflections (Timofte et al., CVPR 2016), at eight times the cost; None is
+    what the catalogue says of the network. stage: which of the network's `stages` to take.
 
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
@@ -86,7 +90,10 @@ class Deblurrer:
         device: str | torch.device = "auto",
         precision: Precision = "auto",
         tile: int | Literal["auto"] | None = "auto",
+        halo: int | Literal["auto", "full"] = "auto",
         strength: float = 1.0,
+        ensemble: bool | None = None,
+        stage: str | None = None,
     ) -> None:
         if not (math.isfinite(strength) and strength >= 0):
             raise UsageError(f"strength is {strength}: choose a number from 0 (no change) upwards")
@@ -105,13 +112,19 @@ class Deblurrer:
         self.plans: dict[tuple[int, int], Plan] = {}
         self.notes: list[str] = []
         if isinstance(network, str):
+            if ensemble is None:
+                ensemble = spec(network).ensemble
             network = load_network(network, weights)
+        self.ensemble = bool(ensemble)
+        if stage is not None:
+            _choose_stage(network, stage)
         self.multiple = int(getattr(network, "size_multiple", 1))
-        self.context = min(int(getattr(network, "halo", CONTEXT)), CONTEXT)
+        self.context = _context(network, halo)
         values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
         self._bytes_per_pixel = values * self.dtype.itemsize + 4 * _COLOR_VALUES
         self.network = network.eval().to(device=self.device, dtype=self.dtype)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._global = any(isinstance(layer, GlobalMean) for layer in network.modules())
         # Its correction is 0 by construction: nothing needs to be computed.
         self._changes_nothing = isinstance(network, Identity) or strength == 0
 
@@ -187,12 +200,15 @@ class Deblurrer:
             # A reflection needs something to reflect; smaller pictures repeat their edge.
             mode = "reflect" if below < height and right < width else "replicate"
             rgb = F.pad(rgb, (0, right, 0, below), mode=mode)
-        if tile is None:
-            delta = self._delta(rgb)
+        if self.ensemble:
+            views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
+            delta = torch.zeros_like(rgb)
+            for turns, mirror in views:
+                delta += _turned_back(
+                    self._tiled(_turned(rgb, turns, mirror), tile), turns, mirror
+                ).div_(len(views))
         else:
-            delta = in_tiles(
-                self._delta, rgb, tile=tile, context=self.context, multiple=self.multiple
-            )
+            delta = self._tiled(rgb, tile)
         delta = delta[..., :height, :width]
         replaced = harmed(delta).view(-1, together).any(1)
         if self.strength != 1:
@@ -202,6 +218,27 @@ class Deblurrer:
             damaged = replaced.repeat_interleave(together)
             delta = delta.masked_fill(damaged[:, None, None, None], 0)
         return delta, replaced
+
+    def _tiled(self, rgb: Tensor, tile: int | None) -> Tensor:
+        """(N, 3, H, W) of legal size → Δ, computed whole or in tiles."""
+        if tile is None or max(rgb.shape[2:]) <= tile:
+            return self._delta(rgb)
+
+        def tiles(images: Tensor) -> Tensor:
+            return in_tiles(
+                self._delta, images, tile=tile, context=self.context, multiple=self.multiple
+            )
+
+        if not self._global:
+            return tiles(rgb)
+        # Channel attention weighs by means over what it sees: one set of them for a whole picture,
+        # or its tiles would differ in tone.
+        deltas = []
+        for picture in rgb[:, None]:
+            crops = sample_crops(picture, area=tile * tile, multiple=self.multiple)
+            with share_means(self.network, crops.to(self.dtype)):
+                deltas.append(tiles(picture))
+        return torch.cat(deltas)
 
     def _delta(self, rgb: Tensor) -> Tensor:
         """What the network adds to what it sees, float32: exactly 0 if it returns its input."""
@@ -275,6 +312,71 @@ class Deblurrer:
         failed = f"{width}×{height}" if plan.tile is None else f"tiles of {plan.tile}"
         self.notes.append(f"out of memory at {failed}: going on with tiles of {tile}")
         return Plan(batch=1, tile=tile)
+
+
+def _choose_stage(network: nn.Module, stage: str) -> None:
+    if not isinstance(network, Network):
+        raise UsageError(f"stage {stage}: this network has one prediction only, leave it out")
+    try:
+        network.stage = stage
+    except ValueError as error:
+        raise UsageError(
+            f"stage is {stage!r}: this network has {', '.join(network.stages)}"
+        ) from error
+
+
+def _context(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
+    """Pixels to compute and drop at a tile's edge."""
+    own: int | None = getattr(network, "halo", CONTEXT)
+    if halo == "full":
+        if own is None:
+            raise UsageError(
+                "halo is full, but this network weighs its channels by the whole picture: "
+                "no halo makes tiles exact, use --tile none"
+            )
+        return own
+    if halo != "auto":
+        if halo < 0:
+            raise UsageError(f"halo is {halo}: choose a number of pixels from 0, auto or full")
+        return halo
+    context = int(getattr(network, "context", CONTEXT))
+    return context if own is None else min(own, context)
+
+
+def _turned(images: Tensor, turns: int, mirror: bool) -> Tensor:
+    return torch.rot90(images.flip(3) if mirror else images, turns, (2, 3))
+
+
+def _turned_back(images: Tensor, turns: int, mirror: bool) -> Tensor:
+    images = torch.rot90(images, -turns, (2, 3))
+    return images.flip(3) if mirror else images
+
+
+def sample_crops(picture: Tensor, *, area: int, multiple: int) -> Tensor:
+    """Square crops spread evenly over a (1, C, H, W) picture, `area` pixels or less together.
+
+    Returns (K, C, side, side); sides and places are multiples of `multiple`. Four crops, as large
+    as the picture allows: small ones would be mostly border.
+    """
+    height, width = picture.shape[2:]
+    side = min(math.isqrt(area) // 2, height, width) // multiple * multiple
+    side = max(side, multiple)
+
+    def starts(size: int) -> list[int]:
+        # The middles of the halves.
+        middles = (size // 4, size - size // 4)
+        return [
+            min(max(middle - side // 2, 0), size - side) // multiple * multiple
+            for middle in middles
+        ]
+
+    return torch.cat(
+        [
+            picture[..., top : top + side, left : left + side]
+            for top in starts(height)
+            for left in starts(width)
+        ]
+    )
 
 
 def find_device(device: str | torch.device) -> torch.device:

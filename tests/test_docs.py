@@ -1,0 +1,49 @@
+"""The page on adding a network: its code is a network that works, within the promises it lists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vdeblur import models
+from vdeblur.checkpoints import load_network, save_weights
+from vdeblur.deblurrer import Deblurrer
+from vdeblur.models import Network, NetworkSpec
+
+PAGE = Path(__file__).parents[1] / "docs" / "adding-a-network.md"
+
+
+def test_the_network_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not PAGE.exists():
+        pytest.skip("not in this distribution")
+    file, families, entry = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
+    monkeypatch.setattr(models, "_CATALOGUE", dict(models._CATALOGUE))
+    space: dict[str, Any] = {"__name__": "plain"}
+    exec(compile(file, "plain.py", "exec"), space)
+    exec(families, space | {"FAMILIES": models.FAMILIES})
+    spec = eval(entry, {"NetworkSpec": NetworkSpec})
+    models._CATALOGUE[spec.name] = spec
+
+    torch.manual_seed(4)
+    network = models.build("plain")
+    assert isinstance(network, Network)
+    with torch.no_grad():
+        network.get_parameter("head.weight").mul_(0.2)
+    x = torch.rand(1, 3, 150, 333)
+    whole = Deblurrer(network, device="cpu", tile=None)(x)
+    tiled = Deblurrer(network, device="cpu", tile=128, halo="full")(x)
+    assert float((whole - x).abs().max()) > 1e-3
+    assert torch.allclose(tiled, whole, atol=1e-5)
+
+    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    assert type(network).config_of(shapes) == network.config == dict(spec.config)
+    weights = tmp_path / "plain.safetensors"
+    save_weights(weights, network.state_dict(), network="plain", config=network.config, half=False)
+    assert torch.allclose(load_network("plain", weights)(x), network(x), atol=1e-6)
+    network.start_as_identity()
+    assert torch.equal(network(x), x)
