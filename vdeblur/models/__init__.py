@@ -13,7 +13,11 @@ from typing import Any
 from vdeblur.errors import ModelError
 from vdeblur.models.identity import Identity
 from vdeblur.models.mimo_unet import MIMOUNet
+from vdeblur.models.mimo_unet_cfa import MIMOUNetCFA
+from vdeblur.models.mimo_unet_lite import MIMOUNetLite
+from vdeblur.models.mprnet import MPRNet
 from vdeblur.models.network import GlobalMean, Network, share_means
+from vdeblur.models.pss_nsc import PSSNSC
 
 __all__ = [
     "FAMILIES",
@@ -65,7 +69,20 @@ class NetworkSpec:
     scores: tuple[Score, ...] = ()
 
 
-FAMILIES: dict[str, type[Network]] = {"mimo-unet": MIMOUNet, "identity": Identity}
+FAMILIES: dict[str, type[Network]] = {
+    "mimo-unet": MIMOUNet,
+    "mimo-unet-cfa": MIMOUNetCFA,
+    "mimo-unet-lite": MIMOUNetLite,
+    "pss-nsc": PSSNSC,
+    "mprnet": MPRNet,
+    "identity": Identity,
+}
+
+_MIMO_UNET: dict[str, Any] = {
+    "paper": "Cho et al., Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021",
+    "licence": "the authors' repository names none: their weights are theirs, ask them",
+    "page": "https://github.com/chosj95/MIMO-UNet",
+}
 
 _CATALOGUE = {
     entry.name: entry
@@ -82,12 +99,67 @@ _CATALOGUE = {
             "mimo-unet",
             "MIMO-UNet as published (Cho et al., ICCV 2021), 6.8 million parameters",
             {"base": 32, "blocks": 8},
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 31.73, 0.951, "Cho et al., ICCV 2021"),),
         ),
         NetworkSpec(
             "mimo-unet-plus",
             "mimo-unet",
             "MIMO-UNet+ as published (Cho et al., ICCV 2021), 16.1 million parameters",
             {"base": 32, "blocks": 20},
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 32.45, 0.957, "Cho et al., ICCV 2021"),),
+        ),
+        NetworkSpec(
+            "mimo-unet-plusplus",
+            "mimo-unet",
+            "MIMO-UNet+, its weights run with the geometric self-ensemble (Cho et al., ICCV 2021)",
+            {"base": 32, "blocks": 20},
+            ensemble=True,
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 32.68, 0.959, "Cho et al., ICCV 2021"),),
+        ),
+        NetworkSpec(
+            "mimo-unet-cfa",
+            "mimo-unet-cfa",
+            "MIMO-UNet+ with features aggregated across scales; 16.2 million parameters",
+            {"base": 32, "blocks": 20, "scales": 3},
+        ),
+        NetworkSpec(
+            "mimo-unet-lite",
+            "mimo-unet-lite",
+            "MIMO-UNet of depthwise-separable convolutions, for CPUs and laptops",
+            {"base": 32, "blocks": 4, "unshuffle": 4},
+        ),
+        NetworkSpec(
+            "pss-nsc",
+            "pss-nsc",
+            "PSS-NSC as published (Gao et al., CVPR 2019), 3.9 million parameters; colours apart",
+            {"sharing": "both", "base": 32, "units": 4, "scales": 3},
+            paper="Gao et al., Dynamic Scene Deblurring with Parameter Selective Sharing and "
+            "Nested Skip Connections, CVPR 2019",
+            licence="the authors' repository names none: their weights are theirs, ask them",
+            page="https://github.com/firenxygao/deblur",
+            scores=(Score("GoPro", 30.92, 0.942, "Gao et al., CVPR 2019"),),
+        ),
+        NetworkSpec(
+            "mprnet",
+            "mprnet",
+            "MPRNet as published (Zamir et al., CVPR 2021), 20.1 million parameters; three stages",
+            {
+                "n_feat": 96,
+                "scale_unetfeats": 48,
+                "scale_orsnetfeats": 32,
+                "num_cab": 8,
+                "reduction": 4,
+            },
+            paper="Zamir et al., Multi-Stage Progressive Image Restoration, CVPR 2021",
+            licence="academic, non-commercial use only",
+            page="https://github.com/swz30/MPRNet",
+            scores=(
+                Score("GoPro", 32.66, 0.959, "Zamir et al., CVPR 2021"),
+                Score("HIDE", 30.96, 0.939, "Zamir et al., CVPR 2021"),
+            ),
         ),
         NetworkSpec("identity", "identity", "changes nothing; for tests", trained=False),
     )

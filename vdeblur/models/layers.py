@@ -1,10 +1,12 @@
 """Blocks shared by the network families. Knows tensors only: no files, no threads, no video.
 
 Submodule names (`main`, `layers`, `merge`, `conv`) are those of the published checkpoints, so that
-their state dicts load as they are; `tests/test_models.py` holds the outputs to the originals.
+their state dicts load as they are; `tests/test_parity.py` holds the outputs to the originals.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +47,16 @@ class BasicConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3×3 convolutions and a skip: (N, C, H, W) → the same shape."""
+    """Two 3×3 convolutions and a skip: (N, C, H, W) → the same shape.
 
-    def __init__(self, channels: int) -> None:
+    hidden: channels between the two, where pruning has left fewer than C.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = channels if hidden is None else hidden
         self.main = nn.Sequential(
-            BasicConv(channels, channels, 3), BasicConv(channels, channels, 3, relu=False)
+            BasicConv(channels, hidden, 3), BasicConv(hidden, channels, 3, relu=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +66,15 @@ class ResBlock(nn.Module):
 
 
 class ResStage(nn.Module):
-    """`blocks` residual blocks in a row: the EBlock and the DBlock of MIMO-UNet."""
+    """`blocks` residual blocks in a row: the EBlock and the DBlock of MIMO-UNet.
 
-    def __init__(self, channels: int, blocks: int) -> None:
+    hidden: the inner width of each block, where it is not `channels`.
+    """
+
+    def __init__(self, channels: int, blocks: int, hidden: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
+        widths = [channels] * blocks if hidden is None else hidden
+        self.layers = nn.Sequential(*(ResBlock(channels, width) for width in widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""

@@ -7,6 +7,7 @@ Deblurring", ICCV 2021. Parameter names follow the published checkpoints. Knows 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,12 +29,21 @@ class MIMOUNet(Network):
 
     base: channels at full resolution. blocks: residual blocks per stage. unshuffle: the image is
     rearranged to 1/unshuffle of its size with unshuffle² times the channels first (Shi et al., CVPR
-    2016, run backwards), which makes the network unshuffle² times cheaper.
+    2016, run backwards), which makes the network unshuffle² times cheaper. hidden: channels inside
+    each residual block, the encoder's three stages first, then the decoder's from coarse to fine,
+    where pruning has left fewer than the stage has (`vdeblur.training.prune`).
     """
 
     size_divisor = 4  # two halvings; times `unshuffle`
 
-    def __init__(self, *, base: int = 32, blocks: int = 8, unshuffle: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        base: int = 32,
+        blocks: int = 8,
+        unshuffle: int = 1,
+        hidden: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         image = 3 * unshuffle * unshuffle
         if base * 2 <= image:
@@ -41,7 +51,16 @@ class MIMOUNet(Network):
         self.base, self.blocks, self.unshuffle = base, blocks, unshuffle
         self.config = {"base": base, "blocks": blocks, "unshuffle": unshuffle}
         c1, c2, c4 = base, base * 2, base * 4
-        self.Encoder = nn.ModuleList(ResStage(c, blocks) for c in (c1, c2, c4))
+        full = [c for c in (c1, c2, c4, c4, c2, c1) for _ in range(blocks)]
+        widths = full if hidden is None else [int(width) for width in hidden]
+        if len(widths) != len(full) or min(widths) < 1:
+            raise ValueError(f"hidden must be {len(full)} widths of 1 or more, got {hidden}")
+        if widths != full:
+            self.config["hidden"] = widths
+        inner = [widths[i : i + blocks] for i in range(0, len(widths), blocks)]
+        self.Encoder = nn.ModuleList(
+            ResStage(c, blocks, h) for c, h in zip((c1, c2, c4), inner[:3], strict=True)
+        )
         self.feat_extract = nn.ModuleList(
             [
                 BasicConv(image, c1, 3),
@@ -52,7 +71,9 @@ class MIMOUNet(Network):
                 BasicConv(c1, image, 3, relu=False),
             ]
         )
-        self.Decoder = nn.ModuleList(ResStage(c, blocks) for c in (c4, c2, c1))
+        self.Decoder = nn.ModuleList(
+            ResStage(c, blocks, h) for c, h in zip((c4, c2, c1), inner[3:], strict=True)
+        )
         self.Convs = nn.ModuleList([BasicConv(c4, c2, 1), BasicConv(c2, c1, 1)])
         self.ConvsOut = nn.ModuleList(
             [BasicConv(c4, image, 3, relu=False), BasicConv(c2, image, 3, relu=False)]
@@ -107,8 +128,17 @@ class MIMOUNet(Network):
         blocks = {name.split(".")[3] for name in shapes if name.startswith("Encoder.0.layers.")}
         if len(first) != 4 or not blocks or "SCM1.conv.main.0.weight" not in shapes:
             return None
-        unshuffle = math.isqrt(first[1] // 3)
-        return {"base": first[0], "blocks": len(blocks), "unshuffle": unshuffle}
+        base, unshuffle = first[0], math.isqrt(first[1] // 3)
+        config: dict[str, Any] = {"base": base, "blocks": len(blocks), "unshuffle": unshuffle}
+        hidden = [
+            shapes.get(f"{side}.{stage}.layers.{block}.main.0.main.0.weight", (0,))[0]
+            for side in ("Encoder", "Decoder")
+            for stage in range(3)
+            for block in range(len(blocks))
+        ]
+        widths = [base << level for level in (0, 1, 2, 2, 1, 0) for _ in blocks]
+        # A block that is missing is damage, not pruning.
+        return config | ({"hidden": hidden} if hidden != widths and all(hidden) else {})
 
     def _run(self, x: Tensor, *, coarse: bool, add_images: bool = True) -> list[Tensor]:
         # The pyramid is made by nearest-neighbour halving, as published.

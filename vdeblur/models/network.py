@@ -121,6 +121,11 @@ class GlobalMean(nn.Module):
         self._measuring = False
         self._next = 0
 
+    @property
+    def shared(self) -> bool:
+        """Whether this is within `share_means`: the network is given parts of a picture."""
+        return self._held is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, 1, 1)."""
         if self._held is not None and not self._measuring:
