@@ -1,0 +1,347 @@
+"""vdeblur models: what the networks are, and the weights for them that are on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import say
+from vdeblur.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.models import Network
+
+_USAGE = """vdeblur models [NAME] [--json]
+       vdeblur models add FILE --name N [--force]
+       vdeblur models remove N
+       vdeblur models fetch NAME [--url URL] [--sha256 HEX] [--force]"""
+_TEXT = """\
+Without an argument, a table of all networks and of the weights on this machine.
+
+  NAME         what is known of one network, or of weights that were added
+  add FILE     recognise a checkpoint and keep a copy as N, which --weights N uses;
+               under a network's own name, --model uses it without more
+  remove N     delete that copy
+  fetch NAME   download weights from the address that the network's authors or --url
+               state, going on where an earlier attempt ended, and keep them
+
+Nothing is ever downloaded unasked."""
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    models = commands.add_parser(
+        "models",
+        help="list the networks; keep weights of your own",
+        usage=_USAGE,
+        description=_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    models.add_argument("words", nargs="*", metavar="NAME | add FILE | remove N | fetch NAME")
+    models.add_argument("--name", help="name to keep weights under")
+    models.add_argument("--url", help="address to fetch from")
+    models.add_argument("--sha256", metavar="HEX", help="sha256 that the fetched file must have")
+    models.add_argument("--force", action="store_true", help="replace what is kept under the name")
+    models.add_argument("--json", action="store_true", help="print the table as JSON")
+    models.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    action = args.words[0] if args.words else ""
+    options = {"name": args.name, "url": args.url, "sha256": args.sha256, "force": args.force}
+    actions: dict[str, tuple[Any, int, set[str]]] = {
+        "add": (_add, 2, {"name", "force"}),
+        "remove": (_remove, 2, set()),
+        "fetch": (_fetch, 2, {"url", "sha256", "force"}),
+    }
+    run, words, taken = actions.get(action, (_show, min(len(args.words), 1), set[str]()))
+    if len(args.words) != words:
+        raise UsageError(
+            f"`vdeblur models {' '.join(args.words)}` is not complete, or too much: give NAME, "
+            "add FILE --name N, remove N or fetch NAME"
+        )
+    command = f"vdeblur models {action}" if action in actions else "the list of models"
+    for name, value in (options | {"json": args.json and action in actions}).items():
+        if value and name not in taken:
+            raise UsageError(f"--{name} does not go with {command}: leave it out")
+    return int(run(args))
+
+
+# --- what there is -------------------------------------------------------------------------------
+
+
+def _show(args: argparse.Namespace) -> int:
+    from vdeblur import library
+    from vdeblur.models import names, spec
+
+    if args.words:
+        name = args.words[0]
+        kept = library.find(name)
+        if name not in names():
+            if kept is None:
+                spec(name)  # says which names there are
+            facts = _facts_of_kept(kept)
+        else:
+            facts = _facts(name)
+        print(json.dumps(facts) if args.json else _details(facts))
+        return 0
+    networks = [_facts(name) for name in names() if spec(name).trained]
+    added = [_facts_of_kept(kept) for kept in library.kept()]
+    if args.json:
+        print(json.dumps({"networks": networks, "added": added}))
+        return 0
+    print(
+        _table(
+            ("network", "parameters", "GMAC", "fp32", "fp16", "weights here", "published scores"),
+            [
+                (
+                    facts["name"],
+                    f"{facts['parameters'] / 1e6:.2f} M",
+                    f"{facts['gmac_720p']:.0f}",
+                    _gigabytes(facts["memory_720p_bytes"]["fp32"]),
+                    _gigabytes(facts["memory_720p_bytes"]["fp16"]),
+                    facts["weights"] or "none",
+                    "; ".join(map(_score, facts["scores"])) or "–",
+                )
+                for facts in networks
+            ],
+            right=(1, 2, 3, 4),
+        )
+    )
+    print(
+        "\nGMAC and memory: for one picture of 1280×720. Scores: mean PSNR and SSIM, as published."
+    )
+    if added:
+        rows = [(f["name"], f["network"], f["added"], f["source"]) for f in added]
+        print("\n" + _table(("added weights", "recognised as", "on", "from"), rows))
+    published = [
+        (f["name"], f["page"] or "–", "can" if f["url"] else "–", f["licence"] or "–")
+        for f in networks
+        if f["page"] or f["licence"] or f["url"]
+    ]
+    if published:
+        header = ("network", "its authors publish weights at", "fetch", "licence")
+        print("\n" + _table(header, published))
+    return 0
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """All that is known of a network of the catalogue."""
+    from vdeblur import library
+    from vdeblur.checkpoints import sharing_weights
+    from vdeblur.models import spec
+
+    entry = spec(name)
+    network = _sketch(entry.family, json.dumps(dict(entry.config)))
+    parameters = sum(p.numel() for p in network.parameters())
+    pixels = 1280 * 720
+    if entry.trained and not entry.ships:
+        here = "added" if any(library.find(own) for own in sharing_weights(entry)) else ""
+    else:
+        here = "shipped" if entry.ships else "needs none"
+    # Views of an ensemble are run one after another: their memory is that of one.
+    views = 8 if entry.ensemble else 1
+    return asdict(entry) | {
+        "config": dict(network.config),
+        "parameters": parameters,
+        "gmac_720p": _gmac(entry.family, json.dumps(dict(entry.config))) * views,
+        "memory_720p_bytes": {
+            precision: (pixels * network.activations_per_pixel + parameters) * size
+            for precision, size in (("fp32", 4), ("fp16", 2))
+        },
+        "size_multiple": network.size_multiple,
+        "halo": network.halo,
+        "stages": list(network.stages),
+        "weights": here,
+    }
+
+
+@lru_cache
+def _sketch(family: str, config: str) -> Network:
+    """A network of shapes without values; config as JSON."""
+    import torch
+
+    from vdeblur.models import FAMILIES
+
+    with torch.device("meta"):
+        return FAMILIES[family](**json.loads(config)).eval()
+
+
+@lru_cache
+def _gmac(family: str, config: str) -> float:
+    """Multiply-accumulates of one 1280×720 picture, in 10⁹; counted on shapes, nothing computed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = _sketch(family, config)
+    multiple = network.size_multiple
+    height, width = (-(-side // multiple) * multiple for side in (720, 1280))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, 3, height, width, device="meta"))
+    return float(counter.get_total_flops()) / 2e9
+
+
+def _facts_of_kept(kept: Any) -> dict[str, Any]:
+    return asdict(kept) | {"path": str(kept.path)}
+
+
+def _details(facts: dict[str, Any]) -> str:
+    """One network or kept file, a fact a line."""
+    from vdeblur.checkpoints import describe
+
+    if "file" in facts:
+        rows = [
+            ("network", facts["network"]),
+            ("file", facts["path"]),
+            ("size", f"{facts['size_bytes'] / 1e6:.1f} MB"),
+            ("sha256", facts["sha256"]),
+            ("from", facts["source"]),
+            ("added", facts["added"]),
+        ]
+    else:
+        memory = facts["memory_720p_bytes"]
+        sees = "the whole picture" if facts["halo"] is None else f"{facts['halo']} pixels around"
+        rows = [
+            ("what it is", facts["summary"]),
+            ("configuration", describe(facts["family"], facts["config"])),
+            ("parameters", f"{facts['parameters']:,}"),
+            (
+                "at 1280×720",
+                f"{facts['gmac_720p']:.1f} GMAC; {_gigabytes(memory['fp32'])} in fp32, "
+                f"{_gigabytes(memory['fp16'])} in fp16",
+            ),
+            ("sees", f"{sees}; sizes in multiples of {facts['size_multiple']}"),
+            ("stages", ", ".join(facts["stages"]) if len(facts["stages"]) > 1 else ""),
+            ("paper", facts["paper"]),
+            *(("scores", f"{_score(score)}, {score['source']}") for score in facts["scores"]),
+            ("licence", facts["licence"]),
+            ("authors' page", facts["page"]),
+            ("fetched from", facts["url"]),
+            ("weights here", facts["weights"] or _how_to_get(facts)),
+        ]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"  {label:<{width}}  {text}" for label, text in rows if text]
+    return "\n".join([facts["name"], *lines])
+
+
+def _how_to_get(facts: dict[str, Any]) -> str:
+    if facts["url"]:
+        return f"none; `vdeblur models fetch {facts['name']}`"
+    return f"none; {_manual(facts['name'], facts['page'])}"
+
+
+def _score(score: dict[str, Any]) -> str:
+    return f"{score['dataset']} {score['psnr']:.2f} dB, {score['ssim']:.3f}"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    )
+
+
+# --- the user's own weights ----------------------------------------------------------------------
+
+
+def _add(args: argparse.Namespace) -> int:
+    if not args.name:
+        raise UsageError("--name is missing: say under which name to keep the weights")
+    _keep(Path(args.words[1]), args.name, source=str(Path(args.words[1]).resolve()), args=args)
+    return 0
+
+
+def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> None:
+    from vdeblur import library
+    from vdeblur.checkpoints import identify, sharing_weights
+    from vdeblur.files import sha256_of
+    from vdeblur.models import names, spec
+
+    library.check_free(name, replace=args.force)
+    if name in names() and (spec(name).ships or not spec(name).trained):
+        raise UsageError(f"{name!r} needs no weights of yours: choose another name")
+    loaded = identify(file)
+    # Under a network's name, they will be what --model NAME uses.
+    if name in names() and loaded.name not in sharing_weights(spec(name)):
+        raise UsageError(
+            f"{file} is {loaded.description}, but {name!r} is another network: choose another name"
+        )
+    kept = library.keep(
+        file,
+        name=name,
+        network=loaded.description,
+        source=source,
+        sha256=sha256_of(file),
+        replace=args.force,
+    )
+    use = f"--model {name}" if name in names() else f"--weights {name}"
+    say(f"{kept.path}: {loaded.description}; {use} uses it")
+
+
+def _remove(args: argparse.Namespace) -> int:
+    from vdeblur import library
+
+    library.remove(args.words[1])
+    say(f"{args.words[1]} is removed")
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vdeblur import library
+    from vdeblur.fetch import download
+    from vdeblur.models import names, spec
+
+    name = args.words[1]
+    library.check_free(name, replace=args.force)
+    entry = spec(name) if name in names() else None
+    page = entry.page if entry else ""
+    url = args.url or (entry.url if entry else "")
+    if not url:
+        raise ModelError(
+            f"no address is known for the weights of {name!r}: give --url, or {_manual(name, page)}"
+        )
+    digest = args.sha256 or (entry.sha256 if entry and not args.url else "")
+    target = (
+        library.weights_folder() / "fetched" / (name + library.suffix_of(url.partition("?")[0]))
+    )
+    bar = tqdm(desc=name, unit="B", unit_scale=True, disable=None, dynamic_ncols=True)
+
+    def progress(size: int, total: int | None) -> None:
+        bar.total = total
+        bar.update(size - bar.n)
+
+    try:
+        with bar:
+            download(url, target, sha256=digest, on_progress=progress)
+    except ModelError as error:
+        raise ModelError(f"{error}; or {_manual(name, page)}") from error
+    except KeyboardInterrupt:
+        say("vdeblur: stopped; what has come is kept, the same command goes on from there")
+        return 130
+    try:
+        _keep(target, name, source=url, args=args)
+    finally:
+        target.unlink(missing_ok=True)
+    return 0
+
+
+def _manual(name: str, page: str) -> str:
+    """What to do by hand."""
+    open_page = f"open {page}, " if page else ""
+    return f"{open_page}download the file there and `vdeblur models add FILE --name {name}`"
