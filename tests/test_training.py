@@ -1,245 +1,669 @@
-"""Synthetic blur by its definition; the loop learns, resumes, and is the same for the same seed."""
+"""Losses by their definitions; recipes as published; the loop learns, resumes exactly, shares work.
+
+Blur, data and scores have tests of their own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
+import math
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from vdeblur import InputError
-from vdeblur.metrics import psnr
+from vdeblur.checkpoints import load, save_weights
+from vdeblur.errors import InputError, ModelError, UsageError, VdeblurError
+from vdeblur.models import build, names, spec
+from vdeblur.models.layers import BasicConv
 from vdeblur.models.mimo_unet import MIMOUNet
-from vdeblur.training.blur import (
-    BlurOptions,
-    camera_blur,
-    convolve,
-    make_pairs,
-    random_paths,
-    rasterise,
+from vdeblur.models.network import Network
+from vdeblur.training.distill import distance_to_teacher
+from vdeblur.training.health import dead_share, revive, start_well
+from vdeblur.training.loop import (
+    Batches,
+    Outcome,
+    Progress,
+    RunOptions,
+    cut,
+    processes,
+    start_processes,
+    train,
+    with_sharp_input,
 )
-from vdeblur.training.data import SyntheticPairs, load_picture, pair_files, picture_files
-from vdeblur.training.evaluate import score_pairs, to_picture, to_tensor
-from vdeblur.training.loop import Progress, TrainOptions, learning_rate, train
-from vdeblur.training.losses import multi_scale_frequency, multi_scale_l1, target_pyramid
+from vdeblur.training.losses import (
+    LOSSES,
+    charbonnier,
+    edge,
+    l1,
+    msfr,
+    multi_scale,
+    parse_loss,
+    scale_weights,
+    ssim,
+    targets_for,
+)
+from vdeblur.training.prune import operations, prune
+from vdeblur.training.recipes import RECIPES, Recipe, facts, recipe_of, with_values
+from vdeblur.training.schedules import Schedule
 
-PURE = BlurOptions(
-    sharp_share=0, layer_share=0, varying_share=0, noise=0, jpeg_share=0, highlight_share=0
+TINY = Recipe(
+    "tiny",
+    "for tests",
+    "mimo-unet",
+    config={"base": 4, "blocks": 1},
+    loss="l1",
+    steps=8,
+    batch=2,
+    crop=32,
+    learning_rate=3e-3,
+    schedule=Schedule("constant"),
 )
+EVERY_STEP = RunOptions(report_steps=1)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def sharp(count: int = 4, size: int = 48) -> Tensor:
-    coarse = torch.rand(count, 3, 12, 12, generator=seeded(5))
-    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="nearest")
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=seeded(seed))
 
 
-def test_kernels_sum_to_one() -> None:
-    paths = random_paths(16, BlurOptions(), seeded())
-    kernels = rasterise(paths, (64, 64))
-    assert kernels.shape == (16, 64, 64)
-    assert torch.allclose(kernels.sum(dim=(1, 2)), torch.ones(16), atol=1e-5)
-    assert bool((kernels >= 0).all())
+# --- losses --------------------------------------------------------------------------------------
 
 
-def test_paths() -> None:
-    options = BlurOptions(max_length=20)
-    paths = random_paths(64, options, seeded())
-    assert paths.shape == (64, options.steps, 2)
-    assert bool((paths[:, options.steps // 2] == 0).all())  # sharp is mid-exposure
-    length = (paths[:, 1:] - paths[:, :-1]).norm(dim=-1).sum(dim=1)
-    assert float(length.max()) <= 20.001
-    assert float(length.max()) > 5
+def test_targets_are_means_of_what_a_pixel_covers() -> None:
+    sharp = image(2, 3, 16, 16)
+    outputs = [torch.zeros(2, 3, s, s) for s in (4, 8, 16, 16)]
+    quarter, half, full, again = targets_for(outputs, sharp)
+    assert full is sharp
+    assert again is sharp
+    assert torch.allclose(half, F.avg_pool2d(sharp, 2))
+    assert torch.allclose(quarter, F.avg_pool2d(sharp, 4), atol=1e-6)
 
 
-def test_a_kernel_is_where_its_path_is() -> None:
-    still = rasterise(torch.zeros(1, 8, 2), (16, 16))
-    assert float(still[0, 0, 0]) == pytest.approx(1)
-    right = rasterise(torch.tensor([3.0, 0.0]).expand(1, 8, 2), (16, 16))
-    assert float(right[0, 0, 3]) == pytest.approx(1)
-    up = rasterise(torch.tensor([0.0, -2.0]).expand(1, 8, 2), (16, 16))
-    assert float(up[0, 14, 0]) == pytest.approx(1)
-    between = rasterise(torch.tensor([0.25, 0.0]).expand(1, 8, 2), (16, 16))
-    assert float(between[0, 0, 1]) == pytest.approx(0.25)
+def test_each_loss_is_least_where_nothing_differs() -> None:
+    sharp = image(1, 3, 24, 24)
+    worse = sharp + 0.1 * image(1, 3, 24, 24, seed=1)
+    for name, loss in LOSSES.items():
+        assert float(loss(sharp, sharp)) == pytest.approx(0, abs=1.1e-3), name  # Charbonnier's ε
+        assert float(loss(worse, sharp)) > float(loss(sharp, sharp)) + 1e-4, name
 
 
-def test_convolution_by_hand() -> None:
-    image = torch.rand(1, 3, 8, 8, generator=seeded())
-    kernel = torch.zeros(1, 8, 8)
-    kernel[0, 0, 0], kernel[0, 0, 1] = 0.75, 0.25
-    expected = 0.75 * image + 0.25 * image.roll(1, -1)
-    assert torch.allclose(convolve(image, kernel), expected, atol=1e-6)
+def test_losses_by_hand() -> None:
+    sharp = image(1, 3, 16, 16)
+    assert float(l1(sharp + 0.1, sharp)) == pytest.approx(0.1, abs=1e-5)
+    assert float(charbonnier(sharp + 0.003, sharp)) == pytest.approx(math.hypot(0.003, 1e-3), 1e-3)
+    assert float(LOSSES["huber"](sharp + 0.003, sharp)) == pytest.approx(0.003**2 / 0.06, rel=0.02)
+    assert float(LOSSES["huber"](sharp + 0.9, sharp)) == pytest.approx(0.87, rel=0.01)
+    both = [torch.fft.rfft2(picture) for picture in (sharp * 0.5, sharp)]
+    apart = (both[0].real - both[1].real).abs() + (both[0].imag - both[1].imag).abs()
+    assert float(msfr(sharp * 0.5, sharp)) == pytest.approx(float(apart.mean()) / 2, rel=1e-4)
+    # An edge loss sees no change of level, and sees a checkerboard more than L1 does.
+    assert float(edge(sharp + 0.2, sharp)) == pytest.approx(1e-3, abs=1e-5)
+    ones = torch.ones(16, 16)
+    board = 0.1 * ((ones.cumsum(0) + ones.cumsum(1)) % 2 * 2 - 1)
+    assert float(edge(sharp + board, sharp)) > 0.08
+    # SSIM of two flat pictures is its luminance term alone.
+    a, b, c1 = 0.25, 0.75, 0.01**2
+    flat = [torch.full((1, 3, 16, 16), value) for value in (a, b)]
+    expected = 1 - (2 * a * b + c1) / (a * a + b * b + c1)
+    assert float(ssim(flat[0], flat[1])) == pytest.approx(expected, rel=1e-3)
+    assert float(ssim(flat[0][..., :5, :5], flat[1][..., :5, :5])) == pytest.approx(expected, 1e-3)
 
 
-def test_a_path_of_no_length_changes_nothing() -> None:
-    image = sharp()
-    none = torch.zeros(4, 48, 2)
-    assert torch.allclose(camera_blur(image, none), image, atol=1e-5)
-    still = torch.zeros(4, 48)
-    assert torch.allclose(camera_blur(image, none, still, still), image, atol=1e-5)
+def test_sums_over_scales() -> None:
+    sharp = image(1, 3, 16, 16)
+    outputs = [t + 0.1 for t in targets_for([torch.zeros(1, 3, s, s) for s in (4, 8, 16)], sharp)]
+    assert float(multi_scale(outputs, sharp, {"l1": 1})) == pytest.approx(0.3, abs=1e-5)
+    weights = scale_weights(outputs, "halving")
+    assert weights == [0.25, 0.5, 1]
+    total = multi_scale(outputs, sharp, {"l1": 2}, weights)
+    assert float(total) == pytest.approx(2 * 0.175, abs=1e-5)
+    # Coarse scales first: one after another.
+    shares = [scale_weights(outputs, share=s, coarse_first=0.3) for s in (0, 0.11, 0.21)]
+    assert shares == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    with pytest.raises(UsageError, match="neither equal nor halving"):
+        scale_weights(outputs, "cubic")
 
 
-def test_corners_move_apart_when_the_camera_rolls() -> None:
-    image = sharp()
-    roll = torch.linspace(-0.05, 0.05, 48).expand(4, 48)
-    blurred = camera_blur(image, torch.zeros(4, 48, 2), roll, torch.zeros(4, 48))
-    change = (blurred - image).abs().mean(dim=(0, 1))
-    assert float(change[8:-8, 8:-8][12:20, 12:20].mean()) < float(change[4:12, 4:12].mean())
+def test_a_loss_is_read_from_text() -> None:
+    assert parse_loss("l1") == {"l1": 1}
+    assert parse_loss("charbonnier + 0.05*edge") == {"charbonnier": 1, "edge": 0.05}
+    assert parse_loss("1e-1*msfr+l1") == {"msfr": 0.1, "l1": 1}
+    for wrong in ("", "l3", "l1 + l1", "-1*l1", "l1 +", "1..2*l1"):
+        with pytest.raises(UsageError, match="is not a loss"):
+            parse_loss(wrong)
 
 
-def test_pairs() -> None:
-    blurred, target = make_pairs(sharp(), margin=8, options=PURE, generator=seeded())
-    assert blurred.shape == target.shape == (4, 3, 32, 32)
-    assert torch.allclose(target, sharp()[..., 8:-8, 8:-8].clamp_min(1e-4), atol=1e-4)
-    assert float((blurred - target).abs().mean()) > 0.01
-    assert float(blurred.min()) >= 0
-    assert float(blurred.max()) <= 1
-    # Blurring spreads light and makes none.
-    assert float(blurred.std()) < float(target.std())
+# --- schedules and recipes -----------------------------------------------------------------------
 
 
-def test_sharp_pairs_are_untouched() -> None:
-    for options in (replace(PURE, sharp_share=1.0), replace(PURE, max_length=0.0)):
-        blurred, target = make_pairs(sharp(), margin=8, options=options, generator=seeded())
-        assert torch.allclose(blurred, target, atol=2e-3)
-    # Also with all else that moves.
-    options = BlurOptions(sharp_share=1.0, noise=0, varying_share=1.0, layer_share=1.0)
-    blurred, target = make_pairs(sharp(), margin=8, options=options, generator=seeded())
-    assert float((blurred - target).abs().max()) < 5e-3
-
-
-def test_the_same_seed_makes_the_same_pairs() -> None:
-    options = BlurOptions()
-    one, two, other = (
-        make_pairs(sharp(), margin=8, options=options, generator=seeded(seed)) for seed in (1, 1, 2)
-    )
-    assert all(map(torch.equal, one, two))
-    assert not torch.equal(one[0], other[0])
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    for number in range(3):
-        pixels = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        size = (40, 30) if number == 2 else (120, 90)  # one is smaller than the crop
-        Image.fromarray(pixels).resize(size).save(folder / f"{number}.png")
-    return folder
-
-
-def test_data(photos: Path, tmp_path: Path) -> None:
-    files = picture_files(photos)
-    assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
-    assert load_picture(files[0]).shape == (90, 120, 3)
-    batches = [
-        list(itertools.islice(SyntheticPairs(files, batch=2, crop=32, margin=8, seed=seed), 3))
-        for seed in (0, 0, 1)
+def test_schedules() -> None:
+    step = Schedule("step", every=1 / 6, factor=0.5)
+    assert [step.rate(1, n / 3000) for n in (0, 499, 500, 999, 1000, 2999)] == [
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        1 / 32,
     ]
-    for blurred, target in batches[0]:
-        assert blurred.shape == target.shape == (2, 3, 32, 32)
-        assert blurred.dtype == target.dtype == torch.uint8
-    assert all(map(torch.equal, sum(batches[0], ()), sum(batches[1], ())))
-    assert not torch.equal(batches[0][0][0], batches[2][0][0])
-    assert not torch.equal(batches[0][0][0], batches[0][1][0])
-    with pytest.raises(InputError, match="no pictures"):
-        picture_files(tmp_path)
+    cosine = Schedule(last=0.1, warmup=0.5)
+    assert [cosine.rate(2, s) for s in (0, 0.25, 0.5, 1)] == pytest.approx([0.04, 1, 2, 0.2])
+    assert cosine.rate(2, 0.75) == pytest.approx(1.1)
+    assert Schedule("exponential", last=0.01).rate(1, 0.5) == pytest.approx(0.1)
+    assert Schedule("power", power=0.3).rate(1, 0.5) == pytest.approx(0.5**0.3)
+    assert Schedule().rate(1, 7) == Schedule("power").rate(1, 7) == 0  # beyond the end
+    for wrong in (
+        {"shape": "sine"},
+        {"shape": "exponential"},
+        {"warmup": 1.0},
+        {"every": 0.0},
+    ):
+        with pytest.raises(UsageError):
+            Schedule(**wrong)
 
 
-def test_pair_files(photos: Path, tmp_path: Path) -> None:
-    for name in ("blur", "sharp"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "blur" / "a.png").write_bytes((photos / "0.png").read_bytes())
-    with pytest.raises(InputError, match="partner"):
-        pair_files(tmp_path)
-    (tmp_path / "sharp" / "a.png").write_bytes((photos / "0.png").read_bytes())
-    assert pair_files(tmp_path) == [(tmp_path / "blur" / "a.png", tmp_path / "sharp" / "a.png")]
+def test_recipes_of_papers() -> None:
+    gopro = recipe_of("mimo-unet-gopro")
+    assert parse_loss(gopro.loss) == {"l1": 1, "msfr": 0.1}
+    assert (gopro.batch, gopro.crop, gopro.optimiser) == (4, 256, "adam")
+    steps = gopro.total_steps(2103)  # GoPro's training pairs
+    assert steps == 3000 * 2103 // 4
+    assert gopro.schedule.rate(1e-4, 500 / 3000) == pytest.approx(5e-5)
+    mprnet = recipe_of("mprnet-gopro")
+    assert mprnet.total_steps(2103) == pytest.approx(4e5, rel=0.02)
+    assert mprnet.schedule.rate(mprnet.learning_rate, 1) == pytest.approx(1e-6)
+    assert parse_loss(mprnet.loss) == {"charbonnier": 1, "edge": 0.05}
+    assert recipe_of("pss-nsc-gopro").loss == "mse"
+    with pytest.raises(UsageError, match="choose one of mimo-unet-small"):
+        recipe_of("nothing")
 
 
-def test_losses() -> None:
-    image = torch.rand(2, 3, 16, 16, generator=seeded())
-    pyramid = target_pyramid(image, 3)
-    assert [tuple(p.shape[2:]) for p in pyramid] == [(4, 4), (8, 8), (16, 16)]
-    assert pyramid[2] is image
-    assert float(multi_scale_l1(pyramid, pyramid)) == 0
-    assert float(multi_scale_frequency(pyramid, pyramid)) == 0
-    moved = [p + 0.1 for p in pyramid]
-    assert float(multi_scale_l1(moved, pyramid)) == pytest.approx(0.3, abs=1e-5)
-    assert float(multi_scale_frequency(moved, pyramid)) > 0
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_a_network_and_goes_into_a_card(name: str) -> None:
+    recipe = RECIPES[name]
+    assert spec(recipe.network).trained
+    assert json.loads(json.dumps(facts(recipe)))["loss"] == recipe.loss
+    assert recipe.summary
+    assert recipe.source
 
 
-def test_scores() -> None:
-    blurred = np.full((8, 8, 3), 100, np.uint8)
-    clear = np.full((8, 8, 3), 110, np.uint8)
-    (score,) = score_pairs(lambda x: x + 9 / 255, [("a", blurred, clear)])
-    assert score.before == psnr(blurred, clear)
-    assert score.after == psnr(clear, clear - 1)
-    assert score.gain == score.after - score.before == pytest.approx(20)
-    assert np.array_equal(to_picture(to_tensor(blurred)), blurred)
+def test_values_of_a_recipe_from_text() -> None:
+    changed = with_values(
+        TINY,
+        {
+            "clip": "0",
+            "betas": "0.8,0.99",
+            "schedule.shape": "cosine",
+            "schedule.warmup": "0.1",
+            "patches": "0:16,0.5:32",
+            "identity_start": "false",
+        },
+    )
+    assert changed.clip == 0
+    assert changed.betas == (0.8, 0.99)
+    assert (changed.schedule.shape, changed.schedule.warmup) == ("cosine", 0.1)
+    assert changed.patches == ((0.0, 16), (0.5, 32))
+    assert changed.identity_start is False
+    assert with_values(TINY, {}) == TINY
+    for key, text in (
+        ("clip", "much"),
+        ("config", "x"),
+        ("schedule.form", "x"),
+        ("betas", "1"),
+        ("identity_start", "maybe"),
+        ("patches", "0:64"),  # larger than the crop
+        ("ema", "1"),
+    ):
+        with pytest.raises(UsageError):
+            with_values(TINY, {key: text})
 
 
-def toy() -> tuple[MIMOUNet, list[tuple[Tensor, Tensor]]]:
+def test_the_length_of_a_run() -> None:
+    assert TINY.total_steps(None) == 8
+    assert replace(TINY, seconds=5).total_steps(None) is None
+    assert replace(TINY, steps=0, epochs=3).total_steps(10) == 15
+    with pytest.raises(UsageError, match="no end"):
+        replace(TINY, steps=0, epochs=3).total_steps(None)
+    with pytest.raises(UsageError, match="needs a length"):
+        replace(TINY, steps=0).total_steps(10)
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def network_of(recipe: Recipe = TINY) -> Network:
     torch.manual_seed(0)
-    model = MIMOUNet(base=8, blocks=1, unshuffle=1)
-    model.start_as_identity()
-    pairs = make_pairs(sharp(2, 64), margin=16, options=PURE, generator=seeded())
-    batch = tuple(image.mul(255).round().byte() for image in pairs)
-    return model, [(batch[0], batch[1])] * 40
+    network = build(recipe.network, recipe.config)
+    network.start_as_identity()
+    return network
 
 
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    model, batches = toy()
-    losses: list[Progress] = []
-    options = TrainOptions(
-        budget_seconds=3600, learning_rate=3e-3, warmup_share=0, report_seconds=0, ema=0.5
+def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Checks that are blurred: a batch depends on its number alone."""
+    for number in itertools.count(first):
+        coarse = image(2, 3, 8, 8, seed=number)
+        sharp = F.interpolate(coarse, scale_factor=4.0, mode="nearest")
+        blurred = F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), mode="replicate"), 5, 1)
+        yield blurred.mul(255).round().byte(), sharp.mul(255).round().byte()
+
+
+def same(count: int) -> Batches:
+    one = next(batches(0))
+    return lambda first: [one] * (count - first)
+
+
+def losses_of(
+    recipe: Recipe, feed: Batches = batches, **options: Any
+) -> tuple[list[float], Outcome]:
+    """The loss of every step, and what came out."""
+    losses: list[float] = []
+    network = options.pop("network", None) or network_of(recipe)
+    run = options.pop("run", EVERY_STEP)
+    outcome = train(
+        network, feed, recipe, run=run, on_report=lambda p, _: losses.append(p.loss), **options
     )
+    return losses, outcome
+
+
+def weights_of(network: nn.Module) -> list[Tensor]:
+    return list(network.state_dict().values())
+
+
+def test_training_lowers_the_loss() -> None:
+    recipe = replace(TINY, steps=18, ema=0.5, learning_rate=1e-2)
+    sharp = next(batches(0))[1].float().div(255)
+    faded = 0.6 * sharp  # what a tiny network undoes in a few steps
+
+    losses, outcome = losses_of(recipe, lambda first: [(faded, sharp)] * (18 - first))
+    assert len(losses) == 18
+    assert losses[-1] < 0.8 * losses[0]
+    assert outcome.finished
+    assert not any(p.requires_grad for p in outcome.network.parameters())
+    with torch.no_grad():
+        restored = outcome.network(faded)
+    assert float(l1(restored, sharp)) < 0.8 * float(l1(faded, sharp))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patches": ((0.0, 16), (0.5, 32)), "coarse_first": 0.6, "keep_sharp": 0.3},
+        {"loss": "charbonnier + 0.05*edge", "optimiser": "adam", "schedule": Schedule("step")},
+    ],
+)
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    recipe = replace(TINY, **changes)
+    unbroken, whole = losses_of(recipe)
     state = tmp_path / "state.pt"
-    blurred, target = (t.float().div(255) for t in batches[0])
-
-    def distance(network: MIMOUNet) -> float:
-        with torch.no_grad():
-            return float((network(blurred) - target).abs().mean())
-
-    before = distance(model)
-    averaged = train(
-        model,
-        batches,
-        options,
-        device=torch.device("cpu"),
-        state_file=state,
-        on_report=lambda progress, _: losses.append(progress),
-    )
-    assert losses[-1].loss < 0.96 * losses[0].loss
-    assert losses[-1].step == 40
-    assert distance(averaged) < 0.95 * before
-    assert not any(p.requires_grad for p in averaged.parameters())
+    count = itertools.count(1)
+    first, stopped = losses_of(recipe, state_file=state, stop=lambda: next(count) == 3)
+    assert not stopped.finished
+    assert stopped.progress.step == 3
+    second, resumed = losses_of(recipe, state_file=state)
+    assert first + second == unbroken
+    assert all(map(torch.equal, weights_of(resumed.network), weights_of(whole.network)))
+    assert all(map(torch.equal, weights_of(resumed.last), weights_of(whole.last)))
+    assert resumed.progress.megapixels == whole.progress.megapixels
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
-    # Going on from the state: the count, and the weights, are those of before.
-    again, _ = toy()
-    more: list[Progress] = []
-    resumed = train(
-        again,
-        batches[:1],
-        options,
-        device=torch.device("cpu"),
-        state_file=state,
-        on_report=lambda progress, _: more.append(progress),
+    # A finished run gives its weights again, and takes no step.
+    again, outcome = losses_of(recipe, lambda first: iter(()), state_file=state)
+    assert again == []
+    assert all(map(torch.equal, weights_of(outcome.network), weights_of(whole.network)))
+    # A longer one goes on.
+    longer, _ = losses_of(replace(recipe, steps=10), state_file=state)
+    assert len(longer) == 2
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    losses_of(replace(TINY, steps=1), state_file=state)
+    with pytest.raises(UsageError, match="learning_rate, loss differ"):
+        losses_of(replace(TINY, loss="mse", learning_rate=1), state_file=state)
+    with pytest.raises(UsageError, match="seed differ"):
+        losses_of(TINY, state_file=state, seed=5)
+    wide = replace(TINY, config={"base": 8, "blocks": 1})
+    with pytest.raises(UsageError, match="config"):
+        losses_of(wide, state_file=state)
+    for content in (b"", b"not a state", state.read_bytes()[:900]):
+        state.write_bytes(content)
+        with pytest.raises(InputError, match="is not a state"):
+            losses_of(TINY, state_file=state)
+
+
+def test_how_a_run_is_carried_out_changes_rounding_only() -> None:
+    recipe = replace(TINY, steps=3)
+    plain, _ = losses_of(recipe)
+    for run, tolerance in (
+        (RunOptions(report_steps=1, checkpointing=True), 0),
+        (RunOptions(report_steps=1, accumulate=2), 1e-5),
+        (RunOptions(report_steps=1, channels_last=False), 1e-5),
+        (RunOptions(report_steps=1, precision="bf16"), 5e-3),
+        (RunOptions(report_steps=1, precision="fp16"), 5e-3),
+    ):
+        losses, outcome = losses_of(recipe, run=run)
+        assert losses == pytest.approx(plain, abs=tolerance), run
+        assert all(w.dtype == torch.float32 for w in weights_of(outcome.network))
+    for wrong in ({"precision": "fp8"}, {"accumulate": 0}):
+        with pytest.raises(UsageError):
+            RunOptions(**wrong)
+
+
+def test_checkpointing_forgets_activations() -> None:
+    """Fewer tensors are kept for the backward pass."""
+    kept: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        saved = 0
+
+        def note(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses_of(
+                replace(TINY, steps=1),
+                run=RunOptions(report_steps=1, checkpointing=checkpointing),
+            )
+        kept[checkpointing] = saved
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_a_budget_of_time_ends_in_averaged_weights_at_a_rate_of_zero() -> None:
+    recipe = replace(TINY, seconds=1.0, schedule=Schedule(warmup=0.1))
+    reports: list[Progress] = []
+    outcome = train(
+        network_of(),
+        batches,
+        recipe,
+        run=EVERY_STEP,
+        on_report=lambda progress, _: reports.append(progress),
     )
-    assert more[0].step == 41
-    assert distance(resumed) < 0.95 * before
+    assert outcome.finished
+    assert 1.0 <= outcome.progress.elapsed < 6
+    assert reports[-1].learning_rate < 0.3 * max(r.learning_rate for r in reports)
+    assert all(0 <= r.waiting <= 1 for r in reports)
+    assert reports[-1].images_per_second > 0
 
 
-def test_learning_rate() -> None:
-    options = TrainOptions(budget_seconds=60, learning_rate=1e-3)
-    rates = [learning_rate(share, options) for share in (0, 0.1, 0.5, 0.9, 1.0, 2.0)]
-    assert max(rates) <= 1e-3
-    assert rates[1] > rates[2] > rates[3] > rates[4] >= 0
-    assert rates[5] <= rates[4] + 1e-12
+def test_average_of_weights() -> None:
+    _, without = losses_of(replace(TINY, ema=0.0))
+    assert without.network is without.last
+    _, averaged = losses_of(replace(TINY, ema=0.9))
+    assert not all(map(torch.equal, weights_of(averaged.network), weights_of(averaged.last)))
+    assert all(map(torch.equal, weights_of(averaged.last), weights_of(without.last)))
+
+
+def test_a_step_without_a_finite_gradient_is_left_out() -> None:
+    def with_one_bad(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (blurred, sharp) in zip(range(first, 5), batches(first), strict=False):
+            bad = blurred.float().div(255)
+            yield (bad * math.nan if number == 2 else bad), sharp
+
+    reports: list[Progress] = []
+    outcome = train(
+        network_of(), with_one_bad, TINY, run=EVERY_STEP, on_report=lambda p, _: reports.append(p)
+    )
+    assert [r.skipped for r in reports[:5]] == [0, 0, 1, 0, 0]
+    assert all(w.isfinite().all() for w in weights_of(outcome.last))
+    nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
+    with pytest.raises(VdeblurError, match="lower --lr"):
+        losses_of(replace(TINY, steps=100), lambda first: nothing_else)
+
+
+def test_patches_and_sharp_inputs() -> None:
+    picture = torch.arange(36.0).reshape(1, 1, 6, 6)
+    assert torch.equal(cut(picture, 3)[:, 0, 0, 0], torch.tensor([0.0, 3, 18, 21]))
+    assert cut(torch.zeros(2, 3, 10, 10), 4).shape == (8, 3, 4, 4)
+    blurred, sharp = torch.zeros(8, 3, 2, 2), torch.ones(8, 3, 2, 2)
+    chosen = [
+        with_sharp_input(blurred, sharp, first=8 * n, share=0.3).mean(dim=(1, 2, 3)) for n in (0, 1)
+    ]
+    assert int(torch.cat(chosen).sum()) == 4  # ⌊16 · 0.3⌋
+
+
+FAMILY_SAMPLES: dict[str, dict[str, Any]] = {
+    "mimo-unet": {"base": 4, "blocks": 1},
+    "mimo-unet-lite": {"base": 8, "blocks": 1, "unshuffle": 1},
+    "mimo-unet-cfa": {"base": 8, "blocks": 1, "scales": 3},
+    "pss-nsc": {"sharing": "both", "base": 4, "units": 1, "scales": 3},
+    "mprnet": {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1},
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_SAMPLES)
+def test_any_network_of_the_catalogue_trains(name: str) -> None:
+    recipe = replace(
+        TINY, network=name, config=FAMILY_SAMPLES[name], steps=2, scales="halving", loss="l1+mse"
+    )
+    before = weights_of(network_of(recipe))
+    losses, outcome = losses_of(
+        recipe, run=RunOptions(report_steps=1, checkpointing=True, accumulate=2)
+    )
+    assert all(map(math.isfinite, losses))
+    changed = [not torch.equal(a, b) for a, b in zip(before, weights_of(outcome.last), strict=True)]
+    assert sum(changed) > 0.5 * len(changed)
+
+
+def test_no_family_is_left_out() -> None:
+    assert {spec(name).family for name in names() if spec(name).trained} == {
+        spec(name).family for name in FAMILY_SAMPLES
+    }
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def of_four(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for number in itertools.count(first):
+        (a, b), (c, d) = next(batches(number)), next(batches(number + 100))
+        yield torch.cat([a, c]), torch.cat([b, d])
+
+
+def _as_one_of(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    device = start_processes(torch.device("cpu"))
+    assert processes() == (rank, 2)
+
+    def half(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((b.chunk(2)[rank], s.chunk(2)[rank]) for b, s in of_four(first))
+
+    # Only one is told to stop: both must end at the same step.
+    calls = itertools.count(1)
+    outcome = train(
+        network_of(),
+        half,
+        replace(TINY, keep_sharp=0.5, coarse_first=0.5),
+        run=RunOptions(device=device, report_steps=2, accumulate=2),
+        state_file=folder / "state.pt",
+        stop=lambda: rank == 1 and next(calls) == 5,
+    )
+    torch.save((outcome.progress.step, outcome.last.state_dict()), folder / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(target=_as_one_of, args=(rank, port, tmp_path)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    recipe, calls = replace(TINY, keep_sharp=0.5, coarse_first=0.5), itertools.count(1)
+    _, alone = losses_of(recipe, of_four, stop=lambda: next(calls) == 5)
+    _, half = losses_of(replace(recipe, steps=5), batches)  # one that sees its own part only
+
+    def distance(weights: list[Tensor]) -> float:
+        pairs = zip(weights, weights_of(alone.last), strict=True)
+        return sum(float((a - b).abs().sum()) for a, b in pairs)
+
+    for rank in range(2):
+        step, weights = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert step == alone.progress.step == 5
+        assert distance(list(weights.values())) < 0.01 * distance(weights_of(half.last))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 5
+
+
+# --- lighter networks ----------------------------------------------------------------------------
+
+
+def trained_pieces() -> tuple[MIMOUNet, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(1)
+    network = MIMOUNet(base=8, blocks=2)
+    return network, [next(batches(0)), next(batches(1))]
+
+
+def test_pruning_takes_channels_that_do_nothing_and_changes_nothing() -> None:
+    network, sample = trained_pieces()
+    for name, parameter in network.named_parameters():
+        if ".layers." in name and name.endswith("main.0.main.0.weight"):
+            parameter.data[::2] = 0  # every other filter is dead
+        if ".layers." in name and name.endswith("main.0.main.0.bias"):
+            parameter.data[::2] = 0
+    smaller = prune(network, 0.5, sample, multiple=2)
+    x = image(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(smaller(x), network(x), atol=1e-6)
+    assert operations(smaller) < 0.65 * operations(network)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_pruned_network_is_smaller_and_loads_by_itself(tmp_path: Path) -> None:
+    network, sample = trained_pieces()
+    smaller = prune(network, 0.4, sample, multiple=4)
+    assert sum(smaller.config["hidden"]) < 224
+    assert min(smaller.config["hidden"]) >= 4
+    assert all(width % 4 == 0 for width in smaller.config["hidden"])
+    saved = tmp_path / "a.safetensors"
+    save_weights(saved, smaller.state_dict(), network="mimo-unet", config=smaller.config)
+    assert load(None, saved).network.config == smaller.config
+    # Also where only names and shapes say what it is.
+    torch.save(smaller.state_dict(), tmp_path / "a.pth")
+    again = load("mimo-unet", tmp_path / "a.pth").network
+    assert again.config == smaller.config
+    x = image(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), smaller(x))
+    losses, _ = losses_of(replace(TINY, steps=2), network=smaller)
+    assert len(losses) == 2
+    with pytest.raises(ModelError, match="only networks of the family mimo-unet"):
+        prune(build("mimo-unet-lite", FAMILY_SAMPLES["mimo-unet-lite"]), 0.5, sample)
+
+
+def test_operations_are_counted_as_they_are() -> None:
+    """3×3 convolutions of a known network: the published figure is 63.7 G at 256×256."""
+    assert operations(build("mimo-unet"), size=256) == pytest.approx(63.7e9, rel=0.06)
+
+
+def test_widths_of_a_pruned_network_are_checked() -> None:
+    with pytest.raises(ModelError, match="hidden must be 6 widths"):
+        build("mimo-unet", {"base": 8, "blocks": 1, "hidden": [8, 8]})
+    full = build("mimo-unet", {"base": 8, "blocks": 1, "hidden": [8, 16, 32, 32, 16, 8]})
+    assert "hidden" not in full.config
+
+
+def test_a_teacher_is_approached() -> None:
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.2
+
+    recipe = replace(TINY, steps=40, teacher_weight=1.0, loss="0*l1", ema=0, learning_rate=1e-2)
+    losses, outcome = losses_of(recipe, same(40), teacher=Bright())
+    assert losses[0] == pytest.approx(0.2, abs=1e-3)
+    blurred = next(batches(0))[0].float().div(255)
+    with torch.no_grad():
+        assert float((outcome.network(blurred) - blurred).mean()) > 0.12
+    with pytest.raises(UsageError, match="--teacher"):
+        losses_of(recipe)
+
+
+def test_teacher_and_student_of_different_scales() -> None:
+    full, half = image(1, 3, 8, 8), image(1, 3, 4, 4)
+    student = [half + 0.1, full + 0.1]
+    total = distance_to_teacher(student, [full * 0, half, full], [0.5, 1.0])
+    assert float(total) == pytest.approx(0.15, abs=1e-5)
+    # A teacher of one output teaches the last one.
+    assert float(distance_to_teacher(student, [full], [0.5, 1.0])) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.batch = 4  # type: ignore[misc]
+    check: Callable[[], Recipe] = lambda: replace(TINY, batch=0)  # noqa: E731
+    with pytest.raises(UsageError, match="batch 0"):
+        check()
+
+
+# --- dead channels -------------------------------------------------------------------------------
+
+
+def test_dead_channels_are_counted_and_revived_without_a_change() -> None:
+    torch.manual_seed(0)
+    network = MIMOUNet(base=8, blocks=1)
+    x = image(2, 3, 32, 32)
+    alive = dead_share(network, x)
+    first = network.Encoder[1].layers[0].main[0].main[0]  # type: ignore[index, union-attr]
+    assert isinstance(first, nn.Conv2d)
+    with torch.no_grad():
+        first.weight[:6] = 0
+        first.bias[:6] = -1  # type: ignore[index]
+        before = network(x)
+    relus = sum(channels_of(layer) for layer in network.modules())
+    # One more layer's six channels; a layer behind may lose or win some by it.
+    assert dead_share(network, x) == pytest.approx(alive + 6 / relus, abs=3 / relus)
+    assert revive(network, x) >= 6
+    with torch.no_grad():
+        assert torch.equal(network(x), before)
+    assert dead_share(network, x) <= alive
+    # They take part in learning again.
+    kept = first.weight.detach().clone()
+    losses_of(replace(TINY, steps=3, config={"base": 8, "blocks": 1}), network=network)
+    moved = (first.weight.detach() - kept).abs().amax(dim=(1, 2, 3))
+    assert bool((moved[:6] > 0).all())
+
+
+def channels_of(layer: nn.Module) -> int:
+    """How many channels a ReLU of this layer has."""
+    if not isinstance(layer, BasicConv) or len(layer.main) < 2:
+        return 0
+    convolution = layer.main[0]
+    assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+    return convolution.out_channels
+
+
+def test_a_good_start_has_no_dead_channels_and_does_not_lean_on_brightness() -> None:
+    torch.manual_seed(0)
+    network = build("mimo-unet-small")
+    coarse = image(2, 3, 8, 8)
+    x = F.interpolate(coarse, size=(128, 128), mode="bilinear") * 0.5 + 0.2
+    default = dead_share(network, x)
+    start_well(network)
+    assert dead_share(network, x) < min(0.05, default)
+    assert isinstance(network, MIMOUNet)
+    with torch.no_grad():
+        grey = network.feat_extract[0].main[0](torch.full((1, 48, 8, 8), 0.45))  # type: ignore[index, operator]
+    assert float(grey[..., 1:-1, 1:-1].abs().max()) < 1e-4

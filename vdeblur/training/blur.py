@@ -1,49 +1,204 @@
 """Synthetic motion blur: sharp pictures in, (blurred, sharp) pairs out, on any device.
 
-A camera path is drawn as a smooth random trajectory with a little roll and zoom; its point-spread
-functions at four anchors are rasterised and convolved by FFT, and blended across the picture. A
-moving layer may travel on a path of its own. Light adds up linearly, so pictures are linearised
-before and brought back after. Sharp is the picture at mid-exposure, as with frame averaging (Nah et
-al., CVPR 2017). Knows nothing of files.
+A camera path is drawn as a smooth random trajectory, seen nearer or farther across a ground plane,
+with roll, zoom and tilt; moving layers with soft edges travel on paths of their own. The transfer
+function of a path is computed exactly, as the mean of the phases of its points, and applied by FFT;
+where the path depends on the place, at anchors across the picture, blended between. Light adds up
+linearly, so pictures are linearised before and brought back after. Sharp is the picture at
+mid-exposure, as with frame averaging (Nah et al., CVPR 2017). What else a camera does to a picture
+(`vdeblur.training.degrade`) follows. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
+
+from vdeblur.training import degrade
+from vdeblur.training.degrade import Response, choose
 
 
 @dataclass(frozen=True)
 class BlurOptions:
     """What the synthetic camera does. Lengths in pixels of the training crop, shares in 0..1.
 
-    max_length: longest camera path. length_power: path length is max_length·u^power, u uniform;
-    larger means more light blur. sharp_share: pairs without any blur. layer_share: pairs with a
-    moving layer. gammas: response curves, one per pair; 1 averages the coded values, as GoPro's
-    `blur` folders do. noise: largest standard deviation, in 0..1 units. jpeg_share: pairs that are
-    compressed, at a quality drawn from jpeg_quality.
+    Motion. max_length: longest camera path; length_power: path length is max_length·u^power, u
+    uniform, so that larger means more light blur. light_share: pairs whose paths are no longer than
+    light_length. sharp_share: pairs without blur, which are to come back as they are, noise and
+    coding included: their sharp picture is their blurred one. frames_share: exposures made of 7 to
+    13 shorter ones with gaps, as averaged frames are. varying_share: pairs whose path depends on
+    the place: by roll and tilt (degrees), zoom and depth (by how much a path is longer at the edge
+    of the crop than at its middle), each at most. anchors: transfer functions along each side where
+    that matters much, two where little. layer_share: pairs with one to `layers` moving layers;
+    at_rest_share: of these, those whose camera, or whose layer, is at rest.
+
+    Light. coded_share: pairs averaged in coded values, as GoPro's `blur` folders are; the others
+    have a response curve of a gamma out of `gammas` with an offset up to max_offset (see
+    `degrade.Response`; sRGB is gamma 2.4, offset 0.055), half of them under a tone curve out of
+    `contrasts`. highlight_share: pairs whose whites are brighter than white by up to
+    `highlight` times, and saturate after averaging; lights_share: pairs with points of light.
+
+    Camera. noise_share: pairs with noise, of a standard deviation up to `noise` in coded values at
+    mid grey, half of them as coarse as demosaicing leaves it. smear_share: pairs whose fine texture
+    is levelled by up to `smear`. sharpen_share: pairs of a camera that sharpens by up to `sharpen`,
+    before averaging or after; the sharp picture is sharpened alike. jpeg_share, h264_share: pairs
+    that are compressed, at a quality out of jpeg_quality, at a rate factor out of h264_crf.
     """
 
     max_length: float = 40.0
     length_power: float = 1.3
-    steps: int = 48
-    roll_degrees: float = 1.0
-    zoom: float = 0.015
-    varying_share: float = 0.5
+    light_share: float = 0.1
+    light_length: float = 4.0
     sharp_share: float = 0.12
-    layer_share: float = 0.3
-    gammas: tuple[float, ...] = (1.0, 1.0, 1.8, 2.2, 2.4)
-    highlight_share: float = 0.15
-    noise: float = 0.012
-    jpeg_share: float = 0.5
+    frames_share: float = 0.3
+    steps: int = 64
+    varying_share: float = 0.5
+    roll_degrees: float = 1.2
+    tilt_degrees: float = 0.4
+    zoom: float = 0.02
+    depth: float = 0.5
+    anchors: int = 3
+    layer_share: float = 0.4
+    layers: int = 2
+    at_rest_share: float = 0.3
+    coded_share: float = 0.4
+    gammas: tuple[float, float] = (1.8, 2.6)
+    max_offset: float = 0.1
+    contrasts: tuple[float, float] = (-0.2, 0.6)
+    highlight_share: float = 0.2
+    highlight: float = 5.0
+    lights_share: float = 0.06
+    noise_share: float = 0.6
+    noise: float = 0.015
+    smear_share: float = 0.08
+    smear: float = 0.02
+    sharpen_share: float = 0.4
+    sharpen: float = 0.9
+    jpeg_share: float = 0.35
     jpeg_quality: tuple[int, int] = (60, 98)
+    h264_share: float = 0.1
+    h264_crf: tuple[float, float] = (16.0, 30.0)
+
+
+#: Nothing but motion: no noise, no curve, no coding, and no sharp pairs.
+PURE = BlurOptions(
+    light_share=0,
+    sharp_share=0,
+    frames_share=0,
+    varying_share=0,
+    layer_share=0,
+    coded_share=1,
+    highlight_share=0,
+    lights_share=0,
+    noise_share=0,
+    smear_share=0,
+    sharpen_share=0,
+    jpeg_share=0,
+    h264_share=0,
+)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a scene's points go during N exposures, in pixels from where they are at its middle.
+
+    path: (N, steps, 2), x then y, of the picture's middle. The rest is None, or: depth (N, 2): how
+    much longer the path is half a picture to the right, and below. roll (radians) and zoom
+    (relative), (N, steps); tilt: (N, steps, 2), keystone: relative zoom half a picture away.
+    """
+
+    path: Tensor
+    depth: Tensor | None = None
+    roll: Tensor | None = None
+    zoom: Tensor | None = None
+    tilt: Tensor | None = None
+
+    def at(self, x: float, y: float, size: tuple[int, int]) -> Tensor:
+        """(N, steps, 2): the path at (x, y), each −1 … 1 across a picture of `size` (h, w)."""
+        here = self.path
+        if self.depth is not None:
+            near = self.depth[:, 0] * x + self.depth[:, 1] * y
+            here = here * (1 + near)[:, None, None]
+        right, down = x * size[1] / 2, y * size[0] / 2
+        scale = torch.zeros((), device=here.device)
+        if self.zoom is not None:
+            scale = self.zoom
+        if self.tilt is not None:
+            scale = scale + self.tilt[..., 0] * x + self.tilt[..., 1] * y
+        roll = torch.zeros((), device=here.device) if self.roll is None else self.roll
+        if scale.ndim or roll.ndim:
+            moved = [scale * right - roll * down, roll * right + scale * down]
+            here = here + torch.stack(moved, dim=-1)
+        return here
+
+    @property
+    def varies(self) -> bool:
+        """Whether the path depends on the place."""
+        return any(part is not None for part in (self.depth, self.roll, self.zoom, self.tilt))
+
+    def within(self, reach: float, size: tuple[int, int]) -> Motion:
+        """The same motion, made smaller where a point would travel farther than `reach` pixels."""
+        corners = [self.at(x, y, size) for x in (-1, 1) for y in (-1, 1)]
+        far = torch.stack([*corners, self.path]).abs().amax(dim=(0, 2, 3))  # (N,)
+        factor = (reach / far.clamp_min(1e-6)).clamp_max(1.0)
+
+        def scaled(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part * factor.view(-1, *[1] * (part.ndim - 1))
+
+        return Motion(
+            self.path * factor[:, None, None],
+            self.depth,
+            scaled(self.roll),
+            scaled(self.zoom),
+            scaled(self.tilt),
+        )
+
+    def spread(self, size: tuple[int, int]) -> list[float]:
+        """How far, in pixels, the paths of the corners part from that of the middle."""
+        if not self.varies:
+            return [0.0] * len(self.path)
+        corners = [self.at(x, y, size) - self.path for x in (-1, 1) for y in (-1, 1)]
+        spread: list[float] = torch.stack(corners).abs().amax(dim=(0, 2, 3)).tolist()
+        return spread
+
+    def part(self, rows: list[int], device: torch.device) -> Motion:
+        """The motion of some pictures, on a device."""
+
+        def of(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows].to(device)
+
+        path = self.path[rows].to(device)
+        return Motion(path, of(self.depth), of(self.roll), of(self.zoom), of(self.tilt))
+
+
+class _Draw:
+    """Random numbers of a CPU generator, of which a batch's pairs are a function alone."""
+
+    def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
+        self.generator, self.count, self.device = generator, count, device
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
+        """(count,) or (of,) numbers, on the CPU."""
+        drawn = torch.rand(self.count if of is None else of, generator=self.generator)
+        return low + (high - low) * drawn
+
+    def each(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
+        """The same as (n, 1, 1, 1) on the device."""
+        return self.uniform(low, high, of=of).to(self.device)[:, None, None, None]
+
+    def chosen(self, share: float) -> list[int]:
+        """The pictures that something of this share happens to."""
+        return (self.uniform() < share).nonzero()[:, 0].tolist()
+
+    def on_device(self) -> torch.Generator:
+        """A generator for large tensors where they are wanted, seeded from this one."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(self.device).manual_seed(seed)
 
 
 def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -> Tensor:
@@ -61,84 +216,187 @@ def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -
     angle = uniform(count, 1) * 2 * math.pi
     velocity = torch.stack([angle.cos(), angle.sin()], dim=-1).expand(count, steps, 2).clone()
     velocity *= 0.2 + uniform(count, 1, 1)
+    unrest = 1.2 * uniform(count, 1, 1)
     for cycles, weight in ((0.5, 1.2), (1.0, 1.0), (2.0, 0.8), (3.5, 0.6)):
         phase = uniform(count, 1, 2) * 2 * math.pi
-        amplitude = uniform(count, 1, 2).pow(2) * weight * uniform(count, 1, 1)
+        amplitude = uniform(count, 1, 2).pow(2) * weight * unrest * uniform(count, 1, 1)
         velocity += amplitude * torch.sin(2 * math.pi * cycles * time[None, :, None] + phase)
     path = velocity.cumsum(dim=1)
     arc = (path[:, 1:] - path[:, :-1]).norm(dim=-1).sum(dim=1).clamp_min(1e-6)
     length = options.max_length * uniform(count).pow(options.length_power)
+    light = options.light_length * uniform(count)
+    length = torch.where(uniform(count) < options.light_share, length.minimum(light), length)
     path = path * (length / arc)[:, None, None]
     centred: Tensor = path - path[:, steps // 2 : steps // 2 + 1]
     return centred
 
 
-def rasterise(paths: Tensor, size: tuple[int, int]) -> Tensor:
-    """Point-spread functions of paths (N, steps, 2): (N, height, width), sum 1, origin at [0, 0].
+def random_times(count: int, steps: int, frames_share: float, generator: torch.Generator) -> Tensor:
+    """When the shutter is open, (count, steps) in 0..1: all the time, or in 7 to 13 frames."""
+    time = torch.linspace(0, 1, steps).expand(count, steps)
+    frames = torch.randint(7, 14, (count, 1), generator=generator).float()
+    duty = 0.3 + 0.7 * torch.rand(count, 1, generator=generator)
+    number = (time * frames).floor().minimum(frames - 1)
+    gapped = (number + (1 - duty) / 2 + duty * (time * frames - number)) / frames
+    split = torch.rand(count, 1, generator=generator) < frames_share
+    return torch.where(split, gapped, time)
 
-    Points are splatted bilinearly; negative displacements wrap, as a circular FFT wants them.
+
+def sampled(paths: Tensor, times: Tensor) -> Tensor:
+    """Paths (N, steps, 2) at (N, M) times in 0..1: (N, M, 2), linear between their points."""
+    place = times * (paths.shape[1] - 1)
+    low = place.floor().clamp(0, paths.shape[1] - 2)
+    fraction = (place - low)[..., None]
+    index = low.long()[..., None].expand(-1, -1, 2)
+    return paths.gather(1, index) * (1 - fraction) + paths.gather(1, index + 1) * fraction
+
+
+def transfer(paths: Tensor, size: tuple[int, int]) -> Tensor:
+    """Transfer functions of paths (N, steps, 2): (N, height, width // 2 + 1), for rfft2.
+
+    The mean over the path's points p of exp(−i ω·p): exact for fractions of a pixel. Points drawn
+    bilinearly into a kernel would blur across the motion too, to 0.4 at the highest frequency.
     """
     height, width = size
-    count, steps, _ = paths.shape
-    # Segments are subdivided so that a fast path leaves no holes.
-    fine = F.interpolate(
-        paths.transpose(1, 2), size=steps * 3, mode="linear", align_corners=True
-    ).transpose(1, 2)
-    floor = fine.floor()
-    fraction = fine - floor
-    kernel = torch.zeros(count, height * width, device=paths.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            wx = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            wy = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            x = (floor[..., 0].long() + dx) % width
-            y = (floor[..., 1].long() + dy) % height
-            kernel.scatter_add_(1, y * width + x, wx * wy / fine.shape[1])
-    return kernel.view(count, height, width)
+    device = paths.device
+    along_x = _phases(paths[..., 0], torch.fft.rfftfreq(width, device=device), width)
+    along_y = _phases(paths[..., 1], torch.fft.fftfreq(height, device=device), height)
+    return torch.bmm(along_y.transpose(1, 2), along_x) / paths.shape[1]
 
 
-def convolve(images: Tensor, kernels: Tensor) -> Tensor:
-    """Circular convolution of (N, C, H, W) with one (N, H, W) kernel each."""
-    spectrum = torch.fft.rfft2(images) * torch.fft.rfft2(kernels)[:, None]
+def _phases(places: Tensor, frequencies: Tensor, side: int) -> Tensor:
+    """What a shift to each place (N, steps) does to waves of so many cycles a pixel: (N, steps, F).
+
+    exp(−i ω p) jumps at half a cycle a pixel, and edges would ring far: from 0.3 cycles on it
+    becomes linear interpolation, which does not. Both leave a shift by 0 as it is.
+    """
+    result = _turn(places, frequencies)
+    first = math.ceil(0.3 * side)
+    high = slice(first, min(len(frequencies), side - first + 1))
+    top = frequencies[high]
+    whole = places.floor()
+    part = (places - whole)[..., None]
+    linear = _turn(whole, top) * torch.complex(
+        1 - part + part * (2 * math.pi * top).cos(), -part * (2 * math.pi * top).sin()
+    )
+    share = ((top.abs() - 0.3) / 0.2).clamp(0, 1)
+    share = share * share * (3 - 2 * share)
+    result[..., high] += share * (linear - result[..., high])
+    return result
+
+
+def _turn(places: Tensor, frequencies: Tensor) -> Tensor:
+    angle = places[..., None] * (-2 * math.pi * frequencies)
+    return torch.complex(angle.cos(), angle.sin())
+
+
+def convolve(images: Tensor, functions: Tensor) -> Tensor:
+    """Circular convolution of (N, C, H, W) with one transfer function (N, H, W // 2 + 1) each."""
+    spectrum = torch.fft.rfft2(images) * functions[:, None]
     result: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
     return result
 
 
-def camera_blur(
-    images: Tensor, paths: Tensor, roll: Tensor | None = None, zoom: Tensor | None = None
-) -> Tensor:
-    """Blur linear-light (N, C, H, W) along paths (N, steps, 2); roll in radians, zoom relative.
+def camera_blur(images: Tensor, motion: Motion, *, anchors: int = 3) -> Tensor:
+    """Blur linear-light (N, C, H, W) by a motion. The outer pixels wrap around: crop them.
 
-    roll and zoom are (N, steps), zero at mid-exposure: with them the four corners get kernels of
-    their own, blended bilinearly. The outer pixels wrap around: crop them.
+    A motion that depends on the place is computed at anchors × anchors places and blended.
     """
     _, _, height, width = images.shape
-    if roll is None or zoom is None:
-        return convolve(images, rasterise(paths, (height, width)))
+    size = (height, width)
+    if not motion.varies:
+        return convolve(images, transfer(motion.path, size))
     spectrum = torch.fft.rfft2(images)
-    ramp_x = torch.linspace(0, 1, width, device=images.device)
-    ramp_y = torch.linspace(0, 1, height, device=images.device)[:, None]
     out = torch.zeros_like(images)
-    for corner_y in (0, 1):
-        for corner_x in (0, 1):
-            x, y = (corner_x - 0.5) * width, (corner_y - 0.5) * height
-            local = paths.clone()
-            local[..., 0] += zoom * x - roll * y
-            local[..., 1] += roll * x + zoom * y
-            kernel = torch.fft.rfft2(rasterise(local, (height, width)))[:, None]
-            weight = (ramp_x if corner_x else 1 - ramp_x) * (ramp_y if corner_y else 1 - ramp_y)
-            out += weight * torch.fft.irfft2(spectrum * kernel, s=(height, width))
+    for row in range(anchors):
+        for column in range(anchors):
+            y, x = (2 * k / (anchors - 1) - 1 for k in (row, column))
+            function = transfer(motion.at(x, y, size), size)[:, None]
+            part = torch.fft.irfft2(spectrum * function, s=size)
+            weight = _hat(height, y, anchors, images)[:, None] * _hat(width, x, anchors, images)
+            out.addcmul_(part, weight)
     return out
+
+
+def _hat(side: int, centre: float, anchors: int, like: Tensor) -> Tensor:
+    """The weight of the anchor at `centre` along a side: 1 there, 0 at its neighbours."""
+    place = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+    return (1 - (place - centre).abs() * (anchors - 1) / 2).clamp_min(0)
 
 
 def random_masks(
     count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Soft-edged random blobs, (count, 1, height, width) in 0..1: the shape of a moving layer."""
+    """Shapes of moving layers: (count, 1, height, width) in 0..1, their edges 1 to 3 pixels wide.
+
+    Blobs, tilted boxes (from posts to walls) and ellipses, alike often. Softer edges would be a
+    blur that the sharp picture has too: a network would learn to leave such edges as they are.
+    """
+    height, width = size
+
+    def uniform(low: float, high: float) -> Tensor:
+        drawn = torch.rand(count, 1, 1, 1, generator=generator)
+        return (low + (high - low) * drawn).to(device)
+
     noise = torch.randn(count, 1, 5, 5, generator=generator).to(device)
-    field = F.interpolate(noise, size=size, mode="bicubic", align_corners=False)
-    edge = 6.0 + 34.0 * torch.rand(count, 1, 1, 1, generator=generator).to(device)
-    return torch.sigmoid((field - 0.6) * edge)
+    blobs = F.interpolate(noise, size=size, mode="bicubic", align_corners=False) - 0.6
+    angle = uniform(-math.pi, math.pi)
+    x = torch.arange(width, device=device) - uniform(0.2, 0.8) * width
+    y = torch.arange(height, device=device)[:, None] - uniform(0.2, 0.8) * height
+    along = (x * angle.cos() + y * angle.sin()).abs()
+    across = (y * angle.cos() - x * angle.sin()).abs()
+    long, wide = uniform(0.1, 0.5) * width, uniform(0.05, 1.0).square() * 0.3 * width + 1.5
+    boxes = torch.minimum(long - along, wide - across)
+    ellipses = (1 - ((along / long).square() + (across / wide).square()).sqrt()) * wide
+    kind = torch.randint(3, (count, 1, 1, 1), generator=generator).to(device)
+    shape = torch.where(kind == 0, blobs, torch.where(kind == 1, boxes, ellipses))
+    down, right = torch.gradient(shape, dim=(2, 3))
+    distance = shape / (down.square() + right.square()).sqrt().clamp_min(1e-3)  # to the edge
+    return torch.sigmoid(4 * distance / uniform(1.0, 3.0))
+
+
+def _lights(
+    count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Points of light, coloured, many times brighter than white: (count, 3, height, width)."""
+    height, width = size
+    out = torch.zeros(count, 3, height, width, device=device)
+    for _ in range(int(torch.randint(1, 7, (), generator=generator))):
+        drawn = torch.rand(count, 7, 1, 1, generator=generator).to(device)
+        x = torch.arange(width, device=device) - drawn[:, :1] * width
+        y = torch.arange(height, device=device)[:, None] - drawn[:, 1:2] * height
+        radius = 0.6 + 3 * drawn[:, 2:3].square()
+        # Soft by more than a pixel, so that the FFT leaves no rings.
+        disc = torch.sigmoid((radius - (x * x + y * y).sqrt()) * 2.5)
+        out += disc * (0.5 + 0.5 * drawn[:, 3:6]) * (1 + 20 * drawn[:, 6:].square())
+    return out
+
+
+def _camera_motion(draw: _Draw, options: BlurOptions, moving: Tensor, times: Tensor) -> Motion:
+    """One camera motion a picture, of all kinds at once, on the CPU.
+
+    moving (N,): 0 where there is none. times: when the shutter is open.
+    """
+    n = draw.count
+    path = sampled(random_paths(n, options, draw.generator), times) * moving[:, None, None]
+    wanted = (draw.uniform() < options.varying_share).float() * moving
+    swing = sampled(random_paths(n, replace(_UNIT, steps=options.steps), draw.generator), times)
+    swing = swing * wanted[:, None, None]  # mostly about ±½
+
+    def amount(most: float) -> Tensor:
+        return draw.uniform(-most, most)[:, None]
+
+    depth = torch.stack([draw.uniform(-1, 1), draw.uniform(-1, 1)], dim=1) * options.depth / 2
+    return Motion(
+        path,
+        depth * wanted[:, None],
+        roll=swing[..., 0] * amount(2 * math.radians(options.roll_degrees)),
+        zoom=swing[..., 1] * amount(2 * options.zoom),
+        tilt=swing * amount(2 * math.radians(options.tilt_degrees))[..., None],
+    )
+
+
+_UNIT = replace(PURE, max_length=1.0, length_power=0.0)
 
 
 def make_pairs(
@@ -147,65 +405,157 @@ def make_pairs(
     """Pairs from sharp pictures.
 
     sharp: (N, 3, H, W) in [0, 1], any device; generator: a CPU generator, which alone decides the
-    result. Returns (blurred, sharp), each (N, 3, H − 2·margin, W − 2·margin) in [0, 1].
+    result (on another kind of device, noise and coding differ). Returns (blurred, sharp), each
+    (N, 3, H − 2·margin, W − 2·margin) in [0, 1]. No point travels farther than `margin`.
     """
     n, _, height, width = sharp.shape
-    device = sharp.device
+    size, device = (height, width), sharp.device
+    draw = _Draw(generator, n, device)
+    early, late = _sharpening(draw, options)
+    sharp = _some(sharp.clone(), early, lambda x, p: degrade.sharpen(x, *p))
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
-
-    def chosen(share: float) -> Tensor:
-        return (uniform(n, 1, 1, 1) < share).float()
-
-    gamma = torch.tensor(options.gammas)[
-        torch.randint(len(options.gammas), (n,), generator=generator)
-    ].to(device)[:, None, None, None]
-    linear = sharp.clamp_min(1e-4) ** gamma
     # Highlights beyond white: they saturate after averaging and leave bright, hard-edged trails.
-    bright = chosen(options.highlight_share) * (sharp.amin(dim=1, keepdim=True) > 0.92)
-    linear = linear * (1 + bright * 4 * uniform(n, 1, 1, 1))
+    bright = draw.chosen(options.highlight_share)
+    over = draw.each(0, options.highlight - 1, of=len(bright))
+    low = sharp.index_select(0, choose(bright, device)).amin(dim=1, keepdim=True)
+    over = 1 + over * ((low - 0.86) / 0.1).clamp(0, 1)
+    curved, response = _random_response(draw, options)
+    linear = _some(sharp, (curved, ()), lambda x, _: response.to_light(x))
+    linear = _some(linear, (bright, (over,)), lambda x, p: x * p[0])
+    if lit := draw.chosen(options.lights_share):
+        linear.index_add_(0, choose(lit, device), _lights(len(lit), size, generator, device))
 
-    still = chosen(options.sharp_share)[:, 0]
-    paths = random_paths(n, options, generator).to(device) * (1 - still)
-    roll = zoom = None
-    if float(torch.rand((), generator=generator)) < options.varying_share:
-        time = torch.linspace(-0.5, 0.5, options.steps, device=device)
-        strength = 1 - still[:, 0]
-        roll = (uniform(n, 1) * 2 - 1) * math.radians(options.roll_degrees) * time * 2 * strength
-        zoom = (uniform(n, 1) * 2 - 1) * options.zoom * time * 2 * strength
-    blurred = camera_blur(linear, paths, roll, zoom)
-    target = linear
+    still = draw.uniform() < options.sharp_share
+    times = random_times(n, options.steps, options.frames_share, generator)
+    layered = [i for i in draw.chosen(options.layer_share) if not bool(still[i])]
+    # With layers, the camera may be at rest, or may follow the nearest of them.
+    rest, more = draw.uniform(), draw.uniform()
+    moving = (~still).float()
+    moving[layered] *= (rest[layered] >= options.at_rest_share / 2).float()
+    followed = (rest > 1 - options.at_rest_share / 2).float()
+    motion = _camera_motion(draw, options, moving, times).within(margin, size)
+    blurred = _blur_each(linear, motion, options)
 
-    if float(torch.rand((), generator=generator)) < min(1.0, options.layer_share * 2):
-        moving = chosen(0.5)
-        mask = random_masks(n, (height, width), generator, device) * moving
-        layer = linear.roll(1, 0).flip(-1)
-        own = paths * 0.3 + random_paths(n, options, generator).to(device) * (1 - still)
-        shape_blurred = convolve(
-            torch.cat([layer * mask, mask], dim=1), rasterise(own, (height, width))
-        )
-        blurred = shape_blurred[:, :3] + (1 - shape_blurred[:, 3:]) * blurred
-        target = layer * mask + (1 - mask) * linear
+    target = linear.clone() if layered else linear
+    for number in range(options.layers if layered else 0):
+        # The last one is the nearest, and there for all of them.
+        some = layered if number == options.layers - 1 else [i for i in layered if more[i] < 0.35]
+        if not some:
+            continue
+        rows = choose(some, device)
+        mask = random_masks(len(some), size, generator, device)
+        layer = linear.roll(number + 1, 0).index_select(0, rows).flip(-1)
+        own = sampled(random_paths(len(some), options, generator), times[some])
+        if number == options.layers - 1:
+            own *= 1 - followed[some, None, None]
+        # Nearer than what is behind it, and moving by itself.
+        near = draw.uniform(0.3, 1.6, of=len(some)) * (1 - followed[some])
+        own += motion.path[some] * near[:, None, None]
+        path = Motion(own).within(margin, size).path.to(device)
+        moved = convolve(torch.cat([layer * mask, mask], dim=1), transfer(path, size))
+        behind = blurred.index_select(0, rows)
+        blurred.index_copy_(0, rows, moved[:, :3] + (1 - moved[:, 3:]) * behind)
+        covered = layer * mask + (1 - mask) * target.index_select(0, rows)
+        target.index_copy_(0, rows, covered)
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
-    blurred, target = blurred[inner].clamp(0, 1), target[inner].clamp(0, 1)
-    blurred, target = blurred ** (1 / gamma), target ** (1 / gamma)
-    read = options.noise * uniform(n, 1, 1, 1).pow(2)
-    noise = torch.randn(blurred.shape, generator=generator).to(device)
-    blurred = blurred + noise * read * (0.5 + blurred.clamp_min(0).sqrt())
-    return blurred.clamp(0, 1), target
+    blurred, target = blurred[inner], target[inner].clamp(0, 1)
+    slope = torch.ones(n, 1, 1, 1, device=device)
+    slope = _some(slope, (curved, ()), lambda x, _: response.slope())
+    blurred = _noise(blurred, draw, options, slope).clamp(0, 1)
+    blurred, target = (
+        _some(image, (curved, ()), lambda x, _: response.to_coded(x)) for image in (blurred, target)
+    )
+    if smeared := draw.chosen(options.smear_share):
+        strength = draw.each(0.2 * options.smear, options.smear, of=len(smeared))
+        blurred = _some(blurred, (smeared, (strength,)), lambda x, p: degrade.smear(x, *p))
+    blurred = _some(blurred, late, lambda x, p: degrade.sharpen(x, *p))
+    target = _some(target, late, lambda x, p: degrade.sharpen(x, *p))
+    blurred = _coded(blurred, draw, options)
+    # A sharp picture is to come back as it is.
+    return blurred, torch.where(still.to(device)[:, None, None, None], blurred, target)
 
 
-def compress(images: NDArray[np.uint8], options: BlurOptions, rng: np.random.Generator) -> None:
-    """JPEG-compress a share of (N, H, W, 3) uint8 pictures in place."""
-    from PIL import Image
+_Some = tuple[list[int], tuple[Tensor, ...]]
 
-    for picture in images:
-        if rng.random() < options.jpeg_share:
-            buffer = io.BytesIO()
-            quality = int(rng.integers(*options.jpeg_quality))
-            Image.fromarray(picture).save(
-                buffer, "JPEG", quality=quality, subsampling=int(rng.choice([0, 2]))
-            )
-            picture[:] = np.asarray(Image.open(buffer))
+
+def _some(x: Tensor, some: _Some, change: Any) -> Tensor:
+    """`change` on some pictures of a batch, in place, with parameters for each of them."""
+    rows, parameters = some
+    if not rows:
+        return x
+    index = choose(rows, x.device)
+    return x.index_copy_(0, index, change(x.index_select(0, index), parameters))
+
+
+def _blur_each(linear: Tensor, motion: Motion, options: BlurOptions) -> Tensor:
+    """The camera's blur, with as many anchors as a picture's motion needs; motion on the CPU."""
+    spread = motion.spread((linear.shape[2], linear.shape[3]))
+    enough = [1 if s < 0.25 else min(2 if s < 2.5 else 3, options.anchors) for s in spread]
+    enough = [options.anchors if k == 3 else k for k in enough]
+    blurred = torch.empty_like(linear)
+    for anchors in sorted(set(enough)):
+        rows = [i for i, k in enumerate(enough) if k == anchors]
+        part = motion.part(rows, linear.device)
+        index = choose(rows, linear.device)
+        if anchors == 1:
+            part = Motion(part.path)
+        result = camera_blur(linear.index_select(0, index), part, anchors=anchors)
+        blurred.index_copy_(0, index, result)
+    return blurred
+
+
+def _random_response(draw: _Draw, options: BlurOptions) -> tuple[list[int], Response]:
+    """Whose coded values are not light, and their curves."""
+    curved = draw.chosen(1 - options.coded_share)
+    count = len(curved)
+    gamma, offset = draw.each(*options.gammas, of=count), draw.each(0, options.max_offset, of=count)
+    toned = (draw.each(of=count) < 0.5).float()
+    return curved, Response(gamma, offset, draw.each(*options.contrasts, of=count) * toned)
+
+
+def _sharpening(draw: _Draw, options: BlurOptions) -> tuple[_Some, _Some]:
+    """Who is sharpened before the averaging, and who after, with radius and amount."""
+    chosen = draw.chosen(options.sharpen_share)
+    before = draw.uniform() < 0.5
+    groups: list[_Some] = []
+    for rows in ([i for i in chosen if before[i]], [i for i in chosen if not before[i]]):
+        sigma = draw.each(0.6, 1.5, of=len(rows))
+        groups.append((rows, (sigma, draw.each(0.1, 1, of=len(rows)) * options.sharpen)))
+    return groups[0], groups[1]
+
+
+def _noise(light: Tensor, draw: _Draw, options: BlurOptions, slope: Tensor) -> Tensor:
+    rows = draw.chosen(options.noise_share) if options.noise else []
+    count = len(rows)
+    coded = options.noise * draw.each(of=count).square()
+    level = coded / slope.index_select(0, choose(rows, draw.device)).clamp_min(0.2)
+    parameters = (level, draw.each(0.3, 1.0, of=count), draw.each(-1, 1, of=count).clamp_min(0))
+    large = draw.on_device()
+
+    def add(pictures: Tensor, values: tuple[Tensor, ...]) -> Tensor:
+        level, shot, spread = values
+        return degrade.sensor_noise(pictures, level, shot, spread, large)
+
+    return _some(light, (rows, parameters), add)
+
+
+def _coded(x: Tensor, draw: _Draw, options: BlurOptions) -> Tensor:
+    """Compress some pictures; the others are rounded by whoever stores them."""
+    way = draw.uniform().tolist()
+    last = options.jpeg_share + options.h264_share
+    by_jpeg = [i for i, u in enumerate(way) if u < options.jpeg_share]
+    by_h264 = [i for i, u in enumerate(way) if options.jpeg_share <= u < last]
+    place = torch.randint(16, (2,), generator=draw.generator).tolist()
+    quality = draw.uniform(*options.jpeg_quality, of=len(by_jpeg)).round()
+    crf = draw.uniform(*options.h264_crf, of=len(by_h264))
+    offset = (place[0], place[1])
+
+    def jpeg(pictures: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        return degrade.jpeg(pictures, parameters[0], offset=offset)
+
+    def h264(pictures: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        return degrade.h264(pictures, parameters[0], offset=offset)
+
+    x = _some(x, (by_jpeg, (quality.to(x.device),)), jpeg)
+    return _some(x, (by_h264, (crf.to(x.device),)), h264)

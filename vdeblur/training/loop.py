@@ -1,142 +1,435 @@
-"""The training loop: a budget of wall time in, weights out; stops and resumes at any moment."""
+"""The training loop: a recipe and batches in, weights out; it stops and resumes at any moment.
+
+Serves one process or, under torchrun, several. Knows no files but its own state, and not where
+batches come from: it asks for those from a given step on, so that a resumed run sees what an
+unbroken one would have seen.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
+import os
+import pickle
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vdeblur.models.mimo_unet import MIMOUNet
-from vdeblur.training.losses import multi_scale_frequency, multi_scale_l1, target_pyramid
+from vdeblur.errors import InputError, UsageError, VdeblurError
+from vdeblur.files import replacing
+from vdeblur.models.network import Network
+from vdeblur.training.distill import distance_to_teacher
+from vdeblur.training.losses import multi_scale, parse_loss, scale_weights
+from vdeblur.training.recipes import Recipe, difference, facts
+
+Batch = tuple[Tensor, Tensor]
+Batches = Callable[[int], Iterable[Batch]]
+
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HOPELESS = 30  # steps in a row without a finite gradient; fp16's scale has fallen by 2³⁰ by then
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """budget_seconds: wall time of all runs together; the learning rate follows the share of it
-    that is used, with a short warm-up and a cosine to zero, so that any budget ends in usable
-    weights. frequency_weight: λ of MIMO-UNet's equation 6. ema: decay of the averaged weights.
+class RunOptions:
+    """How a run is carried out; none of it changes what is learned, but for rounding.
+
+    precision: "fp32", "bf16", "fp16" (automatic mixed precision). checkpointing: forget activations
+    and compute them again, for memory. accumulate: parts in which a batch goes through the network,
+    for memory; the gradient is that of the whole. report_seconds, report_steps: a report and a
+    saved state after so long, or so many steps when not 0.
     """
 
-    budget_seconds: float
-    learning_rate: float = 1e-3
-    warmup_share: float = 0.02
-    frequency_weight: float = 0.1
-    ema: float = 0.999
-    clip: float = 0.5
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    checkpointing: bool = False
+    accumulate: int = 1
     report_seconds: float = 60.0
+    report_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is none of {', '.join(_PRECISIONS)}")
+        if self.accumulate < 1:
+            raise UsageError(f"a batch in {self.accumulate} parts cannot be: give 1 or more")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: steps and pixels so far, mean loss and share of time spent waiting for data."""
+    """One report. elapsed: seconds of all runs together; share: of the run's length; loss: mean
+    since the last report, of this process; waiting: share of the time spent waiting for data;
+    skipped: steps without a finite gradient since the last report.
+    """
 
     elapsed: float
     step: int
+    share: float
     megapixels: float
     loss: float
     learning_rate: float
     waiting: float
+    images_per_second: float
+    skipped: int
 
 
-def learning_rate(share: float, options: TrainOptions) -> float:
-    """The rate when `share` (0..1) of the budget is used."""
-    if share < options.warmup_share:
-        return options.learning_rate * max(share / options.warmup_share, 0.02)
-    rest = (share - options.warmup_share) / (1 - options.warmup_share)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with: the weights to keep, the last ones, and whether it reached its end."""
+
+    network: Network
+    last: Network
+    progress: Progress
+    finished: bool
+
+
+class _Scales(nn.Module):
+    """forward_scales behind forward, which is what DDP and torch.compile wrap."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.network.forward_scales(x)
+
+
+def processes() -> tuple[int, int]:
+    """(this process's number, how many there are); (0, 1) outside torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def cut(image: Tensor, side: int) -> Tensor:
+    """Squares of `side` from (N, C, H, W), as many as fit, centred: (N·k, C, side, side)."""
+    n, c, height, width = image.shape
+    rows, columns = height // side, width // side
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    part = image[..., top : top + rows * side, left : left + columns * side]
+    tiles = part.reshape(n, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(-1, c, side, side)
+
+
+def with_sharp_input(blurred: Tensor, sharp: Tensor, *, first: int, share: float) -> Tensor:
+    """`blurred` with a share of its pictures replaced by their targets, evenly.
+
+    first: how many pictures came before. The choice depends on nothing else, so that a resumed run
+    makes the same.
+    """
+    numbers = torch.arange(first, first + len(blurred), dtype=torch.float64)
+    chosen = ((numbers + 1) * share).floor() > (numbers * share).floor()
+    return torch.where(chosen.to(blurred.device)[:, None, None, None], sharp, blurred)
+
+
+def forget_activations(network: nn.Module) -> None:
+    """Have the network's stages compute their activations again in the backward pass.
+
+    A stage is an outermost module of two convolutions or more below the network (lists of modules
+    are looked into). See Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    for child in network.children():
+        convolutions = sum(
+            isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) for m in child.modules()
+        )
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            forget_activations(child)
+        elif convolutions >= 2:
+            # An attribute of the instance: state dicts and the class stay as they are.
+            child.forward = functools.partial(checkpoint, child.forward, use_reentrant=False)
 
 
 def train(
-    model: MIMOUNet,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    options: TrainOptions,
+    network: Network,
+    batches: Batches,
+    recipe: Recipe,
     *,
-    device: torch.device,
+    run: RunOptions | None = None,
+    steps: int | None = None,
+    seed: int = 0,
     state_file: Path | None = None,
-    on_report: Callable[[Progress, MIMOUNet], None] | None = None,
-) -> MIMOUNet:
-    """Train until the budget is spent and return the averaged (EMA) weights as a copy.
+    teacher: nn.Module | None = None,
+    on_report: Callable[[Progress, Network], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train `network` in place to the end of the recipe.
 
-    batches: (blurred, sharp) uint8 (N, 3, H, W). state_file: written at every report (under a
-    temporary name first) and resumed from when it exists.
+    batches: called with a step's number, gives the batches from it on: (blurred, sharp), each
+    (N, 3, H, W), uint8 or floating point in 0..1, those of this process where there are several;
+    giving no more of them ends the run early. steps: the length, where the recipe counts epochs.
+    teacher: any network, RGB to RGB. state_file: written at every report (under a temporary name
+    first) and resumed from when it exists; seed is held to the one in it. stop: asked after every
+    step.
+    Under torchrun the reports and the state are the first process's.
+    InputError for a state that is damaged, UsageError for another recipe's; VdeblurError when the
+    gradient stays infinite.
     """
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    used, step, pixels = 0.0, 0, 0.0
-    if state_file and state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
+    run = run or RunOptions()
+    rank, world = processes()
+    device = run.device
+    steps = steps or recipe.steps or None
+    if not steps and not recipe.seconds:
+        raise UsageError("a run needs a length: give seconds or steps")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # crops are of one size
+    if recipe.teacher_weight and teacher is None:
+        raise UsageError("the recipe has a teacher's weight but no teacher: give --teacher FILE")
+    layout = torch.channels_last if run.channels_last else torch.contiguous_format
+    network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
+    averaged = copy.deepcopy(network).eval().requires_grad_(False)
+    if teacher is not None:
+        teacher.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+        teacher.requires_grad_(False)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+    optimiser: torch.optim.Optimizer = kind(
+        parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    dtype = _PRECISIONS[run.precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    used, step, images, pixels = 0.0, 0, 0, 0.0
+    random_state: Tensor | None = None
+    if state_file is not None and state_file.exists():
+        state = read_state(state_file)
+        _check_same_run(state, recipe, network, seed, state_file)
+        network.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
-        used, step, pixels = state["used"], state["step"], state["pixels"]
+        scaler.load_state_dict(state["scaler"])
+        used, step, images, pixels = (state[k] for k in ("used", "step", "images", "pixels"))
+        random_state = state["random"]
+
+    if run.checkpointing:
+        forget_activations(network)
+    model: Any = _Scales(network)
+    if run.compile:
+        model = torch.compile(model)
+    if world > 1:
+        ids = [device.index or 0] if device.type == "cuda" else None
+        model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    terms = parse_loss(recipe.loss)
+
+    def share_done() -> float:
+        return used / recipe.seconds if recipe.seconds else step / steps if steps else 1.0
 
     def save() -> None:
-        if state_file is None:
+        if state_file is None or rank:
             return
-        temporary = state_file.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "used": used,
-                "step": step,
-                "pixels": pixels,
-                "options": asdict(options),
-            },
-            temporary,
-        )
-        temporary.replace(state_file)
+        content = {
+            "model": network.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(),
+            "network": recipe.network,
+            "config": dict(network.config),
+            "recipe": facts(recipe),
+            "seed": seed,
+            "used": used,
+            "step": step,
+            "images": images,
+            "pixels": pixels,
+            "random": torch.get_rng_state(),
+        }
+        with replacing(state_file) as temporary:
+            torch.save(content, temporary)
 
-    last = reported = time.monotonic()
-    waiting, losses = 0.0, torch.zeros((), device=device)
-    since = 0
-    for blurred, sharp in batches:
+    def losses_of(x: Tensor, y: Tensor, weights_at: float) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            outputs: Sequence[Tensor] = model(x)
+        weights = scale_weights(
+            outputs, recipe.scales, share=weights_at, coarse_first=recipe.coarse_first
+        )
+        loss = multi_scale(outputs, y, terms, weights)
+        if teacher is not None and recipe.teacher_weight:
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+            ):
+                taught = _taught(teacher, x)
+            loss = loss + recipe.teacher_weight * distance_to_teacher(outputs, taught, weights)
+        return loss
+
+    began = reported = time.monotonic()
+    used_before = used
+    waiting, total, counted, skipped, in_a_row, seen, rate = 0.0, 0.0, 0, 0, 0, images, 0.0
+    reported_step = step
+    finished = share_done() >= 1
+    progress = Progress(used, step, share_done(), pixels / 1e6, math.nan, 0.0, 0.0, 0.0, 0)
+    if finished:
+        return Outcome(averaged if recipe.ema else network, network, progress, True)
+    iterator = iter(batches(step))
+    if random_state is not None:
+        # After the loader has drawn its own seed: whatever the network draws goes on as it was.
+        torch.set_rng_state(random_state)
+    while True:
+        asked = time.monotonic()
+        batch = next(iterator, None)
+        waiting += time.monotonic() - asked
+        if not _all_have(batch is not None, device):
+            finished = True
+        else:
+            assert batch is not None
+            share = share_done()
+            rate = recipe.schedule.rate(recipe.learning_rate, share)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            blurred, sharp = (_as_float(image.to(device, non_blocking=True)) for image in batch)
+            if recipe.keep_sharp:
+                first = images + rank * len(blurred)
+                blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
+            images += len(blurred) * world
+            if side := _patch_side(recipe, share):
+                blurred, sharp = cut(blurred, side), cut(sharp, side)
+            blurred = blurred.contiguous(memory_format=layout)
+            optimiser.zero_grad(set_to_none=True)
+            parts = min(run.accumulate, len(blurred))
+            loss_value = 0.0
+            chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
+            for number, (x, y) in enumerate(chunks):
+                last_part = number == len(chunks) - 1
+                with contextlib.nullcontext() if world == 1 or last_part else model.no_sync():
+                    loss = losses_of(x, y, share) * (len(x) / len(blurred))
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                loss_value += float(loss.detach())
+            scaler.unscale_(optimiser)
+            # Reading the norm also waits for the device, so that times are those of the work.
+            norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf))
+            if math.isfinite(norm) and math.isfinite(loss_value):
+                scaler.step(optimiser)
+                total, counted, in_a_row = total + loss_value, counted + 1, 0
+            else:
+                optimiser.zero_grad(set_to_none=True)
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                if in_a_row >= _HOPELESS:
+                    raise VdeblurError(
+                        f"the gradient has not been finite for {in_a_row} steps, at step {step}: "
+                        "start again with a lower --lr, or with --precision fp32"
+                    )
+            scaler.update()
+            step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
+            if recipe.ema:
+                _average(averaged, network, min(recipe.ema, step / (step + 10)))
+            finished = False
         now = time.monotonic()
-        waiting += now - last
-        rate = learning_rate(used / options.budget_seconds, options)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        x = blurred.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
-        y = sharp.to(device).float().div(255)
-        outputs = model.forward_scales(x)
-        targets = target_pyramid(y, len(outputs))
-        loss = multi_scale_l1(outputs, targets)
-        if options.frequency_weight:
-            loss = loss + options.frequency_weight * multi_scale_frequency(outputs, targets)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        optimiser.step()
-        step, since, pixels = step + 1, since + 1, pixels + x[:, 0].numel()
-        with torch.no_grad():
-            losses += loss.detach()
-            decay = min(options.ema, step / (step + 10))
-            for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        moment = time.monotonic()
-        used, last = used + moment - last, moment
-        done = used >= options.budget_seconds
-        if done or moment - reported > options.report_seconds:
-            if on_report:
-                span = moment - reported
-                mean_loss = float(losses) / since
-                on_report(
-                    Progress(used, step, pixels / 1e6, mean_loss, rate, waiting / span), averaged
-                )
+        used = used_before + now - began
+        used, asked_to_stop = _agree(used, stop(), device)
+        finished = finished or share_done() >= 1
+        due = now - reported >= run.report_seconds
+        if run.report_steps:
+            due = step % run.report_steps == 0
+        if finished or asked_to_stop or (_agree(0.0, due, device)[1] and step > reported_step):
+            span = max(now - reported, 1e-9)
+            mean = total / counted if counted else math.nan
+            progress = Progress(
+                elapsed=used,
+                step=step,
+                share=min(share_done(), 1.0),
+                megapixels=pixels / 1e6,
+                loss=mean,
+                learning_rate=rate,
+                waiting=min(waiting / span, 1.0),
+                images_per_second=(images - seen) / span,
+                skipped=skipped,
+            )
             save()
-            losses.zero_()
-            waiting, since, reported = 0.0, 0, time.monotonic()
-            last = reported
-        if done:
+            if on_report is not None and not rank:
+                on_report(progress, averaged if recipe.ema else network)
+                network.train()
+            waiting, total, counted, skipped, seen = 0.0, 0.0, 0, 0, images
+            reported, reported_step = time.monotonic(), step
+        if finished or asked_to_stop:
             break
-    return averaged
+    return Outcome(averaged if recipe.ema else network, network, progress, finished)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a state file, on the CPU; InputError when it is none."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"model", "averaged", "optimiser", "recipe", "images"} <= set(state):
+            raise ValueError("something else is in it")
+        return state
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,  # torch's unpickler looks an unknown opcode up
+        ValueError,
+        TypeError,
+    ) as error:
+        raise InputError(
+            f"{path} is not a state of a training run that this version can go on with: "
+            "move it away, or give another --out"
+        ) from error
+
+
+def start_processes(chosen: torch.device) -> torch.device:
+    """Join the other processes that torchrun started, if it did, and give this one's device.
+
+    Call `dist.destroy_process_group` at the end where `processes()` counts more than one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def _check_same_run(
+    state: dict[str, Any], recipe: Recipe, network: Network, seed: int, path: Path
+) -> None:
+    other = difference(state["recipe"], facts(recipe))
+    if state["config"] != dict(network.config):
+        other.append("config")
+    if state["seed"] != seed:
+        other.append("seed")
+    if other:
+        raise UsageError(
+            f"{path} is the state of another run (its {', '.join(other)} differ): "
+            "repeat that run's options to go on with it, or give another --out"
+        )
+
+
+def _as_float(image: Tensor) -> Tensor:
+    return image if image.is_floating_point() else image.float().div(255)
+
+
+def _taught(teacher: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    return teacher.forward_scales(x) if isinstance(teacher, Network) else (teacher(x),)
+
+
+def _patch_side(recipe: Recipe, share: float) -> int:
+    """The side of the patches at this share of the run; 0 for whole crops."""
+    sides = [side for start, side in recipe.patches if share >= start]
+    return sides[-1] if sides and sides[-1] != recipe.crop else 0
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - decay)
+    for mean, value in zip(averaged.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def _agree(value: float, flag: bool, device: torch.device) -> tuple[float, bool]:
+    """The largest value of all processes, and whether any has the flag: they must end together."""
+    if processes()[1] == 1:
+        return value, flag
+    both = torch.tensor([value, float(flag)], dtype=torch.float64, device=device)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return float(both[0]), bool(both[1])
+
+
+def _all_have(flag: bool, device: torch.device) -> bool:
+    return not _agree(0.0, not flag, device)[1]

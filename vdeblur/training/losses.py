@@ -1,33 +1,187 @@
-"""Losses over the images of all scales, coarse to fine, named as in their papers."""
+"""Losses over the images that a network gives in training, named as in their papers.
+
+Each output is held to the sharp picture at its own size, whatever the sizes and their order, so
+that coarse-to-fine networks (MIMO-UNet, PSS-NSC) and networks of several full-size stages (MPRNet)
+share the same terms. Knows tensors only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.errors import UsageError
 
-def target_pyramid(sharp: Tensor, scales: int) -> list[Tensor]:
-    """The sharp image at 1/2^(scales−1) … 1/2, 1: bilinear halving, as MIMO-UNet trains."""
-    images = [sharp]
-    for _ in range(scales - 1):
-        images.append(
-            F.interpolate(images[-1], scale_factor=0.5, mode="bilinear", align_corners=False)
-        )
-    return images[::-1]
+SCALE_WEIGHTS = ("equal", "halving")
 
 
-def multi_scale_l1(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Sum over scales of the mean absolute difference (MIMO-UNet, equation 4)."""
-    return torch.stack([F.l1_loss(o, t) for o, t in zip(outputs, targets, strict=True)]).sum()
+def targets_for(outputs: Sequence[Tensor], sharp: Tensor) -> list[Tensor]:
+    """`sharp` (N, 3, H, W) at the size of each output: the mean of the pixels that a pixel covers.
+
+    For halvings that is repeated bilinear halving. A picture of full size is `sharp` itself.
+    """
+    resized = {sharp.shape[-2:]: sharp}
+    for output in outputs:
+        size = output.shape[-2:]
+        if size not in resized:
+            resized[size] = F.interpolate(sharp, size=size, mode="area")
+    return [resized[output.shape[-2:]] for output in outputs]
 
 
-def multi_scale_frequency(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """MSFR: L1 between the Fourier transforms of output and target (MIMO-UNet, equation 5)."""
-    terms = []
-    for out, target in zip(outputs, targets, strict=True):
-        # The transform is linear: one transform of the difference serves.
-        terms.append(torch.view_as_real(torch.fft.rfft2(out - target)).abs().mean())
-    return torch.stack(terms).sum()
+def l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference; over all scales, MIMO-UNet's multi-scale L1 (equation 4)."""
+    return F.l1_loss(output, target)
+
+
+def msfr(output: Tensor, target: Tensor) -> Tensor:
+    """L1 between Fourier transforms; over all scales, MIMO-UNet's MSFR (equation 5)."""
+    # The transform is linear: one transform of the difference serves.
+    return torch.view_as_real(torch.fft.rfft2(output - target)).abs().mean()
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference: the Euclidean loss of each scale in SRN and PSS-NSC."""
+    return F.mse_loss(output, target)
+
+
+def charbonnier(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of √(difference² + ε²) with ε = 10⁻³ (MPRNet, equation 3)."""
+    difference = output - target
+    return (difference * difference + 1e-6).sqrt().mean()
+
+
+def huber(output: Tensor, target: Tensor) -> Tensor:
+    """Charbonnier's with a wide ε of 0.03 (8 of 255 levels), less ε: squared for small differences.
+
+    L1 pulls at every pixel alike; where most are noise, a network that starts as the identity is
+    held there. Here a pixel pulls by how far it is off (docs/training.md).
+    """
+    difference = output - target
+    return (difference * difference + 9e-4).sqrt().mean() - 0.03
+
+
+def edge(output: Tensor, target: Tensor) -> Tensor:
+    """Charbonnier distance of the finest Laplacian-pyramid levels (MPRNet, equation 4).
+
+    Borders are reflected, so that a change of level alone is none of edges.
+    """
+    difference = output - target  # the pyramid is linear
+    detail = difference - _expanded(_smoothed(difference))
+    return (detail * detail + 1e-6).sqrt().mean()
+
+
+def ssim(output: Tensor, target: Tensor) -> Tensor:
+    """1 − SSIM (Wang et al., 2004): Gaussian window of 11 pixels, σ 1.5, for values in 0..1.
+
+    A picture under 11 pixels is compared in a window of its own size.
+    """
+    side = min(11, *output.shape[-2:])
+    x = torch.arange(side, dtype=output.dtype, device=output.device) - (side - 1) / 2
+    line = torch.exp(-x * x / (2 * 1.5**2))
+    window = (line[:, None] * line)[None, None] / line.sum() ** 2
+    channels = output.shape[1]
+
+    def mean(image: Tensor) -> Tensor:
+        return F.conv2d(image, window.expand(channels, 1, side, side), groups=channels)
+
+    a, b = mean(output), mean(target)
+    variances = mean(output * output) - a * a + mean(target * target) - b * b
+    covariance = mean(output * target) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    index = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variances + c2))
+    return 1 - index.mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
+    "msfr": msfr,
+    "mse": mse,
+    "charbonnier": charbonnier,
+    "huber": huber,
+    "edge": edge,
+    "ssim": ssim,
+}
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """Terms and their weights of a sum such as "charbonnier + 0.05*edge".
+
+    UsageError for an unknown term, a weight that is none, or nothing at all.
+    """
+    terms: dict[str, float] = {}
+    for part in text.split("+"):
+        found = re.fullmatch(r"\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z0-9]+)\s*", part)
+        try:
+            weight = float(found[1] or 1) if found else -1.0
+        except ValueError:
+            weight = -1.0
+        if not found or weight < 0 or found[2] not in LOSSES or found[2] in terms:
+            raise UsageError(
+                f"{text!r} is not a loss: give a sum such as 'l1 + 0.1*msfr' "
+                f"of {', '.join(LOSSES)}, each once"
+            )
+        terms[found[2]] = weight
+    return terms
+
+
+def scale_weights(
+    outputs: Sequence[Tensor],
+    kind: str = "equal",
+    *,
+    share: float = 1.0,
+    coarse_first: float = 0.0,
+) -> list[float]:
+    """The weight of each of a network's outputs, coarse to fine or early to late.
+
+    kind: "equal", or "halving": 1/2^i for a picture i times halved. coarse_first: by this share of
+    the run the outputs have joined one after another, the first at once; `share` is where the run
+    is. UsageError for another kind.
+    """
+    if kind not in SCALE_WEIGHTS:
+        raise UsageError(f"scale weights {kind!r} are neither {' nor '.join(SCALE_WEIGHTS)}")
+    full, count = outputs[-1].shape[-2], len(outputs)
+    weights = [1.0 if kind == "equal" else output.shape[-2] / full for output in outputs]
+    return [
+        weight if share >= coarse_first * i / count else 0.0 for i, weight in enumerate(weights)
+    ]
+
+
+def multi_scale(
+    outputs: Sequence[Tensor],
+    sharp: Tensor,
+    terms: Mapping[str, float],
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """The sum over outputs and terms, each weighed; a scalar in fp32.
+
+    outputs: (N, 3, h, w) each, 0..1; sharp: (N, 3, H, W) in 0..1. weights: one an output; an output
+    of weight 0 stays in the graph (several processes wait for every parameter's gradient).
+    """
+    weights = [1.0] * len(outputs) if weights is None else weights
+    total = sharp.new_zeros((), dtype=torch.float32)
+    for output, target, scale in zip(outputs, targets_for(outputs, sharp), weights, strict=True):
+        if not scale:
+            total = total + 0.0 * output.float().sum()
+            continue
+        for name, weight in terms.items():
+            total = total + scale * weight * LOSSES[name](output.float(), target)
+    return total
+
+
+def _smoothed(image: Tensor) -> Tensor:
+    """Burt and Adelson's 5-tap binomial-like filter, in rows and columns."""
+    line = image.new_tensor([0.05, 0.25, 0.4, 0.25, 0.05])
+    channels = image.shape[1]
+    kernel = (line[:, None] * line).expand(channels, 1, 5, 5)
+    return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=channels)
+
+
+def _expanded(smooth: Tensor) -> Tensor:
+    """The smooth image reduced by 2 and brought back: what a coarser level knows of it."""
+    spread = torch.zeros_like(smooth)
+    spread[..., ::2, ::2] = smooth[..., ::2, ::2] * 4
+    return _smoothed(spread)

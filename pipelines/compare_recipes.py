@@ -1,0 +1,85 @@
+"""What each ingredient of a recipe is worth: variants trained on the same batches, side by side.
+
+python pipelines/compare_recipes.py DATA --score pairs=PAIRS --steps 600 --out runs \
+    "plain" "MSFR loss: loss=l1 + 0.1*msfr" "wider: config.base=40"
+
+A variant is a name and, after a colon, changes to the recipe with ; between them: its values, the
+network's (config.KEY), init and teacher. Run again to go on: what is trained is only scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vdeblur.training.loop import RunOptions
+from vdeblur.training.prune import operations
+from vdeblur.training.recipes import Recipe, recipe_of, with_values
+from vdeblur.training.run import RunSettings, run_recipe, validation_of
+
+
+def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:
+    """The name, the changed recipe, and what else is changed (init, teacher)."""
+    name, _, changes = text.partition(":")
+    values = dict(part.strip().split("=", 1) for part in changes.split(";") if part.strip())
+    config = {key[7:]: json.loads(v) for key, v in values.items() if key.startswith("config.")}
+    files = {key: text for key, text in values.items() if key in ("init", "teacher")}
+    rest = {k: v for k, v in values.items() if not k.startswith("config.") and k not in files}
+    recipe = replace(with_values(recipe, rest), config=dict(recipe.config) | config)
+    return name.strip(), recipe, files
+
+
+def main() -> None:
+    """Train, score, print a table; OUT/table.json has the same."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("variants", nargs="+", metavar="NAME[: KEY=VALUE; …]")
+    parser.add_argument("--recipe", default="mimo-unet-small")
+    parser.add_argument("--score", action="append", default=[], metavar="NAME=PAIRS")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0)
+    args = parser.parse_args()
+
+    run = RunOptions(device=torch.device(args.device), report_seconds=30)
+    base = replace(recipe_of(args.recipe), seconds=0.0, epochs=0, steps=args.steps)
+    sets = {name: validation_of(path) for name, _, path in (s.partition("=") for s in args.score)}
+    rows = []
+    for text in args.variants:
+        name, recipe, files = variant(base, text)
+        out = args.out / name.replace(" ", "-")
+        settings = RunSettings(args.data, out, workers=args.workers, validate_seconds=1e9, **files)  # type: ignore[arg-type]
+        began = time.monotonic()
+        outcome = run_recipe(recipe, settings, run=run, say=lambda t: print(t, file=sys.stderr))
+        row: dict[str, float | str] = {
+            "variant": name,
+            "parameters": sum(p.numel() for p in outcome.network.parameters()),
+            "operations_per_pixel": round(operations(outcome.network) / 256**2),
+            "megapixels": round(outcome.progress.megapixels, 1),
+            "seconds": round(outcome.progress.elapsed or time.monotonic() - began, 1),
+        }
+        for which, scored in sets.items():
+            kept, _ = scored.score(outcome.network.eval())
+            last, _ = scored.score(outcome.last.eval())
+            row |= {
+                f"{which} gain": round(kept.gain, 3),
+                f"{which} gain, last weights": round(last.gain, 3),
+                f"{which} sharp kept": round(kept.sharp_kept, 1),
+                "dead channels": f"{kept.dead_share:.0%}",
+            }
+        rows.append(row)
+        (args.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""`vdeblur train` as a researcher uses it, on a small data set in GoPro's layout made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from vdeblur.checkpoints import load, shipped_weights
+from vdeblur.cli import main
+from vdeblur.extras import installed
+from vdeblur.training.log import RunLog, read_metrics
+from vdeblur.training.run import Validation, validation_of
+
+QUICK = ["--batch", "2", "--crop", "32", "--workers", "0", "--device", "cpu"]
+TINY = ["--model", "mimo-unet", "--config", "base=4", "--config", "blocks=1", *QUICK]
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size)
+
+
+@pytest.fixture(scope="module")
+def gopro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("GoPro")
+    for number, split in enumerate(("train", "test")):
+        for kind in ("blur", "sharp"):
+            (root / split / "GOPR0001_00" / kind).mkdir(parents=True)
+        for frame in range(4):
+            sharp = picture(10 * number + frame)
+            folder = root / split / "GOPR0001_00"
+            sharp.save(folder / "sharp" / f"{frame:06d}.png")
+            blurred = sharp.filter(ImageFilter.BoxBlur(2))
+            blurred.save(folder / "blur" / f"{frame:06d}.png")
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main(["train", *map(str, arguments)])
+
+
+def test_a_run_and_its_files(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--data", gopro, "--out", out, "--recipe", "mimo-unet-gopro", *TINY, "--val", gopro]
+    assert run(*options, "--epochs", 2, "--set", "ema=0.9") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out / 'weights.safetensors'}\n"
+    assert "4 pairs" in said.err
+    assert "waiting" in said.err
+    assert "images/s" in said.err
+    assert sorted(p.name for p in out.iterdir()) == [
+        "metrics.jsonl",
+        "state.pt",
+        "weights.json",
+        "weights.safetensors",
+    ]
+    network = load(None, out / "weights.safetensors").network
+    card = json.loads((out / "weights.json").read_text())
+    assert card["config"] == network.config == {"base": 4, "blocks": 1, "unshuffle": 1}
+    assert card["sha256"] == hashlib.sha256((out / card["file"]).read_bytes()).hexdigest()
+    assert card["steps"] == 4  # 2 epochs of 4 pairs by 2
+    assert card["recipe"]["loss"] == "l1 + 0.1*msfr"
+    assert card["recipe"]["seed"] == 0
+    rows = read_metrics(out / "metrics.jsonl")
+    assert rows[-1]["step"] == 4
+    assert card["scores"]["validation_gain_db"] == round(rows[-1]["gain_db"], 3)
+    assert card["curve"]["rows"][-1][1] == 4
+    # The scores are those of the weights in the file, to what half precision rounds.
+    kept, _ = validation_of(str(gopro)).score(network)  # type: ignore[arg-type]
+    assert kept.gain == pytest.approx(rows[-1]["gain_db"], abs=0.05)
+    # Again: it is finished, and says the same.
+    assert run(*options, "--epochs", 2, "--set", "ema=0.9") == 0
+    again = json.loads((out / "weights.json").read_text())
+    assert again["scores"] == card["scores"]
+    assert again["steps"] == 4
+    assert run(*options, "--epochs", 4, "--set", "ema=0.9") == 0
+    assert "goes on at step 4" in capsys.readouterr().err
+    assert json.loads((out / "weights.json").read_text())["steps"] == 8
+
+
+def test_ctrl_c_leaves_a_state_to_go_on_from(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, state = tmp_path / "run", tmp_path / "state"
+    options = ["--data", gopro, "--out", out, "--state", state, *TINY, "--report", "0.05s"]
+
+    def interrupt() -> None:
+        for _ in range(600):
+            if state.exists():
+                break
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    code = run(*options, "--steps", 100_000)
+    thread.join()
+    assert code == 130
+    assert "goes on from there" in capsys.readouterr().err
+    step = torch.load(state, weights_only=True)["step"]
+    assert step > 0
+    assert load(None, out / "weights.safetensors").network  # usable as they are
+    assert not json.loads((out / "weights.json").read_text())["finished"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(*options, "--steps", step + 2) == 0
+    assert json.loads((out / "weights.json").read_text())["steps"] == step + 2
+
+
+def test_a_budget_from_photographs(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        picture(number, (160, 128)).save(photos / f"{number}.png")
+    out = tmp_path / "run"
+    options = ["--data", f"synth:{photos}", "--out", out, *TINY, "--val", tmp_path / "val"]
+    for kind in ("blur", "sharp"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        picture(9).save(tmp_path / "val" / kind / "a.png")
+    assert run(*options, "--budget", "1s", "--blur", "max_length=8") == 0
+    card = json.loads((out / "weights.json").read_text())
+    assert card["finished"]
+    assert card["wall_seconds"] >= 1
+    assert card["recipe"]["blur"]["max_length"] == 8
+    assert card["scores"]["validation_gain_db"] <= 0  # blurred and sharp are one picture
+
+
+def test_lighter_networks_and_other_starts(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    data = ["--data", gopro]
+    wide = ["--model", "mimo-unet", "--config", "base=16", "--config", "blocks=1", *QUICK]
+    assert run(*data, "--out", first, *wide, "--steps", 1) == 0
+    weights = first / "weights.safetensors"
+    # Pruned: smaller, told from its tensors alone, and it goes on as what it is.
+    pruned = tmp_path / "pruned"
+    options = [*data, "--out", pruned, "--recipe", "prune", "--model", "mimo-unet", *QUICK]
+    assert run(*options, "--init", weights, "--steps", 1) == 0
+    card = json.loads((pruned / "weights.json").read_text())
+    before = json.loads((first / "weights.json").read_text())
+    assert card["parameters"] < before["parameters"]
+    assert card["operations_per_pixel"] < 0.9 * before["operations_per_pixel"]
+    assert "pruned to" in card["recipe"]["init"]
+    smaller = load(None, pruned / "weights.safetensors").network
+    assert sum(p.numel() for p in smaller.parameters()) == card["parameters"]
+    assert run(*options, "--init", weights, "--steps", 2) == 0
+    # Taught by the first.
+    taught = tmp_path / "taught"
+    assert run(*data, "--out", taught, *TINY, "--steps", 1, "--teacher", weights) == 0
+    card = json.loads((taught / "weights.json").read_text())
+    assert card["recipe"]["teacher_weight"] == 0.5
+    # Fine-tuned from the weights that ship: a first step moves them a little.
+    tuned = tmp_path / "tuned"
+    assert run(*data, "--out", tuned, "--recipe", "fine-tune", "--steps", 1, *QUICK) == 0
+    new = load(None, tuned / "weights.safetensors").network.state_dict()
+    shipped = load(None, shipped_weights("mimo-unet-small")).network.state_dict()
+    head = "feat_extract.5.main.0.weight"
+    assert 0 < float((new[head] - shipped[head]).abs().max()) < 0.01
+    card = json.loads((tuned / "weights.json").read_text())
+    assert card["recipe"]["init"].startswith("shipped")
+    assert card["scores"]["dead_channels_share"] < 0.5
+    capsys.readouterr()
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--list-recipes") == 0
+    text = capsys.readouterr().out
+    assert "mprnet-gopro" in text
+    assert "charbonnier + 0.05*edge" in text
+    assert run("--list-recipes", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "mimo-unet-small"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ([], 2, "give --data"),
+        (["--data", "DATA", "--recipe", "x"], 2, "no recipe 'x'"),
+        (["--data", "DATA", "--steps", 1, "--epochs", 1], 2, "one length"),
+        (["--data", "DATA", "--set", "clip"], 2, "no KEY=VALUE"),
+        (["--data", "DATA", "--loss", "l5"], 2, "is not a loss"),
+        (["--data", "DATA", "--config", "depth=3"], 1, "cannot have the config"),
+        (["--data", "DATA", "--model", "identity"], 1, "nothing to train"),
+        (["--data", "DATA", "--model", "mprnet", "--prune", "0.5"], 2, "needs trained weights"),
+        (["--data", "DATA", "--teacher", "none.pt", *TINY, "--steps", 1], 1, "none.pt"),
+        (["--data", "DATA", "--device", "cuda:99"], 1, "no cuda:99"),
+        (["--data", "none"], 1, "none"),
+        (["--data", "DATA", "--crop", "128", "--steps", 1], 1, "too small for crops of 128"),
+        (["--data", "DATA", "--val", "none", *TINY], 1, "none"),
+    ],
+)
+def test_what_cannot_be(
+    options: list[object],
+    code: int,
+    said: str,
+    gopro: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [gopro if word == "DATA" else word for word in options]
+    if "--crop" not in words:
+        words = [*QUICK, *words]
+    assert run(*words, "--out", tmp_path / "run") == code
+    text = capsys.readouterr().err.strip()
+    assert said in text.splitlines()[-1]
+    assert "Traceback" not in text
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_damaged_picture_is_named_also_from_a_loading_process(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "train" / "GOPR0001_00"
+    for kind in ("blur", "sharp"):
+        (folder / kind).mkdir(parents=True)
+        content = (gopro / "train" / "GOPR0001_00" / kind / "000000.png").read_bytes()
+        (folder / kind / "000000.png").write_bytes(content if kind == "blur" else content[:200])
+    code = run("--data", tmp_path, "--out", tmp_path / "run", *TINY, "--steps", 1, "--workers", 1)
+    said = capsys.readouterr().err.strip()
+    assert code == 1
+    assert "Traceback" not in said
+    assert "000000.png cannot be read" in said.splitlines()[-1]
+
+
+def test_the_log_forgets_what_was_not_saved(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.add({"step": step, "loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    RunLog(tmp_path, step=2).add({"step": 3, "loss": 2.0})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+@pytest.mark.skipif(installed("tensorboard"), reason="tensorboard is installed")
+def test_tensorboard_is_asked_for(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", gopro, "--out", tmp_path / "run", *TINY, "--steps", 1]
+    assert run(*options, "--log", "tensorboard") == 2
+    assert "pip install 'vdeblur[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not installed("tensorboard"), reason="tensorboard is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_receives_curves_and_pictures(gopro: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["--data", gopro, "--out", tmp_path / "run", *TINY, "--steps", 1]
+    assert run(*options, "--log", "tensorboard") == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"loss", "gain_db"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"]
+
+
+def test_validation_by_hand() -> None:
+    class Brighter(torch.nn.Module):
+        size_multiple = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.tensor(9 / 255))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] % 8 == 0
+            return x + self.by
+
+        def forward_scales(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self(x),)
+
+    blurred, sharp = (torch.full((3, 10, 12), value, dtype=torch.uint8) for value in (100, 110))
+    scores, shown = Validation([blurred], [sharp]).score(Brighter())  # type: ignore[arg-type]
+    assert scores.gain == pytest.approx(20)
+    assert scores.dead_share == 0
+    assert scores.sharp_kept == pytest.approx(20 * np.log10(255 / 9))
+    assert shown.shape == (3, 10, 36)

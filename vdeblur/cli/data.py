@@ -1,0 +1,236 @@
+"""vdeblur data: check folders of pairs, and make pairs from video or from photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import say
+from vdeblur.errors import UsageError, VdeblurError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.training.blur import BlurOptions
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    data = commands.add_parser(
+        "data",
+        help="check folders of pairs; make pairs from video or photographs",
+        description="Pairs of blurred and sharp pictures, to train on and to score on.",
+    )
+    data.set_defaults(run=lambda _: _nothing(data))
+    actions = data.add_subparsers(title="actions", metavar="ACTION")
+
+    check = actions.add_parser(
+        "check",
+        help="report layout, counts, sizes, misalignment",
+        description="Report what a folder of pairs holds and what is wrong with it. "
+        "Exit 1 when training on it would fail.",
+    )
+    check.add_argument("folder", metavar="DIR", type=Path)
+    check.add_argument("--layout", default="auto", help="instead of recognising it: gopro, reds …")
+    check.add_argument(
+        "--sample", type=int, default=20, help="pairs to measure of each split (default 20)"
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(run=_check)
+
+    average = actions.add_parser(
+        "average",
+        help="pairs from sharp high-frame-rate video, by averaging frames",
+        description="Average 7 to 13 frames of sharp video of a high frame rate (120 a second and "
+        "more) into blurred pictures, the middle frame being the sharp one: "
+        "OUT/NAME/{blur,blur_gamma,sharp}.",
+    )
+    average.add_argument("sources", metavar="SRC", nargs="+", type=Path, help="video files")
+    average.add_argument("-o", "--output", metavar="OUT", type=Path, required=True)
+    average.add_argument(
+        "--frames", type=_count_range, default=(7, 13), metavar="A..B", help="default 7..13"
+    )
+    average.add_argument(
+        "--stride", type=int, help="frames from one window to the next (default: end to end)"
+    )
+    average.add_argument(
+        "--response",
+        default="gamma:2.2",
+        metavar="CURVE",
+        help="what light codes stand for in blur_gamma: gamma:G, srgb, linear, or a file of 256 "
+        "numbers (default gamma:2.2); blur averages the codes",
+    )
+    average.add_argument(
+        "--max-blur",
+        type=float,
+        default=0.5,
+        metavar="B",
+        help="leave out windows whose middle frame is more blurred (0 to 1; default 0.5; 1: none)",
+    )
+    average.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto")
+    average.add_argument("--seed", type=int, default=0)
+    average.add_argument("--force", action="store_true", help="replace what is there")
+    average.add_argument("--json", action="store_true", help="print a report a line, as JSON")
+    average.set_defaults(run=_average)
+
+    synth = actions.add_parser(
+        "synth",
+        help="pairs made from photographs, as training makes them",
+        description="Blur sharp photographs by random motion and cameras, as `vdeblur train "
+        "--data synth:DIR` does while it trains, into OUT/blur and OUT/sharp.",
+    )
+    synth.add_argument("folder", metavar="DIR", type=Path, help="sharp photographs")
+    synth.add_argument("-o", "--output", metavar="OUT", type=Path)
+    synth.add_argument("--count", type=int, default=100, help="pairs to make (default 100)")
+    synth.add_argument("--crop", type=int, default=512, help="their side, pixels (default 512)")
+    synth.add_argument("--seed", type=int, default=0, help="the same seed makes the same pairs")
+    synth.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the blur, such as max_length=60 or noise=0",
+    )
+    synth.add_argument(
+        "--sheet", metavar="PICTURE", type=Path, help="draw examples of each ingredient"
+    )
+    synth.add_argument("--force", action="store_true", help="replace what is there")
+    synth.set_defaults(run=_synth)
+
+
+def _nothing(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 2
+
+
+def _count_range(text: str) -> tuple[int, int]:
+    """A..B, or one number."""
+    first, dots, last = text.partition("..")
+    try:
+        return int(first), int(last if dots else first)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range of frames: give one such as 7..13, or a number"
+        ) from None
+
+
+def _check(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vdeblur.training.check import check_folder, format_facts
+
+    if args.sample < 0:
+        raise UsageError(f"--sample is {args.sample}: give 0 or more")
+    with tqdm(desc="pairs", unit="pair", disable=args.json or None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        facts = check_folder(
+            args.folder, layout=args.layout, sample=args.sample, on_progress=progress
+        )
+    print(json.dumps(facts.as_dict()) if args.json else format_facts(facts))
+    return 0 if facts.sound else 1
+
+
+def _average(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vdeblur.training.average import AverageOptions, AverageReport, average_video
+
+    options = AverageOptions(
+        frames=args.frames,
+        stride=args.stride,
+        response=args.response,
+        max_blur=args.max_blur,
+        reader=args.reader,
+        seed=args.seed,
+    )
+    if len({source.stem for source in args.sources}) < len(args.sources):
+        raise UsageError("two sources would be written to one folder: average them one by one")
+    worst = 0
+    for source in args.sources:
+        with tqdm(desc=source.name, unit="pair", disable=args.json or None, leave=False) as bar:
+
+            def progress(report: AverageReport, bar: Any = bar) -> None:
+                bar.update(report.pairs - bar.n)
+
+            try:
+                report = average_video(
+                    source,
+                    args.output,
+                    options=options,
+                    overwrite=args.force,
+                    on_progress=progress,
+                )
+            except UsageError:
+                raise
+            except VdeblurError as error:
+                if len(args.sources) == 1:
+                    raise
+                say(f"vdeblur: {error}")
+                worst = 1
+                continue
+        if args.json:
+            print(json.dumps(report.as_dict()))
+        else:
+            skipped = "".join(f"; {n} windows skipped {why}" for why, n in report.skipped.items())
+            say(f"{report.folder}: {report.pairs} pairs, read by {report.reader}{skipped}")
+    return worst
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vdeblur.training.layouts import picture_files
+    from vdeblur.training.synth import write_pairs, write_sheet
+
+    if args.output is None and args.sheet is None:
+        raise UsageError("nothing to write: give -o OUT for pairs, --sheet PICTURE, or both")
+    if args.count < 1 or args.crop < 16:
+        raise UsageError(
+            f"{args.count} pairs of {args.crop} pixels cannot be: give 1 or more of 16 or more"
+        )
+    options = _blur_options(args.set)
+    if args.sheet is not None:
+        write_sheet(
+            picture_files(args.folder),
+            args.sheet,
+            seed=args.seed,
+            options=options,
+            crop=min(args.crop, 128),
+        )
+        say(f"{args.sheet}: examples of each ingredient, and of pairs as training makes them")
+    if args.output is not None:
+        with tqdm(total=args.count, unit="pair", disable=None, leave=False) as bar:
+
+            def progress(done: int) -> None:
+                bar.update(done - bar.n)
+
+            write_pairs(
+                args.folder,
+                args.output,
+                count=args.count,
+                crop=args.crop,
+                seed=args.seed,
+                options=options,
+                overwrite=args.force,
+                on_progress=progress,
+            )
+        say(f"{args.output}: {args.count} pairs of {args.crop} pixels, seed {args.seed}")
+    return 0
+
+
+def _blur_options(settings: list[str]) -> BlurOptions:
+    from vdeblur.training.blur import BlurOptions
+    from vdeblur.training.recipes import from_texts
+
+    values = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text} has no value: give KEY=VALUE, such as noise=0")
+        values[key] = value
+    return from_texts(BlurOptions(), values)

@@ -1,0 +1,287 @@
+"""vdeblur train: weights from pairs, or from photographs blurred as training runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import keep_pages, say
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.training.recipes import Recipe
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    train = commands.add_parser(
+        "train",
+        help="train a network on pairs, or on blur made from photographs",
+        description="Train a network by a recipe. The same command goes on with a run that was "
+        "stopped; Ctrl-C stops it after the step it is at. RUN receives weights.safetensors with "
+        "its model card, metrics.jsonl and state.pt.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  vdeblur train --recipe mimo-unet-gopro --data GoPro/train --val GoPro/test --out run\n"
+        "  vdeblur train --data synth:photos --budget 25m --out run\n"
+        "  vdeblur train --recipe fine-tune --data text-pairs --out run --budget 10m\n"
+        "  torchrun --nproc-per-node 4 -m vdeblur train --recipe mprnet-gopro --data GoPro/train",
+    )
+    what = train.add_argument_group("what")
+    what.add_argument("--recipe", default="mimo-unet-small", help="default mimo-unet-small")
+    what.add_argument("--list-recipes", action="store_true", help="list the recipes and end")
+    what.add_argument(
+        "--json", action="store_true", help="list them with all their values, as JSON"
+    )
+    what.add_argument(
+        "--data", metavar="DATA", help="folder of pairs, or synth:FOLDER of photographs"
+    )
+    what.add_argument(
+        "--val", metavar="DATA", help="folder of pairs to watch, instead of some of DATA"
+    )
+    what.add_argument("-o", "--out", metavar="RUN", default="run", help="folder of the run (run)")
+    what.add_argument("--state", metavar="FILE", help="what to go on from (RUN/state.pt)")
+    what.add_argument(
+        "--init", metavar="FILE", help='weights to start from; "shipped": the package\'s'
+    )
+    what.add_argument(
+        "--teacher", metavar="FILE", help="weights, or a network's name, to learn from"
+    )
+    what.add_argument("--layout", default="auto", help="how DATA is laid out (auto)")
+    for option, example in (("--blur", "max_length=60"), ("--augment", "brightness=0.2")):
+        what.add_argument(
+            option,
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help=f"a value of `vdeblur.training`'s options, such as {example}; repeatable",
+        )
+    change = train.add_argument_group("changes to the recipe")
+    change.add_argument("--model", help="another network of the catalogue")
+    change.add_argument(
+        "--config",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="the network's configuration, such as base=16; repeatable",
+    )
+    change.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a value of the recipe, such as clip=1 or schedule.shape=step; repeatable",
+    )
+    change.add_argument(
+        "--budget", type=duration, metavar="TIME", help="wall time, such as 25m or 2h"
+    )
+    change.add_argument("--steps", type=int, help="length in steps")
+    change.add_argument("--epochs", type=int, help="length in passes over the pairs")
+    change.add_argument("--batch", type=int, help="crops a step, of all processes together")
+    change.add_argument("--crop", type=int, help="side of a crop in pixels")
+    change.add_argument("--lr", type=float, help="learning rate")
+    change.add_argument("--loss", help='a sum of terms, such as "l1 + 0.1*msfr"')
+    change.add_argument("--ema", type=float, help="decay of the averaged weights; 0 for none")
+    change.add_argument("--teacher-weight", type=float, help="weight of the teacher's outputs")
+    change.add_argument("--prune", type=float, help="share of the blocks' work to cut away first")
+    change.add_argument("--seed", type=int, default=0)
+    how = train.add_argument_group("how")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …")
+    how.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    how.add_argument(
+        "--workers", type=int, help="processes that load data (half of the cores, to 8)"
+    )
+    how.add_argument("--accumulate", type=int, default=1, help="parts of a batch, for memory (1)")
+    how.add_argument("--checkpointing", action="store_true", help="less memory, a third more work")
+    how.add_argument("--compile", action="store_true", help="torch.compile")
+    how.add_argument("--no-channels-last", action="store_true")
+    how.add_argument("--report", type=duration, default=60.0, metavar="TIME", help="default 60s")
+    how.add_argument("--validate", type=duration, default=300.0, metavar="TIME", help="default 5m")
+    how.add_argument(
+        "--log", choices=("tensorboard",), help="curves and pictures, in RUN/tensorboard"
+    )
+    train.set_defaults(run=_run)
+
+
+def duration(text: str) -> float:
+    """Seconds: a number with s, m or h behind it, or without."""
+    factors = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1] if text[-1:] in factors else text) * factors.get(text[-1:], 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give one such as 90s, 25m or 2h")
+    return value
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vdeblur.errors import UsageError
+    from vdeblur.training.recipes import RECIPES, facts
+
+    if args.list_recipes:
+        if args.json:
+            print(json.dumps([facts(recipe) for recipe in RECIPES.values()], indent=2))
+        else:
+            for recipe in RECIPES.values():
+                print(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}")
+        return 0
+    if args.data is None:
+        raise UsageError("there is nothing to train on: give --data FOLDER or --data synth:FOLDER")
+    recipe = _recipe(args)
+
+    import torch.distributed as dist
+
+    from vdeblur.deblurrer import find_device
+    from vdeblur.training.blur import BlurOptions
+    from vdeblur.training.data import Augment
+    from vdeblur.training.loop import RunOptions, processes, start_processes
+    from vdeblur.training.recipes import from_texts
+    from vdeblur.training.run import RunSettings, run_recipe
+
+    keep_pages()
+    device = start_processes(find_device(args.device))
+    run = RunOptions(
+        device=device,
+        precision=_precision(args.precision, device.type),
+        channels_last=not args.no_channels_last,
+        compile=args.compile,
+        checkpointing=args.checkpointing,
+        accumulate=args.accumulate,
+        report_seconds=args.report,
+    )
+    workers = min(8, (os.cpu_count() or 2) // 2) if args.workers is None else args.workers
+    settings = RunSettings(
+        data=args.data,
+        out=Path(args.out),
+        state=Path(args.state) if args.state else None,
+        val=args.val,
+        init=args.init,
+        teacher=args.teacher,
+        seed=args.seed,
+        workers=workers,
+        validate_seconds=args.validate,
+        tensorboard=args.log == "tensorboard",
+        blur=from_texts(BlurOptions(), _pairs(args.blur, "--blur")) if args.blur else None,
+        augment=from_texts(Augment(), _pairs(args.augment, "--augment")) if args.augment else None,
+        layout=args.layout,
+    )
+    with _Stop() as stop:
+        try:
+            outcome = run_recipe(recipe, settings, run=run, say=say, stop=stop)
+        finally:
+            if processes()[1] > 1:
+                dist.destroy_process_group()
+    if stop.signal:
+        say(
+            f"vdeblur: stopped at step {outcome.progress.step}; the same command goes on from there"
+        )
+        return 128 + stop.signal
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(settings.out / "weights.safetensors")
+    return 0
+
+
+class _Stop:
+    """Whether Ctrl-C or SIGTERM came; the first is kept until a step is done, a second is not."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return bool(self.signal)
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        say("vdeblur: stopping after this step (again to stop at once)")
+        signal.signal(number, self._before[number])
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from dataclasses import replace
+
+    from vdeblur.errors import UsageError
+    from vdeblur.training.recipes import recipe_of, with_values
+
+    recipe = with_values(recipe_of(args.recipe), _pairs(args.set, "--set"))
+    if args.model:
+        recipe = replace(recipe, network=args.model, config={})
+    if args.config:
+        config = _pairs(args.config, "--config", as_numbers=True)
+        recipe = replace(recipe, config=dict(recipe.config) | config)
+    lengths = {"seconds": args.budget, "steps": args.steps, "epochs": args.epochs}
+    given = {key: value for key, value in lengths.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError("a run has one length: give one of --budget, --steps and --epochs")
+    if given:
+        recipe = replace(recipe, **({"seconds": 0.0, "steps": 0, "epochs": 0} | given))
+    named = {
+        "batch": args.batch,
+        "crop": args.crop,
+        "learning_rate": args.lr,
+        "loss": args.loss,
+        "ema": args.ema,
+        "teacher_weight": args.teacher_weight,
+        "prune": args.prune,
+    }
+    if args.crop:  # patches are no larger than the crop they are cut from
+        named["patches"] = tuple((at, side) for at, side in recipe.patches if side < args.crop)
+    if args.teacher and args.teacher_weight is None and not recipe.teacher_weight:
+        named["teacher_weight"] = 0.5
+    return replace(recipe, **{key: value for key, value in named.items() if value is not None})
+
+
+def _pairs(texts: list[str], option: str, *, as_numbers: bool = False) -> dict[str, Any]:
+    """KEY=VALUE texts as a dictionary; numbers, lists and true/false as JSON reads them."""
+    from vdeblur.errors import UsageError
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {text!r} is no KEY=VALUE: give one such as base=16")
+        values[key] = value
+        if as_numbers:
+            try:
+                values[key] = json.loads(value)
+            except ValueError:
+                values[key] = value
+    return values
+
+
+def _in_words(recipe: Recipe) -> str:
+    length = (
+        f"{recipe.seconds:g} s"
+        if recipe.seconds
+        else f"{recipe.steps} steps"
+        if recipe.steps
+        else f"{recipe.epochs} epochs"
+    )
+    return (
+        f"{recipe.network}; {recipe.loss}; {recipe.optimiser} {recipe.learning_rate:g} "
+        f"{recipe.schedule.shape}; {recipe.batch} crops of {recipe.crop}; {length}"
+    )
+
+
+def _precision(name: str, device: str) -> str:
+    """bf16 on a GPU that has it, fp32 elsewhere (bf16 autocast on a CPU is slower), for "auto"."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

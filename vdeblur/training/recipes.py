@@ -1,0 +1,369 @@
+"""How networks are trained, as data: one frozen recipe for each paper, and our own.
+
+A recipe says what decides the weights: network, losses, optimiser, schedule, length, crops. What
+only decides how fast they come (device, precision, workers) is `loop.RunOptions`. Knows no files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vdeblur.errors import UsageError
+from vdeblur.models import spec
+from vdeblur.training.losses import SCALE_WEIGHTS, parse_loss
+from vdeblur.training.schedules import Schedule
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+OPTIMISERS = ("adam", "adamw")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights of a run.
+
+    network: a name of the catalogue; config: its configuration where it is not the catalogue's.
+    loss: a sum of terms over all outputs, as `losses.parse_loss` reads it; scales: their weights,
+    "equal" or "halving" (1/2^i for an output i times halved).
+    Length: the first of seconds, steps and epochs that is not 0. An epoch is a crop of every pair.
+    patches: (share of the run, side): from that share on, crops are cut into squares of that side,
+    as many as fit, so that small patches come first; () leaves crops whole. coarse_first: by this
+    share of the run the outputs have joined the loss one after another.
+    ema: decay of the averaged weights, which are the ones kept; 0 keeps the last ones. clip:
+    largest norm of the gradient; 0 for any. identity_start: the network first returns its input;
+    start_well, revive: see `health`, for a start from scratch and from weights.
+    keep_sharp: share of the pictures whose input is their sharp target, so that sharp input comes
+    back as it was. init: weights to start from, "shipped" for the package's own, "" for none.
+    teacher_weight: weight of the distance to a teacher's outputs (see `distill`). prune: share of
+    the residual blocks' work to cut away before training (see `prune`).
+    source: where the figures come from, and where the paper leaves them open.
+    """
+
+    name: str
+    summary: str
+    network: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "huber"
+    scales: str = "equal"
+    optimiser: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-4
+    learning_rate: float = 1e-3
+    schedule: Schedule = field(default_factory=lambda: Schedule(warmup=0.02))
+    seconds: float = 0.0
+    steps: int = 0
+    epochs: int = 0
+    batch: int = 8
+    crop: int = 192
+    patches: tuple[tuple[float, int], ...] = ()
+    coarse_first: float = 0.0
+    ema: float = 0.999
+    clip: float = 0.5
+    identity_start: bool = True
+    start_well: bool = True
+    revive: bool = False
+    keep_sharp: float = 0.0
+    init: str = ""
+    teacher_weight: float = 0.0
+    prune: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        spec(self.network)
+        parse_loss(self.loss)
+        wrong = [
+            (self.scales not in SCALE_WEIGHTS, f"scales {self.scales!r}", "equal or halving"),
+            (self.optimiser not in OPTIMISERS, f"optimiser {self.optimiser!r}", "adam or adamw"),
+            (self.learning_rate <= 0, f"learning rate {self.learning_rate}", "above 0"),
+            (self.batch < 1, f"batch {self.batch}", "1 or more"),
+            (self.crop < 16, f"crop {self.crop}", "16 pixels or more"),
+            (min(self.seconds, self.steps, self.epochs) < 0, "a length below 0", "above 0"),
+            (not 0 <= self.ema < 1, f"ema {self.ema}", "from 0 to below 1"),
+            (not 0 <= self.keep_sharp < 1, f"keep_sharp {self.keep_sharp}", "from 0 to below 1"),
+            (not 0 <= self.prune < 1, f"prune {self.prune}", "from 0 to below 1"),
+            (self.teacher_weight < 0, f"teacher weight {self.teacher_weight}", "0 or more"),
+            (
+                any(not 16 <= side <= self.crop for _, side in self.patches),
+                f"patches {self.patches}",
+                f"of 16 to {self.crop} pixels, the crop's side",
+            ),
+        ]
+        for bad, received, right in wrong:
+            if bad:
+                raise UsageError(f"a recipe cannot have {received}: it must be {right}")
+
+    def total_steps(self, pairs: int | None) -> int | None:
+        """The run's length in steps, from `pairs` an epoch; None when it is counted in seconds.
+
+        UsageError when the recipe counts epochs and the data has no end.
+        """
+        if self.seconds:
+            return None
+        if self.steps:
+            return self.steps
+        if not self.epochs:
+            raise UsageError("a run needs a length: give --budget, --steps or --epochs")
+        if not pairs:
+            raise UsageError("this data has no end and so no epochs: give --budget or --steps")
+        return max(1, self.epochs * pairs // self.batch)
+
+
+def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
+    """The recipe with fields set from text, as `--set KEY=VALUE` gives them.
+
+    Fields of the schedule are named "schedule.warmup" and so on. UsageError for an unknown field or
+    text that is no value of its type.
+    """
+    inner = {key[9:]: text for key, text in values.items() if key.startswith("schedule.")}
+    outer = {key: text for key, text in values.items() if not key.startswith("schedule.")}
+    if inner:
+        recipe = replace(recipe, schedule=from_texts(recipe.schedule, inner))
+    return from_texts(recipe, outer)
+
+
+_T = TypeVar("_T", bound="DataclassInstance")
+
+
+def from_texts(options: _T, values: Mapping[str, str]) -> _T:
+    """A frozen dataclass of options with fields set from text.
+
+    Tuples are written with commas, tuples in tuples with colons: "1.8,2.6", "0:128,0.5:256".
+    UsageError for an unknown field or text that is no value of its type.
+    """
+    kinds = typing.get_type_hints(type(options))
+    settable = {name: kind for name, kind in kinds.items() if _parser(kind) is not None}
+    changed = {}
+    for key, text in values.items():
+        if key not in settable:
+            raise UsageError(f"there is no {key!r} to set: choose of {', '.join(sorted(settable))}")
+        parse = _parser(settable[key])
+        assert parse is not None
+        try:
+            changed[key] = parse(text)
+        except (ValueError, KeyError) as error:
+            now = getattr(options, key)
+            raise UsageError(f"{key}={text} is no value: give one such as {key}={now}") from error
+    return replace(options, **changed)
+
+
+def _parser(kind: Any) -> Callable[[str], Any] | None:
+    """What makes a value of this type from text; None where there is nothing."""
+    if kind is bool:
+        return lambda text: {"true": True, "false": False}[text.lower()]
+    if kind in (str, int, float):
+        return typing.cast("Callable[[str], Any]", kind)
+    if typing.get_origin(kind) is not tuple:
+        return None
+    first, *rest = typing.get_args(kind)
+    if rest != [...]:
+        return lambda text: tuple(
+            kind(part) for kind, part in zip((first, *rest), text.split(","), strict=True)
+        )
+    inner = typing.get_args(first)
+    return lambda text: tuple(
+        tuple(kind(x) for kind, x in zip(inner, part.split(":"), strict=True))
+        for part in text.split(",")
+        if part
+    )
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data for model cards and state files; what is at its default included."""
+    return dataclasses.asdict(recipe)
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The names of what decides a run's course and differs between two recipes' facts.
+
+    Lengths may differ: a run may be made longer.
+    """
+    free = {"name", "summary", "source", "seconds", "steps", "epochs", "init"}
+    return sorted(key for key in {*a, *b} - free if a.get(key) != b.get(key))
+
+
+_FAST = "our own: a loss that leaves the identity, a start that keeps channels: docs/training.md"
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "mimo-unet-small",
+            "our default on CPUs, for any budget of time",
+            "mimo-unet-small",
+            seconds=3600,
+            batch=4,
+            crop=160,
+            source=_FAST,
+        ),
+        Recipe(
+            "mimo-unet-small-gpu",
+            "the same network on a GPU: larger crops and batches",
+            "mimo-unet-small",
+            seconds=1500,
+            batch=64,
+            crop=256,
+            source=_FAST,
+        ),
+        Recipe(
+            "mimo-unet-gpu",
+            "MIMO-UNet within a budget on one GPU; small patches first",
+            "mimo-unet",
+            learning_rate=4e-4,
+            seconds=1500,
+            batch=32,
+            crop=256,
+            patches=((0.0, 128), (0.4, 256)),
+            source=_FAST,
+        ),
+        Recipe(
+            "mimo-unet-gopro",
+            "MIMO-UNet on GoPro as published",
+            "mimo-unet",
+            loss="l1 + 0.1*msfr",
+            optimiser="adam",
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            learning_rate=1e-4,
+            schedule=Schedule("step", every=1 / 6, factor=0.5),
+            epochs=3000,
+            batch=4,
+            crop=256,
+            ema=0.0,
+            clip=0.0,
+            identity_start=False,
+            start_well=False,
+            source="Cho et al., ICCV 2021: λ 0.1, 10⁻⁴ halved every 500 of 3000 epochs",
+        ),
+        Recipe(
+            "mimo-unet-plus-gopro",
+            "MIMO-UNet+ on GoPro as published",
+            "mimo-unet-plus",
+            loss="l1 + 0.1*msfr",
+            optimiser="adam",
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            learning_rate=1e-4,
+            schedule=Schedule("step", every=1 / 6, factor=0.5),
+            epochs=3000,
+            batch=4,
+            crop=256,
+            ema=0.0,
+            clip=0.0,
+            identity_start=False,
+            start_well=False,
+            source="Cho et al., ICCV 2021, as mimo-unet-gopro",
+        ),
+        Recipe(
+            "mprnet-gopro",
+            "MPRNet on GoPro as published",
+            "mprnet",
+            loss="charbonnier + 0.05*edge",
+            optimiser="adam",
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            learning_rate=2e-4,
+            schedule=Schedule("cosine", last=0.005, warmup=0.001),
+            epochs=3000,
+            batch=16,
+            crop=256,
+            ema=0.0,
+            clip=0.0,
+            identity_start=False,
+            start_well=False,
+            source="Zamir et al., CVPR 2021, and the authors' settings file: 2·10⁻⁴ to 10⁻⁶ in "
+            "3000 epochs (4·10⁵ steps), of which 3 are a warm-up",
+        ),
+        Recipe(
+            "pss-nsc-gopro",
+            "PSS-NSC on GoPro as published",
+            "pss-nsc",
+            loss="mse",
+            optimiser="adam",
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            learning_rate=1e-4,
+            schedule=Schedule("power", power=0.3),
+            epochs=4000,
+            batch=16,
+            crop=256,
+            ema=0.0,
+            clip=0.0,
+            identity_start=False,
+            start_well=False,
+            source="Gao et al., CVPR 2019: 4000 epochs, power 0.3; not certain are the batch and "
+            "the last rate, 0, which are those of SRN (Tao et al., CVPR 2018)",
+        ),
+        Recipe(
+            "mimo-unet-cfa",
+            "MIMO-UNet with features across scales, on pairs",
+            "mimo-unet-cfa",
+            loss="l1 + 0.1*ssim",
+            scales="halving",
+            learning_rate=2e-4,
+            schedule=Schedule("cosine", last=0.005, warmup=0.01),
+            epochs=1000,
+            batch=8,
+            crop=256,
+            source="our own rate and length; structural similarity weighs 0.1, scale i 1/2^i",
+        ),
+        Recipe(
+            "mimo-unet-lite",
+            "depthwise-separable convolutions for CPUs and laptops, for any budget of time",
+            "mimo-unet-lite",
+            seconds=3600,
+            batch=4,
+            crop=160,
+            source=_FAST,
+        ),
+        Recipe(
+            "distill",
+            "a large network teaches the default: --teacher FILE",
+            "mimo-unet-small",
+            seconds=3600,
+            batch=4,
+            crop=160,
+            teacher_weight=0.5,
+            source="outputs of the teacher as second targets (Hinton et al., 2015, for images)",
+        ),
+        Recipe(
+            "prune",
+            "half of the residual blocks' work cut away from trained weights, then fine-tuned",
+            "mimo-unet-small",
+            init="shipped",
+            prune=0.5,
+            learning_rate=2e-4,
+            seconds=1800,
+            batch=4,
+            crop=160,
+            source="channels by first-order Taylor importance (Molchanov et al., CVPR 2019)",
+        ),
+        Recipe(
+            "fine-tune",
+            "trained weights to a domain of their own (text, faces): a tenth of the rate",
+            "mimo-unet-small",
+            init="shipped",
+            learning_rate=5e-5,
+            revive=True,
+            seconds=900,
+            batch=4,
+            crop=160,
+            keep_sharp=0.12,
+            source=_FAST,
+        ),
+    )
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name; UsageError when there is none."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise UsageError(
+            f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}"
+        ) from None

@@ -1,0 +1,417 @@
+"""A whole run: data opened, network built, trained, watched, written with its card. `vdeblur train`
+is this with options; knows no command line.
+
+A run's folder holds weights.safetensors and weights.json (its model card), metrics.jsonl, and
+state.pt to go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdeblur.checkpoints import load, save_weights, write_card
+from vdeblur.errors import InputError, ModelError, OutputError, UsageError
+from vdeblur.models import build, names, spec
+from vdeblur.models.network import Network
+from vdeblur.training.blur import BlurOptions
+from vdeblur.training.data import Augment, Data, load_picture, open_data
+from vdeblur.training.health import dead_share, revive, start_well
+from vdeblur.training.layouts import find_pairs, recognise
+from vdeblur.training.log import METRICS, RunLog, read_metrics
+from vdeblur.training.loop import Outcome, Progress, RunOptions, processes, read_state, train
+from vdeblur.training.prune import operations, prune
+from vdeblur.training.recipes import Recipe, facts
+
+_SAMPLE_BATCHES = 8  # that say which channels are dead, or of little use: a few dozen crops
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is made of, beside its recipe.
+
+    data: a folder of pairs, or "synth:DIR" for blur made from photographs; blur, augment, layout:
+    as `data.open_data` takes them. out: the run's folder. state: its state file, when not
+    out/state.pt. val: a folder of pairs to watch. init: weights to start from (a file, or
+    "shipped"), before the recipe's own; teacher: a weights file, or a name of the catalogue.
+    validate_seconds: how often the held-out pictures are scored and the weights written.
+    tensorboard: curves and pictures.
+    """
+
+    data: str
+    out: Path
+    state: Path | None = None
+    val: str | None = None
+    init: str | None = None
+    teacher: str | None = None
+    seed: int = 0
+    workers: int = 1
+    validate_seconds: float = 300.0
+    tensorboard: bool = False
+    blur: BlurOptions | None = None
+    augment: Augment | None = None
+    layout: str = "auto"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the held-out pictures, in dB. gain: PSNR won on blurred input; sharp_kept: PSNR of
+    what a sharp input becomes, to itself (at most 99). dead_share: see `health.dead_share`.
+    """
+
+    gain: float
+    sharp_kept: float
+    dead_share: float
+
+
+class Validation:
+    """Held-out pairs, (3, H, W) uint8 each, that a network is scored on as training goes."""
+
+    def __init__(self, blurred: Sequence[Tensor], sharp: Sequence[Tensor]) -> None:
+        self.pairs = list(zip(blurred, sharp, strict=True))
+
+    def score(self, network: Network) -> tuple[Scores, Tensor]:
+        """The scores, and a picture of the first pair, (3, H, 3·W) in 0..1: blurred, restored,
+        sharp.
+
+        Values are rounded to 8 bits first, as they are in a file.
+        """
+        gains, kept = [], []
+        picture = torch.empty(0)
+        device = next(network.parameters()).device
+        for blurred, sharp in self.pairs:
+            restored = _restored(network, blurred.to(device)).cpu()
+            again = _restored(network, sharp.to(device)).cpu()
+            gains.append(_psnr(restored, sharp) - _psnr(blurred, sharp))
+            kept.append(_psnr(again, sharp))
+            if not len(picture):
+                picture = torch.cat([blurred, restored, sharp], dim=2).float().div(255)
+        dead = dead_share(network, _fitting(network, self.pairs[0][0].to(device)))
+        return Scores(sum(gains) / len(gains), sum(kept) / len(kept), dead), picture
+
+
+def run_recipe(
+    recipe: Recipe,
+    settings: RunSettings,
+    *,
+    run: RunOptions | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train as the recipe says, writing into the run's folder; goes on with a state that is there.
+
+    say: called with a line for every report, by the first process only. InputError, ModelError,
+    OutputError, UsageError for data, weights, folders and options that cannot work.
+    """
+    run = run or RunOptions()
+    rank, world = processes()
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{settings.out} cannot be a folder for this run ({error})") from error
+    state_file = settings.state or settings.out / "state.pt"
+    state = read_state(state_file) if state_file.exists() else None
+
+    # A GPU blurs photographs itself; files are read by processes beside this one.
+    on_device = settings.data.startswith("synth:") and run.device.type == "cuda"
+    source = open_data(
+        settings.data,
+        batch=recipe.batch,
+        crop=recipe.crop,
+        seed=settings.seed,
+        options=settings.blur,
+        augment=settings.augment,
+        layout=settings.layout,
+        device=run.device if on_device else "cpu",
+    )
+    validation = None if rank else _validation(settings, source)
+    steps = recipe.total_steps(source.pairs)
+    network, begun_from = _network(recipe, settings, source, state, run.device)
+    teacher = _teacher(settings.teacher) if recipe.teacher_weight else None
+    batches = source.feed(
+        workers=0 if on_device else settings.workers,
+        shard=(rank, world),
+        pin=run.device.type == "cuda" and not on_device,
+    )
+    log = None
+    if not rank:
+        done = int(state["step"]) if state else 0
+        log = RunLog(settings.out, step=done, tensorboard=settings.tensorboard)
+        say(_opening(recipe, network, source, steps, run, world, done))
+    last_scored = -1e9 if state is None else float(state["used"])
+    scored: Scores | None = None
+
+    def on_report(progress: Progress, kept: Network) -> None:
+        nonlocal last_scored, scored
+        assert log is not None
+        row: dict[str, float | int | None] = {
+            "step": progress.step,
+            "seconds": round(progress.elapsed, 1),
+            "share": round(progress.share, 4),
+            "megapixels": round(progress.megapixels, 2),
+            "loss": progress.loss,
+            "learning_rate": progress.learning_rate,
+            "waiting": round(progress.waiting, 4),
+            "images_per_second": round(progress.images_per_second, 2),
+            "skipped": progress.skipped,
+        }
+        picture = None
+        due = progress.elapsed - last_scored >= settings.validate_seconds
+        if due or progress.share >= 1 or stop():
+            last_scored = progress.elapsed
+            _write_weights(settings.out, recipe, kept)
+            if validation is not None:
+                scored, picture = validation.score(kept)
+                row |= {"gain_db": scored.gain, "sharp_kept_db": scored.sharp_kept}
+                row["dead_share"] = round(scored.dead_share, 4)
+        log.add(row, picture)
+        say(_line(progress, scored if picture is not None else None))
+
+    try:
+        outcome = train(
+            network,
+            batches,
+            recipe,
+            run=run,
+            steps=steps,
+            seed=settings.seed,
+            state_file=state_file,
+            teacher=teacher,
+            on_report=on_report,
+            stop=stop,
+        )
+    except InputError as error:
+        # A loading process hands its traceback over, with the sentence in the last line.
+        if "Original Traceback" not in str(error):
+            raise
+        sentence = str(error).strip().splitlines()[-1].partition(": ")[2]
+        # Without its frames, which would keep the loading processes.
+        raise InputError(sentence) from error.with_traceback(None)
+    finally:
+        if log is not None:
+            log.close()
+    if not rank:
+        if validation is not None and scored is None:
+            scored, _ = validation.score(outcome.network)
+        weights = _write_weights(settings.out, recipe, outcome.network)
+        card = _card(recipe, settings, run, outcome, source, scored, begun_from, world)
+        write_card(weights, card)
+    if world > 1:
+        dist.barrier()
+    return outcome
+
+
+def _network(
+    recipe: Recipe,
+    settings: RunSettings,
+    source: Data,
+    state: dict[str, Any] | None,
+    device: torch.device,
+) -> tuple[Network, str]:
+    """The network to train, and in words what its weights begin from."""
+    if state is not None:
+        if state["network"] != recipe.network:
+            raise UsageError(
+                f"the state there is of {state['network']!r}, the recipe trains "
+                f"{recipe.network!r}: give another --out"
+            )
+        return build(recipe.network, state["config"]), str(state["recipe"].get("init") or "")
+    torch.manual_seed(settings.seed)
+    init = settings.init or recipe.init
+    config = dict(spec(recipe.network).config) | dict(recipe.config)
+    if not spec(recipe.network).trained:
+        raise ModelError(f"{recipe.network!r} has nothing to train: choose another network")
+    if not init:
+        if recipe.prune:
+            raise UsageError("pruning needs trained weights: give --init FILE or --init shipped")
+        network = build(recipe.network, config)
+        if recipe.start_well:
+            start_well(network)
+        if recipe.identity_start:
+            network.start_as_identity()
+        return network, ""
+    if recipe.config:
+        raise UsageError("--init brings the network's configuration: leave --config out")
+    loaded = load(recipe.network, None if init == "shipped" else init).network
+    assert isinstance(loaded, Network)  # it has a name of the catalogue
+    network = loaded.requires_grad_(True).train()
+    if recipe.revive or recipe.prune:
+        network.to(device)
+        batches = [source.batch_at(number) for number in range(_SAMPLE_BATCHES)]
+        sample = [(blurred.to(device), sharp.to(device)) for blurred, sharp in batches]
+    if recipe.revive:
+        count = revive(network, torch.cat([blurred for blurred, _ in sample]).float().div(255))
+        init += f", {count} dead channels revived"
+    if recipe.prune:
+        before = operations(network)
+        network = prune(network, recipe.prune, sample).train()
+        init += f", pruned to {operations(network) / before:.0%} of its operations"
+    return network, init
+
+
+def _teacher(weights: str | None) -> nn.Module:
+    if weights is None:
+        raise UsageError("the recipe learns from a teacher: give --teacher FILE")
+    return load(weights).network if weights in names() else load(None, weights).network
+
+
+def validation_of(folder: str, *, layout: str = "auto", most: int = 24) -> Validation:
+    """Pairs of a folder to score on, whole: of its own split for that, or of all; `most`, evenly
+    spread. InputError where there are none.
+    """
+    found = recognise(Path(folder), layout=layout)
+    pairs = find_pairs(
+        Path(folder), layout=found.name, split=found.validation() or found.training()
+    )
+    some = pairs[:: max(1, len(pairs) // most)][:most]
+    pictures = [
+        [torch.from_numpy(load_picture(path)).permute(2, 0, 1) for path in (p.blurred, p.sharp)]
+        for p in some
+    ]
+    if not pictures:
+        raise InputError(f"{folder} has no pairs to score on: give a folder of pairs")
+    return Validation([b for b, _ in pictures], [s for _, s in pictures])
+
+
+def _validation(settings: RunSettings, source: Data) -> Validation | None:
+    if settings.val is not None:
+        return validation_of(settings.val)
+    pairs = source.held_out()
+    return None if pairs is None else Validation(list(pairs[0]), list(pairs[1]))
+
+
+def _write_weights(out: Path, recipe: Recipe, network: Network) -> Path:
+    weights = out / "weights.safetensors"
+    family = spec(recipe.network).family
+    try:
+        save_weights(weights, network.state_dict(), network=family, config=network.config)
+    except OSError as error:
+        raise OutputError(f"{weights} cannot be written ({error})") from error
+    return weights
+
+
+def _card(
+    recipe: Recipe,
+    settings: RunSettings,
+    run: RunOptions,
+    outcome: Outcome,
+    source: Data,
+    scored: Scores | None,
+    begun_from: str,
+    world: int,
+) -> dict[str, Any]:
+    network, progress = outcome.network, outcome.progress
+    rows = [row for row in read_metrics(settings.out / METRICS) if "gain_db" in row]
+    card: dict[str, Any] = {
+        "network": recipe.network,
+        "config": dict(network.config),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "operations_per_pixel": round(operations(network) / 256**2),
+        "date": datetime.date.today().isoformat(),
+        "data": {"training": source.summary, "validation": settings.val or source.held_out_summary},
+        "recipe": facts(replace(recipe, init=begun_from))
+        | {"teacher": settings.teacher or "", "seed": settings.seed}
+        | ({"blur": dataclasses.asdict(settings.blur)} if settings.blur else {})
+        | ({"augment": dataclasses.asdict(settings.augment)} if settings.augment else {}),
+        "steps": progress.step,
+        "megapixels": round(progress.megapixels, 1),
+        "wall_seconds": round(progress.elapsed, 1),
+        "finished": outcome.finished,
+        "device": f"{world} × {device_name(run.device)}, {run.precision}",
+        "torch": torch.__version__,
+        "curve": {
+            "columns": ["seconds", "step", "gain dB", "sharp kept dB"],
+            "rows": [
+                [r["seconds"], r["step"], round(r["gain_db"], 3), round(r["sharp_kept_db"], 1)]
+                for r in rows
+            ],
+        },
+    }
+    if scored is not None:
+        card["scores"] = {
+            "validation_gain_db": round(scored.gain, 3),
+            "validation_sharp_kept_db": round(scored.sharp_kept, 1),
+            "dead_channels_share": round(scored.dead_share, 3),
+        }
+    return card
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: a GPU's name, or the processor's with the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name} ({torch.get_num_threads()} threads)"
+
+
+def _opening(
+    recipe: Recipe,
+    network: Network,
+    source: Data,
+    steps: int | None,
+    run: RunOptions,
+    world: int,
+    done: int,
+) -> str:
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    length = f"{recipe.seconds:g} s" if recipe.seconds else f"{steps} steps"
+    return (
+        f"{recipe.name}: {recipe.network}, {parameters:.2f} M parameters, "
+        f"{operations(network) / 256**2 / 1e3:.1f} k operations a pixel; {source.summary}; "
+        f"{length} on {world} × {device_name(run.device)}, {run.precision}"
+        + (f"; goes on at step {done}" if done else "")
+    )
+
+
+def _line(progress: Progress, scores: Scores | None) -> str:
+    line = (
+        f"{progress.elapsed:7.0f} s {progress.share:4.0%}  step {progress.step}  "
+        f"{progress.megapixels:.1f} Mpx  loss {progress.loss:.4f}  "
+        f"lr {progress.learning_rate:.1e}  {progress.images_per_second:.1f} images/s  "
+        f"waiting {progress.waiting:.0%}"
+    )
+    if progress.skipped:
+        line += f"  {progress.skipped} steps skipped (gradient not finite)"
+    if scores is not None:
+        line += f"  gain {scores.gain:+.3f} dB  sharp kept to {scores.sharp_kept:.1f} dB"
+        if scores.dead_share > 0.1:
+            line += f"  {scores.dead_share:.0%} of the channels are dead"
+    return line
+
+
+@torch.no_grad()
+def _restored(network: Network, picture: Tensor) -> Tensor:
+    """(3, H, W) uint8 → the same, through the network, padded to what it takes."""
+    height, width = picture.shape[-2:]
+    restored: Tensor = network(_fitting(network, picture))[0, :, :height, :width]
+    return restored.float().clamp(0, 1).mul(255).round().byte()
+
+
+def _fitting(network: Network, picture: Tensor) -> Tensor:
+    """(3, H, W) uint8 → (1, 3, H', W') in 0..1, padded to what the network takes."""
+    bottom, right = (-side % network.size_multiple for side in picture.shape[-2:])
+    return F.pad(picture[None].float().div(255), (0, right, 0, bottom), mode="replicate")
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    error = float((a.double() - b.double()).square().mean())
+    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255.0**2 / error)))
