@@ -81,7 +81,7 @@ def is_iso(path: str | Path) -> bool:
     """Whether the file starts as ISO base media or QuickTime does; False for what is no file."""
     if not Path(path).is_file():
         return False
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         head = file.read(8)
     return len(head) == 8 and head[4:] in _FIRST_BOXES
 
@@ -93,7 +93,7 @@ def moov_first(path: str | Path) -> bool:
     """
     if not is_iso(path):
         return False
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         for box in _top_level(file):
             if box.kind in (b"moov", b"mdat", b"moof"):
                 return box.kind == b"moov"
@@ -102,7 +102,7 @@ def moov_first(path: str | Path) -> bool:
 
 def tracks(path: str | Path) -> list[Track]:
     """The tracks of a file, in file order. Raises InputError when there is no sound `moov`."""
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         return _tracks(_moov(file)[1])
 
 
@@ -112,13 +112,13 @@ def maker_boxes(path: str | Path) -> list[tuple[bytes, bytes]]:
     GoPro writes FIRM, LENS, CAME, SETT, MUID, HMMT, BCID, GUMI, GPMF … there. Raises InputError
     when there is no sound `moov`.
     """
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         return _maker_boxes(_moov(file)[1])
 
 
 def missing_bytes(path: str | Path) -> int:
     """How many bytes the last top-level box claims behind the end of the file: it is cut off."""
-    with Path(path).open("rb") as file:
+    with _open(path) as file:
         length, at = _length(file), 0
         while at + 8 <= length:
             file.seek(at)
@@ -133,7 +133,7 @@ def missing_bytes(path: str | Path) -> int:
 
 def sample_times(path: str | Path, index: int) -> list[tuple[int, int]]:
     """(count, duration) runs of the samples of a track, in its timescale (stts, runs merged)."""
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         stts = _get(_trak(_moov(file)[1], index), b"mdia", b"minf", b"stbl", b"stts") or bytes(8)
     table = np.frombuffer(stts, ">u4", offset=8)
     runs: list[tuple[int, int]] = []
@@ -148,7 +148,7 @@ def sample_times(path: str | Path, index: int) -> list[tuple[int, int]]:
 def track_digest(path: str | Path, index: int) -> str:
     """The sha256 of a track's sample data in decoding order. Raises InputError when damaged."""
     digest = hashlib.sha256()
-    with _reading(path), Path(path).open("rb") as file:
+    with _reading(path), _open(path) as file:
         for offset, size in _chunks(file, _moov(file)[1], index).tolist():
             for block in _blocks(file, offset, size):
                 digest.update(block)
@@ -177,7 +177,7 @@ def graft(
     source, OutputError for an output that is fragmented or cannot be written; output is untouched
     when source is to blame.
     """
-    with _reading(source), Path(source).open("rb") as src:
+    with _reading(source), _open(source) as src:
         old = _moov(src)[1]
         picked = {index: _chunks(src, old, index) for index in track_indices}
         # A dry run on the source itself: what is damaged in it shows before output is touched.
@@ -620,6 +620,11 @@ def _chunks(file: BinaryIO, moov: bytes, index: int) -> NDArray[np.int64]:
 
 
 # --- boxes in files -----------------------------------------------------------------------------
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """For reading; a path of a kind of its own (`vdeblur.joined`) opens as it sees fit."""
+    return (path if isinstance(path, Path) else Path(path)).open("rb")
 
 
 def _top_level(file: BinaryIO) -> Iterator[_Extent]:

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from vdeblur import boxes
 from vdeblur.encoders import side_data_bytes
 from vdeblur.errors import InputError
+from vdeblur.joined import for_libav
 
 #: The names of all checks, in the order in which they are reported.
 CHECKS = (
@@ -277,12 +278,12 @@ class _File:
 
 def _examine(path: str | Path, *, full: bool) -> _File:
     """Everything that is compared, from one pass over the packets."""
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file: give a video file")
     iso = boxes.is_iso(path)
     try:
-        with av.open(str(path.absolute()), metadata_errors="surrogateescape") as container:
+        with av.open(for_libav(path), metadata_errors="surrogateescape") as container:
             tracks = {track.track_id: track for track in boxes.tracks(path)} if iso else {}
             streams = [_header(stream, tracks.get(stream.id)) for stream in container.streams]
             errors = _read_packets(container, streams, full=full)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ def add(commands: Commands) -> None:
         description="Compare OUT with IN: frames, times, copied packets, colour, tags. "
         "Exit 1 on a difference.",
     )
-    check.add_argument("source", metavar="IN")
+    check.add_argument(
+        "source", metavar="IN", nargs="+", help="the source, or the chapters that OUT joins"
+    )
     check.add_argument("output", metavar="OUT")
     check.add_argument("--quick", action="store_true", help="compare packets only, decode nothing")
     check.add_argument("--json", action="store_true", help="print the checks as JSON")
@@ -26,8 +29,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from vdeblur.gopro.joining import join
     from vdeblur.verify import as_json, format_checks, verify
 
-    checks = verify(args.source, args.output, quick=args.quick)
+    chapters = [Path(name) for name in args.source]
+    source = join(chapters) if len(chapters) > 1 else chapters[0]
+    checks = verify(source, args.output, quick=args.quick)
     print(json.dumps(as_json(checks)) if args.json else format_checks(checks))
     return 0 if all(check.passed for check in checks) else 1

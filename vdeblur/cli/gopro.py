@@ -1,0 +1,278 @@
+"""vdeblur gopro: restore a GoPro's recordings and keep all that the camera recorded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import bitrate, deblurrer_of, keep_pages, network_options, say
+from vdeblur.errors import OutputError, UsageError, VdeblurError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.deblur import Report
+    from vdeblur.deblurrer import Deblurrer
+    from vdeblur.encoders import EncodeOptions
+    from vdeblur.gopro import Job, Plan
+
+_THRESHOLD = 1.5  # vdeblur.gopro.THRESHOLD, which is costly to import
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    gopro = commands.add_parser(
+        "gopro",
+        help="restore a GoPro's card or recordings: chapters joined, telemetry kept",
+        description="Restore recordings, chapter by chapter, each into one file beside its first "
+        "chapter. What is finished is skipped: start again after an interruption.",
+    )
+    gopro.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="a card, a folder, or any chapter of a recording"
+    )
+    gopro.add_argument(
+        "-o", "--output", metavar="FOLDER", help="where to; a file name for a single recording"
+    )
+    gopro.add_argument(
+        "--plan",
+        action="store_true",
+        help="only say what would be done, and plot the blur over time (PNG)",
+    )
+    gopro.add_argument(
+        "--keep-chapters", action="store_true", help="a file for each chapter, not for a recording"
+    )
+    gopro.add_argument(
+        "--allow-missing", action="store_true", help="join recordings that lack a chapter"
+    )
+    gopro.add_argument(
+        "--only-blurred",
+        nargs="?",
+        type=_pixels,
+        metavar="PX",
+        const=_THRESHOLD,
+        help="restore only frames whose blur, by gyroscope and exposure, is as long as this "
+        "(default 1.5 px)",
+    )
+    gopro.add_argument(
+        "--focal", type=_pixels, metavar="PX", help="focal length in pixels, where none is recorded"
+    )
+    gopro.add_argument("--force", action="store_true", help="replace outputs that exist")
+    network_options(gopro)
+    gopro.add_argument("--encoder", default="auto", help="libav encoder name, nvenc or auto")
+    gopro.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
+    gopro.add_argument("--bitrate", type=bitrate, help="bits a second, such as 60M")
+    gopro.add_argument("--preset", help="the encoder's speed preset")
+    gopro.add_argument("--hwaccel", metavar="TYPE", help="decode in hardware: cuda, qsv …")
+    gopro.add_argument("--json", action="store_true", help="print reports as JSON, a line each")
+    gopro.add_argument("--quiet", action="store_true", help="print errors and losses only")
+    gopro.set_defaults(run=_run)
+
+
+def _pixels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels: give one such as 1.5")
+    return value
+
+
+def _run(args: argparse.Namespace) -> int:
+    keep_pages()
+    if args.crf is not None and args.bitrate is not None:
+        raise UsageError("--crf and --bitrate exclude each other: give one")
+    from vdeblur.encoders import EncodeOptions
+
+    jobs = _jobs(args)
+    encode = EncodeOptions(
+        encoder=args.encoder, crf=args.crf, bitrate=args.bitrate, preset=args.preset
+    )
+    return _plan(jobs, encode, args) if args.plan else _do(jobs, encode, args)
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    from dataclasses import replace
+
+    from vdeblur.gopro import find, jobs
+
+    found = find(args.inputs)
+    if args.output is None:
+        return jobs(found, keep_chapters=args.keep_chapters)
+    output = Path(args.output)
+    named = output.suffix.lower() in (".mp4", ".mov", ".mkv", ".360") and not output.is_dir()
+    made = jobs(found, folder=None if named else output, keep_chapters=args.keep_chapters)
+    if not named:
+        return made
+    if len(made) > 1:
+        raise UsageError(f"{len(made)} recordings and one output {output}: give a folder with -o")
+    return [replace(made[0], output=output)]
+
+
+# --- doing --------------------------------------------------------------------------------------
+
+
+def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int:
+    from vdeblur.gopro import finished
+    from vdeblur.gopro.plan import size
+
+    done = [job for job in jobs if not args.force and finished(job)]
+    left = [job for job in jobs if job not in done]
+    if not args.quiet and len(jobs) > 1:
+        bytes_left = sum(c.stat().st_size for job in left for c in job.chapters if c.exists())
+        say(
+            f"{_count(len(jobs), 'recording')}, {len(done)} finished: {len(left)} to do "
+            f"({size(bytes_left)}); --plan says how long that takes"
+        )
+    deblurrer = deblurrer_of(args) if left else None
+    worst = 0
+    for job in jobs:
+        if job in done or deblurrer is None:
+            if not args.quiet:
+                say(f"{job.output}: finished already (--force does it again)")
+            continue
+        try:
+            report = _one(job, deblurrer, encode, args)
+        except UsageError:
+            raise
+        except (VdeblurError, OSError) as error:
+            # One recording's trouble is not the card's.
+            if len(jobs) == 1 and isinstance(error, VdeblurError):
+                raise
+            say(f"vdeblur: {error}")
+            worst = 1
+            if isinstance(error, OutputError) and "disk is full" in str(error):
+                return worst
+            continue
+        if report.damage or report.differences:
+            worst = worst or 3
+    return worst
+
+
+def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.Namespace) -> Report:
+    from tqdm import tqdm
+
+    from vdeblur.cli.video import _conclude
+    from vdeblur.gopro import restore
+
+    with tqdm(
+        desc=job.chapters[0].name,
+        unit="frame",
+        disable=args.quiet or args.json or None,
+        dynamic_ncols=True,
+    ) as bar:
+
+        def progress(frames: int, expected: int | None) -> None:
+            if expected is not None and bar.total != expected:
+                bar.total = expected
+            bar.update(frames - bar.n)
+
+        report = restore(
+            job,
+            model=deblurrer,
+            batch=args.batch,
+            encode=encode,
+            hwaccel=args.hwaccel,
+            only_blurred=args.only_blurred,
+            focal=args.focal,
+            allow_missing=args.allow_missing,
+            overwrite=args.force,
+            on_progress=progress,
+        )
+    if args.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        _conclude(report, quiet=args.quiet)
+        if args.only_blurred is not None and not args.quiet:
+            restored = report.frames - report.unchosen
+            say(f"  {restored} frames were restored, {report.unchosen} left as they were")
+    return report
+
+
+# --- planning -----------------------------------------------------------------------------------
+
+
+def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int:
+    from vdeblur.gopro import estimate, finished, look
+    from vdeblur.gopro.plan import size, span
+    from vdeblur.gopro.restoring import check_complete
+
+    deblurrer = deblurrer_of(args)
+    worst = 0
+    seconds, needed = 0.0, 0
+    measured: dict[tuple[Any, ...], Plan] = {}
+    threshold = args.only_blurred or _THRESHOLD
+    for job in jobs:
+        names = ", ".join(chapter.name for chapter in job.chapters)
+        print(f"{names} -> {job.output}")
+        if not args.force and finished(job):
+            print("  finished already")
+            continue
+        try:
+            if not args.allow_missing:
+                check_complete(job)
+            plan = look(job, threshold=threshold, focal=args.focal)
+        except UsageError:
+            raise
+        except (VdeblurError, OSError) as error:
+            print(f"  cannot be done: {error}")
+            worst = 1
+            continue
+        share = 1.0
+        if args.only_blurred is not None and plan.blur is not None:
+            share = plan.blur.chosen / max(1, len(plan.blur.lengths))
+        kind = (plan.width, plan.height, plan.codec, plan.bits, plan.fps, share)
+        if kind in measured and measured[kind].seconds is not None:
+            _scale(plan, measured[kind])
+        else:
+            estimate(plan, deblurrer, encode=encode, share=share)
+            measured[kind] = plan
+        for line in _lines(plan, deblurrer):
+            print(f"  {line}")
+        seconds += plan.seconds or 0.0
+        needed += plan.output_bytes or 0
+        if plan.blur is not None:
+            picture = job.output.with_name(f"{job.chapters[0].stem}_blur.png")
+            plan.blur.draw(picture, names)
+            print(f"  plot: {picture}")
+        worst = worst or (3 if plan.damage else 0)
+    if seconds:
+        folder = jobs[0].output.parent
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        print(f"in all: about {span(seconds)}, {size(needed)}; {size(free)} are free in {folder}")
+        if free < needed:
+            say(f"vdeblur: that is too little space in {folder}: choose another folder with -o")
+            worst = 1
+    return worst
+
+
+def _scale(plan: Plan, other: Plan) -> None:
+    """What another recording of the same kind took, in proportion to the frames."""
+    ratio = plan.frames / max(1, other.frames)
+    plan.seconds = None if other.seconds is None else other.seconds * ratio
+    plan.output_bytes = None if other.output_bytes is None else round(other.output_bytes * ratio)
+
+
+def _lines(plan: Plan, deblurrer: Deblurrer) -> list[str]:
+    from vdeblur.gopro.plan import clock, size, span
+
+    rate = f"{float(plan.fps):.2f} frames/s, " if plan.fps else ""
+    lines = [
+        f"{plan.width}×{plan.height} {plan.codec} {plan.bits}-bit, {rate}{plan.frames} frames, "
+        f"{clock(plan.duration_seconds)}, {size(plan.source_bytes)}"
+    ]
+    if plan.seconds and plan.output_bytes is not None:
+        lines.append(
+            f"about {span(plan.seconds)} ({plan.frames / plan.seconds:.2f} frames/s on "
+            f"{deblurrer.device}), about {size(plan.output_bytes)}"
+        )
+    lines += plan.blur.lines() if plan.blur is not None else []
+    return lines + plan.notes + [f"damaged: {text}" for text in plan.damage]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

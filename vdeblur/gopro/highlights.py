@@ -1,0 +1,149 @@
+"""Highlights (HiLight tags) of a recording's chapters, put together with their new times.
+
+A GoPro keeps them in moov/udta: HMMT, a count and as many milliseconds (all cameras), and from
+HERO6 on also in GPMF, in the device named "Highlights". Both count from the start of their own
+chapter. Knows boxes and GPMF's key-length-value form (github.com/gopro/gpmf-parser); no files.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vdeblur import boxes
+
+
+def merge(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
+    """The udta of a recording from those of its chapters.
+
+    first: the payload of the first chapter's udta, whose boxes stay. later: (payload, the time at
+    which the chapter begins, in milliseconds) of the others, whose highlights are added.
+    """
+    atoms = []
+    for kind, payload in boxes._atoms(first):
+        if kind == b"HMMT":
+            times = read(payload)
+            for udta, begin in later:
+                times += [begin + time for time in read(boxes._get(udta, b"HMMT") or b"")]
+            payload = _hmmt(times, len(payload))
+        elif kind == b"GPMF":
+            theirs = [(boxes._get(udta, b"GPMF") or b"", begin) for udta, begin in later]
+            payload = _gpmf(payload, theirs)
+        atoms.append((kind, payload))
+    return boxes._join(atoms)
+
+
+def read(hmmt: bytes) -> list[int]:
+    """The times of an HMMT payload, in milliseconds."""
+    if len(hmmt) < 4:
+        return []
+    count = min(struct.unpack_from(">I", hmmt)[0], len(hmmt) // 4 - 1)
+    return list(struct.unpack_from(f">{count}I", hmmt, 4))
+
+
+def _hmmt(times: list[int], length: int) -> bytes:
+    """As long as the camera made it, unless it has to grow."""
+    return (struct.pack(f">{1 + len(times)}I", len(times), *times)).ljust(length, b"\0")
+
+
+# --- GPMF ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A key with its value: data of a type, structures of `size` bytes; type 0 holds items."""
+
+    key: bytes
+    kind: int
+    size: int
+    data: bytes
+    items: tuple[_Item, ...] = ()
+
+
+def _parse(data: bytes) -> tuple[list[_Item], int]:
+    """(the items, how many bytes they take); what follows is padding."""
+    items, at = [], 0
+    while at + 8 <= len(data) and data[at : at + 4].strip(b"\0"):
+        key, kind, size, repeat = struct.unpack_from(">4sBBH", data, at)
+        length = size * repeat
+        value = data[at + 8 : at + 8 + length]
+        if len(value) < length:
+            break
+        inside = tuple(_parse(value)[0]) if kind == 0 else ()
+        items.append(_Item(key, kind, size, value, inside))
+        at += 8 + (length + 3 & ~3)
+    return items, min(at, len(data))
+
+
+def _write(item: _Item) -> bytes:
+    data = b"".join(map(_write, item.items)) if item.kind == 0 else item.data
+    size = 1 if item.kind == 0 else item.size
+    if item.kind == 0 and len(data) > 0xFFFF:
+        size = 4  # 32-bit words reach four times as far
+    head = struct.pack(">4sBBH", item.key, item.kind, size, len(data) // max(size, 1))
+    return head + data + bytes(-len(data) % 4)
+
+
+def _gpmf(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
+    items, end = _parse(first)
+    for theirs, begin in later:
+        for device in _parse(theirs)[0]:
+            shifted = _shift(device, begin)
+            if not _is_highlights(device) or not _records(device):
+                continue
+            ours = next((n for n, item in enumerate(items) if _is_highlights(item)), None)
+            if ours is None:
+                items.append(shifted)
+            elif not _records(items[ours]):
+                items[ours] = shifted
+            else:
+                items[ours] = _add(items[ours], _records(shifted))
+            end = -1
+    if end >= 0:
+        return first  # nothing was added: byte for byte as it was
+    return b"".join(map(_write, items)).ljust(len(first), b"\0")
+
+
+def _is_highlights(item: _Item) -> bool:
+    names = [i.data.rstrip(b"\0") for i in item.items if i.key == b"DVNM"]
+    return item.key == b"DEVC" and b"Highlights" in names
+
+
+def _records(item: _Item) -> list[tuple[bytes, int, bytes]]:
+    """(key, size, data) of the structures below an item; GPMF's type for them is "?"."""
+    found = [(item.key, item.size, item.data)] if item.kind == ord("?") else []
+    return found + [record for inside in item.items for record in _records(inside)]
+
+
+def _shift(item: _Item, begin: int) -> _Item:
+    """The highlights of a device, later by begin milliseconds.
+
+    TYPE says what a structure holds; the 32-bit numbers that it begins with are the times from
+    which, and until which, a highlight lasts.
+    """
+    types = next((i.data.rstrip(b"\0") for i in item.items if i.key == b"TYPE"), b"L")
+    times = min(2, max(1, len(types) - len(types.lstrip(b"L"))))
+    items = []
+    for inside in item.items:
+        if inside.kind == ord("?") and inside.size >= 4 * times:
+            data = bytearray(inside.data)
+            for at in range(0, len(data) - inside.size + 1, inside.size):
+                for field in range(at, at + 4 * times, 4):
+                    (time,) = struct.unpack_from(">I", data, field)
+                    if time or field == at:
+                        struct.pack_into(">I", data, field, min(time + begin, 0xFFFFFFFF))
+            inside = replace(inside, data=bytes(data))
+        items.append(_shift(inside, begin) if inside.kind == 0 else inside)
+    return replace(item, items=tuple(items))
+
+
+def _add(item: _Item, records: list[tuple[bytes, int, bytes]]) -> _Item:
+    """An item with records behind those of the same key and size."""
+    items = []
+    for inside in item.items:
+        if inside.kind == ord("?"):
+            more = [data for key, size, data in records if (key, size) == (inside.key, inside.size)]
+            inside = replace(inside, data=inside.data + b"".join(more))
+        items.append(_add(inside, records) if inside.kind == 0 else inside)
+    return replace(item, items=tuple(items))
