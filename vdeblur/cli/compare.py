@@ -1,0 +1,122 @@
+"""vdeblur compare: two videos or pictures beside each other, as a video or as a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdeblur.cli.common import say, seconds
+from vdeblur.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+
+_PAGES = {".html", ".htm"}
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    command = commands.add_parser(
+        "compare",
+        help="show two videos beside each other, as a video or as a page with a slider",
+        description="Write IN and OUT as one video (IN's sound and all else of it kept), or as a "
+        "page with a slider that any browser opens from disk. Two pictures work alike.",
+    )
+    command.add_argument("before", metavar="IN")
+    command.add_argument("after", metavar="OUT")
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="a video or picture; or a name in .html, for the page",
+    )
+    command.add_argument("--force", action="store_true", help="replace a FILE that exists")
+    command.add_argument(
+        "--labels", nargs=2, metavar=("A", "B"), help="what the two are called (before, after)"
+    )
+    command.add_argument("--no-labels", action="store_true", help="write nothing on the video")
+    video = command.add_argument_group("a video")
+    video.add_argument(
+        "--mode",
+        choices=("side", "stack", "split", "wipe"),
+        help="side by side (default), one above the other, half and half of one picture, or a "
+        "line that wipes to and fro",
+    )
+    video.add_argument("--period", type=float, metavar="S", help="seconds of a wipe (default 6)")
+    video.add_argument("--height", type=int, metavar="PIXELS", help="of each picture")
+    video.add_argument("--start", type=seconds, help="begin here: seconds or [HH:]MM:SS")
+    video.add_argument("--duration", type=seconds, help="show this much: seconds or [HH:]MM:SS")
+    video.add_argument("--encoder", help="libav encoder name (default: IN's own codec)")
+    video.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
+    page = command.add_argument_group("a page")
+    page.add_argument(
+        "--embed",
+        choices=("auto", "always", "never"),
+        help="put the files into the page (default auto: up to 48 MB), or refer to them",
+    )
+    command.add_argument("--quiet", action="store_true", help="print errors and notes only")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    labels = tuple(args.labels) if args.labels else ("before", "after")
+    if args.labels and args.no_labels:
+        raise UsageError("--labels and --no-labels exclude each other: give one")
+    if Path(args.output).suffix.lower() in _PAGES:
+        unfit = [n for n in ("mode", "period", "height", "start", "duration", "encoder", "crf")
+                 if getattr(args, n) is not None]  # fmt: skip
+        if unfit or args.no_labels:
+            name = unfit[0] if unfit else "no-labels"
+            raise UsageError(f"--{name} is for a video: leave it out, or write to .mp4 or .mkv")
+        from vdeblur.compare import compare_page
+
+        notes = compare_page(
+            args.before,
+            args.after,
+            args.output,
+            labels=labels,
+            embed=args.embed or "auto",
+            overwrite=args.force,
+        )
+    else:
+        if args.embed is not None:
+            raise UsageError("--embed is for a page: leave it out, or write to a name in .html")
+        notes = _video(args, None if args.no_labels else labels)
+    if not args.quiet:
+        say(f"{args.output}: {Path(args.before).name} and {Path(args.after).name}")
+    for note in notes:
+        say(f"  {note}")
+    return 0
+
+
+def _video(args: argparse.Namespace, labels: tuple[str, str] | None) -> list[str]:
+    from tqdm import tqdm
+
+    from vdeblur.compare import CompareOptions, compare_video
+    from vdeblur.encoders import EncodeOptions
+
+    options = CompareOptions(
+        mode=args.mode or "side",
+        labels=labels,
+        height=args.height,
+        period=6.0 if args.period is None else args.period,
+        start=args.start,
+        duration=args.duration,
+    )
+    with tqdm(desc="compare", unit="frame", disable=args.quiet or None, dynamic_ncols=True) as bar:
+
+        def progress(frames: int, expected: int | None) -> None:
+            bar.total = expected
+            bar.update(frames - bar.n)
+
+        return compare_video(
+            args.before,
+            args.after,
+            args.output,
+            options=options,
+            encode=EncodeOptions(encoder=args.encoder or "auto", crf=args.crf),
+            overwrite=args.force,
+            on_progress=progress,
+        )

@@ -1,0 +1,238 @@
+"""vdeblur eval: PSNR, SSIM and steadiness on pairs of blurred and sharp pictures or videos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import deblurrer_of, keep_pages, network_options, say
+from vdeblur.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.evaluate import EvalOptions
+    from vdeblur.pairs import PairSet
+    from vdeblur.scores import SetScores
+
+_MODEL = "mimo-unet-small"
+_DESCRIPTION = """\
+Score a network, or outputs that exist, on pairs of blurred and sharp pictures or videos.
+
+protocols:
+  8bit    the restored picture is clamped and rounded to 8 bits; PSNR over all pixels and
+          channels with peak 255; SSIM with the 11x11 Gaussian window (sigma 1.5) of Wang et al.
+          (2004), valid positions only, the mean of R, G and B (scikit-image agrees)
+  float   clamped to [0, 1] but not rounded, as MIMO-UNet's eval.py does for PSNR; SSIM as in
+          8bit, on these values
+  matlab  8 bits, and SSIM as MATLAB's ssim(A, ref) computes it of an RGB picture: rows x
+          columns x channels is one volume, edges repeated. MPRNet's script does so, and tables
+          of many later papers; the values are higher
+All measure the whole picture; a sequence's and a set's figures are the means of the pictures'
+values. Videos are decoded to RGB with their own matrix, range and depth; their frames are
+restored as `vdeblur video` does, and scored before any encoder (score the encoded file with
+--restored).
+
+steadiness, for videos (8-bit levels; the motion is that of the sharp video, by a pyramid of
+Lucas-Kanade; what is hidden in one frame is left out; the sharp video's own figure is what a
+perfect restoration would have):
+  warped-frame error  root mean square of frame t minus frame t-1 brought to it along the motion
+                      (Lai et al., ECCV 2018)
+  flicker             mean of |frame t minus the mean of frames t-1 and t+1 brought to it|
+  restored / blurred  1: as steady as the source; more: the restoration added unrest
+"""
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    command = commands.add_parser(
+        "eval",
+        help="score a network on pairs of blurred and sharp pictures or videos",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--pairs",
+        nargs="+",
+        action="append",
+        required=True,
+        type=Path,
+        metavar=("DIR|BLURRED", "SHARP"),
+        help="a folder of pairs (GoPro, REDS, HIDE, RealBlur, DVD, BSD, or blur/ beside sharp/); "
+        "or two folders with files of the same names; or two videos; may be given several times",
+    )
+    command.add_argument(
+        "--layout", default="auto", help="of a folder of pairs, where it is not recognised: gopro …"
+    )
+    command.add_argument(
+        "--split",
+        choices=("auto", "train", "val", "test"),
+        default="auto",
+        help="of a folder that has splits (default: test, else val)",
+    )
+    command.add_argument(
+        "--restored",
+        action="append",
+        type=Path,
+        metavar="PATH",
+        help="score these outputs (a folder, or a video) instead of a network's; one for each "
+        "--pairs",
+    )
+    command.add_argument(
+        "--baseline", action="store_true", help="score the blurred input only, without a network"
+    )
+    network_options(command)
+    command.add_argument(
+        "--protocol", choices=("8bit", "float", "matlab"), default="8bit", help="(default 8bit)"
+    )
+    command.add_argument(
+        "--unsharp", action="store_true", help="also the best unsharp mask of a grid: PSNR gain"
+    )
+    command.add_argument(
+        "--sharp",
+        action="store_true",
+        help="also put the sharp pictures through the network: their PSNR to themselves",
+    )
+    command.add_argument(
+        "--lpips", action="store_true", help="also LPIPS (AlexNet), by the package lpips"
+    )
+    command.add_argument(
+        "--temporal",
+        action=argparse.BooleanOptionalAction,
+        help="flicker and warped-frame error (default: for videos)",
+    )
+    command.add_argument(
+        "--every", type=int, default=1, metavar="N", help="score one pair in N; no steadiness"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="score N pairs of each set")
+    command.add_argument(
+        "--rows",
+        choices=("auto", "picture", "sequence", "total"),
+        default="auto",
+        help="lines of the table (default auto: sequences, or pictures where they are few)",
+    )
+    command.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write a line a picture")
+    command.add_argument(
+        "--json", metavar="FILE", help="write everything as JSON; - for standard output"
+    )
+    command.add_argument(
+        "--panels",
+        type=Path,
+        metavar="DIR",
+        help="write PNGs: blurred | restored | sharp, and the place of the largest change enlarged",
+    )
+    command.add_argument(
+        "--panel-count", type=int, default=8, metavar="N", help="panels a set (default 8)"
+    )
+    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    keep_pages()
+    outputs: list[Path | None] = list(args.restored or [])
+    if outputs and len(outputs) != len(args.pairs):
+        raise UsageError(
+            f"{len(args.pairs)} --pairs and {len(outputs)} --restored: give one for each, in order"
+        )
+    if outputs and (args.baseline or args.sharp):
+        raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
+
+    from vdeblur.deblur import batch_size
+    from vdeblur.evaluate import EvalOptions
+    from vdeblur.pairs import open_pairs
+
+    options = EvalOptions(
+        protocol=args.protocol,
+        sharp=args.sharp,
+        unsharp=args.unsharp,
+        lpips=args.lpips,
+        temporal=args.temporal,
+        every=args.every,
+        limit=args.limit,
+        panels=args.panels,
+        panel_count=args.panel_count,
+    )
+    sets = [
+        open_pairs(paths, restored=output, layout=args.layout, split=args.split)
+        for paths, output in zip(args.pairs, outputs or [None] * len(args.pairs), strict=True)
+    ]
+    deblurrer = None if args.baseline or outputs else deblurrer_of(args)
+    label = "restored" if deblurrer is None else args.model or _weights_name(args.weights)
+    size = 1 if deblurrer is None else batch_size(args.batch, deblurrer)
+    scores = [
+        _one_set(pairs, deblurrer, options=options, batch=size, label=label, quiet=args.quiet)
+        for pairs in sets
+    ]
+    for note in deblurrer.notes if deblurrer is not None else []:
+        say(f"  note: {note}")
+    _write(args, scores, label, str(deblurrer.device) if deblurrer is not None else None)
+    return 0
+
+
+def _weights_name(weights: str | None) -> str:
+    return _MODEL if weights is None else Path(weights).stem
+
+
+def _one_set(
+    pairs: PairSet, deblurrer: Any, *, options: EvalOptions, batch: int, label: str, quiet: bool
+) -> SetScores:
+    from tqdm import tqdm
+
+    from vdeblur.evaluate import evaluate
+
+    with tqdm(desc=pairs.name, unit="pair", disable=quiet or None, dynamic_ncols=True) as bar:
+
+        def progress(done: int, expected: int | None) -> None:
+            bar.total = expected
+            bar.update(done - bar.n)
+
+        return evaluate(
+            pairs, deblurrer, options=options, batch=batch, label=label, on_progress=progress
+        )
+
+
+def _write(
+    args: argparse.Namespace, scores: list[SetScores], label: str, device: str | None
+) -> None:
+    from vdeblur.evaluate import PROTOCOLS
+    from vdeblur.pictures import write_bytes
+    from vdeblur.scores import as_csv, as_markdown, as_text, score_table, temporal_table
+
+    if args.csv is not None:
+        write_bytes(args.csv, as_csv(scores).encode())
+    if args.json is not None:
+        told = {
+            "protocol": args.protocol,
+            "protocol_in_words": PROTOCOLS[args.protocol],
+            "restored": None if args.baseline else label,
+            "device": device,
+            "sets": [one.as_dict() for one in scores],
+        }
+        text = json.dumps(told, indent=1) + "\n"
+        if args.json == "-":
+            print(text, end="")
+            return
+        write_bytes(Path(args.json), text.encode())
+    form = as_markdown if args.markdown else as_text
+    print(form(score_table(scores, rows=args.rows, label=label)))
+    steady = temporal_table(scores, label=label)
+    if len(steady) > 1:
+        print(f"\n{form(steady)}")
+    print(f"\nPSNR and its gains in dB; {args.protocol}: {PROTOCOLS[args.protocol]}.")
+    for one in scores:
+        if one.unsharp is not None:
+            sigma, amount = one.unsharp
+            print(
+                f"{one.name}, unsharp mask: PSNR gain of the best of a grid, "
+                f"sigma {sigma:g}, amount {amount:g}."
+            )
+    if len(steady) > 1:
+        print(
+            "Warped-frame error (root mean square) and flicker (mean) in 8-bit levels, along the "
+            "motion of the sharp video."
+        )
+    if args.panels is not None:
+        say(f"panels in {args.panels}")
