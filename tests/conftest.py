@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import torch
 
 # Two threads on a machine that is busy wait for each other: twenty times slower at these sizes.
 torch.set_num_threads(1)
+# Converting networks takes seconds a network; test_backends.py asks for it.
+os.environ["VDEBLUR_BACKEND"] = "torch"
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def one_sentence(text: str) -> str:
     # x264 says its own reason first, past all that libav can silence.
     lines = [line for line in text.strip().splitlines() if not line.startswith("x264 [")]
     assert len(lines) == 1, text
-    assert lines[0].startswith("vdeblur: ")
+    assert re.match(r"vdeblur( \w+)?: ", lines[0])
     assert "Traceback" not in text
     return lines[0]
 
@@ -90,7 +90,7 @@ def test_done(tmp_path: Path, clip: Path, run: Run) -> None:
     source.write_bytes(clip.read_bytes())
     code, out, err = run(source)
     assert (code, out) == (0, "")
-    assert re.search(r"ride_deblurred\.mkv: 6 frames in \d+\.\d s \(\d+\.\d frames/s\)", err)
+    assert re.search(r"ride_deblurred\.mkv: 6 frames in \d+\.\d s \([\d.]+ frames/s\)", err)
     assert same_frames(tmp_path / "ride_deblurred.mkv", source)
     assert names(tmp_path) == {"ride.mkv", "ride_deblurred.mkv"}
 
@@ -361,6 +361,10 @@ USAGE: dict[str, list[str]] = {
     "rate of nothing": ["--framerate", "0"],
     "rate is no number": ["--framerate", "1/0"],
     "precision": ["--precision", "fp8"],
+    "crf beyond every scale": ["--crf", "999"],
+    "hardware decoder unheard of": ["--hwaccel", "cudda"],
+    "halo of nothing": ["--halo", "-1"],
+    "stage the network has not": ["--stage", "7"],
 }
 
 
@@ -368,9 +372,28 @@ USAGE: dict[str, list[str]] = {
 def test_bad_usage(tmp_path: Path, clip: Path, run: Run, name: str) -> None:
     code, out, err = run(clip, "-o", tmp_path / "a.mkv", *USAGE[name])
     assert (code, out) == (2, "")
-    assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].startswith("vdeblur")
+    assert one_sentence(err).startswith("vdeblur")
     assert names(tmp_path) == set()
+
+
+def test_a_film_does_not_go_into_one_picture(tmp_path: Path, clip: Path, run: Run) -> None:
+    code, _, err = run(clip, "-o", tmp_path / "one.png")
+    assert code == 1
+    assert "%05d" in one_sentence(err)
+    assert names(tmp_path) == set()
+
+
+def test_several_inputs_into_a_folder_that_is_not_there(
+    tmp_path: Path, clip: Path, run: Run
+) -> None:
+    other = tmp_path / "other.mkv"
+    other.write_bytes(clip.read_bytes())
+    code, _, err = run(clip, other, "-o", tmp_path / "new")
+    assert code == 2
+    assert f"-o {tmp_path / 'new'}/" in one_sentence(err)
+    code, _, _ = run(clip, other, "-o", f"{tmp_path / 'new'}/")
+    assert code == 0
+    assert names(tmp_path / "new") == {"clip_deblurred.mkv", "other_deblurred.mkv"}
 
 
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -524,7 +547,7 @@ def test_signals(long: Path, number: str, code: int) -> None:
         process.kill()
         process.wait()
     assert process.returncode == code, err
-    assert took < 3
+    assert took < 10  # the film would take minutes
     assert not (folder / "out.mkv").exists()
     if number != "SIGKILL":
         assert b"Traceback" not in err
@@ -555,7 +578,7 @@ def test_stopped_while_it_waits_for_a_pipe(tmp_path: Path) -> None:
             time.sleep(0.05)
         took = time.monotonic() - begin
         assert process.returncode == 130
-        assert took < 3
+        assert took < 10  # the film would take minutes
         _, err = process.communicate(timeout=20)
     finally:
         process.kill()

@@ -424,8 +424,8 @@ def test_devices_precisions_and_names_that_do_not_exist() -> None:
         with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here; use --device cpu"):
             Deblurrer("identity", device="cuda")
         assert Deblurrer("identity", device="cpu").dtype == torch.float32
-    with pytest.raises(UsageError, match="precision is 'int8'"):
-        Deblurrer("identity", precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="precision is 'int4'"):
+        Deblurrer("identity", precision="int4")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="there is no network"):
         Deblurrer("unheard-of", device="cpu")
     with pytest.raises(UsageError, match="weights go with a network's name"):

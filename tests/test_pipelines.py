@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from PIL import Image
 import vdeblur
 from tests.media import same_frames, scene, write_frames
 from vdeblur.checkpoints import load_network
-from vdeblur.training.data import SyntheticPairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,35 +57,57 @@ def test_benchmark_fps(tmp_path: Path) -> None:
     assert "slowest stage" in said
 
 
-def test_train_synthetic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    random = np.random.default_rng(0)
-    for number in range(12):
-        pixels = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((96, 72)).save(photos / f"{number:02d}.png")
+Here = Callable[..., str]
 
-    class Small(SyntheticPairs):
-        """A validation set that does not take half a minute."""
 
-        def __init__(self, files: list[Path], *, batch: int = 8, crop: int = 192, **options: Any):
-            super().__init__(files, batch=min(batch, 4), crop=min(crop, 64), **options)
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a program by its path in this process, which has torch loaded already."""
 
-    def train(*arguments: object) -> str:
-        monkeypatch.setattr("sys.argv", ["train_synthetic.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "pipelines" / "train_synthetic.py"), run_name="__main__")
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "pipelines" / name), run_name="__main__")
         return capsys.readouterr().out
 
-    monkeypatch.setattr("vdeblur.training.data.SyntheticPairs", Small)
+    return run
+
+
+def pairs(folder: Path) -> Path:
+    """Four pairs in GoPro's flattened layout."""
+    random = np.random.default_rng(0)
+    for kind in ("blur", "sharp"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(4):
+        pixels = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        sharp = Image.fromarray(pixels).resize((64, 48))
+        sharp.save(folder / "sharp" / f"{number}.png")
+        sharp.resize((32, 24)).resize((64, 48)).save(folder / "blur" / f"{number}.png")
+    return folder
+
+
+def test_train_gopro(tmp_path: Path, here: Here) -> None:
     weights, state = tmp_path / "weights.safetensors", tmp_path / "run.pt"
     options = ["--out", weights, "--state", state, "--device", "cpu", "--workers", 0]
-    options += ["--base", 8, "--blocks", 1, "--unshuffle", 1, "--batch", 2, "--crop", 32]
-    first = train(photos, *options, "--budget", 1)
-    network = load_network("mimo-unet", weights)
+    options += ["--model", "mimo-unet-lite", "--batch", 2, "--crop", 32]
+    data = pairs(tmp_path / "data")
+    assert "1 steps" in here("train_gopro.py", data, *options, "--steps", 1)
+    network = load_network(None, weights)
     assert sum(p.numel() for p in network.parameters()) > 1000
-    second = train(photos, *options, "--budget", 2)
-    steps = [int(text.split("step ")[1].split()[0]) for text in (first, second)]
-    assert steps[1] > steps[0] > 0  # it went on, and did not begin anew
-    assert float(second.split()[0]) >= 2
+    said = here("train_gopro.py", data, *options, "--steps", 3)
+    assert "step 3" in said
+    assert "step 1 " not in said  # it went on, and did not begin anew
+
+
+def test_compare_recipes(tmp_path: Path, here: Here) -> None:
+    data = pairs(tmp_path / "data")
+    options = ["--score", f"these={data}", "--steps", 2, "--out", tmp_path / "runs"]
+    options += ["--device", "cpu"]
+    small = "batch=2; crop=32; config.base=25; config.blocks=1"
+    variants = [f"plain: {small}", f"other: {small}; ema=0"]
+    said = here("compare_recipes.py", data, *variants, *options)
+    head, _, *rows = said.strip().splitlines()
+    assert "these gain, last weights" in head
+    assert [row.split("|")[1].strip() for row in rows] == ["plain", "other"]
+    table = json.loads((tmp_path / "runs" / "table.json").read_text())
+    assert table[1]["these gain"] == table[1]["these gain, last weights"]  # nothing is averaged
+    assert table[0]["parameters"] == table[1]["parameters"]

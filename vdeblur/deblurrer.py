@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdeblur.checkpoints import load_network
+from vdeblur import backends, tuning
+from vdeblur.backends import Backend, cpu
+from vdeblur.checkpoints import load
 from vdeblur.color import (
     add_correction,
     as_int16,
@@ -26,11 +28,12 @@ from vdeblur.color import (
     planes_to_rgb,
     split_fields,
 )
-from vdeblur.errors import DeviceError, UsageError
+from vdeblur.errors import DeviceError, ModelError, UsageError
 from vdeblur.frames import PlaneLayout
-from vdeblur.models import GlobalMean, Identity, Network, share_means, spec
+from vdeblur.memory import keep_pages
+from vdeblur.models import GlobalMean, Identity, Network, share_means
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 MIN_TILE = 128  # pixels; below, a tile is mostly overlap
 CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, if the network says nothing
@@ -44,7 +47,13 @@ _UNKNOWN_ACTIVATIONS = 1024  # for a network that does not say `activations_per_
 _CPU_BATCH_PIXELS = 1 << 20
 # A deblurrer moves detail; it does not change what a neighbourhood amounts to.
 _HARM_BLOCK, _HARM_BLOCK_MEAN, _HARM_MEAN = 16, 0.35, 0.15
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Of tensors in torch; int8 is inside OpenVINO.
+_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
 
 T = TypeVar("T")
 
@@ -65,15 +74,21 @@ class Deblurrer:
 
     network: a name of `vdeblur.models.names()`, or any module that maps (N, 3, H, W) RGB in [0, 1]
     to the same shape (see `vdeblur.models` for what it may say of itself); it is moved, not copied.
-    weights: a file for a network given by name; None for those that ship. device: "auto" is CUDA,
-    else Apple's MPS, else the CPU. precision: "auto" is fp16 on CUDA, fp32 elsewhere. tile: side in
+    None is what the weights are for, or mimo-unet-small. weights: a file, or the name of kept ones
+    (see `vdeblur.checkpoints`); None for those that ship. What was loaded is named in `name`, and
+    in `about` as lines for a report. device: "auto" is CUDA, else Apple's MPS, else the CPU.
+    precision: "auto" is fp16 on CUDA where the network can, fp32 elsewhere. tile: side in
     pixels of the square the network sees at once, overlap included; None is the whole picture,
     "auto" the whole picture unless it would not fit the memory that is free. halo: pixels at a
     tile's edge that are computed and dropped; "auto" is the network's own choice, its seams under
     half an 8-bit level, "full" all that it sees, which makes tiles exact. strength: share of the
     network's correction that is applied, from 0. ensemble: average the corrections of the picture's
     eight rotations and reflections (Timofte et al., CVPR 2016), at eight times the cost; None is
-    what the catalogue says of the network. stage: which of the network's `stages` to take.
+    what the catalogue says of the network. stage: which of the network's `stages` to take. backend:
+    the runtime, see `vdeblur.backends`; "auto" is what `vdeblur bench --tune` found fastest here,
+    else OpenVINO on a CPU where it is installed, else torch. precision "int8" is OpenVINO's, its
+    ranges measured on `calibration`, pictures (N, 3, H, W) of the kind to come, or else on the
+    first pictures given.
 
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
@@ -84,7 +99,7 @@ class Deblurrer:
 
     def __init__(
         self,
-        network: nn.Module | str = "mimo-unet-small",
+        network: nn.Module | str | None = None,
         *,
         weights: Path | str | None = None,
         device: str | torch.device = "auto",
@@ -94,6 +109,8 @@ class Deblurrer:
         strength: float = 1.0,
         ensemble: bool | None = None,
         stage: str | None = None,
+        backend: Backend = "auto",
+        calibration: Sequence[Tensor] = (),
     ) -> None:
         if not (math.isfinite(strength) and strength >= 0):
             raise UsageError(f"strength is {strength}: choose a number from 0 (no change) upwards")
@@ -101,20 +118,33 @@ class Deblurrer:
             raise UsageError(f"tile is {tile}: choose at least {MIN_TILE} pixels, auto or none")
         if precision != "auto" and precision not in _DTYPES:
             raise UsageError(f"precision is {precision!r}: choose auto, {', '.join(_DTYPES)}")
-        if weights is not None and not isinstance(network, str):
+        if weights is not None and isinstance(network, nn.Module):
             raise UsageError("weights go with a network's name: load them into the module instead")
         self.device = find_device(device)
-        if precision == "auto":
-            precision = "fp16" if self.device.type == "cuda" else "fp32"
-        self.dtype = _DTYPES[precision]
         self.strength = strength
         self.tile = tile
         self.plans: dict[tuple[int, int], Plan] = {}
         self.notes: list[str] = []
-        if isinstance(network, str):
+        self.name, self.about = type(network).__name__, tuple[str, ...]()
+        if not isinstance(network, nn.Module):
+            loaded = load(network, weights)
+            network, self.name, self.about = loaded.network, loaded.name, loaded.notes
             if ensemble is None:
-                ensemble = spec(network).ensemble
-            network = load_network(network, weights)
+                ensemble = loaded.ensemble
+        #: Settings that were measured on this device, by height and width; see `vdeblur.tuning`.
+        self.tuned: dict[tuple[int, int], tuning.Setting] = {}
+        self.facts = tuning.facts_of(network, self.device)
+        asked = backend
+        if "auto" in (precision, backend):
+            tuned = tuning.recall(self.facts)
+            fitting = tuning.fitting(tuned, precision=precision, backend=backend)
+            precision, backend = cast("Precision", fitting[0]), cast("Backend", fitting[1])
+            self.tuned = fitting[2]
+        if precision == "auto":
+            half = self.device.type == "cuda" and getattr(network, "supports_half", True)
+            precision = "fp16" if half and backend in ("auto", *backends.HALF) else "fp32"
+        self.precision = precision
+        self.dtype = _DTYPES[precision]
         self.ensemble = bool(ensemble)
         if stage is not None:
             _choose_stage(network, stage)
@@ -123,10 +153,32 @@ class Deblurrer:
         values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
         self._bytes_per_pixel = values * self.dtype.itemsize + 4 * _COLOR_VALUES
         self.network = network.eval().to(device=self.device, dtype=self.dtype)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in self.network.parameters():
+            if parameter.ndim == 4:  # Module.to would ask it of five dimensions too, and fail
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         self._global = any(isinstance(layer, GlobalMean) for layer in network.modules())
         # Its correction is 0 by construction: nothing needs to be computed.
         self._changes_nothing = isinstance(network, Identity) or strength == 0
+        self.backend = backends.choose(backend, network, self.device, precision)
+        if self.backend != "torch" and not self._changes_nothing:
+            try:
+                self.network = backends.attach(
+                    self.network,
+                    backend=self.backend,
+                    device=self.device,
+                    precision=precision,
+                    calibration=calibration,
+                    note=self.notes.append,
+                )
+            except ModelError as error:
+                if asked != "auto" or precision == "int8":
+                    raise
+                self.backend, self.tuned = "torch", {}
+                self.notes.append(f"going on with torch: {error}")
+        if self.device.type == "cpu":
+            keep_pages()
+            if self.backend == "torch" and self.dtype == torch.float32 and precision == "fp32":
+                self.network = cpu.fuse(self.network)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -187,6 +239,18 @@ class Deblurrer:
         ]
         return restored, torch.cat([replaced for _, replaced in parts])
 
+    @torch.no_grad()
+    def correction(self, rgb: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 RGB on the device → what is added to it, of the same kind.
+
+        The network's part of `restore_planes`, without colour conversion.
+        """
+
+        def correct(start: int, end: int, tile: int | None) -> Tensor:
+            return self._correction(rgb[start:end], tile)[0]
+
+        return torch.cat(self._in_batches(correct, len(rgb), *rgb.shape[2:]))
+
     def _correction(
         self, rgb: Tensor, tile: int | None, *, together: int = 1
     ) -> tuple[Tensor, Tensor]:
@@ -242,13 +306,16 @@ class Deblurrer:
 
     def _delta(self, rgb: Tensor) -> Tensor:
         """What the network adds to what it sees, float32: exactly 0 if it returns its input."""
-        seen = rgb.to(self.dtype, memory_format=torch.channels_last)
+        half = self.backend in backends.HALF  # torch's own kernels and ours
+        layout = torch.channels_last if half else torch.contiguous_format
+        seen = rgb.to(self.dtype, memory_format=layout)
         correction = getattr(self.network, "correction", None)
-        if correction is not None:
-            delta: Tensor = correction(seen).float()
-        else:
-            output: Tensor = self.network(seen)
-            delta = output.float() - seen.float()
+        with best_algorithms(self.device):
+            if correction is not None:
+                delta: Tensor = correction(seen).float()
+            else:
+                output: Tensor = self.network(seen)
+                delta = output.float() - seen.float()
         # What follows works channel by channel: twice as fast on planes of their own.
         return delta.contiguous()
 
@@ -293,8 +360,31 @@ class Deblurrer:
                     f"{width}×{height} would take {pixels * self._bytes_per_pixel / 1e9:.1f} GB "
                     f"and {free / 1e9:.1f} GB are free: going on with tiles of {tile}"
                 )
+        tuned = self.tuned.get((height, width))
+        if tuned is not None and self.tile == "auto" and plan.tile is None:
+            batch = tuned.batch if self.device.type == "cpu" else plan.batch
+            plan = Plan(max(1, min(batch, self._fitting(free, height, width))), tuned.tile)
         self.plans[height, width] = plan
         return plan
+
+    def memory_needed(self, height: int, width: int, *, batch: int = 1) -> int:
+        """Bytes that restoring `batch` pictures at once is predicted to take, in tiles or whole."""
+        plan = self.plans.get((height, width))
+        tile = plan.tile if plan is not None else None if self.tile == "auto" else self.tile
+        seen = height * width if tile is None else min(tile, height) * min(tile, width)
+        # Tiles are computed one after another; colour is computed on whole pictures.
+        colour = 4 * _COLOR_VALUES
+        each = height * width * colour + seen * (self._bytes_per_pixel - colour)
+        return batch * each
+
+    def fitting_batch(self, height: int, width: int) -> int:
+        """The largest batch that is predicted to fit the memory that is free now; at least 1."""
+        return max(1, self._fitting(free_memory(self.device), height, width))
+
+    def _fitting(self, free: int | None, height: int, width: int) -> int:
+        if free is None:
+            return 1
+        return int(free * _MEMORY_SHARE / self.memory_needed(height, width))
 
     def _shrink(
         self, plan: Plan, batch: int, height: int, width: int, cause: BaseException
@@ -403,6 +493,18 @@ def find_device(device: str | torch.device) -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("there is no Apple GPU that PyTorch can use here: use --device cpu")
     return found
+
+
+def best_algorithms(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, cuDNN measures which of its algorithms is fastest for a shape, and keeps to it."""
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=True,
+        allow_tf32=torch.backends.cudnn.allow_tf32,
+    )
+    return flags
 
 
 def free_memory(device: torch.device) -> int | None:

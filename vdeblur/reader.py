@@ -30,8 +30,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
 from vdeblur import boxes, stills
-from vdeblur.errors import InputError
+from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, VideoInfo
+from vdeblur.joined import for_libav
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
@@ -130,7 +131,8 @@ class VideoReader:
 
     source: a path, an image2 pattern, or `-` for standard input. start and duration: seconds; the
     part to read, its times shifted so that it begins at 0. framerate and start_number are for
-    image sequences. hwaccel: a libav device type such as "cuda", decoding to host memory.
+    image sequences. hwaccel: a libav device type such as "cuda". on_device: with "cuda", frames
+    also carry their decoded planes in the GPU's memory (`Frame.on_device`).
 
     Raises InputError with one sentence when the source is missing, empty, unreadable, not a video.
     `damage` says afterwards what could not be decoded.
@@ -145,6 +147,7 @@ class VideoReader:
         framerate: Fraction | None = None,
         start_number: int | None = None,
         hwaccel: str | None = None,
+        on_device: bool = False,
     ) -> None:
         self.source = source
         self.name = "standard input" if str(source) == "-" else str(source)
@@ -156,7 +159,7 @@ class VideoReader:
         self.frame_times: dict[int, array[int]] = {}
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._spool: IO[bytes] | None = None
-        self._container = self._open(hwaccel)
+        self._container = self._open(hwaccel, on_device and hwaccel == "cuda")
         try:
             self._inspect()
         except BaseException:
@@ -188,7 +191,9 @@ class VideoReader:
     @property
     def path(self) -> Path | None:
         """The file on disk, or None for a pipe or an image pattern."""
-        return None if str(self.source) == "-" or is_pattern(self.source) else Path(self.source)
+        if str(self.source) == "-" or is_pattern(self.source):
+            return None
+        return self.source if isinstance(self.source, Path) else Path(self.source)
 
     def __iter__(self) -> Iterator[Frame]:
         first = self.video_streams[0]
@@ -198,7 +203,7 @@ class VideoReader:
 
     # -- opening ---------------------------------------------------------------------------------
 
-    def _open(self, hwaccel: str | None) -> av.container.InputContainer:
+    def _open(self, hwaccel: str | None, on_device: bool) -> av.container.InputContainer:
         options: dict[str, str] = {}
         file: Any = str(self.source)
         form: str | None = None
@@ -213,12 +218,18 @@ class VideoReader:
             options["start_number"] = str(self.start_number)
         else:
             self._check_path(Path(self.source))
-            file = str(Path(self.source).absolute())
+            file = for_libav(self.path or Path(self.source))
+            self._spool = None if isinstance(file, str) else file
         acceleration = None
         if hwaccel and hwaccel != "none":
-            from av.codec.hwaccel import HWAccel
+            from av.codec.hwaccel import HWAccel, HWDeviceType
 
-            acceleration = HWAccel(device_type=hwaccel, allow_software_fallback=True)
+            if hwaccel not in HWDeviceType.__members__:
+                known = ", ".join(kind for kind in HWDeviceType.__members__ if kind != "none")
+                raise UsageError(f"there is no hardware decoder {hwaccel!r}: choose one of {known}")
+            acceleration = HWAccel(
+                device_type=hwaccel, allow_software_fallback=True, is_hw_owned=on_device
+            )
         try:
             return self._try_open(file, form, options, acceleration)
         except PermissionError:
@@ -226,6 +237,8 @@ class VideoReader:
             if acceleration is None:
                 raise InputError(f"{self.name} may not be read: check its permissions") from None
             self.notes.append(f"no {hwaccel} decoder here: decoding on the CPU")
+            if self._spool is not None:
+                self._spool.seek(0)
             return self._try_open(file, form, options, None)
 
     def _try_open(
@@ -365,7 +378,8 @@ class VideoReader:
         """The first frame of every video stream, read through a second handle."""
         frames: dict[int, av.VideoFrame] = {}
         try:
-            with av.open(str(self.path)) as container:
+            again = for_libav(cast(Path, self.path))
+            with av.open(again) as container:
                 for packet in container.demux(*(container.streams[i] for i in self.video_streams)):
                     index = packet.stream.index
                     if index in frames:
@@ -457,11 +471,14 @@ class VideoReader:
             if role == "video":
                 if index in ended:
                     continue
-                for picture in self._decode(packet, index):
+                for decoded in self._decode(packet, index):
+                    picture, held = _to_host(decoded)
                     shape = shapes.get(index)
                     if shape is None:
                         shape = shapes[index] = _Shape(self, packet.stream, picture)
                     frame = shape.frame(picture)
+                    if held is not None and held.size == (frame.layout.width, frame.layout.height):
+                        frame.on_device = held
                     if shift:
                         seconds = float(frame.pts * frame.time_base)
                         if end is not None and seconds - origin >= end - 1e-9:
@@ -693,6 +710,32 @@ _PACKED: dict[str, tuple[tuple[int, int], ...]] = {
 
 def _packing(name: str, component: int) -> tuple[int, int]:
     return _PACKED[name][component] if name in _PACKED else (1, 0)
+
+
+class _Held:
+    """A picture in a GPU's memory, which lives as long as this."""
+
+    def __init__(self, picture: av.VideoFrame) -> None:
+        self._picture = picture
+        self.size = picture.width, picture.height
+
+    @property
+    def planes(self) -> tuple[Any, ...]:
+        """Objects with `__dlpack__`: luma, then Cb and Cr interleaved."""
+        return tuple(self._picture.planes)
+
+
+def _to_host(picture: av.VideoFrame) -> tuple[av.VideoFrame, _Held | None]:
+    """The picture in host memory, with all that goes with it, and where else it is.
+
+    The writer needs it. To get it waits for the decoder, so that the GPU's planes may be read then.
+    """
+    software = picture.sw_format
+    if software is None:
+        return picture, None
+    host = picture.reformat(format=software.name)
+    host.duration = picture.duration
+    return host, _Held(picture)
 
 
 class _Shape:

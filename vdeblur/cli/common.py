@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from vdeblur.memory import keep_pages as keep_pages
+
 if TYPE_CHECKING:
+    from vdeblur.deblurrer import Deblurrer
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -19,33 +21,74 @@ def say(text: str) -> None:
     print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
-def keep_pages() -> None:
-    """Have glibc keep freed memory: a network's tensors would fault every page in again.
-
-    Half of the time of a frame's colour conversion on a CPU is page faults without this; see
-    mallopt(3). 32 MB is the highest M_MMAP_THRESHOLD that glibc takes.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD
-
-
 def network_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose a network and how it is run; `deblurrer_of` reads them."""
     parser.add_argument(
-        "--model", default="mimo-unet-small", help="network (default mimo-unet-small)"
+        "--model",
+        metavar="NAME",
+        help="network (default mimo-unet-small; with --weights, the one that they are for)",
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights other than those that ship")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, or the name of one that `vdeblur models add` keeps",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
+        help="of the arithmetic: auto is fp16 on CUDA, fp32 elsewhere; int8 needs OpenVINO",
+    )
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"),
+        help="what computes the network: auto is what `vdeblur bench --tune` found fastest here, "
+        "else OpenVINO on a CPU where installed, else torch; cudagraphs and triton are for CUDA",
+    )
     parser.add_argument("--batch", type=number_or("auto"), default="auto", help="frames at once")
     parser.add_argument(
         "--tile",
         type=number_or("auto", "none"),
         default="auto",
         help="side of the square the network sees, in pixels; auto; none for the whole picture",
+    )
+    parser.add_argument(
+        "--halo",
+        type=number_or("auto", "full"),
+        default="auto",
+        help="pixels computed and dropped at a tile's edge; full makes tiles exact (default auto)",
+    )
+    parser.add_argument(
+        "--stage",
+        metavar="NAME",
+        help="take an earlier or another prediction of the network: mprnet has 3, 2 and 1 "
+        "(the cheapest), mimo-unet-cfa full and fused",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action=argparse.BooleanOptionalAction,
+        help="average over eight rotations and reflections: better, eight times slower "
+        "(default for mimo-unet-plusplus)",
+    )
+
+
+def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
+    """The Deblurrer that the options of `network_options` ask for, with `more` of its own."""
+    from vdeblur.deblurrer import Deblurrer
+
+    return Deblurrer(
+        args.model,
+        weights=args.weights,
+        device=args.device,
+        precision=args.precision,
+        backend=args.backend,
+        tile=None if args.tile == "none" else args.tile,
+        halo=args.halo,
+        stage=args.stage,
+        ensemble=args.ensemble,
+        **more,
     )
 
 

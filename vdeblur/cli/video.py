@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.common import (
     bitrate,
+    deblurrer_of,
     keep_pages,
     network_options,
     rate,
@@ -137,7 +138,10 @@ def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, s
         yield from ((name, default_output(name)) for name in inputs)
     elif output == "-" or not (output.endswith(("/", os.sep)) or Path(output).is_dir()):
         if len(inputs) > 1:
-            raise UsageError(f"{len(inputs)} inputs and one output {output}: give a folder with -o")
+            raise UsageError(
+                f"{len(inputs)} inputs and one output {output}: a folder that is to be made ends "
+                f"with a slash, -o {output}/"
+            )
         yield inputs[0], output
     else:
         try:
@@ -154,6 +158,8 @@ def _run(args: argparse.Namespace) -> int:
     keep_pages()
     if args.crf is not None and args.bitrate is not None:
         raise UsageError("--crf and --bitrate exclude each other: give one")
+    if args.crf is not None and not 0 <= args.crf <= 255:
+        raise UsageError(f"--crf is {args.crf:g}: encoders' scales begin at 0 (best); x264's is 51")
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
     jobs = list(_outputs(_expand(args.inputs), args.output))
@@ -161,16 +167,12 @@ def _run(args: argparse.Namespace) -> int:
     if len(clash) < len([out for _, out in jobs if out != "-"]):
         raise UsageError("two inputs would be written to one name: restore them one by one")
 
-    from vdeblur.deblurrer import Deblurrer
+    calibration = []
+    if args.precision == "int8":
+        from vdeblur.calibration import pictures_of
 
-    deblurrer = Deblurrer(
-        args.model,
-        weights=args.weights,
-        device=args.device,
-        precision=args.precision,
-        tile=None if args.tile == "none" else args.tile,
-        strength=args.strength,
-    )
+        calibration = pictures_of([source for source, _ in jobs])
+    deblurrer = deblurrer_of(args, strength=args.strength, calibration=calibration)
     worst = 0
     for source, output in jobs:
         try:
@@ -236,8 +238,8 @@ def _conclude(report: Report, *, quiet: bool) -> None:
         kept = f"; kept {', '.join(report.kept)}" if report.kept else ""
         where = "standard output" if report.output == "-" else report.output
         say(
-            f"{where}: {report.frames} frames in {report.seconds:.1f} s "
-            f"({report.frames_per_second:.1f} frames/s){kept}"
+            f"{where}: {report.frames} frame{'s' * (report.frames != 1)} in {report.seconds:.1f} s "
+            f"({report.frames_per_second:.3g} frames/s){kept}"
         )
         for note in report.notes:
             say(f"  note: {note}")

@@ -51,8 +51,8 @@ class Network(nn.Module, ABC):
     def halo(self) -> int | None:
         """No output pixel depends on input more than this many pixels away, in rows or columns.
 
-        None: what `GlobalMean` layers see is the whole picture; everything else reaches `context`
-        or less. Tiles then share one mean (see `vdeblur.deblurrer`).
+        None: `GlobalMean` layers see the whole picture. Tiles then share one mean (see
+        `vdeblur.deblurrer`), and `context` is what else counts.
         """
 
     @property

@@ -1,0 +1,408 @@
+"""Networks in other runtimes: the same picture, kept and found again, and never a stale one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vdeblur import backends, cache
+from vdeblur.backends import attach, choose, cpu, facts_of
+from vdeblur.deblurrer import Deblurrer
+from vdeblur.errors import ModelError, UsageError
+from vdeblur.export import random_pictures, to_openvino
+from vdeblur.extras import installed
+from vdeblur.models import FAMILIES, Network, share_means
+from vdeblur.models.mimo_unet import MIMOUNet
+
+CPU = torch.device("cpu")
+RUNTIMES = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxruntime")}
+SIZES = ((1, 64, 96), (2, 36, 40))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and nothing said in the environment."""
+    monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    return tmp_path / "cache"
+
+
+def need(*packages: str) -> None:
+    for package in packages:
+        if not installed(package):
+            pytest.skip(f"{package} is not installed")
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Any:
+    need(*RUNTIMES[request.param])
+    return request.param
+
+
+def network(seed: int = 0, family: str = "mimo-unet", **config: Any) -> Network:
+    """Untrained, with a correction of about a trained one's size."""
+    torch.manual_seed(seed)
+    made = FAMILIES[family](**(config or {"base": 8, "blocks": 1})).eval().requires_grad_(False)
+    if isinstance(made, MIMOUNet):
+        for parameter in made.feat_extract[5].parameters():
+            parameter.mul_(0.1)
+    return made
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*/*") if path.suffix != ".part")
+
+
+def correction(module: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = module.correction(x)  # type: ignore[operator]
+    return found
+
+
+def test_the_correction_is_torchs_to_1e_5_at_any_size(runtime: Any) -> None:
+    net = network()
+    elsewhere = attach(net, backend=runtime, device=CPU)
+    for frame in SIZES:
+        x = random_pictures(*frame)
+        assert correction(net, x).abs().max() > 0.01
+        assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
+        assert torch.allclose(elsewhere(x), net(x), rtol=0, atol=1e-5)
+
+
+def test_a_deblurrer_gives_torchs_picture(runtime: Any) -> None:
+    images = random_pictures(3, 45, 70)
+    here = Deblurrer(network(), device="cpu", backend="torch")
+    there = Deblurrer(network(), device="cpu", backend=runtime)
+    assert (here.backend, there.backend) == ("torch", runtime)
+    assert isinstance(there.network, backends.Elsewhere)
+    assert torch.allclose(there(images), here(images), rtol=0, atol=1e-5)
+
+
+def test_a_second_run_converts_nothing(
+    runtime: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random_pictures(1, 32, 32)
+    first = correction(attach(network(), backend=runtime, device=CPU), x)
+    assert len(kept(folder)) == 1
+    module = sys.modules[f"vdeblur.backends.{runtime}"]
+    name = "to_onnx" if runtime == "onnxruntime" else "to_openvino"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(module, name, refuse)
+    assert torch.equal(correction(attach(network(), backend=runtime, device=CPU), x), first)
+    with pytest.raises(AssertionError, match="converted again"):
+        attach(network(seed=1), backend=runtime, device=CPU)
+
+
+@pytest.mark.parametrize("damage", ["other", "cut"])
+def test_a_damaged_entry_is_made_again(runtime: Any, folder: Path, damage: str) -> None:
+    x = random_pictures(1, 32, 32)
+    attach(network(seed=1), backend=runtime, device=CPU)
+    (wrong,) = kept(folder)
+    net = network()
+    attach(net, backend=runtime, device=CPU)
+    (right,) = set(kept(folder)) - {wrong}
+    for file in right.iterdir():
+        if file.suffix != ".json":
+            other = (wrong / file.name).read_bytes()
+            file.write_bytes(other if damage == "other" else b"")
+    for _ in range(2):
+        elsewhere = attach(net, backend=runtime, device=CPU)
+        assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
+
+
+def test_without_a_cache_it_runs_all_the_same(
+    runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "file" / "below"))
+    x, net = random_pictures(1, 32, 32), network()
+    elsewhere = attach(net, backend=runtime, device=CPU)
+    assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
+
+
+def test_keys_tell_apart_all_that_matters() -> None:
+    net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
+    facts = facts_of(net, backend="a")
+    assert facts is not None
+    keys = {cache.key_of(facts)}
+    for change in facts:
+        keys.add(cache.key_of(facts | {change: "other"}))
+    assert len(keys) == len(facts) + 1
+    assert {"vdeblur", "torch", "sources", "parameters", "config", "stage"} <= set(facts)
+    net.stage = "fused"
+    assert facts_of(net, backend="a") != facts
+    assert facts_of(net, backend="b") == facts_of(net) | {"backend": "b"}  # type: ignore[operator]
+
+
+def test_stages_are_converted_apart(runtime: Any) -> None:
+    net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
+    x = random_pictures(1, 32, 32)
+    outputs = []
+    for stage in net.stages:
+        net.stage = stage
+        outputs.append(correction(attach(net, backend=runtime, device=CPU), x))
+        assert torch.allclose(outputs[-1], correction(net, x), rtol=0, atol=1e-5)
+    full, fused = outputs
+    assert not torch.allclose(full, fused, rtol=0, atol=1e-3)
+
+
+def test_tiles_that_share_means_are_torchs(runtime: Any) -> None:
+    net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
+    elsewhere = attach(net, backend=runtime, device=CPU)
+    tile, crops = random_pictures(1, 32, 32), torch.full((2, 3, 16, 16), 0.1)
+    with share_means(elsewhere, crops):
+        held = correction(elsewhere, tile)
+    with share_means(net, crops):
+        assert torch.equal(held, correction(net, tile))
+    assert not torch.allclose(held, correction(elsewhere, tile), rtol=0, atol=1e-5)
+
+
+class Adds(nn.Module):
+    """No network of the catalogue."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.25
+
+
+def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "installed", lambda name: True)
+    net, gpu = network(), torch.device("cuda", 0)
+    assert choose("auto", net, CPU, "fp32") == "openvino"
+    assert choose("auto", net, CPU, "int8") == "openvino"
+    assert choose("auto", net, CPU, "bf16") == "torch"
+    assert choose("auto", net, gpu, "fp32") == "torch"
+    assert choose("auto", Adds(), CPU, "fp32") == "torch"
+    assert choose("torch", net, CPU, "fp32") == "torch"
+    assert choose("onnxruntime", net, gpu, "fp32") == "onnxruntime"
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    assert choose("auto", net, CPU, "fp32") == "torch"
+    assert choose("openvino", net, CPU, "fp32") == "openvino"
+    monkeypatch.setenv(backends.VARIABLE, "tensorflow")
+    with pytest.raises(UsageError, match="VDEBLUR_BACKEND is 'tensorflow'"):
+        choose("auto", net, CPU, "fp32")
+    monkeypatch.delenv(backends.VARIABLE)
+    monkeypatch.setattr(backends, "installed", lambda name: False)
+    assert choose("auto", net, CPU, "fp32") == "torch"
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "precision", "sentence"),
+    [
+        ("tensorrt", "cpu", "fp32", "backend is 'tensorrt': choose"),
+        ("openvino", "cuda", "fp32", "openvino runs on a CPU"),
+        ("openvino", "cpu", "bf16", "openvino runs on a CPU in fp32 or int8, not on cpu in bf16"),
+        ("onnxruntime", "cpu", "bf16", "onnxruntime runs on a CPU or CUDA in fp32"),
+        ("torch", "cpu", "int8", "int8 is OpenVINO's"),
+        ("auto", "cuda", "int8", "int8 is OpenVINO's"),
+    ],
+)
+def test_impossible_choices_are_told(
+    backend: Any, device: str, precision: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        choose(backend, network(), torch.device(device), precision)
+
+
+@pytest.mark.parametrize(
+    ("package", "backend", "precision", "extra"),
+    [
+        ("openvino", "openvino", "fp32", "openvino"),
+        ("nncf", "openvino", "int8", "openvino"),
+        ("onnxruntime", "onnxruntime", "fp32", "onnx"),
+        ("onnx", "onnxruntime", "fp32", "onnx"),
+    ],
+)
+def test_a_missing_package_is_told_with_its_extra(
+    package: str, backend: Any, precision: Any, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(*{"nncf": ("openvino",), "onnx": ("onnxruntime",)}.get(package, ()))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"package {package}.*'vdeblur\[{extra}\]'"):
+        Deblurrer(network(), device="cpu", backend=backend, precision=precision)
+
+
+def test_auto_goes_on_with_torch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    from vdeblur.backends import openvino
+
+    def fail(*_: object, **__: object) -> None:
+        raise ModelError("the network cannot become OpenVINO: no")
+
+    monkeypatch.setattr(openvino, "to_openvino", fail)
+    deblurrer = Deblurrer(network(), device="cpu")
+    assert deblurrer.backend == "torch"
+    assert deblurrer.notes == ["going on with torch: the network cannot become OpenVINO: no"]
+    images = random_pictures(1, 32, 32)
+    expected = Deblurrer(network(), device="cpu", backend="torch")(images)
+    assert torch.equal(deblurrer(images), expected)
+    with pytest.raises(ModelError, match="cannot become OpenVINO"):
+        Deblurrer(network(), device="cpu", backend="openvino")
+
+
+def test_a_wrong_conversion_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    from vdeblur.backends import openvino
+
+    other = backends.Correction(network(5))
+    monkeypatch.setattr(openvino, "to_openvino", lambda _, **more: to_openvino(other, **more))
+    with pytest.raises(ModelError, match=r"converted network differs from torch by .*--backend"):
+        attach(network(), backend="openvino", device=CPU)
+
+
+def test_memory_that_runs_out_is_told_as_such() -> None:
+    need("openvino")
+    elsewhere = attach(network(), backend="openvino", device=CPU)
+    runner: Any = elsewhere._runner
+
+    class Full:
+        def start_async(self, *_: object, **__: object) -> None:
+            raise RuntimeError("Exception from src: std::bad_alloc")
+
+    runner._idle[1].append(Full())
+    with pytest.raises(MemoryError, match="bad_alloc"):
+        correction(elsewhere, random_pictures(1, 32, 32))
+
+
+@pytest.fixture
+def pictures() -> list[Tensor]:
+    need("openvino", "nncf")
+    return [random_pictures(2, 48, 64)]
+
+
+def test_int8_is_calibrated_kept_and_close(folder: Path, pictures: list[Tensor]) -> None:
+    x = random_pictures(1, 64, 80)
+    plain = Deblurrer(network(), device="cpu", backend="torch")(x)
+
+    def restored(calibration: list[Tensor]) -> Tensor:
+        return Deblurrer(network(), device="cpu", precision="int8", calibration=calibration)(x)
+
+    first = restored(pictures)
+    error = (first - plain).square().mean().sqrt()
+    assert 0 < error < 0.1 * (plain - x).square().mean().sqrt()
+    assert len(kept(folder)) == 1
+    assert torch.equal(restored(pictures), first)
+    assert len(kept(folder)) == 1
+    restored([pictures[0] * 0.5])
+    assert len(kept(folder)) == 2
+
+
+def test_int8_without_pictures_takes_the_first_that_come(
+    folder: Path, pictures: list[Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    deblurrer = Deblurrer(network(), device="cpu", precision="int8")
+    assert not kept(folder)
+    deblurrer(pictures[0])
+    assert len(kept(folder)) == 1
+    deblurrer(random_pictures(1, 64, 64))
+    assert len(kept(folder)) == 1
+    # Standard output may be where a video is going.
+    assert capfd.readouterr().out == ""
+
+
+def test_samples_are_spread_cropped_and_padded() -> None:
+    need("openvino")
+    from vdeblur.backends.openvino import samples_of
+
+    pictures = [torch.full((4, 3, 1000, 530), i / 30) for i in range(30)]
+    samples = samples_of(pictures, 8)
+    assert len(samples) == 24
+    assert {tuple(sample.shape) for sample in samples} == {(1, 3, 512, 512)}
+    values = [float(sample.mean()) for sample in samples]
+    assert values == sorted(values)
+    assert values[0] < 0.05
+    assert values[-1] > 0.9
+    assert [tuple(s.shape) for s in samples_of([torch.rand(1, 3, 13, 21)], 8)] == [(1, 3, 16, 24)]
+
+
+def test_the_cache_forgets_what_nobody_uses(folder: Path) -> None:
+    import os
+    import time
+
+    def make(path: Path) -> None:
+        (path / "content").write_text("x")
+
+    old = cache.keep("kind", {"a": "1"}, make)
+    used = cache.keep("kind", {"a": "2"}, make)
+    assert old is not None
+    assert used is not None
+    past = time.time() - (cache.UNUSED_DAYS + 1) * 86400
+    for entry in (old, used):
+        os.utime(entry, (past, past))
+    assert cache.find("kind", {"a": "2"}) == used
+    new = cache.keep("kind", {"a": "3"}, make)
+    assert new is not None
+    assert sorted(path for path in new.parent.iterdir()) == sorted([used, new])
+
+
+def test_a_failed_entry_leaves_nothing(folder: Path) -> None:
+    def fail(path: Path) -> None:
+        (path / "half").write_text("x")
+        raise ModelError("no")
+
+    with pytest.raises(ModelError):
+        cache.keep("kind", {"a": "1"}, fail)
+    assert not list((folder / "kind").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mimo-unet", {"base": 8, "blocks": 1}),
+        ("mimo-unet", {"base": 26, "blocks": 1, "unshuffle": 4}),
+        ("mimo-unet-cfa", {"base": 4, "blocks": 1, "scales": 2}),
+    ],
+)
+def test_fused_layers_on_a_cpu_are_torchs(family: str, config: dict[str, Any]) -> None:
+    net = network(0, family, **config)
+    fused = cpu.fuse(net)
+    assert fused is not net
+    # The weights are the network's own, once.
+    pointers = {parameter.data_ptr() for parameter in net.parameters()}
+    assert {parameter.data_ptr() for parameter in fused.parameters()} == pointers
+    for frame in SIZES:
+        count, height, width = frame
+        x = random_pictures(count, -(-height // 16) * 16, -(-width // 16) * 16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        expected = correction(net, x)
+        assert torch.allclose(correction(fused, x), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_in_training_are_not_laid_out_once_and_for_all() -> None:
+    net = network().requires_grad_(True)
+    assert cpu.fuse(net) is net
+    assert choose("auto", net, CPU, "fp32") == "torch"
+
+
+def test_a_fused_copy_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    monkeypatch.setattr(cpu._Conv, "forward", lambda self, x, plus=None: self.conv(x))
+    assert cpu.fuse(net) is net
+    monkeypatch.setattr(cpu, "_mkldnn", object())  # another torch, without the operators
+    assert cpu.fuse(net) is net
+
+
+def test_a_deblurrer_on_a_cpu_fuses_and_gives_the_same() -> None:
+    images = random_pictures(2, 45, 70)
+    deblurrer = Deblurrer(network(), device="cpu", backend="torch")
+    assert any(isinstance(layer, cpu._Conv) for layer in deblurrer.network.modules())
+    plain = Deblurrer(network().requires_grad_(True), device="cpu", backend="torch")
+    assert not any(isinstance(layer, cpu._Conv) for layer in plain.network.modules())
+    assert torch.allclose(deblurrer(images), plain(images), rtol=0, atol=1e-5)
+
+
+def test_the_command_keeps_torchs_threads_from_spinning() -> None:
+    """OpenMP's runtime reads its settings once, when torch is imported."""
+    code = (
+        "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None); from vdeblur import cli;"
+        "cli.main([]); print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False PASSIVE"

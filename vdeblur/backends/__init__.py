@@ -1,0 +1,278 @@
+"""Other runtimes behind the call that `Deblurrer` makes of a network: OpenVINO, ONNX Runtime.
+
+Converted networks are kept in the user's cache, under keys of all that they depend on, and are held
+to torch each time they are loaded. Knows no video, no files but the cache's, and no threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vdeblur import __version__, cache
+from vdeblur.errors import ModelError, UsageError, VdeblurError
+from vdeblur.export import compare, legal_size, parameters_sha256
+from vdeblur.extras import installed
+from vdeblur.models import GlobalMean, Network
+
+Backend = Literal["auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"]
+BACKENDS = ("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton")
+#: Those that compute torch tensors, channels-last and in half precision too.
+HALF = ("torch", "cudagraphs", "triton")
+#: The environment variable that says what "auto" is to be.
+VARIABLE = "VDEBLUR_BACKEND"
+T = TypeVar("T")
+# Pictures, height, width that a loaded network is held to torch on.
+_CHECKED = (1, 64, 96)
+
+
+class Runner(Protocol):
+    """A network in another runtime."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) fp32 RGB on the device → the network's correction, same shape and device."""
+
+
+class Elsewhere(nn.Module):
+    """A network that another runtime computes; all that it says of itself is the network's own.
+
+    start: makes the runner from the first pictures that come, (N, 3, H, W) RGB in 0..1.
+    """
+
+    def __init__(self, network: nn.Module, start: Callable[[Tensor], Runner]) -> None:
+        super().__init__()
+        self.network = network
+        self._start = start
+        self._runner: Runner | None = None
+        self._means = [layer for layer in network.modules() if isinstance(layer, GlobalMean)]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        return x + self.correction(x)
+
+    def correction(self, x: Tensor) -> Tensor:
+        """forward(x) − x: (N, 3, H, W) → the same shape."""
+        if any(mean.shared for mean in self._means):
+            # Tiles that share their means (`share_means`): a converted graph cannot be told any.
+            return correction_of(self.network)(x)
+        if self._runner is None:
+            self._runner = self._start(x)
+        return self._runner(x)
+
+
+def choose(
+    backend: Backend, network: nn.Module, device: torch.device, precision: str
+) -> Literal["torch", "openvino", "onnxruntime", "cudagraphs", "triton"]:
+    """What "auto" means for this network here; UsageError for what cannot be.
+
+    OpenVINO where it is installed, for the catalogue's networks on a CPU in fp32 (and int8); else
+    torch. VDEBLUR_BACKEND in the environment says otherwise.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}: choose {', '.join(BACKENDS)}")
+    wanted = os.environ.get(VARIABLE, "auto") if backend == "auto" else backend
+    if wanted not in BACKENDS:
+        raise UsageError(f"{VARIABLE} is {wanted!r}: set it to one of {', '.join(BACKENDS)}")
+    if precision == "int8":
+        if backend not in ("auto", "openvino") or device.type != "cpu":
+            raise UsageError(
+                "precision int8 is OpenVINO's, on a CPU: use --backend openvino --device cpu"
+            )
+        return "openvino"
+    if wanted == "auto":
+        # Weights that may still be trained would be converted once and stay.
+        fits = (
+            device.type == "cpu"
+            and precision == "fp32"
+            and isinstance(network, Network)
+            and not any(parameter.requires_grad for parameter in network.parameters())
+        )
+        return "openvino" if fits and installed("openvino") else "torch"
+    if wanted == "openvino":
+        if device.type != "cpu" or precision != "fp32":
+            if backend == "auto":
+                return "torch"
+            raise UsageError(
+                f"backend openvino runs on a CPU in fp32 or int8, not on {device} in {precision}: "
+                "use --device cpu --precision fp32, or --backend torch"
+            )
+        return "openvino"
+    if wanted == "onnxruntime":
+        if device.type not in ("cpu", "cuda") or precision != "fp32":
+            if backend == "auto":
+                return "torch"
+            raise UsageError(
+                f"backend onnxruntime runs on a CPU or CUDA in fp32, not on {device} in "
+                f"{precision}: use --precision fp32, or --backend torch"
+            )
+        return "onnxruntime"
+    if wanted in ("cudagraphs", "triton"):
+        if device.type != "cuda":
+            if backend == "auto":
+                return "torch"
+            raise UsageError(
+                f"backend {wanted} runs on a CUDA device, not on {device}: use --backend torch"
+            )
+        return "triton" if wanted == "triton" else "cudagraphs"
+    return "torch"
+
+
+def attach(
+    network: nn.Module,
+    *,
+    backend: Literal["openvino", "onnxruntime", "cudagraphs", "triton"],
+    device: torch.device,
+    precision: str = "fp32",
+    calibration: Sequence[Tensor] = (),
+    note: Callable[[str], object] = lambda _: None,
+) -> nn.Module:
+    """`network` (for inference, on `device`, fp32 but for HALF) run by another runtime.
+
+    calibration: pictures (N, 3, H, W) of the kind to come, for int8; without any, the first ones
+    that are restored. note: is told what a user should know. UsageError for a missing package;
+    ModelError for a network that cannot be converted, or is another one then.
+    """
+    runner: Callable[..., Runner]
+    if backend == "openvino":
+        from vdeblur.backends import openvino
+
+        openvino.require(precision)
+        runner = openvino.start
+    elif backend in ("cudagraphs", "triton"):
+        from vdeblur.backends import cuda
+
+        ready = cuda.start(network, device=device, fused=backend == "triton", note=note)
+        return Elsewhere(network, lambda _: ready)
+    else:
+        from vdeblur.backends import onnxruntime
+
+        onnxruntime.require()
+        runner = onnxruntime.start
+
+    def start(first: Tensor) -> Runner:
+        pictures = calibration or (first,) if precision == "int8" else ()
+        return runner(network, device=device, precision=precision, calibration=pictures)
+
+    stand_in = Elsewhere(network, start)
+    if precision != "int8" or calibration:
+        stand_in._runner = start(torch.empty(0))
+    return stand_in
+
+
+class Correction(nn.Module):
+    """A network's correction as a module's forward: what is converted.
+
+    A picture's own values are then not rounded with it, as half precision and int8 would.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.size_multiple = int(getattr(network, "size_multiple", 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) → the same shape."""
+        return correction_of(self.network)(x)
+
+
+def correction_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What `Deblurrer` asks a network for."""
+    own: Callable[[Tensor], Tensor] | None = getattr(network, "correction", None)
+    return own if own is not None else lambda x: network(x) - x
+
+
+def facts_of(network: nn.Module, **more: str) -> dict[str, str] | None:
+    """All that a converted network depends on; None when that cannot be told.
+
+    The code of the network, of its conversion and of torch are among it, for they change while
+    weights stay.
+    """
+    try:
+        own = inspect.getsource(inspect.getmodule(type(network)) or type(network))
+    except (OSError, TypeError):
+        return None
+    return {
+        "vdeblur": __version__,
+        "torch": torch.__version__,
+        "sources": _sources(),
+        "class": type(network).__qualname__,
+        "module": hashlib.sha256(own.encode()).hexdigest(),
+        "config": json.dumps(getattr(network, "config", {}), sort_keys=True, default=str),
+        "stage": str(getattr(network, "stage", "")),
+        "parameters": parameters_sha256(network),
+        **more,
+    }
+
+
+@lru_cache
+def _sources() -> str:
+    package = Path(__file__).parents[1]
+    files = [package / "export.py", *package.glob("models/*.py"), *package.glob("backends/*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_or_make(
+    kind: str,
+    facts: dict[str, str] | None,
+    make: Callable[[Path], None],
+    load: Callable[[Path], T],
+    check: Callable[[T], str | None],
+) -> T:
+    """What `load` makes of the folder kept for `facts`, or of a new one that `make` fills.
+
+    check: what is wrong with it, as a sentence's part; a kept one is then made again, a new one is
+    a ModelError. facts None: nothing is kept.
+    """
+    found = cache.find(kind, facts) if facts is not None else None
+    if found is not None:
+        try:
+            loaded = load(found)
+            if check(loaded) is None:
+                return loaded
+        except (VdeblurError, RuntimeError, OSError):
+            pass  # damaged: made again
+    folder = cache.keep(kind, facts, make) if facts is not None else None
+    with tempfile.TemporaryDirectory(prefix="vdeblur-") as temporary:
+        if folder is None:
+            folder = Path(temporary)
+            make(folder)
+        loaded = load(folder)
+        if wrong := check(loaded):
+            raise ModelError(f"the converted network {wrong}: use --backend torch")
+    return loaded
+
+
+def check_against(network: nn.Module, runner: Runner, device: torch.device) -> str | None:
+    """How the runner's correction differs from torch's, as a sentence's part; None if it does not.
+
+    On a picture small enough to cost nothing; the tolerance is that of an export.
+    """
+    correction = correction_of(network)
+
+    def here(x: Tensor) -> Tensor:
+        return correction(x.to(device)).cpu()
+
+    frame = legal_size(network, *_CHECKED)
+    difference, tolerance = compare(here, lambda x: runner(x.to(device)).cpu(), frame)
+    if difference <= tolerance:
+        return None
+    return f"differs from torch by {difference:.1e}, more than {tolerance:.0e}"

@@ -1,0 +1,110 @@
+"""vdeblur export: write a network as ONNX, OpenVINO or TorchScript."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdeblur.cli.common import say
+from vdeblur.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdeblur.cli.common import Commands
+    from vdeblur.export import Format
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
+_OPSET = 17
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    export = commands.add_parser(
+        "export",
+        help="write a network as ONNX, OpenVINO or TorchScript",
+        description="Write a network for other programs: any batch, height and width, in fp32. "
+        "The file is run beside torch on a frame of another size before it takes its name.",
+    )
+    export.add_argument(
+        "--model", help="network (default: the one that --weights are for, or mimo-unet-small)"
+    )
+    export.add_argument("--weights", metavar="FILE", help="weights other than those that ship")
+    export.add_argument("--stage", help="of a network with several predictions, the one to export")
+    export.add_argument(
+        "--format", choices=tuple(_SUFFIXES), help="by default what the name of FILE ends in"
+    )
+    export.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="default the model's name and .onnx, .xml (its weights in .bin) or .pt, here",
+    )
+    export.add_argument(
+        "--opset", type=int, metavar="N", help=f"version of ONNX's operators (default {_OPSET})"
+    )
+    export.add_argument("--force", action="store_true", help="replace an output that exists")
+    export.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    format, output = _format_and_output(args)
+    if args.opset is not None and format != "onnx":
+        raise UsageError("--opset is ONNX's alone: leave it out, or use --format onnx")
+
+    from vdeblur.checkpoints import load
+    from vdeblur.export import export
+    from vdeblur.files import sha256_of
+    from vdeblur.models import Network
+
+    loaded = load(args.model, args.weights)
+    for note in loaded.notes:
+        say(f"  note: {note}")
+    if args.stage is not None:
+        stages = loaded.network.stages if isinstance(loaded.network, Network) else ("full",)
+        if args.stage not in stages:
+            raise UsageError(f"--stage is {args.stage!r}: {loaded.name} has {', '.join(stages)}")
+        if isinstance(loaded.network, Network):
+            loaded.network.stage = args.stage
+    facts = {"model": loaded.name}
+    if loaded.path is not None:
+        facts["weights_sha256"] = sha256_of(loaded.path)
+    output = output or Path(f"{loaded.name}{_SUFFIXES[format]}")
+    done = export(
+        loaded.network,
+        output,
+        format=format,
+        opset=_OPSET if args.opset is None else args.opset,
+        metadata=facts,
+        overwrite=args.force,
+    )
+    size = sum(file.stat().st_size for file in done.files) / 1e6
+    opset = f" opset {done.opset}" if done.opset else ""
+    count, height, width = done.frame
+    say(
+        f"{' and '.join(map(str, done.files))}: {loaded.name} as {format}{opset}, {size:.1f} MB; "
+        f"any batch, height and width in multiples of {done.metadata['size_multiple']}"
+    )
+    say(
+        f"  differs from torch by {done.difference:.1e} at most "
+        f"(tolerance {done.tolerance:.0e}; {count} random frames of {width}×{height})"
+    )
+    if loaded.ensemble:
+        say("  note: one pass of the network; averaging its rotations is left to who runs it")
+    return 0
+
+
+def _format_and_output(args: argparse.Namespace) -> tuple[Format, Path | None]:
+    """The format, from the output's ending if need be; the output where one is named."""
+    by_suffix = {suffix: name for name, suffix in _SUFFIXES.items()}
+    format = args.format
+    if format is None:
+        if args.output is None:
+            raise UsageError(
+                "what to write is missing: give --format, or -o FILE.onnx, .xml or .pt"
+            )
+        format = by_suffix.get(Path(args.output).suffix)
+        if format is None:
+            raise UsageError(
+                f"the ending of {args.output} says no format: give --format {', '.join(_SUFFIXES)}"
+            )
+    return format, Path(args.output) if args.output else None
