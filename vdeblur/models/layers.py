@@ -129,3 +129,21 @@ class AsymmetricFusion(nn.Module):
         """Three tensors of one size, `in_channels` together → (N, out, H, W)."""
         out: Tensor = self.conv(torch.cat([fine, middle, coarse], dim=1))
         return out
+
+
+def keep_variance(network: nn.Module, block: type[nn.Module]) -> None:
+    """Start a network's convolutions so that features keep their variance (He et al., ICCV 2015).
+
+    PyTorch's own start makes each convolution shrink it threefold: of many in a row, hardly any of
+    the picture reaches the heads, and training stands still at first. block: residual blocks, which
+    have a convolution `last`; each adds little at first, however many follow each other.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in network.modules():
+        if isinstance(layer, block):
+            with torch.no_grad():
+                layer.get_parameter("last.weight").mul_(0.3)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdeblur.models.layers import BasicConv
+from vdeblur.models.layers import BasicConv, keep_variance
 from vdeblur.models.network import GlobalMean, Network, Shapes, zero_parameters
 
 
@@ -135,7 +135,7 @@ class MIMOUNetCFA(Network):
         self.decoder = nn.ModuleList(stage(c) for c in widths)
         self.heads = nn.ModuleList(nn.Conv2d(c, 3, 1) for c in widths)
         self.weigh = nn.Conv2d(base, scales, 1)
-        self._initialise()
+        keep_variance(self, NormBlock)
 
     @property
     def size_multiple(self) -> int:
@@ -196,23 +196,6 @@ class MIMOUNetCFA(Network):
         if len(first) != 4 or not blocks or len(scales) < 2 or "weigh.weight" not in shapes:
             return None
         return {"base": first[0], "blocks": len(blocks), "scales": len(scales)}
-
-    def _initialise(self) -> None:
-        """Weights that keep the variance of features (He et al., ICCV 2015).
-
-        PyTorch's own make each convolution shrink it threefold: training would stand still at
-        first.
-        """
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        for layer in self.modules():
-            if isinstance(layer, NormBlock):
-                # A block adds little at first, however many follow each other.
-                with torch.no_grad():
-                    layer.last.weight.mul_(0.3)
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
         # At one half the bicubic kernel is (−3, 19, 19, −3) / 32 (a = −0.75): low-pass enough

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdeblur.models.layers import keep_variance
 from vdeblur.models.network import GlobalMean, Network, Shapes, zero_parameters
 
 
@@ -126,7 +127,7 @@ class MIMOUNetLite(Network):
         self.join = nn.ModuleList(AttentiveFusion(c) for c in widths[:-1])
         self.decoder = nn.ModuleList(stage(c) for c in widths)
         self.heads = nn.ModuleList(SeparableConv(c, image, relu=False) for c in widths)
-        self._initialise()
+        keep_variance(self, SeparableBlock)
 
     @property
     def size_multiple(self) -> int:
@@ -183,23 +184,6 @@ class MIMOUNetLite(Network):
             "blocks": len(blocks),
             "unshuffle": max(math.isqrt(first[1] // 3), 1),
         }
-
-    def _initialise(self) -> None:
-        """Weights that keep the variance of features (He et al., ICCV 2015).
-
-        PyTorch's own make each convolution shrink it threefold, and here are twice as many of them:
-        hardly any of the picture would reach the heads, and training would stand still at first.
-        """
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        for layer in self.modules():
-            if isinstance(layer, SeparableBlock):
-                # A block adds little at first, however many follow each other.
-                with torch.no_grad():
-                    layer.last.weight.mul_(0.3)
 
     def _head(self, features: list[Tensor], scale: int) -> Tensor:
         delta: Tensor = self.heads[scale](features[scale])
