@@ -1,25 +1,36 @@
-"""Frames per second of decoding, network, encoding and the whole, on one clip.
+"""Frames per second of every stage and of the whole, on a clip or on a generated scene.
 
-python pipelines/benchmark_fps.py CLIP [--model identity] [--device auto] [--frames 120]
+python pipelines/benchmark_fps.py [CLIP] [--model identity] [--device auto] [--frames 120]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from vdeblur.bench import bench, format_result
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("clip")
+    parser.add_argument("clip", nargs="?")
     parser.add_argument("--model", default="mimo-unet-small")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--frames", type=int, default=120)
-    args = parser.parse_args()
-    result = bench(args.clip, model=args.model, device=args.device, frames=args.frames)
-    print(format_result(result))
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(arguments)
+    print(
+        format_result(
+            bench(
+                args.clip,
+                model=args.model,
+                device=args.device,
+                frames=args.frames,
+                rounds=args.rounds,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

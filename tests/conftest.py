@@ -16,6 +16,13 @@ torch.set_num_threads(1)
 os.environ["VDEBLUR_BACKEND"] = "torch"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a user has tuned, converted or kept is no part of a test."""
+    for name in ("VDEBLUR_CACHE", "VDEBLUR_DATA"):
+        os.environ[name] = str(tmp_path_factory.mktemp(name.lower()))
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())

@@ -170,7 +170,7 @@ class Deblurrer:
                     calibration=calibration,
                     note=self.notes.append,
                 )
-            except ModelError as error:
+            except (ModelError, DeviceError) as error:
                 if asked != "auto" or precision == "int8":
                     raise
                 self.backend, self.tuned = "torch", {}

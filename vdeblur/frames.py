@@ -76,6 +76,9 @@ class Frame:
     duration: int = 0
     stream: int = 0
     carrier: Any = None
+    #: The same picture in a GPU's memory, for who can take it from there: decoded hardware planes,
+    #: or tensors (rows, columns) of the layout (see `vdeblur.on_device`).
+    on_device: Any = None
 
     @property
     def time_seconds(self) -> float:

@@ -262,17 +262,28 @@ class _InFlight:
             return
         backend, count = self._backend, len(batch)
         slot = self._slot(batch)
-        for staged, same in zip(slot.staged, _by_plane(batch), strict=True):
-            host = staged.numpy()
-            for i, plane in enumerate(same):
-                np.copyto(host[i], plane)
+        # Of frames that a GPU decoded: they need no upload (see `vdeblur.on_device`).
+        there = [frame.on_device for frame in batch.frames if isinstance(frame.on_device, tuple)]
+        if len(there) < count:
+            for staged, same in zip(slot.staged, _by_plane(batch), strict=True):
+                host = staged.numpy()
+                for i, plane in enumerate(same):
+                    np.copyto(host[i], plane)
         with backend.on(backend.copy_in):
             if self._origin is None:
                 self._origin = backend.event()
                 backend.record(self._origin, backend.copy_in)
             backend.record(slot.upload[0], backend.copy_in)
-            for resident, staged in zip(slot.resident, slot.staged, strict=True):
-                backend.copy(resident[:count], staged[:count])
+            if len(there) < count:
+                for resident, staged in zip(slot.resident, slot.staged, strict=True):
+                    backend.copy(resident[:count], staged[:count])
+            else:
+                for resident, tensors in zip(slot.resident, zip(*there, strict=True), strict=True):
+                    for i, tensor in enumerate(tensors):
+                        backend.share(tensor, backend.copy_in)
+                        backend.copy(resident[i], tensor)
+                for frame in batch.frames:
+                    frame.on_device = None  # the device's memory is for what is under way
             backend.record(slot.upload[1], backend.copy_in)
         with backend.on(backend.compute):
             backend.wait(backend.compute, slot.upload[1])

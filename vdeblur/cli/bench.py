@@ -1,15 +1,19 @@
-"""vdeblur bench: frames per second of each stage and of the whole."""
+"""vdeblur bench: frames per second of each stage and of the whole, and the fastest settings."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.common import keep_pages, network_options
+from vdeblur.cli.common import keep_pages, network_options, say
+from vdeblur.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from vdeblur.cli.common import Commands
+
+_SIZE = "1280x720"
 
 
 def add(commands: Commands) -> None:
@@ -17,34 +21,107 @@ def add(commands: Commands) -> None:
     bench = commands.add_parser(
         "bench",
         help="measure frames per second of each stage and of the whole",
-        description="Frames/s of decoding, network and encoding alone, and of the pipeline.",
+        description="Synchronised frames/s of decoding, copies, colour, network and encoding "
+        "alone, and of the pipeline; with --tune, the fastest settings, used from then on.",
     )
-    bench.add_argument("clip", metavar="CLIP", help="a video file")
+    bench.add_argument(
+        "clip", metavar="CLIP", nargs="?", help="a video file (default: a generated moving scene)"
+    )
     network_options(bench)
+    bench.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help=f"of the generated scene, and of --tune's pictures (default {_SIZE}, or CLIP's)",
+    )
     bench.add_argument("--encoder", default="auto", help="libav encoder name, or auto")
     bench.add_argument("--preset", help="the encoder's speed preset")
-    bench.add_argument("--frames", type=int, default=120, help="frames to measure (default 120)")
+    bench.add_argument("--hwaccel", metavar="TYPE", help="decode on cuda, vaapi, videotoolbox …")
+    bench.add_argument(
+        "--frames", type=int, help="frames to measure (default: what takes about two seconds)"
+    )
     bench.add_argument("--rounds", type=int, default=3, help="rounds; medians count (default 3)")
+    bench.add_argument(
+        "--against",
+        choices=("published",),
+        help="also run the network as its authors' scripts do, and print the ratio",
+    )
+    bench.add_argument(
+        "--tune",
+        action="store_true",
+        help="try backends, precisions, batches and tiles; the fastest is used from then on",
+    )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench.add_argument("--chart", metavar="FILE", help="draw the figures into a PNG file")
     bench.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from vdeblur.bench import bench, format_result
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = map(int, text.lower().split("x"))
+    except ValueError:
+        width = height = 0
+    if width < 1 or height < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one such as {_SIZE}")
+    return width, height
 
+
+def _run(args: argparse.Namespace) -> int:
+    from vdeblur import bench_chart
+    from vdeblur.bench import bench, format_result
+    from vdeblur.reader import VideoReader
+    from vdeblur.sweep import Trial, format_sweep, tune
+
+    if args.chart and Path(args.chart).suffix.lower() != ".png":
+        raise UsageError(f"--chart {args.chart}: give a name that ends in .png")
+    if args.chart and not Path(args.chart).absolute().parent.is_dir():
+        raise OutputError(f"the folder of {args.chart} does not exist: create it first")
+    if args.clip and args.size and not args.tune:
+        raise UsageError("--size is of the generated scene: leave it out, or CLIP")
+    size = args.size or _size(_SIZE)
+    if args.clip and not args.size:
+        with VideoReader(args.clip) as reader:
+            size = reader.info.width, reader.info.height
     keep_pages()
+    tile = None if args.tile == "none" else args.tile
+    network = {
+        "model": args.model,
+        "weights": args.weights,
+        "device": args.device,
+        "halo": args.halo,
+        "stage": args.stage,
+        "ensemble": args.ensemble,
+        "rounds": args.rounds,
+        "tile": tile,
+        "precision": args.precision,
+        "backend": args.backend,
+        "batch": args.batch,
+        "size": size,
+    }
+    sweep = None
+    if args.tune:
+
+        def tell(trial: Trial) -> None:
+            tried = f"{trial.backend} {trial.precision}, batch {trial.batch}, tile {trial.tile}"
+            say(f"{tried}: {trial.failure or f'{trial.rate:.2f} frames/s'}")
+
+        sweep = tune(on_trial=None if args.json else tell, **network)
+        if not args.json:
+            print(format_sweep(sweep), end="\n\n")
     result = bench(
         args.clip,
-        model=args.model,
-        weights=args.weights,
-        device=args.device,
-        precision=args.precision,
-        batch=args.batch,
-        tile=None if args.tile == "none" else args.tile,
         encoder=args.encoder,
         preset=args.preset,
+        hwaccel=args.hwaccel,
         frames=args.frames,
-        rounds=args.rounds,
+        against=args.against,
+        **network,
     )
-    print(json.dumps(result.as_dict()) if args.json else format_result(result))
+    if args.json:
+        more = {} if sweep is None else {"sweep": sweep.as_dict()}
+        print(json.dumps(result.as_dict() | more))
+    else:
+        print(format_result(result))
+    if args.chart:
+        bench_chart.write(Path(args.chart), result, sweep)
     return 0

@@ -1,0 +1,346 @@
+"""A sweep over backend, precision, batch and tile for one network and picture size: `bench --tune`.
+
+One axis after another, each from the best so far: all combinations would take hours. Candidates of
+an axis are measured in interleaved rounds. What is fastest, and agrees with fp32 torch, is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vdeblur import fused, tuning
+from vdeblur.bench import load_for_speed
+from vdeblur.color import planes_to_rgb
+from vdeblur.deblurrer import MIN_TILE, Deblurrer, Plan, find_device, free_memory
+from vdeblur.errors import DeviceError, UsageError, VdeblurError
+from vdeblur.export import random_pictures
+from vdeblur.extras import installed
+from vdeblur.frames import PlaneLayout
+from vdeblur.models import GlobalMean
+from vdeblur.tuning import GAIN, Setting, device_name, synchronise
+
+#: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
+AGREEMENT = 50.0
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_TILES = (1024, 512, 256)
+
+
+@dataclass
+class Trial:
+    """One setting, as measured: frames/s by round, dB to fp32 torch, and why it failed if it did.
+
+    memory: bytes it was predicted to take.
+    """
+
+    backend: str
+    precision: str
+    batch: int
+    tile: int | None
+    rounds: list[float] = field(default_factory=list)
+    decibels: float = math.inf
+    memory: int = 0
+    failure: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Median frames per second; 0 for one that failed or does not agree."""
+        if self.failure or not self.rounds or not self.decibels >= AGREEMENT:
+            return 0.0
+        return statistics.median(self.rounds)
+
+
+@dataclass
+class Sweep:
+    """What was tried, in order, and the best; kept: whether it is used from now on."""
+
+    model: str
+    device: str
+    size: str
+    trials: list[Trial]
+    best: Trial
+    kept: bool
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, where infinity is no number."""
+        trials = [asdict(trial) | {"frames_per_second": trial.rate} for trial in self.trials]
+        for trial in trials:
+            if not math.isfinite(trial["decibels"]):
+                trial["decibels"] = None
+        chosen = self.trials.index(self.best)
+        return asdict(self) | {"trials": trials, "best": trials[chosen]}
+
+
+def tune(
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    size: tuple[int, int] = (1280, 720),
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+    batch: int | Literal["auto"] = "auto",
+    tile: int | Literal["auto"] | None = "auto",
+    rounds: int = 3,
+    on_trial: Callable[[Trial], None] | None = None,
+    **options: Any,
+) -> Sweep:
+    """Find and keep the fastest setting for pictures of size (width, height).
+
+    What is not "auto" is not varied. int8 is tried when it is asked for, and never kept. options:
+    others of `Deblurrer`. on_trial is called with each trial once it is measured.
+    """
+    if rounds < 1:
+        raise UsageError("--rounds must be 1 or more")
+    width, height = size
+    where = find_device(device)
+    network, name, notes = load_for_speed(model, weights)
+    tiles_differ = any(isinstance(layer, GlobalMean) for layer in network.modules())
+    bench = _Bench(model, weights, where, size, rounds, options)
+    pairs = list(_pairs(where, precision, backend))
+
+    def run(trials: list[Trial]) -> list[Trial]:
+        bench.measure(trials)
+        if on_trial is not None:
+            for trial in trials:
+                on_trial(trial)
+        return trials
+
+    first_batch = batch if batch != "auto" else 1 if where.type == "cpu" else 4
+    first_tile = tile if tile != "auto" else bench.tile_that_fits(*pairs[0])
+    trials = run([Trial(b, p, first_batch, first_tile) for b, p in pairs])
+    best = _best(trials)
+    bench.let_go(best)
+    if batch == "auto":
+        sizes = [n for n in _BATCHES if n > best.batch]
+        more = [Trial(best.backend, best.precision, n, best.tile) for n in sizes]
+        # Doublings until one does not fit, or gains nothing.
+        for trial in more:
+            if not bench.fits(trial):
+                break
+            trials += run([trial])
+            if trial.rate < best.rate * GAIN:
+                break
+            best = trial
+    if tile == "auto" and not tiles_differ:
+        sides = [side for side in _TILES if MIN_TILE <= side < max(size)]
+        tiled = [Trial(best.backend, best.precision, best.batch, side) for side in sides]
+        if tiled:
+            trials += run(tiled)
+            best = max([best, *tiled], key=lambda trial: trial.rate)
+    setting = Setting(best.backend, best.precision, best.batch, best.tile, best.rate)
+    untrained = any("untrained" in note for note in notes)
+    kept = False
+    if best.precision != "int8" and not untrained:
+        kept = tuning.keep(network, where, (height, width), setting)
+    return Sweep(name, device_name(where), f"{width}x{height}", trials, best, kept, notes)
+
+
+def _best(trials: list[Trial]) -> Trial:
+    best = max(trials, key=lambda trial: trial.rate)
+    if not best.rate:
+        raise DeviceError(
+            "no setting could be measured: "
+            + "; ".join(f"{t.backend} {t.precision}: {t.failure or 'disagrees'}" for t in trials)
+        )
+    return best
+
+
+def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple[str, str]]:
+    """(backend, precision) to try on a device."""
+    gpu = device.type == "cuda"
+    backends = ["torch"]
+    if gpu:
+        backends += ["cudagraphs", *(["triton"] if fused.available() else [])]
+    elif device.type == "cpu":
+        backends += [name for name in ("openvino", "onnxruntime") if installed(name)]
+    if backend != "auto":
+        backends = [backend]
+    for name in backends:
+        precisions = ["fp32"]
+        if name == "torch" and (gpu or _amx()):
+            precisions = ["fp16", "bf16", "fp32"] if gpu else ["fp32", "bf16"]
+        elif name in ("cudagraphs", "triton"):
+            # bf16 is as fast and coarser, fp32 slower; each would compile for a minute.
+            precisions = ["fp16"]
+        yield from ((name, p) for p in ([precision] if precision != "auto" else precisions))
+
+
+def _amx() -> bool:
+    """Whether the CPU multiplies bf16 matrices; without, bf16 is slower than fp32."""
+    with suppress(OSError):
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return False
+
+
+class _Bench:
+    """Trials on one size, each backend and precision prepared once."""
+
+    def __init__(
+        self,
+        model: str | None,
+        weights: str | Path | None,
+        device: torch.device,
+        size: tuple[int, int],
+        rounds: int,
+        options: dict[str, Any],
+    ) -> None:
+        self.device, self.rounds, self.options = device, rounds, options
+        self.model, self.weights = model, weights
+        self.width, self.height = size
+        self.layout = PlaneLayout(*size)
+        self._ready: dict[tuple[str, str], Deblurrer | str] = {}
+        picture = random_pictures(1, self.height, self.width)
+        luma = picture.mean(1).mul(219).add(16).to(torch.uint8)
+        chroma = [torch.full((1, *shape), 128, dtype=torch.uint8) for shape in self.layout.shapes]
+        self._planes = [luma, *chroma[1:]]
+        self._reference: Tensor | None = None
+
+    def deblurrer(self, trial: Trial) -> Deblurrer | str:
+        """For a trial's backend and precision, or why there is none."""
+        key = trial.backend, trial.precision
+        if key not in self._ready:
+            try:
+                network, _, _ = load_for_speed(self.model, self.weights)
+                self._ready[key] = Deblurrer(
+                    network,
+                    device=self.device,
+                    precision=trial.precision,  # type: ignore[arg-type]
+                    backend=trial.backend,  # type: ignore[arg-type]
+                    **self.options,
+                )
+            except (VdeblurError, RuntimeError) as error:
+                self._ready[key] = str(error).split("\n")[0]
+        ready = self._ready[key]
+        if isinstance(ready, Deblurrer):
+            ready.tile = trial.tile
+            # As asked: a CPU would take larger pictures one at a time.
+            ready.plans[self.height, self.width] = Plan(trial.batch, trial.tile)
+        return ready
+
+    def tile_that_fits(self, backend: str, precision: str) -> int | None:
+        """None where whole pictures are predicted to fit the memory that is free."""
+        ready = self.deblurrer(Trial(backend, precision, 1, None))
+        free = free_memory(self.device)
+        if free is None or isinstance(ready, str):
+            return None
+        fits = ready.memory_needed(self.height, self.width) < free / 2
+        return None if fits else _TILES[1]
+
+    def fits(self, trial: Trial) -> bool:
+        """Whether the memory that is free is predicted to do."""
+        ready = self.deblurrer(trial)
+        if isinstance(ready, str):
+            return False
+        return trial.batch <= ready.fitting_batch(self.height, self.width)
+
+    def let_go(self, best: Trial) -> None:
+        """Free what other backends and precisions hold; graphs have memory of their own."""
+        for key in set(self._ready) - {(best.backend, best.precision)}:
+            del self._ready[key]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def measure(self, trials: list[Trial]) -> None:
+        """All trials in turn, round by round, after each was prepared and held to fp32 torch."""
+        for trial in trials:
+            self._prepare(trial)
+        for _ in range(self.rounds):
+            for trial in trials:
+                if not trial.failure:
+                    trial.rounds.append(self._once(trial, seconds=0.3))
+
+    def _prepare(self, trial: Trial) -> None:
+        ready = self.deblurrer(trial)
+        if isinstance(ready, str):
+            trial.failure = ready
+            return
+        trial.memory = ready.memory_needed(self.height, self.width, batch=trial.batch)
+        try:
+            self._restore(ready, trial)
+            planes = self._restore(ready, trial)
+        except (VdeblurError, RuntimeError, MemoryError) as error:
+            trial.failure = str(error).split("\n")[0] or "out of memory"
+            return
+        if ready.notes:
+            trial.failure = ready.notes.pop()
+            return
+        rgb = planes_to_rgb([plane[:1].cpu() for plane in planes], self.layout)
+        if self._reference is None:
+            self._reference = self._fp32(trial, rgb)
+        distance = float((rgb - self._reference).square().mean())
+        trial.decibels = -10 * math.log10(distance) if distance > 0 else math.inf
+
+    def _fp32(self, trial: Trial, rgb: Tensor) -> Tensor:
+        if (trial.backend, trial.precision, trial.tile) == ("torch", "fp32", None):
+            return rgb
+        plain = Trial("torch", "fp32", 1, None)
+        ready = self.deblurrer(plain)
+        if isinstance(ready, str):
+            raise DeviceError(ready)
+        ready.tile = "auto"  # whole, if it fits
+        ready.plans.clear()
+        planes = self._restore(ready, plain)
+        self.deblurrer(trial)  # its tiles again
+        return planes_to_rgb([plane.cpu() for plane in planes], self.layout)
+
+    def _restore(self, ready: Deblurrer, trial: Trial) -> list[Tensor]:
+        planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
+        restored, _ = ready.restore_planes(planes, self.layout)
+        return restored
+
+    def _once(self, trial: Trial, *, seconds: float) -> float:
+        """Frames per second of a run of at least `seconds`, and of one batch."""
+        ready = self.deblurrer(trial)
+        assert isinstance(ready, Deblurrer)
+        planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
+        synchronise(self.device)
+        begin, count = time.perf_counter(), 0
+        while True:
+            ready.restore_planes(planes, self.layout)
+            count += trial.batch
+            # Queued work is waited for as a whole: one batch after another keeps the device busy.
+            if self.device.type == "cpu" or count >= 4 * trial.batch:
+                synchronise(self.device)
+                passed = time.perf_counter() - begin
+                if passed >= seconds:
+                    return count / passed
+
+
+def format_sweep(sweep: Sweep) -> str:
+    """The table a person reads."""
+    lines = [
+        f"{sweep.model} on {sweep.device}, {sweep.size}, frame to frame on the device",
+        "",
+        f"  {'backend':<12}{'precision':<10}{'batch':>5}{'tile':>7}{'frames/s':>10}"
+        f"{'dB to fp32':>12}{'memory':>10}",
+    ]
+    for trial in sweep.trials:
+        tile = "whole" if trial.tile is None else str(trial.tile)
+        head = f"  {trial.backend:<12}{trial.precision:<10}{trial.batch:>5}{tile:>7}"
+        if trial.failure:
+            lines.append(f"{head}   {trial.failure}")
+            continue
+        rate = statistics.median(trial.rounds)
+        same = "same" if math.isinf(trial.decibels) else f"{trial.decibels:.1f}"
+        remark = "   <- fastest" if trial is sweep.best else ""
+        remark += "   differs too much" if trial.decibels < AGREEMENT else ""
+        lines.append(f"{head}{rate:>10.2f}{same:>12}{trial.memory / 1e9:>7.2f} GB{remark}")
+    lines.append("")
+    if sweep.kept:
+        lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
+    elif sweep.best.precision == "int8":
+        lines.append("  not kept: int8 is never chosen unasked; --precision int8 asks for it")
+    else:
+        lines.append("  not kept")
+    return "\n".join([*lines, *(f"  note: {note}" for note in sweep.notes)])
