@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -406,3 +407,35 @@ def test_the_command_keeps_torchs_threads_from_spinning() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False PASSIVE"
+
+
+def test_networks_that_come_and_go_leave_signals_alone(tmp_path: Path) -> None:
+    """Two OpenVINO cores that go in the order they came leave a freed stack for signals behind."""
+    if not installed("openvino"):
+        pytest.skip("openvino is not installed")
+    code = """
+import gc, signal, subprocess, sys, torch
+from vdeblur.deblurrer import Deblurrer
+from vdeblur.models.mimo_unet import MIMOUNet
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first, second = (
+    Deblurrer(MIMOUNet(base=base, blocks=1), device="cpu", backend="openvino") for base in (4, 8)
+)
+for deblurrer in first, second:
+    assert deblurrer.backend == "openvino"
+    deblurrer(torch.rand(1, 3, 16, 16))
+del deblurrer, first
+gc.collect()
+del second
+gc.collect()
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"VDEBLUR_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

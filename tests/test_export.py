@@ -19,7 +19,7 @@ from vdeblur import checkpoints, cli
 from vdeblur import export as module
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.export import OPSET, Format, export, parameters_sha256, random_pictures
-from vdeblur.extras import installed
+from vdeblur.extras import installed, the_core
 from vdeblur.models import FAMILIES, Network
 from vdeblur.models.mimo_unet import MIMOUNet
 
@@ -46,7 +46,7 @@ def with_onnx(file: Path, x: Tensor) -> Tensor:
 def with_openvino(file: Path, x: Tensor) -> Tensor:
     import openvino
 
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = the_core(openvino).compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.from_numpy(compiled(x.numpy())[0].copy())
 
 
@@ -118,7 +118,7 @@ def test_the_file_says_what_it_holds(format: Format, tmp_path: Path) -> None:
     elif format == "openvino":
         import openvino
 
-        model = openvino.Core().read_model(done.files[0])
+        model = the_core(openvino).read_model(done.files[0])
         found = {key: model.get_rt_info(["vdeblur", key]).astype(str) for key in keys}
     else:
         extra = {f"vdeblur.{key}": "" for key in keys}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vdeblur.deblur import Report, deblur_frames, deblur_video
+    from vdeblur.deblur import Report, deblur_frames, deblur_stream, deblur_video
     from vdeblur.deblurrer import Deblurrer
     from vdeblur.encoders import EncodeOptions
     from vdeblur.errors import (
@@ -53,11 +53,12 @@ __all__ = [
     "VideoReader",
     "VideoWriter",
     "deblur_frames",
+    "deblur_stream",
     "deblur_video",
 ]
 
 _HOMES = {
-    "deblur": ("Report", "deblur_frames", "deblur_video"),
+    "deblur": ("Report", "deblur_frames", "deblur_stream", "deblur_video"),
     "deblurrer": ("Deblurrer",),
     "encoders": ("EncodeOptions",),
     "errors": (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vdeblur import tuning
+from vdeblur.camera.session import SessionOptions
+from vdeblur.camera.stream import Stream, many
 from vdeblur.deblurrer import Deblurrer, Precision
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.frames import Frame, FrameBatch
+from vdeblur.live import LiveDeblurrer
+from vdeblur.on_device import adopt
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
@@ -40,9 +45,10 @@ class Report:
     """What was done to one source.
 
     frames: written. seconds: wall time. replaced: frames whose restoration was rejected, so that
-    the source's picture stands. kept, lost: streams and properties carried over, and those that
-    could not be, with the reason. damage: what of the source could not be decoded. notes: what else
-    a user should know. differences: failed checks of the finished output against its source.
+    the source's picture stands. unchosen: frames that `choose` kept from the network. kept, lost:
+    streams and properties carried over, and those that could not be, with the reason. damage: what
+    of the source could not be decoded. notes: what else a user should know. differences: failed
+    checks of the finished output against its source.
     """
 
     source: str
@@ -50,6 +56,7 @@ class Report:
     frames: int = 0
     seconds: float = 0.0
     replaced: int = 0
+    unchosen: int = 0
     kept: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
@@ -87,7 +94,7 @@ def deblur_video(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    model: str | nn.Module | Deblurrer = "mimo-unet-small",
+    model: str | nn.Module | Deblurrer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -103,6 +110,8 @@ def deblur_video(
     format: str | None = None,
     overwrite: bool = False,
     check: bool = True,
+    choose: Callable[[Frame], bool] | None = None,
+    complete: Callable[[VideoReader, VideoWriter], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Report:
@@ -111,11 +120,13 @@ def deblur_video(
     source: a video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with framerate and
     start_number), or `-` for standard input. output: None is `default_output(source)`. model: a
     name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
-    precision, tile and strength). batch: frames at once; "auto" is 8 on a GPU, 1 on a CPU.
-    start, duration: seconds. hwaccel: libav device type for decoding. check: compare the output
-    with the source (cheaply) before it gets its final name. on_progress(frames so far, frames
-    expected or None) is called from this thread. cancel: when set, Cancelled is raised and nothing
-    is left behind.
+    precision, tile and strength); None is the network of the weights, or mimo-unet-small. batch:
+    frames at once; see `batch_size`. start, duration: seconds. hwaccel: libav device type for
+    decoding. check: compare the output with the source (cheaply) before it gets its final name.
+    choose: frames for which it is False go to the encoder as they were decoded. complete: called
+    with the finished output under its temporary name, before the check. on_progress(frames so far,
+    frames expected or None) is called from this thread. cancel: when set, Cancelled is raised and
+    nothing is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
@@ -133,9 +144,10 @@ def deblur_video(
             strength=strength,
         )
     )
-    size = batch_size(batch, deblurrer)
+    batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
     report = Report(str(source), str(destination))
     before = len(deblurrer.notes)
+    on_gpu = deblurrer.device.type == "cuda"
     with (
         VideoReader(
             source,
@@ -144,19 +156,25 @@ def deblur_video(
             framerate=framerate,
             start_number=start_number,
             hwaccel=hwaccel,
+            on_device=on_gpu,
         ) as reader,
         VideoWriter(
             destination, reader, encode=encode, overwrite=overwrite, format=format
         ) as writer,
     ):
+        size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         depth = size * _QUEUE_BATCHES
+        source_items = reader.items()
+        if on_gpu:
+            source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
         with (
             background(
-                reader.items(), depth=depth, name="decode", cancel=cancel, patience_seconds=1.0
+                source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0
             ) as items,
             Drain(writer.write, depth=depth, name="encode") as encoded,
         ):
-            for item, replaced in restore(items, Overlap(deblurrer), size):
+            chosen = _Chosen(choose)
+            for item, replaced in restore(items, Overlap(deblurrer), size, choose=chosen):
                 encoded.put(item)
                 report.replaced += replaced
                 if isinstance(item, Frame):
@@ -166,55 +184,84 @@ def deblur_video(
             encoded.close()
             report.stages = [items.times, encoded.times]
         writer.close()
-        report.frames = writer.frames_written
+        report.frames, report.unchosen = writer.frames_written, chosen.refused
+        if complete is not None:
+            complete(reader, writer)
         if check and reader.path is not None and writer.temporary is not None:
             report.differences, report.lost = _check(reader, writer)
         writer.finish()
         report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
-        report.notes = reader.notes + deblurrer.notes[before:]
+        report.notes = [*reader.notes, *deblurrer.about, *deblurrer.notes[before:]]
     report.seconds = time.monotonic() - began
     return report
 
 
-def restore(items: Iterable[Any], overlap: Overlap, batch: int) -> Iterator[tuple[Any, bool]]:
+class _Chosen:
+    """`choose` of deblur_video, asked once a frame, with a count of what it refused."""
+
+    def __init__(self, choose: Callable[[Frame], bool] | None) -> None:
+        self._choose, self.refused = choose, 0
+
+    def __call__(self, frame: Frame) -> bool:
+        if self._choose is None or self._choose(frame):
+            return True
+        self.refused += 1
+        return False
+
+
+def restore(
+    items: Iterable[Any],
+    overlap: Overlap,
+    batch: int,
+    *,
+    choose: Callable[[Frame], bool] | None = None,
+) -> Iterator[tuple[Any, bool]]:
     """Items in, the same items out in the same order, their frames restored in place.
 
-    Frames are gathered into batches of one layout; other items (packets) keep their place among
-    them. Yields (item, whether the frame's restoration was rejected).
+    Frames are gathered into batches of one layout; other items (packets), and frames for which
+    choose is False, keep their place among them. Yields (item, whether the frame's restoration was
+    rejected).
     """
-    groups: deque[list[Any]] = deque()
+    groups: deque[tuple[list[Any], set[int]]] = deque()
 
     def batches() -> Iterator[FrameBatch]:
         group: list[Any] = []
         frames: list[Frame] = []
+        held = 0  # frames in the group, sent or not: a group may not hold more than a batch of them
+
+        def close() -> FrameBatch:
+            nonlocal group, frames, held
+            groups.append((group, {id(frame) for frame in frames}))
+            closed = FrameBatch(frames)
+            group, frames, held = [], [], 0
+            return closed
+
         for item in items:
             is_frame = isinstance(item, Frame)
-            if frames and is_frame and item.layout != frames[0].layout:
-                groups.append(group)
-                yield FrameBatch(frames)
-                group, frames = [], []
+            wanted = is_frame and (choose is None or choose(item))
+            if frames and wanted and item.layout != frames[0].layout:
+                yield close()
             group.append(item)
-            if is_frame:
+            held += is_frame
+            if wanted:
                 frames.append(item)
-            if len(frames) >= batch or len(group) >= _GROUP_ITEMS:
-                groups.append(group)
-                yield FrameBatch(frames)
-                group, frames = [], []
+            if held >= batch or len(group) >= _GROUP_ITEMS:
+                yield close()
         if group:
-            groups.append(group)
-            yield FrameBatch(frames)
+            yield close()
 
     for _, replaced in overlap.run(batches()):
         flags = iter(replaced)
-        for item in groups.popleft():
-            yield item, isinstance(item, Frame) and next(flags)
+        group, sent = groups.popleft()
+        for item in group:
+            yield item, id(item) in sent and next(flags)
 
 
 def deblur_frames(
     frames: Iterable[NDArray[np.uint8]],
     *,
-    model: str | nn.Module | Deblurrer = "mimo-unet-small",
+    model: str | nn.Module | Deblurrer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -259,10 +306,61 @@ def deblur_frames(
     yield from flush()
 
 
-def batch_size(batch: int | Literal["auto"], deblurrer: Deblurrer) -> int:
-    """Frames at once: "auto" is 8 on a GPU, 1 on a CPU, where larger batches gain nothing."""
+def deblur_stream(
+    source: str | Sequence[str],
+    sink: str | Sequence[str] = (),
+    *,
+    model: str | nn.Module | Deblurrer | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    degrade: Sequence[str] = (),
+    max_latency: float = 0.3,
+    options: SessionOptions | None = None,
+    on_event: Callable[..., None] = lambda name, **facts: None,
+) -> Stream:
+    """Restore a live source into sinks, within `max_latency` seconds, until it is stopped.
+
+    source, sink: one address or several, as `vdeblur camera` takes them; no sink is for iterating
+    alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
+    stopped (`stop`); see `vdeblur.camera.stream.Stream`. model, weights, device, precision: as for
+    `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
+    short. options: all the rest; max_latency and degrade go before it. on_event(name, **facts) is
+    called, from other threads, when a connection comes or goes, a segment begins, a step is taken.
+
+    Raises UsageError, InputError or OutputError where it cannot begin; later faults are waited out.
+    """
+    deblurrer = (
+        model
+        if isinstance(model, Deblurrer)
+        else Deblurrer(model, weights=weights, device=device, precision=precision)
+    )
+    settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
+    restorer = LiveDeblurrer(deblurrer, degrade)
+    return Stream(many(source), many(sink), restorer, options=settings, on_event=on_event)
+
+
+def batch_size(
+    batch: int | Literal["auto"], deblurrer: Deblurrer, *, size: tuple[int, int] | None = None
+) -> int:
+    """Frames at once. "auto" is what `vdeblur bench --tune` found for pictures of `size` (height,
+    width); else, on a GPU, the fastest that fits its memory, tried on it, or 8 for any size; 1 on a
+    CPU, where larger batches gain nothing.
+    """
     if batch == "auto":
-        return 8 if deblurrer.device.type == "cuda" else 1
+        if size is not None and (tuned := deblurrer.tuned.get(size)) is not None:
+            return tuned.batch
+        if deblurrer.device.type != "cuda":
+            return 1
+        if size is None:
+            return 8
+        return tuning.batch_for(
+            deblurrer,
+            deblurrer.facts,
+            *size,
+            backend=deblurrer.backend,
+            precision=deblurrer.precision,
+        )
     if batch < 1:
         raise UsageError(f"batch is {batch}: choose 1 or more")
     return batch

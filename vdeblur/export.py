@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vdeblur import __version__
 from vdeblur.errors import ModelError, OutputError, UsageError
-from vdeblur.extras import optional
+from vdeblur.extras import optional, the_core
 
 Format = Literal["onnx", "openvino", "torchscript"]
 
@@ -290,7 +290,7 @@ def _openvino_runtime() -> Callable[[Path, Tensor], Tensor]:
     def run(file: Path, x: Tensor) -> Tensor:
         try:
             # Where the CPU has bf16 units, OpenVINO would take them by itself.
-            compiled = openvino.Core().compile_model(
+            compiled = the_core(openvino).compile_model(
                 file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
             )
             return torch.from_numpy(compiled(x.numpy())[0].copy())

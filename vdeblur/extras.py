@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -41,3 +42,15 @@ def installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+@functools.lru_cache(maxsize=1)
+def the_core(openvino: Any) -> Any:
+    """The one OpenVINO core of this process.
+
+    A core gives the thread a signal stack of its own and puts back the one before when it goes: of
+    two that go in the order they came, the second puts back the first one's, which is freed, and
+    the next signal with a handler (Ctrl-C, the end of a child process) ends the program (seen with
+    OpenVINO 2026.4; `SigAltStackSetup` in its CPU plug-in).
+    """
+    return openvino.Core()

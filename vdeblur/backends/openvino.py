@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vdeblur.backends import Correction, Runner, check_against, facts_of, load_or_make
 from vdeblur.errors import ModelError
 from vdeblur.export import to_openvino
-from vdeblur.extras import optional
+from vdeblur.extras import optional, the_core
 
 # What the ranges of activations are measured on: pictures at most, and their largest side.
 _SAMPLES, _SAMPLE_SIDE = 24, 512
@@ -78,7 +78,7 @@ class _Compiled:
         # As many as torch would use: what its caller or OMP_NUM_THREADS asked for.
         self._threads = torch.get_num_threads()
         try:
-            self._core = openvino.Core()
+            self._core = the_core(openvino)
             # Read into memory, not mapped: the file may be replaced or deleted.
             self._core.set_property({"ENABLE_MMAP": False})
             self._network = self._core.read_model(file)

@@ -14,13 +14,27 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 from vdeblur import __version__
-from vdeblur.cli import bench, verify, video
+from vdeblur.cli import (
+    bench,
+    camera,
+    compare,
+    data,
+    eval,
+    export,
+    gopro,
+    models,
+    train,
+    verify,
+    video,
+)
 from vdeblur.cli.common import say
 from vdeblur.errors import UsageError, VdeblurError
 
-_COMMANDS = (video, verify, bench)  # in the order that --help lists them
+# In the order that --help lists them.
+_COMMANDS = (video, camera, gopro, verify, bench, eval, compare, export, models, train, data)
 
 
 class _Terminated(BaseException):
@@ -29,6 +43,9 @@ class _Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    # Read when torch is imported, which commands do later. torch's threads spin while they wait for
+    # each other: beside an encoder, or another program, that takes the cores from those waited for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = _parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
@@ -67,8 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(stop, handler)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad usage in one line: the whole usage of a command is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vdeblur", description="Deblur video: every frame restored, everything else kept."
     )
     parser.add_argument("--version", action="version", version=f"vdeblur {__version__}")

@@ -1,0 +1,152 @@
+"""Names of sources and sinks: what kind each is, and how to say it without its password."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vdeblur.errors import UsageError
+
+#: What PyAV's wheels have no protocol or device for: an installed ffmpeg reads or writes it.
+FFMPEG_SCHEMES = {"srt", "rist"}
+FFMPEG_DEVICES = {"avfoundation", "dshow", "decklink"}
+_NETWORK = {"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "rtp"}
+
+SourceKind = Literal["network", "v4l2", "screen", "test", "file", "ffmpeg"]
+SinkKind = Literal["file", "hls", "pipe", "push", "ffmpeg", "virtual"]
+
+# Up to the last @, since people write passwords with @ and / in them as they are.
+_USER = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:@/?#]*):\S*@")
+# Query parameters in which cameras and services carry secrets; SRT's passphrase is one.
+_SECRET = re.compile(
+    r"(?i)(?P<name>(?:^|[?&;,\s])(?:[\w-]*(?:pass|pwd|token|secret|key|auth|sig)[\w-]*))="
+    r"(?P<value>[^&;,\s'\"#]+)"
+)
+
+
+def masked(text: str) -> str:
+    """`text` with every password in it as `***`: of URLs (user:password@) and of their queries.
+
+    What follows an RTMP application's name is a stream key, and hidden too.
+    """
+    text = _USER.sub(r"\1:***@", text)
+    text = _SECRET.sub(lambda m: f"{m['name']}=***", text)
+    # rtmp://host/application/key: services give the key as a secret.
+    return re.sub(r"(rtmps?://[^/\s]+/[^/\s]+/)[^\s'\"]+", r"\1***", text)
+
+
+def secret(address: str) -> bool:
+    """Whether an address carries something that `masked` hides."""
+    return masked(address) != address
+
+
+def resolve(address: str) -> str:
+    """`env:NAME` → the address that the environment variable NAME holds; anything else as it is.
+
+    A command line is seen by all users of a machine; its environment is not.
+    """
+    if not address.startswith("env:"):
+        return address
+    name = address[4:]
+    value = os.environ.get(name)
+    if not value:
+        raise UsageError(f"{address}: the environment variable {name} is not set: export it first")
+    return value
+
+
+def source_kind(address: str) -> SourceKind:
+    """What kind of source an address is; UsageError for an unknown scheme."""
+    scheme = scheme_of(address)
+    if address == "screen" or address.startswith("screen:"):
+        return "screen"
+    if address == "test" or address.startswith("test:"):
+        return "test"
+    if scheme in FFMPEG_SCHEMES or address.partition(":")[0] in FFMPEG_DEVICES:
+        return "ffmpeg"
+    if scheme in _NETWORK:
+        return "network"
+    if scheme and scheme != "file":
+        raise UsageError(
+            f"{masked(address)}: no source is known for {scheme}://: "
+            "use rtsp, rtmp, http, udp, tcp or srt"
+        )
+    if re.fullmatch(r"/dev/video\d+|/dev/v4l/.+", address):
+        return "v4l2"
+    return "file"
+
+
+def sink_kind(address: str) -> SinkKind:
+    """What kind of sink an address is; UsageError for an unknown one."""
+    scheme = scheme_of(address)
+    if address == "-":
+        return "pipe"
+    if scheme in FFMPEG_SCHEMES:
+        return "ffmpeg"
+    if scheme in {"rtsp", "rtsps", "rtmp", "rtmps", "udp", "tcp"}:
+        return "push"
+    if scheme:
+        raise UsageError(
+            f"{masked(address)}: nothing can be sent to {scheme}://: use rtsp, rtmp, udp or srt"
+        )
+    if address == "virtual" or re.fullmatch(r"/dev/video\d+", address):
+        return "virtual"
+    if address.endswith(("/", ".m3u8")) or Path(address).is_dir():
+        return "hls"
+    if Path(address).suffix.lower() in (".mkv", ".mp4", ".ts", ".mov"):
+        return "file"
+    raise UsageError(
+        f"{address}: name a file in .mkv, .mp4 or .ts, a folder for HLS (with / at its end), "
+        "rtsp://, rtmp://, udp:// or srt://, virtual, or - for standard output"
+    )
+
+
+def scheme_of(address: str) -> str:
+    """`rtsp` of `rtsp://…`, in lower case; empty where there is none."""
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", address)
+    return match[1].lower() if match else ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The picture that the source `test` makes; `test:1280x720@30` asks for another."""
+
+    width: int = 640
+    height: int = 360
+    rate: int = 25
+
+    @classmethod
+    def of(cls, address: str) -> Scene:
+        """From `test` or `test:WIDTHxHEIGHT@RATE`; UsageError for anything else."""
+        if address == "test":
+            return cls()
+        match = re.fullmatch(r"test:(\d+)x(\d+)(?:@(\d+))?", address)
+        width, height, rate = (int(n or 25) for n in match.groups()) if match else (0, 0, 0)
+        if not (match and 160 <= width <= 7680 and 90 <= height <= 4320 and 1 <= rate <= 240):
+            raise UsageError(
+                f"{address!r} is no test scene: write test or test:1280x720@30 "
+                "(from 160x90, up to 240 frames a second)"
+            )
+        return cls(width - width % 2, height - height % 2, rate)
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def duration_seconds(text: str) -> float:
+    """`300ms`, `5s`, `10m`, `1h`, or a bare number of seconds; ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*", text.lower())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a length of time: write 300ms, 5s, 10m or 1h")
+    return float(match[1]) * _UNITS[match[2] or ""]
+
+
+def size_bytes(text: str) -> int:
+    """`500M`, `2G` or a number of bytes; ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a size: write 500M or 2G")
+    return int(float(match[1]) * _SIZES[match[2]])

@@ -1,0 +1,322 @@
+"""vdeblur camera: a live picture, restored within a time limit, for weeks."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from vdeblur.cli.common import bitrate, deblurrer_of, keep_pages, network_options, rate, say
+from vdeblur.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdeblur.camera.session import Session
+    from vdeblur.cli.common import Commands
+
+_WORDS = """\
+SOURCE  rtsp:// rtsps:// rtmp:// http(s):// (MJPEG, HLS) udp:// tcp:// srt://, /dev/video0,
+        screen, test (a generated scene; test:1280x720@30), a file (played at its own pace),
+        env:NAME (the address that the environment variable holds), or list
+SINK    FILE.mkv, FILE.mp4, FILE.ts; FOLDER/ (HLS); rtsp:// rtmp:// udp:// srt://;
+        - (standard output); virtual or /dev/videoN (a virtual camera)"""
+
+
+def add(commands: Commands) -> None:
+    """Enter the command."""
+    command = commands.add_parser(
+        "camera",
+        help="restore a live picture: cameras, streams, the screen",
+        description="Restore a live picture within a time limit, from one or several SOURCEs to "
+        "SINKs. It connects again by itself, and ends with Ctrl-C, which finishes its files. "
+        "`vdeblur camera list` shows what this machine has.",
+        epilog=_WORDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("sources", nargs="+", metavar="SOURCE")
+    command.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="SINK",
+        help="where to; may be given several times. With several SOURCEs, {camera} in it is "
+        "the number of each",
+    )
+    network_options(command)
+    command.add_argument("--strength", type=float, default=1.0, help="of the correction (1)")
+    live = command.add_argument_group("time")
+    live.add_argument(
+        "--max-latency",
+        type=_duration,
+        default=0.3,
+        metavar="TIME",
+        help="from capture to the end of encoding (default 300ms): what the network cannot "
+        "restore in time passes untouched, and what is later is dropped",
+    )
+    live.add_argument(
+        "--degrade",
+        nargs="?",
+        const="half,quarter",
+        metavar="STEPS",
+        help="before fewer than half of the frames are restored, go on with less: half, third, "
+        "quarter (the size the network sees) or a network's name (default half,quarter)",
+    )
+    live.add_argument(
+        "--batch-across",
+        action="store_true",
+        help="frames of several cameras go through the network together",
+    )
+    live.add_argument("--duration", type=_duration, metavar="TIME", help="stop after this time")
+    source = command.add_argument_group("sources")
+    source.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp")
+    source.add_argument(
+        "--timeout", type=_duration, default=5.0, metavar="TIME", help="of silence (default 5s)"
+    )
+    source.add_argument("--retry", type=int, metavar="N", help="give up after N failures in a row")
+    source.add_argument("--size", type=_size, metavar="WxH", help="asked of a device or the screen")
+    source.add_argument("--rate", type=rate, metavar="FPS", help="asked of a device or the screen")
+    source.add_argument("--input-format", metavar="NAME", help="of a v4l2 device, such as mjpeg")
+    source.add_argument(
+        "--realtime", action="store_true", help="play a file at its own pace (as is always done)"
+    )
+    source.add_argument("--loop", action="store_true", help="begin a file again at its end")
+    source.add_argument("--no-audio", action="store_true", help="leave the sound out")
+    sink = command.add_argument_group("sinks")
+    sink.add_argument("--encoder", default="libx264", help="libav's name (default libx264)")
+    sink.add_argument("--crf", type=float, help="constant quality (default 21)")
+    sink.add_argument("--bitrate", type=bitrate, help="bits a second at most, such as 4M")
+    sink.add_argument("--preset", help="of the encoder (default veryfast)")
+    sink.add_argument(
+        "--keyframes", type=_duration, default=2.0, metavar="TIME", help="between them (2s)"
+    )
+    sink.add_argument("--rotate", type=_duration, metavar="TIME", help="a new file each 10m, 1h …")
+    sink.add_argument("--rotate-size", type=_bytes, metavar="SIZE", help="… or each 500M, 2G …")
+    sink.add_argument("--keep", type=int, metavar="N", help="keep this run's newest N files only")
+    sink.add_argument(
+        "--pipe-format", default="matroska", choices=("matroska", "mpegts", "nut"), help="of -"
+    )
+    watch = command.add_argument_group("watching it")
+    watch.add_argument(
+        "--preview",
+        nargs="?",
+        const="127.0.0.1:8090",
+        metavar="[HOST:]PORT",
+        help="a page with the picture before and after (default 127.0.0.1:8090); another HOST "
+        "than this machine itself gets an address with a token",
+    )
+    watch.add_argument("--json", action="store_true", help="JSON lines on standard output")
+    watch.add_argument("--metrics", metavar="HOST:PORT", help="for Prometheus: 127.0.0.1:9464")
+    watch.add_argument(
+        "--every", type=_duration, default=None, metavar="TIME", help="between status lines"
+    )
+    watch.add_argument("--service", action="store_true", help="print a systemd unit, and no more")
+    watch.add_argument("--quiet", action="store_true", help="print errors only")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.sources == ["list"]:
+        return _list(args)
+    if args.service:
+        from vdeblur.camera.service import unit
+
+        words = sys.argv[1:]
+        print(unit(words[words.index("camera") + 1 :] if "camera" in words else words))
+        return 0
+    if not args.output and not args.preview:
+        raise UsageError("there is no sink: give -o FILE.mkv, -o rtsp://…, -o FOLDER/ or --preview")
+    if "-" in args.output and args.json:
+        raise UsageError("-o - and --json both want standard output: give one")
+    if args.retry is not None and args.retry < 0:
+        raise UsageError(f"--retry is {args.retry}: 0 is none, and without it there is no end")
+    return _live(args)
+
+
+def _live(args: argparse.Namespace) -> int:
+    from vdeblur.camera.encoding import LiveEncoding
+    from vdeblur.camera.receiving import RetryOptions
+    from vdeblur.camera.session import Session, SessionOptions, Viewer
+    from vdeblur.camera.sinks import SinkOptions
+    from vdeblur.camera.sources import SourceOptions
+    from vdeblur.camera.watching import JsonLines, Prometheus
+    from vdeblur.live import LiveDeblurrer, degrade_steps
+
+    keep_pages()
+    steps = degrade_steps(args.degrade) if args.degrade else []
+    options = SessionOptions(
+        max_latency=args.max_latency,
+        degrade=bool(steps),
+        together=args.batch_across,
+        source=SourceOptions(
+            timeout=args.timeout,
+            transport=args.rtsp_transport,
+            size=args.size,
+            rate=args.rate,
+            input_format=args.input_format,
+            loop=args.loop,
+            audio=not args.no_audio,
+        ),
+        retry=RetryOptions(tries=args.retry),
+        sink=SinkOptions(
+            rotate_seconds=args.rotate,
+            rotate_bytes=args.rotate_size,
+            keep=args.keep,
+            timeout=args.timeout,
+            pipe_format=args.pipe_format,
+        ),
+        encoding=LiveEncoding(
+            encoder=args.encoder,
+            crf=args.crf,
+            bitrate=args.bitrate,
+            preset=args.preset,
+            keyframes=args.keyframes,
+        ),
+    )
+    lines = JsonLines(sys.stdout) if args.json else None
+
+    def event(name: str, **facts: Any) -> None:
+        if lines is not None:
+            lines.line("event", {"event": name, **facts})
+        if not args.quiet and (text := _said(name, facts, len(args.sources) > 1)):
+            say(text)
+
+    with contextlib.ExitStack() as stack:
+        viewers: list[Viewer] = []
+        preview = None
+        if args.preview:
+            from vdeblur.camera.preview import Preview
+
+            preview = stack.enter_context(Preview(args.preview))
+            viewers.append(preview)
+        restorer = LiveDeblurrer(deblurrer_of(args, strength=args.strength), steps)
+        session = Session(
+            args.sources, args.output, restorer, options=options, viewers=viewers, on_event=event
+        )
+        if args.metrics:
+            prometheus = Prometheus(args.metrics, session.snapshot)
+            stack.callback(prometheus.close)
+            if not args.quiet:
+                say(f"metrics: port {prometheus.port}, of {args.metrics.rpartition(':')[0]}")
+        if preview is not None:
+            preview.snapshot = session.snapshot
+            if not args.quiet:
+                say(f"preview: {preview.url}")
+        return _until_stopped(args, session, lines)
+
+
+def _until_stopped(args: argparse.Namespace, session: Session, lines: Any) -> int:
+    every = args.every or (1.0 if lines is not None else 10.0)
+    left = args.duration
+    try:
+        with session:
+            while True:
+                step = every if left is None else min(every, left)
+                if session.wait(step):
+                    return 0
+                for status in session.snapshot():
+                    if lines is not None:
+                        lines.line("status", status)
+                    elif not args.quiet:
+                        say(_status(status, len(session.cameras) > 1))
+                if left is not None:
+                    left -= step
+                    if left <= 0:
+                        return 0
+    except KeyboardInterrupt:
+        # The session has finished its files on the way here.
+        if not args.quiet:
+            say("vdeblur: stopped; the files are complete")
+        return 130
+    finally:
+        if lines is not None:
+            for status in session.snapshot():
+                lines.line("end", status)
+        elif not args.quiet:
+            for status in session.snapshot():
+                say(_status(status, len(session.cameras) > 1))
+        stuck = [t.name for t in threading.enumerate() if t.name.startswith("sink ")]
+        if stuck and not args.quiet:
+            say(f"left behind, since it did not end: {', '.join(stuck)}")
+
+
+def _status(status: dict[str, Any], several: bool) -> str:
+    latency = status["latency_ms"]["p95"]
+    parts = [
+        status["state"] + (f" ({status['reason']})" if status["reason"] else ""),
+        f"{status['fps_out']:.1f} frames/s",
+        f"{status['restored']} restored, {status['passed']} passed, {status['dropped']} dropped",
+        f"latency p95 {latency:.0f} ms" if latency is not None else "no picture yet",
+    ]
+    if status["level"]:
+        parts.append(status["level_name"])
+    gone = [sink["sink"] for sink in status["sinks"] if not sink["connected"]]
+    if gone and status["state"] not in ("ended", "failed"):
+        parts.append(f"without {', '.join(gone)}")
+    return (f"camera {status['camera']}: " if several else "") + "; ".join(parts)
+
+
+def _said(name: str, facts: dict[str, Any], several: bool) -> str:
+    """An event as a line for people; empty for those that the status lines tell."""
+    texts = {
+        "connected": "connected: {size} {codec}, {fps:g} frames/s",
+        "outage": "outage: {reason}",
+        "retry": "{reason}; again in {seconds} s",
+        "jump": "the source's times jumped; its picture goes on",
+        "corrupt": "{count} damaged packets or frames so far",
+        "segment": "writing {file}",
+        "sink_gone": "{sink}: {reason}; again in {seconds} s",
+        "sink_back": "{sink}: back",
+        "sink_ended": "{sink}: {reason}",
+        "level": "the network is now {level} ({share:.0%} of the frames were restored)",
+        "network_failed": "the network failed, frames pass untouched: {reason}",
+        "decoding": "decoding {frames} frames",
+        "ended": "the source ended",
+    }
+    if name not in texts or facts.get("stopped"):
+        return ""
+    text = texts[name].format(**facts)
+    if name == "connected" and "outage_seconds" in facts:
+        text += f", after {facts['outage_seconds']} s without"
+    return (f"camera {facts['camera']}: " if several and "camera" in facts else "") + text
+
+
+def _list(args: argparse.Namespace) -> int:
+    from vdeblur.camera.devices import devices
+
+    found = devices()
+    for device in found:
+        if args.json:
+            print(json.dumps(vars(device)))
+        else:
+            print(f"{device.address:<24} {device.kind:<8} {device.name}")
+    if not any(device.kind == "camera" for device in found) and not args.json:
+        say("no camera is connected to this machine")
+    return 0
+
+
+def _duration(text: str) -> float:
+    from vdeblur.camera.addresses import duration_seconds
+
+    try:
+        return duration_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _bytes(text: str) -> int:
+    from vdeblur.camera.addresses import size_bytes
+
+    try:
+        return size_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 1280x720")
+    return int(width), int(height)
