@@ -30,7 +30,7 @@ from tests.media import (
     scene,
     write_frames,
 )
-from vdeblur import VideoWriter, cli
+from vdeblur import Deblurrer, VideoWriter, cli
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
@@ -374,6 +374,22 @@ def test_bad_usage(tmp_path: Path, clip: Path, run: Run, name: str) -> None:
     assert (code, out) == (2, "")
     assert one_sentence(err).startswith("vdeblur")
     assert names(tmp_path) == set()
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, run: Run) -> None:
+    code, _, err = run("x" * 300 + ".mp4", "-o", tmp_path / "a.mkv")
+    assert code == 1
+    assert "File name too long" in one_sentence(err)
+
+
+def test_a_film_of_unsound_results_is_not_called_done(
+    tmp_path: Path, clip: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, rgb, tile: rgb * 0 + 1)
+    words = [clip, "-o", tmp_path / "a.mkv", "--model", "mimo-unet-small"]
+    code, _, err = run(*words, model=False)
+    assert code == 3
+    assert "6 frames stand as in the source" in err
 
 
 def test_a_film_does_not_go_into_one_picture(tmp_path: Path, clip: Path, run: Run) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -196,6 +198,8 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "DATA", "--teacher", "none.pt", *TINY, "--steps", 1], 1, "none.pt"),
         (["--data", "DATA", "--device", "cuda:99"], 1, "no cuda:99"),
         (["--data", "none"], 1, "none"),
+        (["--data", "DATA", *TINY, "--crop", "34", "--steps", 1], 2, "choose a multiple of 4"),
+        (["--data", "DATA", *TINY, "--workers", "-1"], 2, "--workers is -1"),
         (["--data", "DATA", "--crop", "128", "--steps", 1], 1, "too small for crops of 128"),
         (["--data", "DATA", "--val", "none", *TINY], 1, "none"),
     ],
@@ -231,6 +235,27 @@ def test_a_damaged_picture_is_named_also_from_a_loading_process(
     assert code == 1
     assert "Traceback" not in said
     assert "000000.png cannot be read" in said.splitlines()[-1]
+
+
+def test_an_error_in_training_ends_the_program(gopro: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from vdeblur.cli import main
+from vdeblur.models.mimo_unet import MIMOUNet
+def fails(*_): raise RuntimeError("as a network may")
+MIMOUNet.forward_scales = fails
+main(sys.argv[1:])
+"""
+    words = ["train", "--data", gopro, "--out", tmp_path / "run", *TINY, "--workers", 1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=100,  # it would wait for its loading processes for ever
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "as a network may" in done.stderr
 
 
 def test_the_log_forgets_what_was_not_saved(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vdeblur import library, models
 from vdeblur.errors import ModelError
 from vdeblur.files import replacing
-from vdeblur.models import NetworkSpec, build, names, spec
+from vdeblur.models import DEFAULT, NetworkSpec, build, names, spec
 from vdeblur.tensorfiles import TensorFile, read_tensors, stated_config, unwrapped
 from vdeblur.zoo import load_from_zoo, zoo_state
 
@@ -272,7 +272,7 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
     fit none.
     """
     if weights is None:
-        entry = spec(names()[0] if name is None else name)
+        entry = spec(DEFAULT if name is None else name)
         if not entry.trained:
             return Loaded(build(entry.name).eval(), entry.name, entry.name)
         if entry.ships:

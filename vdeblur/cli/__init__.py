@@ -79,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read standard output has gone: that is theirs to decide.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # What no command foresaw: a folder that may not be read, a name that is too long.
+        what = os.strerror(error.errno) if error.errno else str(error)
+        say(f"vdeblur: {error.filename or 'a file'} cannot be used ({what}): check it")
+        return 1
     finally:
         for stop, handler in previous.items():
             signal.signal(stop, handler)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -133,6 +135,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if args.data is None:
         raise UsageError("there is nothing to train on: give --data FOLDER or --data synth:FOLDER")
+    if args.workers is not None and args.workers < 0:
+        raise UsageError(f"--workers is {args.workers}: give 0 (none) or more")
     recipe = _recipe(args)
 
     import torch.distributed as dist
@@ -171,6 +175,7 @@ def _run(args: argparse.Namespace) -> int:
         augment=from_texts(Augment(), _pairs(args.augment, "--augment")) if args.augment else None,
         layout=args.layout,
     )
+    atexit.register(_end_workers)
     with _Stop() as stop:
         try:
             outcome = run_recipe(recipe, settings, run=run, say=say, stop=stop)
@@ -185,6 +190,16 @@ def _run(args: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(settings.out / "weights.safetensors")
     return 0
+
+
+def _end_workers() -> None:
+    """Kill what still loads data when the program ends after an error.
+
+    Those processes ignore the signals that stop a run. SIGTERM is one, by which Python would end
+    them: it would wait for them for ever.
+    """
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class _Stop:

@@ -185,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
             say(f"vdeblur: {error}")
             worst = 1
             continue
-        if report.damage or report.differences:
+        if report.damage or report.differences or report.replaced:
             worst = worst or 3
     return worst
 

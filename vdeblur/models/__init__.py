@@ -20,6 +20,7 @@ from vdeblur.models.network import GlobalMean, Network, share_means
 from vdeblur.models.pss_nsc import PSSNSC
 
 __all__ = [
+    "DEFAULT",
     "FAMILIES",
     "GlobalMean",
     "Identity",
@@ -68,6 +69,8 @@ class NetworkSpec:
     sha256: str = ""
     scores: tuple[Score, ...] = ()
 
+
+DEFAULT = "mimo-unet-small"  # where neither a name nor weights are given
 
 FAMILIES: dict[str, type[Network]] = {
     "mimo-unet": MIMOUNet,

@@ -139,6 +139,13 @@ def run_recipe(
     validation = None if rank else _validation(settings, source)
     steps = recipe.total_steps(source.pairs)
     network, begun_from = _network(recipe, settings, source, state, run.device)
+    multiple = network.size_multiple
+    for side in (recipe.crop, *(side for _, side in recipe.patches)):
+        if side % multiple:
+            raise UsageError(
+                f"a crop of {side} pixels does not fit {recipe.network!r}: choose a multiple of "
+                f"{multiple}, such as {max(multiple, side // multiple * multiple)}"
+            )
     teacher = _teacher(settings.teacher) if recipe.teacher_weight else None
     batches = source.feed(
         workers=0 if on_device else settings.workers,
