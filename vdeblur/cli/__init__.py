@@ -1,8 +1,8 @@
 """The command `vdeblur`: the only module that prints or exits.
 
 Exit codes: 0 done; 1 an error, said in one sentence; 2 bad usage; 3 done, but the source was
-damaged or something differs (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and
-SIGHUP.
+damaged, something differs, or frames stand as in the source because the network's result was
+unsound (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

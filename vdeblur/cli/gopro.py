@@ -146,7 +146,7 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
             if isinstance(error, OutputError) and "disk is full" in str(error):
                 return worst
             continue
-        if report.damage or report.differences:
+        if report.damage or report.differences or report.replaced:
             worst = worst or 3
     return worst
 
