@@ -338,6 +338,100 @@ def test_lpips_is_asked_of_its_package(
     assert told["sets"][0]["total"]["lpips_blurred"] == pytest.approx(difference, abs=1e-5)
 
 
+def test_a_torchvision_of_another_torch_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "packages" / "lpips.py"
+    package.parent.mkdir()
+    package.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "lpips", raising=False)
+    data = gopro(tmp_path / "data", ("one",), 1)
+    said = refused(capsys, "--pairs", data, "--baseline", "--lpips")
+    assert f"a torchvision that was built for torch {torch.__version__}" in said
+    assert said.count("\n") == 1
+
+
+def test_results_are_not_written_over_nor_into_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--pairs", gopro(tmp_path / "data", ("one",), 1), "--baseline"]
+    for option in ("--csv", "--json"):
+        taken = tmp_path / "mine"
+        taken.write_text("mine")
+        assert "use --force to replace it" in refused(capsys, *base, option, taken)
+        assert taken.read_text() == "mine"
+        nowhere = tmp_path / "none" / "deep" / "s"
+        assert "none/deep does not exist: create it" in refused(capsys, *base, option, nowhere)
+        assert "is a folder" in refused(capsys, *base, option, tmp_path)
+        run(capsys, *base, option, taken, "--force")
+        assert "000001" in taken.read_text()
+    assert not (tmp_path / "none").exists()
+    assert "both go to x" in refused(capsys, *base, "--csv", "x", "--json", "x")
+    assert run(capsys, *base, "--csv", "-").splitlines()[0] == (
+        "set,sequence,name,psnr_blurred,ssim_blurred"
+    )
+    look = tmp_path / "look"
+    run(capsys, *base, "--panels", look)
+    assert "has pictures in it already" in refused(capsys, *base, "--panels", look)
+    run(capsys, *base, "--panels", look, "--force")
+    assert "is a file" in refused(capsys, *base, "--panels", taken)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--restored", "DATA", "--model", "identity"], "leave --model out"),
+        (["--restored", "DATA", "--tile", "256"], "leave --tile out"),
+        (["--baseline", "--weights", "x.pkl"], "leave --weights out"),
+        (["--baseline", "--panel-count", "3"], "--panel-count is for --panels"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = gopro(tmp_path / "data", ("one",), 1)
+    words = [str(data) if word == "DATA" else word for word in options]
+    assert main(["eval", "--pairs", str(data), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_split_is_for_what_has_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = gopro(tmp_path / "data", ("one",), 1)
+    plain = data / "test" / "one"
+    assert "has no splits" in refused(capsys, "--pairs", plain, "--baseline", "--split", "test")
+    two = "--pairs", plain / "blur", plain / "sharp", "--baseline"
+    assert "leave it out" in refused(capsys, *two, "--split", "test")
+    assert "leave it out" in refused(capsys, *two, "--layout", "gopro")
+    assert "000001" in run(capsys, "--pairs", data, "--baseline", "--split", "test")
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+def test_unsound_results_are_said_and_not_called_done(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "video":
+        pair = [tmp_path / "b.mkv", tmp_path / "s.mkv"]
+        film(pair[0], [blurred_picture(n) for n in range(2)])
+        film(pair[1], [sharp_picture(n) for n in range(2)])
+    else:
+        pair = [gopro(tmp_path / "data", ("one",))]
+    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, rgb, tile: rgb * math.nan)
+    words = ["--pairs", *map(str, pair), "--device", "cpu", "--backend", "torch"]
+    assert main(["eval", *words, "--json", str(tmp_path / "s.json"), "--quiet"]) == 3
+    assert "2 pictures were scored as they came" in capsys.readouterr().err
+    (told,) = json.loads((tmp_path / "s.json").read_text())["sets"]
+    assert told["unsound"] == 2
+    assert told["total"]["psnr_gain"] == 0
+
+
+def test_a_picture_that_the_network_leaves_alone_is_not_unsound(tmp_path: Path) -> None:
+    pairs = open_pairs([gopro(tmp_path, ("one",))])
+    scores = evaluate(pairs, Deblurrer(Add(0.0), device="cpu"), options=EvalOptions(sharp=True))
+    assert scores.unsound == 0
+    assert scores.total.values["sharp_kept"] == math.inf
+
+
 def test_lettering_and_the_largest_change() -> None:
     line = lettering("Wi.", 20)
     assert line.shape[0] == 20

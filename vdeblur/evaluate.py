@@ -23,6 +23,7 @@ from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import InputError, UsageError
 from vdeblur.extras import optional
 from vdeblur.flow import optical_flow, visible
+from vdeblur.frames import PlaneLayout
 from vdeblur.metrics import WINDOW, flicker, psnr, ssim, warp_error
 from vdeblur.pairs import Pair, PairSet
 from vdeblur.pictures import (
@@ -110,7 +111,8 @@ def evaluate(
     grid = _UnsharpGrid() if options.unsharp else None
     spread = max(1, (expected or 10 * options.panel_count) // max(1, options.panel_count))
     chosen = islice(pairs, 0, None, options.every)
-    for number, pair in enumerate(_restored(islice(chosen, options.limit), deblurrer, batch)):
+    some = islice(chosen, options.limit)
+    for number, (pair, unsound) in enumerate(_restored(some, deblurrer, batch)):
         _check_pair(pair)
         blurred, sharp = pair.blurred.to(device), pair.sharp.to(device)
         restored = None if pair.restored is None else pair.restored.to(device)
@@ -118,8 +120,10 @@ def evaluate(
         if grid is not None:
             grid.add(blurred, sharp, values["psnr_blurred"])
         if options.sharp and deblurrer is not None:
-            kept = deblurrer(sharp)
+            kept, flags = _through(deblurrer, sharp)
+            unsound = unsound or flags[0]
             values["sharp_kept"] = _psnr(kept, sharp, options.protocol)
+        result.unsound += unsound
         result.pictures.append(Score(pair.sequence, pair.name, values))
         if temporal:
             views = {"blurred": blurred, "restored": restored, "sharp": sharp}
@@ -168,31 +172,37 @@ def _check_pair(pair: Pair) -> None:
 # -- restoring and scoring -----------------------------------------------------------------------
 
 
-def _restored(pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int) -> Iterator[Pair]:
-    """The pairs with their restored pictures; neighbours of one kind go through together."""
+def _restored(
+    pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int
+) -> Iterator[tuple[Pair, bool]]:
+    """The pairs with their restored pictures, and whether the network's result was unsound.
+
+    Neighbours of one kind go through together.
+    """
     if deblurrer is None:
-        yield from pairs
+        yield from ((pair, False) for pair in pairs)
         return
     group: list[Pair] = []
 
-    def flush() -> Iterator[Pair]:
+    def flush() -> Iterator[tuple[Pair, bool]]:
         if not group:
             return
         frames = [pair.frame for pair in group if pair.frame is not None]
         if not frames:
-            results = torch.split(deblurrer(torch.cat([pair.blurred for pair in group])), 1)
+            restored, unsound = _through(deblurrer, torch.cat([pair.blurred for pair in group]))
+            results = torch.split(restored, 1)
         else:
             stacks = zip(*(frame.planes for frame in frames), strict=True)
-            planes, _ = deblurrer.restore_planes(
+            planes, replaced = deblurrer.restore_planes(
                 [torch.from_numpy(np.stack(stack)) for stack in stacks], frames[0].layout
             )
-            planes = [plane.cpu() for plane in planes]
+            planes, unsound = [plane.cpu() for plane in planes], replaced.tolist()
             results = tuple(
                 planes_rgb([plane[i : i + 1] for plane in planes], frames[0].layout)
                 for i in range(len(frames))
             )
-        for pair, result in zip(group, results, strict=True):
-            yield replace(pair, restored=result)
+        for pair, result, flag in zip(group, results, unsound, strict=True):
+            yield replace(pair, restored=result), flag
         group.clear()
 
     def kind(pair: Pair) -> object:
@@ -203,6 +213,23 @@ def _restored(pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int) ->
             yield from flush()
         group.append(pair)
     yield from flush()
+
+
+def _through(deblurrer: Deblurrer, images: Tensor) -> tuple[Tensor, list[bool]]:
+    """(N, 3, H, W) restored, and of which pictures the network's result was unsound.
+
+    Those come back as they were. So do pictures that the network leaves alone: of the few that are
+    unchanged to the last bit, `restore_planes` tells.
+    """
+    restored = deblurrer(images)
+    unsound = [False] * len(images)
+    layout = PlaneLayout(images.shape[3], images.shape[2], kind="rgb", full_range=True)
+    for number, (before, after) in enumerate(zip(images, restored, strict=True)):
+        if torch.equal(before.clamp(0, 1), after):
+            red, green, blue = before[:, None].clamp(0, 1).mul(255).round().byte()
+            _, replaced = deblurrer.restore_planes([green, blue, red], layout)
+            unsound[number] = bool(replaced[0])
+    return restored, unsound
 
 
 def _measure(
@@ -246,7 +273,14 @@ def _psnr(picture: Tensor, sharp: Tensor, protocol: Protocol) -> float:
 
 def _lpips(device: torch.device) -> Callable[[Tensor, Tensor], float]:
     """LPIPS of R. Zhang et al. (CVPR 2018), version 0.1 with AlexNet, by the authors' package."""
-    package = optional("lpips", extra="eval", purpose="--lpips")
+    try:
+        package = optional("lpips", extra="eval", purpose="--lpips")
+    # torchvision, which it needs, fails in ways of its own beside another build of torch.
+    except (RuntimeError, OSError, AttributeError) as error:
+        raise UsageError(
+            f"--lpips needs a torchvision that was built for torch {torch.__version__}, and this "
+            "one was not: install torch and torchvision of one release, or leave --lpips out"
+        ) from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
     if not weights.is_file():
         # The package would fetch them unasked; a measurement should not need a network.

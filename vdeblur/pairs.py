@@ -60,7 +60,8 @@ def open_pairs(
     restored: a folder or a video of outputs that exist already, scored instead of a network's.
     layout, split: of a data set in one folder, as `training.layouts.find_pairs` knows them; the
     split "auto" is test, else val, else all.
-    InputError for what is missing or does not fit, UsageError for more than two paths.
+    InputError for what is missing or does not fit; UsageError for more than two paths, and for a
+    layout or split of what has none.
     """
     if len(paths) not in (1, 2):
         raise UsageError(
@@ -74,6 +75,9 @@ def open_pairs(
         raise InputError(f"{paths[0]} is one file: give the sharp one too, or a folder of pairs")
     if len(set(folders)) > 1:
         raise InputError(f"{paths[0]} and {paths[1]}: give two folders, or two files")
+    if len(paths) == 2 and (layout, split) != ("auto", "auto"):
+        option = "--split" if split != "auto" else "--layout"
+        raise UsageError(f"{option} is for one folder that holds both kinds: leave it out")
     if not folders[0]:
         return _video_pairs(paths[0], paths[1], restored)
     files = (
@@ -97,9 +101,11 @@ _Files = list[tuple[str, str, Path, Path]]  # sequence, name, blurred, sharp
 
 def _folder_pairs(folder: Path, layout: str, split: str) -> _Files:
     """The pairs of a data set: of its test split, unless another is asked for or there is none."""
+    known = recognise(folder, layout=layout)
     if split == "auto":
-        have = recognise(folder, layout=layout).splits
-        split = next(name for name in ("test", "val", "all", "train") if name in have)
+        split = next(name for name in ("test", "val", "all", "train") if name in known.splits)
+    elif set(known.splits) == {"all"}:
+        raise UsageError(f"{folder} ({known.name}) has no splits: leave --split out")
     found = find_pairs(folder, layout=layout, split=split)
     return [(pair.sequence, pair.blurred.stem, pair.blurred, pair.sharp) for pair in found]
 

@@ -42,13 +42,15 @@ class SetScores:
     """The scores of a set of pairs.
 
     unsharp: (sigma in pixels, amount) of the best unsharp mask. temporal: by sequence, warp_ and
-    flicker_ blurred, restored, sharp (8-bit levels) and ratio (restored / blurred).
+    flicker_ blurred, restored, sharp (8-bit levels) and ratio (restored / blurred). unsound: of how
+    many pictures the network's result was rejected, so that they were scored as they came.
     """
 
     name: str
     pictures: list[Score] = field(default_factory=list)
     temporal: dict[str, dict[str, float]] = field(default_factory=dict)
     unsharp: tuple[float, float] | None = None
+    unsound: int = 0
 
     @property
     def total(self) -> Row:
@@ -88,6 +90,7 @@ class SetScores:
 
         return {
             "name": self.name,
+            "unsound": self.unsound,
             "total": row(self.total),
             "sequences": [row(sequence) for sequence in self.sequences],
             "temporal": {name or self.name: _plain(v) for name, v in self.temporal.items()},

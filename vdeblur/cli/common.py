@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdeblur.errors import OutputError
 from vdeblur.memory import keep_pages as keep_pages
 
 if TYPE_CHECKING:
@@ -21,6 +24,40 @@ def say(text: str) -> None:
     print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
+def check_new_file(path: Path, *, force: bool) -> None:
+    """OutputError when no file can be written here: said before hours of work, not after."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"folder {path.parent} does not exist: create it first")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already: use --force to replace it")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} may not be written: check the folder's permissions")
+
+
+_NETWORK_OPTIONS = (
+    "model",
+    "weights",
+    "device",
+    "precision",
+    "backend",
+    "batch",
+    "tile",
+    "halo",
+    "stage",
+    "ensemble",
+)
+
+
+def network_option_given(args: argparse.Namespace) -> str | None:
+    """The first option of `network_options` that was given, as it is typed."""
+    for name in _NETWORK_OPTIONS:
+        if getattr(args, name) not in (None, "auto"):
+            return f"--{name}"
+    return None
+
+
 def network_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose a network and how it is run; `deblurrer_of` reads them."""
     parser.add_argument(
@@ -33,7 +70,12 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a checkpoint, or the name of one that `vdeblur models add` keeps",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where the network runs: cpu, cuda, cuda:1, mps …; auto is a GPU where there is one",
+    )
     parser.add_argument(
         "--precision",
         default="auto",
@@ -47,17 +89,26 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         help="what computes the network: auto is what `vdeblur bench --tune` found fastest here, "
         "else OpenVINO on a CPU where installed, else torch; cudagraphs and triton are for CUDA",
     )
-    parser.add_argument("--batch", type=number_or("auto"), default="auto", help="frames at once")
+    parser.add_argument(
+        "--batch",
+        type=number_or("auto"),
+        default="auto",
+        metavar="N",
+        help="frames at once (default auto: what fits; 1 on a CPU)",
+    )
     parser.add_argument(
         "--tile",
         type=number_or("auto", "none"),
         default="auto",
-        help="side of the square the network sees, in pixels; auto; none for the whole picture",
+        metavar="PIXELS",
+        help="side of the square the network sees at once, for memory; none is the whole picture "
+        "(default auto: whole, unless it does not fit)",
     )
     parser.add_argument(
         "--halo",
         type=number_or("auto", "full"),
         default="auto",
+        metavar="PIXELS",
         help="pixels computed and dropped at a tile's edge; full makes tiles exact (default auto)",
     )
     parser.add_argument(

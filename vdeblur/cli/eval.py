@@ -7,8 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import deblurrer_of, keep_pages, network_options, say
-from vdeblur.errors import UsageError
+from vdeblur.cli.common import (
+    check_new_file,
+    deblurrer_of,
+    keep_pages,
+    network_option_given,
+    network_options,
+    say,
+)
+from vdeblur.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from vdeblur.cli.common import Commands
@@ -63,13 +70,15 @@ def add(commands: Commands) -> None:
         "or two folders with files of the same names; or two videos; may be given several times",
     )
     command.add_argument(
-        "--layout", default="auto", help="of a folder of pairs, where it is not recognised: gopro …"
+        "--layout",
+        default="auto",
+        help="how a folder of pairs is laid out, where that is not recognised: gopro, reds …",
     )
     command.add_argument(
         "--split",
         choices=("auto", "train", "val", "test"),
         default="auto",
-        help="of a folder that has splits (default: test, else val)",
+        help="which part of a folder that has splits to score (default: test, else val)",
     )
     command.add_argument(
         "--restored",
@@ -84,7 +93,10 @@ def add(commands: Commands) -> None:
     )
     network_options(command)
     command.add_argument(
-        "--protocol", choices=("8bit", "float", "matlab"), default="8bit", help="(default 8bit)"
+        "--protocol",
+        choices=("8bit", "float", "matlab"),
+        default="8bit",
+        help="how PSNR and SSIM are measured, see above (default 8bit)",
     )
     command.add_argument(
         "--unsharp", action="store_true", help="also the best unsharp mask of a grid: PSNR gain"
@@ -113,7 +125,9 @@ def add(commands: Commands) -> None:
         help="lines of the table (default auto: sequences, or pictures where they are few)",
     )
     command.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    command.add_argument("--csv", type=Path, metavar="FILE", help="write a line a picture")
+    command.add_argument(
+        "--csv", metavar="FILE", help="write a line a picture; - for standard output"
+    )
     command.add_argument(
         "--json", metavar="FILE", help="write everything as JSON; - for standard output"
     )
@@ -123,15 +137,15 @@ def add(commands: Commands) -> None:
         metavar="DIR",
         help="write PNGs: blurred | restored | sharp, and the place of the largest change enlarged",
     )
-    command.add_argument(
-        "--panel-count", type=int, default=8, metavar="N", help="panels a set (default 8)"
-    )
+    command.add_argument("--panel-count", type=int, metavar="N", help="panels a set (default 8)")
+    command.add_argument("--force", action="store_true", help="replace files that exist")
     command.add_argument("--quiet", action="store_true", help="show no progress")
     command.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     keep_pages()
+    _check_outputs(args)
     outputs: list[Path | None] = list(args.restored or [])
     if outputs and len(outputs) != len(args.pairs):
         raise UsageError(
@@ -139,6 +153,10 @@ def _run(args: argparse.Namespace) -> int:
         )
     if outputs and (args.baseline or args.sharp):
         raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
+    unused = network_option_given(args) if outputs or args.baseline else None
+    if unused is not None:
+        chosen = "--restored scores outputs that exist" if outputs else "--baseline runs no network"
+        raise UsageError(f"{chosen}: leave {unused} out")
 
     from vdeblur.deblur import batch_size
     from vdeblur.evaluate import EvalOptions
@@ -153,7 +171,7 @@ def _run(args: argparse.Namespace) -> int:
         every=args.every,
         limit=args.limit,
         panels=args.panels,
-        panel_count=args.panel_count,
+        panel_count=8 if args.panel_count is None else args.panel_count,
     )
     sets = [
         open_pairs(paths, restored=output, layout=args.layout, split=args.split)
@@ -168,8 +186,31 @@ def _run(args: argparse.Namespace) -> int:
     ]
     for note in deblurrer.notes if deblurrer is not None else []:
         say(f"  note: {note}")
+    unsound = sum(one.unsound for one in scores)
+    if unsound:
+        say(f"  {unsound} pictures were scored as they came: the network's result was unsound")
     _write(args, scores, label, str(deblurrer.device) if deblurrer is not None else None)
-    return 0
+    return 3 if unsound else 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    files = [name for name in (args.csv, args.json) if name is not None]
+    if len(set(files)) < len(files):
+        raise UsageError(f"--csv and --json would both go to {files[0]}: give two names")
+    for name in files:
+        if name != "-":
+            check_new_file(Path(name), force=args.force)
+    if args.panels is None:
+        if args.panel_count is not None:
+            raise UsageError("--panel-count is for --panels DIR: give both, or leave it out")
+        return
+    if args.panels.exists() and not args.panels.is_dir():
+        raise OutputError(f"{args.panels} is a file: give --panels a folder")
+    if not args.force and any(args.panels.glob("*.png")):
+        raise OutputError(
+            f"{args.panels} has pictures in it already: use --force to replace those of the same "
+            "names, or give another folder"
+        )
 
 
 def _weights_name(weights: str | None) -> str:
@@ -202,7 +243,11 @@ def _write(
     from vdeblur.scores import as_csv, as_markdown, as_text, score_table, temporal_table
 
     if args.csv is not None:
-        write_bytes(args.csv, as_csv(scores).encode())
+        table = as_csv(scores)
+        if args.csv == "-":
+            print(table, end="")
+        else:
+            write_bytes(Path(args.csv), table.encode())
     if args.json is not None:
         told = {
             "protocol": args.protocol,
@@ -216,6 +261,8 @@ def _write(
             print(text, end="")
             return
         write_bytes(Path(args.json), text.encode())
+    if args.csv == "-":
+        return
     form = as_markdown if args.markdown else as_text
     print(form(score_table(scores, rows=args.rows, label=label)))
     steady = temporal_table(scores, label=label)
