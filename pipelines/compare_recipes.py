@@ -16,8 +16,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from vdeblur import VdeblurError
+from vdeblur.deblurrer import find_device
+from vdeblur.errors import UsageError
 from vdeblur.training.loop import RunOptions
 from vdeblur.training.prune import operations
 from vdeblur.training.recipes import Recipe, recipe_of, with_values
@@ -27,8 +28,11 @@ from vdeblur.training.run import RunSettings, run_recipe, validation_of
 def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:
     """The name, the changed recipe, and what else is changed (init, teacher)."""
     name, _, changes = text.partition(":")
-    values = dict(part.strip().split("=", 1) for part in changes.split(";") if part.strip())
-    config = {key[7:]: json.loads(v) for key, v in values.items() if key.startswith("config.")}
+    try:
+        values = dict(part.strip().split("=", 1) for part in changes.split(";") if part.strip())
+        config = {key[7:]: json.loads(v) for key, v in values.items() if key.startswith("config.")}
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no variant: give NAME: KEY=VALUE; KEY=VALUE") from error
     files = {key: text for key, text in values.items() if key in ("init", "teacher")}
     rest = {k: v for k, v in values.items() if not k.startswith("config.") and k not in files}
     recipe = replace(with_values(recipe, rest), config=dict(recipe.config) | config)
@@ -44,11 +48,11 @@ def main() -> None:
     parser.add_argument("--score", action="append", default=[], metavar="NAME=PAIRS")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
 
-    run = RunOptions(device=torch.device(args.device), report_seconds=30)
+    run = RunOptions(device=find_device(args.device), report_seconds=30)
     base = replace(recipe_of(args.recipe), seconds=0.0, epochs=0, steps=args.steps)
     sets = {name: validation_of(path) for name, _, path in (s.partition("=") for s in args.score)}
     rows = []
@@ -82,4 +86,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error

@@ -16,10 +16,14 @@ from pathlib import Path
 
 import torch
 
+from vdeblur import VdeblurError
 from vdeblur.checkpoints import save_weights
+from vdeblur.deblurrer import find_device
+from vdeblur.errors import OutputError
 from vdeblur.models import build, spec
 from vdeblur.models.network import Network
 from vdeblur.training.data import open_data
+from vdeblur.training.health import start_well
 from vdeblur.training.loop import Progress, RunOptions, train
 from vdeblur.training.recipes import recipe_of
 
@@ -36,10 +40,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--crop", type=int)
     parser.add_argument("--state", type=Path, help="checkpoint to write and to go on from")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=4)
     args = parser.parse_args()
 
+    for file in (args.out, args.state or args.out):
+        if not file.parent.is_dir():
+            raise OutputError(f"folder {file.parent} does not exist: create it first")
+    device = find_device(args.device)
     recipe = recipe_of(args.recipe)
     recipe = replace(
         recipe,
@@ -55,9 +63,10 @@ def main() -> None:
 
     torch.manual_seed(0)
     network = build(recipe.network, recipe.config or None)
+    if recipe.start_well:
+        start_well(network)
     if recipe.identity_start:
         network.start_as_identity()
-    device = torch.device(args.device)
 
     def save(kept: Network) -> None:
         family = spec(recipe.network).family
@@ -85,4 +94,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error

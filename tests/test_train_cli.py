@@ -192,8 +192,17 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "DATA", "--steps", 1, "--epochs", 1], 2, "one length"),
         (["--data", "DATA", "--set", "clip"], 2, "no KEY=VALUE"),
         (["--data", "DATA", "--loss", "l5"], 2, "is not a loss"),
-        (["--data", "DATA", "--config", "depth=3"], 1, "cannot have the config"),
-        (["--data", "DATA", "--model", "identity"], 1, "nothing to train"),
+        (["--data", "DATA", "--config", "depth=3"], 2, "no such value: choose of base, blocks"),
+        (["--data", "DATA", "--config", "base=wide"], 2, "its own is base=32, blocks=2"),
+        (["--data", "DATA", "--config", "base=0"], 2, "--config base=0: its own is base=32"),
+        (["--data", "DATA", "--model", "identity"], 2, "nothing to train"),
+        (["--data", "DATA", *TINY, "--accumulate", "3"], 2, "has 2 crops a step: give 2 parts"),
+        (["--data", "DATA", *TINY, "--seed", "-1"], 2, "--seed is -1"),
+        (["--data", "DATA", *TINY, "--lr", "nan"], 2, "learning rate nan"),
+        (["--data", "DATA", *TINY, "--blur", "noise=0"], 2, "--blur is for photographs"),
+        (["--data", "synth:x", *TINY, "--layout", "gopro"], 2, "--layout is for a folder of pairs"),
+        (["--data", "DATA", *TINY, "--json"], 2, "--json is for --list-recipes"),
+        (["--data", "DATA", *TINY, "--state", "none/state.pt"], 1, "folder none does not exist"),
         (["--data", "DATA", "--model", "mprnet", "--prune", "0.5"], 2, "needs trained weights"),
         (["--data", "DATA", "--teacher", "none.pt", *TINY, "--steps", 1], 1, "none.pt"),
         (["--data", "DATA", "--device", "cuda:99"], 1, "no cuda:99"),
@@ -219,7 +228,39 @@ def test_what_cannot_be(
     text = capsys.readouterr().err.strip()
     assert said in text.splitlines()[-1]
     assert "Traceback" not in text
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "Errno" not in text
+    assert list(tmp_path.iterdir()) == []  # no folder is left of a run that never began
+
+
+def test_a_run_s_folder_that_cannot_be_is_one_sentence(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert run("--data", gopro, *TINY, "--steps", 1, "--out", tmp_path / "file" / "run") == 1
+    said = capsys.readouterr().err
+    assert "cannot be a folder for this run (Not a directory): give another --out" in said
+    assert "Errno" not in said
+
+
+def test_a_run_that_runs_away_ends_with_what_it_had(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["--data", gopro, "--out", out, "--recipe", "mimo-unet-gopro", *TINY]
+    # The rate rises through what can be learnt at to what cannot.
+    rising = ["--set", "schedule.warmup=0.9", "--steps", 400, "--report", "0.02s"]
+    assert run(*command, *rising, "--lr", 2) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vdeblur: training ran away: ")
+    step = int(said.partition("what is kept is of step ")[2].partition(":")[0])
+    assert "the same command with a lower --lr" in said
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == step
+    card = json.loads((out / "weights.json").read_text())
+    assert (card["steps"], card["finished"]) == (step, False)
+    assert load(None, out / "weights.safetensors").network  # which refuses what is not finite
+    # The loss is watched again from where it stands.
+    assert run(*command, "--steps", step + 1, "--lr", "1e-5", *rising[:2]) == 0
+    assert "the learning rate is 1e-05 from here on; it was 2" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_is_named_also_from_a_loading_process(

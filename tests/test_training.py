@@ -32,6 +32,7 @@ from vdeblur.training.distill import distance_to_teacher
 from vdeblur.training.health import dead_share, revive, start_well
 from vdeblur.training.loop import (
     Batches,
+    Diverged,
     Outcome,
     Progress,
     RunOptions,
@@ -333,7 +334,7 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     losses_of(replace(TINY, steps=1), state_file=state)
-    with pytest.raises(UsageError, match="learning_rate, loss differ"):
+    with pytest.raises(UsageError, match=r"its loss differ\)"):  # the rate may be another
         losses_of(replace(TINY, loss="mse", learning_rate=1), state_file=state)
     with pytest.raises(UsageError, match="seed differ"):
         losses_of(TINY, state_file=state, seed=5)
@@ -424,6 +425,38 @@ def test_a_step_without_a_finite_gradient_is_left_out() -> None:
     nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
     with pytest.raises(VdeblurError, match="lower --lr"):
         losses_of(replace(TINY, steps=100), lambda first: nothing_else)
+
+
+@pytest.mark.parametrize("wild", [math.nan, 1e3])
+def test_a_run_that_ran_away_ends_with_what_it_last_had(wild: float, tmp_path: Path) -> None:
+    def after_6(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (blurred, sharp) in zip(itertools.count(first), batches(first), strict=False):
+            yield (blurred, sharp) if number < 6 else (blurred, sharp.float() * wild)
+
+    reports: list[tuple[int, list[Tensor]]] = []
+    recipe, state = replace(TINY, steps=60, ema=0.5), tmp_path / "state.pt"
+
+    def keep(progress: Progress, kept: Network) -> None:
+        reports.append((progress.step, [w.clone() for w in weights_of(kept)]))
+
+    with pytest.raises(
+        Diverged, match=r"for 30 steps, at step 36; what is kept is of step 6: "
+    ) as it:
+        train(network_of(), after_6, recipe, run=EVERY_STEP, state_file=state, on_report=keep)
+    assert [step for step, _ in reports] == [1, 2, 3, 4, 5, 6]
+    outcome = it.value.outcome
+    assert outcome is not None
+    assert not outcome.finished
+    assert all(map(torch.equal, weights_of(outcome.network), reports[-1][1]))
+    assert torch.load(state, weights_only=True)["step"] == 6
+
+    # It goes on from there at a lower rate; a few wild steps among others do not matter.
+    def now_and_then(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (blurred, sharp) in zip(itertools.count(first), batches(first), strict=False):
+            yield (blurred, sharp) if number % 4 else (blurred, sharp.float() * wild)
+
+    slower = replace(recipe, learning_rate=1e-4, steps=14)
+    assert train(network_of(), now_and_then, slower, state_file=state).finished
 
 
 def test_patches_and_sharp_inputs() -> None:

@@ -421,7 +421,13 @@ def test_check_measures_misalignment(tmp_path: Path) -> None:
 
 
 def pan(
-    path: Path, *, frames: int = 30, step: int = 2, cut: int | None = None, still: int = 0
+    path: Path,
+    *,
+    frames: int = 30,
+    step: int = 2,
+    cut: int | None = None,
+    still: int = 0,
+    rate: int = 240,
 ) -> Path:
     """A video that pans over a picture; from `cut` on another one; first `still` frames alike."""
     scenes = [scenery(240, 96, seed, hard=True) for seed in (1, 2)]
@@ -432,7 +438,7 @@ def pan(
             x = step * max(0, number - still)
             yield av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[:, x : x + 96]), "rgb24")
 
-    return write_frames(path, (f.reformat(format="bgr0") for f in pictures()), "ffv1", rate=240)
+    return write_frames(path, (f.reformat(format="bgr0") for f in pictures()), "ffv1", rate=rate)
 
 
 def test_average_by_hand() -> None:
@@ -487,6 +493,18 @@ def test_average_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main([*command, "--force", "--response", "linear"]) == 0
     assert not (folder / "blur_gamma").exists()
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["ride"]
+
+
+def test_slow_video_is_averaged_with_a_word_of_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "average", "-o", str(tmp_path / "out"), "--frames", "7"]
+    assert main([*words, str(pan(tmp_path / "slow.mkv", rate=30))]) == 0
+    said = capsys.readouterr().err
+    assert "slow.mkv has 30 frames a second: a mean of 7 of them spans 0.23 s" in said
+    assert main([*words, str(pan(tmp_path / "fast.mkv", rate=120)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert main([*words, "x.mkv", "--seed", "-1"]) == 2
 
 
 def test_windows_that_are_left_out(tmp_path: Path) -> None:
@@ -604,7 +622,9 @@ def test_synth(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_sheet(photos: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    assert main(["data", "synth", str(photos), "--sheet", str(sheet), "--crop", "32"]) == 0
+    words = ["data", "synth", str(photos), "--sheet", str(sheet), "--crop", "32"]
+    assert main(words) == 0
+    assert main(words) == 1  # it is there already
     picture = load_picture(sheet)
     assert picture.shape == (4 * (2 * 32 + 22) - 4, 6 * 36 - 4, 3)
     sharp, blurred = picture[18:50, :32].astype(int), picture[50:82, :32].astype(int)

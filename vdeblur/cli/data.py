@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import say
+from vdeblur.cli.common import check_new_file, say
 from vdeblur.errors import UsageError, VdeblurError
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ def add(commands: Commands) -> None:
         description="Report what a folder of pairs holds and what is wrong with it. "
         "Exit 1 when training on it would fail.",
     )
-    check.add_argument("folder", metavar="DIR", type=Path)
+    check.add_argument("folder", metavar="DIR", type=Path, help="a folder of pairs")
     check.add_argument("--layout", default="auto", help="instead of recognising it: gopro, reds …")
     check.add_argument(
-        "--sample", type=int, default=20, help="pairs to measure of each split (default 20)"
+        "--sample",
+        type=int,
+        default=20,
+        metavar="N",
+        help="pairs to measure of each split (default 20)",
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(run=_check)
@@ -47,12 +52,21 @@ def add(commands: Commands) -> None:
         "OUT/NAME/{blur,blur_gamma,sharp}.",
     )
     average.add_argument("sources", metavar="SRC", nargs="+", type=Path, help="video files")
-    average.add_argument("-o", "--output", metavar="OUT", type=Path, required=True)
     average.add_argument(
-        "--frames", type=_count_range, default=(7, 13), metavar="A..B", help="default 7..13"
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write into"
     )
     average.add_argument(
-        "--stride", type=int, help="frames from one window to the next (default: end to end)"
+        "--frames",
+        type=_count_range,
+        default=(7, 13),
+        metavar="A..B",
+        help="how many to average, an odd count drawn from this range (default 7..13)",
+    )
+    average.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="frames from one window's first to the next's (default: end to end)",
     )
     average.add_argument(
         "--response",
@@ -68,8 +82,13 @@ def add(commands: Commands) -> None:
         metavar="B",
         help="leave out windows whose middle frame is more blurred (0 to 1; default 0.5; 1: none)",
     )
-    average.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto")
-    average.add_argument("--seed", type=int, default=0)
+    average.add_argument(
+        "--reader",
+        choices=("auto", "decord", "pyav"),
+        default="auto",
+        help="decord seeks, pyav reads on; auto is decord for far apart windows, where installed",
+    )
+    average.add_argument("--seed", type=int, default=0, help="of the counts (default 0)")
     average.add_argument("--force", action="store_true", help="replace what is there")
     average.add_argument("--json", action="store_true", help="print a report a line, as JSON")
     average.set_defaults(run=_average)
@@ -81,9 +100,13 @@ def add(commands: Commands) -> None:
         "--data synth:DIR` does while it trains, into OUT/blur and OUT/sharp.",
     )
     synth.add_argument("folder", metavar="DIR", type=Path, help="sharp photographs")
-    synth.add_argument("-o", "--output", metavar="OUT", type=Path)
-    synth.add_argument("--count", type=int, default=100, help="pairs to make (default 100)")
-    synth.add_argument("--crop", type=int, default=512, help="their side, pixels (default 512)")
+    synth.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder for the pairs")
+    synth.add_argument(
+        "--count", type=int, default=100, metavar="N", help="pairs to make (default 100)"
+    )
+    synth.add_argument(
+        "--crop", type=int, default=512, metavar="PIXELS", help="their side (default 512)"
+    )
     synth.add_argument("--seed", type=int, default=0, help="the same seed makes the same pairs")
     synth.add_argument(
         "--set",
@@ -100,7 +123,7 @@ def add(commands: Commands) -> None:
 
 
 def _nothing(parser: argparse.ArgumentParser) -> int:
-    parser.print_help()
+    parser.print_help(sys.stderr)
     return 2
 
 
@@ -113,6 +136,11 @@ def _count_range(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no range of frames: give one such as 7..13, or a number"
         ) from None
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}: give 0 or more")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -140,6 +168,7 @@ def _average(args: argparse.Namespace) -> int:
 
     from vdeblur.training.average import AverageOptions, AverageReport, average_video
 
+    _check_seed(args.seed)
     options = AverageOptions(
         frames=args.frames,
         stride=args.stride,
@@ -178,6 +207,8 @@ def _average(args: argparse.Namespace) -> int:
         else:
             skipped = "".join(f"; {n} windows skipped {why}" for why, n in report.skipped.items())
             say(f"{report.folder}: {report.pairs} pairs, read by {report.reader}{skipped}")
+            for note in report.notes:
+                say(f"  note: {note}")
     return worst
 
 
@@ -193,7 +224,10 @@ def _synth(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.count} pairs of {args.crop} pixels cannot be: give 1 or more of 16 or more"
         )
+    _check_seed(args.seed)
     options = _blur_options(args.set)
+    if args.sheet is not None:
+        check_new_file(args.sheet, force=args.force)
     if args.sheet is not None:
         write_sheet(
             picture_files(args.folder),

@@ -25,8 +25,8 @@ def add(commands: Commands) -> None:
         "train",
         help="train a network on pairs, or on blur made from photographs",
         description="Train a network by a recipe. The same command goes on with a run that was "
-        "stopped; Ctrl-C stops it after the step it is at. RUN receives weights.safetensors with "
-        "its model card, metrics.jsonl and state.pt.",
+        "stopped;\nCtrl-C stops it after the step it is at. RUN receives weights.safetensors with "
+        "its model\ncard, metrics.jsonl and state.pt.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  vdeblur train --recipe mimo-unet-gopro --data GoPro/train --val GoPro/test --out run\n"
@@ -35,7 +35,12 @@ def add(commands: Commands) -> None:
         "  torchrun --nproc-per-node 4 -m vdeblur train --recipe mprnet-gopro --data GoPro/train",
     )
     what = train.add_argument_group("what")
-    what.add_argument("--recipe", default="mimo-unet-small", help="default mimo-unet-small")
+    what.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default="mimo-unet-small",
+        help="network, loss, optimiser, schedule and length (default mimo-unet-small)",
+    )
     what.add_argument("--list-recipes", action="store_true", help="list the recipes and end")
     what.add_argument(
         "--json", action="store_true", help="list them with all their values, as JSON"
@@ -46,25 +51,40 @@ def add(commands: Commands) -> None:
     what.add_argument(
         "--val", metavar="DATA", help="folder of pairs to watch, instead of some of DATA"
     )
-    what.add_argument("-o", "--out", metavar="RUN", default="run", help="folder of the run (run)")
-    what.add_argument("--state", metavar="FILE", help="what to go on from (RUN/state.pt)")
+    what.add_argument(
+        "-o", "--out", metavar="RUN", default="run", help="folder of the run (default run)"
+    )
+    what.add_argument(
+        "--state",
+        metavar="FILE",
+        help="where the run's state is kept, to go on from (default RUN/state.pt)",
+    )
     what.add_argument(
         "--init", metavar="FILE", help='weights to start from; "shipped": the package\'s'
     )
     what.add_argument(
         "--teacher", metavar="FILE", help="weights, or a network's name, to learn from"
     )
-    what.add_argument("--layout", default="auto", help="how DATA is laid out (auto)")
-    for option, example in (("--blur", "max_length=60"), ("--augment", "brightness=0.2")):
+    what.add_argument(
+        "--layout",
+        default="auto",
+        help="how a folder of pairs is laid out, where that is not recognised: gopro, reds …",
+    )
+    for option, text in (
+        ("--blur", "how photographs are blurred, such as max_length=60 (BlurOptions)"),
+        ("--augment", "how pictures are varied, such as brightness=0.2 (Augment)"),
+    ):
         what.add_argument(
             option,
             metavar="KEY=VALUE",
             action="append",
             default=[],
-            help=f"a value of `vdeblur.training`'s options, such as {example}; repeatable",
+            help=f"{text}; repeatable",
         )
-    change = train.add_argument_group("changes to the recipe")
-    change.add_argument("--model", help="another network of the catalogue")
+    change = train.add_argument_group(
+        "changes to the recipe", "By default all of these are the recipe's."
+    )
+    change.add_argument("--model", metavar="NAME", help="another network (see `vdeblur models`)")
     change.add_argument(
         "--config",
         metavar="KEY=VALUE",
@@ -80,30 +100,66 @@ def add(commands: Commands) -> None:
         help="a value of the recipe, such as clip=1 or schedule.shape=step; repeatable",
     )
     change.add_argument(
-        "--budget", type=duration, metavar="TIME", help="wall time, such as 25m or 2h"
+        "--budget", type=duration, metavar="TIME", help="length in wall time, such as 25m or 2h"
     )
-    change.add_argument("--steps", type=int, help="length in steps")
-    change.add_argument("--epochs", type=int, help="length in passes over the pairs")
-    change.add_argument("--batch", type=int, help="crops a step, of all processes together")
-    change.add_argument("--crop", type=int, help="side of a crop in pixels")
-    change.add_argument("--lr", type=float, help="learning rate")
-    change.add_argument("--loss", help='a sum of terms, such as "l1 + 0.1*msfr"')
-    change.add_argument("--ema", type=float, help="decay of the averaged weights; 0 for none")
-    change.add_argument("--teacher-weight", type=float, help="weight of the teacher's outputs")
-    change.add_argument("--prune", type=float, help="share of the blocks' work to cut away first")
-    change.add_argument("--seed", type=int, default=0)
+    change.add_argument("--steps", type=int, metavar="N", help="length in steps")
+    change.add_argument("--epochs", type=int, metavar="N", help="length in passes over the pairs")
+    change.add_argument(
+        "--batch", type=int, metavar="N", help="crops a step, of all processes together"
+    )
+    change.add_argument("--crop", type=int, metavar="PIXELS", help="side of a crop")
+    change.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
+    change.add_argument("--loss", metavar="SUM", help='a sum of terms, such as "l1 + 0.1*msfr"')
+    change.add_argument(
+        "--ema", type=float, metavar="D", help="decay of the averaged weights; 0 for none"
+    )
+    change.add_argument(
+        "--teacher-weight", type=float, metavar="W", help="weight of the teacher's outputs"
+    )
+    change.add_argument(
+        "--prune", type=float, metavar="SHARE", help="of the blocks' work, to cut away first"
+    )
+    change.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     how = train.add_argument_group("how")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …")
-    how.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     how.add_argument(
-        "--workers", type=int, help="processes that load data (half of the cores, to 8)"
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of the arithmetic: auto is bf16 on a GPU that has it, else fp32",
     )
-    how.add_argument("--accumulate", type=int, default=1, help="parts of a batch, for memory (1)")
+    how.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that load data, 0 for none (default half of the cores, 8 at most)",
+    )
+    how.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="take each batch in N parts, for memory (default 1)",
+    )
     how.add_argument("--checkpointing", action="store_true", help="less memory, a third more work")
-    how.add_argument("--compile", action="store_true", help="torch.compile")
-    how.add_argument("--no-channels-last", action="store_true")
-    how.add_argument("--report", type=duration, default=60.0, metavar="TIME", help="default 60s")
-    how.add_argument("--validate", type=duration, default=300.0, metavar="TIME", help="default 5m")
+    how.add_argument("--compile", action="store_true", help="compile the network by torch.compile")
+    how.add_argument(
+        "--no-channels-last", action="store_true", help="keep torch's own order of memory"
+    )
+    how.add_argument(
+        "--report",
+        type=duration,
+        default=60.0,
+        metavar="TIME",
+        help="how often a line is said and the state is saved (default 60s)",
+    )
+    how.add_argument(
+        "--validate",
+        type=duration,
+        default=300.0,
+        metavar="TIME",
+        help="how often the held-out pictures are scored and the weights are written (default 5m)",
+    )
     how.add_argument(
         "--log", choices=("tensorboard",), help="curves and pictures, in RUN/tensorboard"
     )
@@ -126,6 +182,8 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.errors import UsageError
     from vdeblur.training.recipes import RECIPES, facts
 
+    if args.json and not args.list_recipes:
+        raise UsageError("--json is for --list-recipes: give both, or leave it out")
     if args.list_recipes:
         if args.json:
             print(json.dumps([facts(recipe) for recipe in RECIPES.values()], indent=2))
@@ -137,6 +195,13 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("there is nothing to train on: give --data FOLDER or --data synth:FOLDER")
     if args.workers is not None and args.workers < 0:
         raise UsageError(f"--workers is {args.workers}: give 0 (none) or more")
+    if args.seed < 0:
+        raise UsageError(f"--seed is {args.seed}: give 0 or more")
+    photographs = args.data.startswith("synth:")
+    if args.blur and not photographs:
+        raise UsageError("--blur is for photographs (--data synth:FOLDER): leave it out for pairs")
+    if args.layout != "auto" and photographs:
+        raise UsageError("--layout is for a folder of pairs: leave it out for photographs")
     recipe = _recipe(args)
 
     import torch.distributed as dist
@@ -239,6 +304,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.config:
         config = _pairs(args.config, "--config", as_numbers=True)
         recipe = replace(recipe, config=dict(recipe.config) | config)
+        _check_config(recipe, args.config)
     lengths = {"seconds": args.budget, "steps": args.steps, "epochs": args.epochs}
     given = {key: value for key, value in lengths.items() if value is not None}
     if len(given) > 1:
@@ -259,6 +325,33 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.teacher and args.teacher_weight is None and not recipe.teacher_weight:
         named["teacher_weight"] = 0.5
     return replace(recipe, **{key: value for key, value in named.items() if value is not None})
+
+
+def _check_config(recipe: Recipe, texts: list[str]) -> None:
+    """UsageError for --config texts that no such network can have."""
+    import inspect
+
+    import torch
+
+    from vdeblur.errors import ModelError, UsageError
+    from vdeblur.models import FAMILIES, build, spec
+
+    entry = spec(recipe.network)
+    known = list(inspect.signature(FAMILIES[entry.family]).parameters)
+    for name in recipe.config:
+        if name not in known:
+            raise UsageError(
+                f"--config {name}: {recipe.network} has no such value: "
+                f"{'choose of ' + ', '.join(known) if known else 'leave it out'}"
+            )
+    try:
+        with torch.device("meta"):
+            build(recipe.network, dict(entry.config) | dict(recipe.config))
+    except (ModelError, RuntimeError, ArithmeticError, LookupError) as error:
+        usual = ", ".join(f"{key}={value}" for key, value in entry.config.items())
+        raise UsageError(
+            f"no {recipe.network} can be built with --config {' '.join(texts)}: its own is {usual}"
+        ) from error
 
 
 def _pairs(texts: list[str], option: str, *, as_numbers: bool = False) -> dict[str, Any]:

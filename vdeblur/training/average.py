@@ -27,6 +27,9 @@ from vdeblur.extras import installed, optional
 Picture = NDArray[np.uint8]
 Reader = Literal["auto", "decord", "pyav"]
 _CODES = np.arange(256) / 255.0
+# frames/s below which a mean of frames is a row of ghosts, not a blur: GoPro was recorded at 240,
+# REDS at 120 and interpolated further.
+_SLOW = 100
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,16 @@ class AverageOptions:
 
 @dataclass
 class AverageReport:
-    """What came of a video: pairs written into `folder`, windows skipped by reason."""
+    """What came of a video: pairs written into `folder`, windows skipped by reason, and what a user
+    should know of it.
+    """
 
     source: str
     folder: str
     reader: str
     pairs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,7 +110,7 @@ def response_table(response: str) -> NDArray[np.float64]:
     try:
         values = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), float)
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as 256 numbers ({error})") from error
+        raise InputError(f"{path} cannot be read as 256 numbers: check the file") from error
     if values.shape != (256,) or np.any(np.diff(values) <= 0):
         raise InputError(
             f"{path} holds {values.size} numbers"
@@ -231,6 +237,7 @@ def average_video(
         raise OutputError(f"{folder} exists already: give another -o, or --force to replace it")
     frames = _open(source, options)
     report = AverageReport(str(source), str(folder), frames.name)
+    report.notes += _notes(source, options)
     partial = out / f".{source.stem}-partial"
     new = not out.exists()
     try:
@@ -271,6 +278,20 @@ def average_video(
             with contextlib.suppress(OSError):
                 out.rmdir()
     return report
+
+
+def _notes(source: Path, options: AverageOptions) -> list[str]:
+    from vdeblur.reader import VideoReader
+
+    with VideoReader(source) as reader:
+        rate = float(reader.info.fps or 0)
+    if not 0 < rate < _SLOW:
+        return []
+    return [
+        f"{source.name} has {rate:g} frames a second: a mean of {options.counts[0]} of them spans "
+        f"{options.counts[0] / rate:.2g} s and shows ghosts, not blur; take video of 120 frames a "
+        "second or more (slow motion, recorded at such a rate, is right as it is)"
+    ]
 
 
 def _open(source: Path, options: AverageOptions) -> _Sequential | _Seeking:

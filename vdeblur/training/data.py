@@ -48,7 +48,8 @@ def load_picture(path: Path) -> NDArray[np.uint8]:
         with pillow.open(path) as image:
             return np.array(image.convert("RGB"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}): remove it") from error
+        reason = error.strerror or "it is none, or damaged"
+        raise InputError(f"{path} cannot be read as a picture ({reason}): remove it") from error
 
 
 def pair_files(folder: Path) -> list[tuple[Path, Path]]:

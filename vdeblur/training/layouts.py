@@ -88,8 +88,9 @@ def picture_size(path: Path) -> tuple[int, int]:
         with pillow.open(path) as image:
             return image.height, image.width
     except OSError as error:
+        reason = error.strerror or "it is none, or damaged"
         raise InputError(
-            f"{path} cannot be read as a picture ({error}): remove the pair"
+            f"{path} cannot be read as a picture ({reason}): remove the pair"
         ) from error
 
 

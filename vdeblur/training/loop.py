@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vdeblur.errors import InputError, UsageError, VdeblurError
+from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 from vdeblur.files import replacing
 from vdeblur.models.network import Network
 from vdeblur.training.distill import distance_to_teacher
@@ -35,7 +35,11 @@ Batch = tuple[Tensor, Tensor]
 Batches = Callable[[int], Iterable[Batch]]
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_HOPELESS = 30  # steps in a row without a finite gradient; fp16's scale has fallen by 2³⁰ by then
+_HOPELESS = 30  # wild steps in a row end a run; fp16's scale has fallen by 2³⁰ by then
+_SUSPECT = 10  # wild steps in a row after which nothing is saved at the end either
+_WILD = 10.0  # times the lowest mean loss; of the first step's loss, a hundred times that
+_MEAN_STEPS = 32
+_LEAST_LOSS = 1e-4  # a loss below needs not be told from one ten times as high
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,36 @@ class Outcome:
     last: Network
     progress: Progress
     finished: bool
+
+
+class Diverged(VdeblurError):
+    """Training ran away. outcome: the network as it last was sound; None if it never was."""
+
+    def __init__(self, message: str, outcome: Outcome | None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class _Watch:
+    """How many steps in a row were wild: without a finite gradient, or of a loss far above what it
+    had been. One such step is bad luck with a picture; many are a network that is lost.
+    """
+
+    def __init__(self) -> None:
+        self.in_a_row, self.limit = 0, math.inf
+        self._mean, self._steps = 0.0, 0
+
+    def see(self, loss: float, *, finite: bool) -> None:
+        if not finite or loss > self.limit:
+            self.in_a_row += 1
+            return
+        self.in_a_row = 0
+        self._steps += 1
+        self._mean += (loss - self._mean) / min(self._steps, _MEAN_STEPS)
+        if self._steps == 1:
+            self.limit = 100 * _WILD * max(loss, 10 * _LEAST_LOSS)
+        if self._steps >= _MEAN_STEPS:
+            self.limit = min(self.limit, _WILD * max(self._mean, _LEAST_LOSS))
 
 
 class _Scales(nn.Module):
@@ -167,11 +201,12 @@ def train(
     (N, 3, H, W), uint8 or floating point in 0..1, those of this process where there are several;
     giving no more of them ends the run early. steps: the length, where the recipe counts epochs.
     teacher: any network, RGB to RGB. state_file: written at every report (under a temporary name
-    first) and resumed from when it exists; seed is held to the one in it. stop: asked after every
-    step.
+    first) and resumed from when it exists; seed is held to the one in it, the learning rate is not.
+    stop: asked after every step.
     Under torchrun the reports and the state are the first process's.
-    InputError for a state that is damaged, UsageError for another recipe's; VdeblurError when the
-    gradient stays infinite.
+    InputError for a state that is damaged, UsageError for another recipe's, OutputError when it
+    cannot be written; Diverged when the loss or the gradient stays infinite, or the loss far above
+    what it was: state and reports then end with the last sound ones.
     """
     run = run or RunOptions()
     rank, world = processes()
@@ -239,8 +274,15 @@ def train(
             "pixels": pixels,
             "random": torch.get_rng_state(),
         }
-        with replacing(state_file) as temporary:
-            torch.save(content, temporary)
+        try:
+            with replacing(state_file) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:  # torch's own, of a full disk
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            raise OutputError(
+                f"{state_file} cannot be written ({reason}): the run goes on from its last state "
+                "when there is room"
+            ) from error
 
     def losses_of(x: Tensor, y: Tensor, weights_at: float) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -260,12 +302,15 @@ def train(
 
     began = reported = time.monotonic()
     used_before = used
-    waiting, total, counted, skipped, in_a_row, seen, rate = 0.0, 0.0, 0, 0, 0, images, 0.0
+    waiting, total, counted, skipped, seen, rate = 0.0, 0.0, 0, 0, images, 0.0
     reported_step = step
+    watch = _Watch()
+    kept = averaged if recipe.ema else network
     finished = share_done() >= 1
     progress = Progress(used, step, share_done(), pixels / 1e6, math.nan, 0.0, 0.0, 0.0, 0)
     if finished:
-        return Outcome(averaged if recipe.ema else network, network, progress, True)
+        return Outcome(kept, network, progress, True)
+    sound: dict[str, Tensor] | None = _copied(kept) if step else None
     iterator = iter(batches(step))
     if random_state is not None:
         # After the loader has drawn its own seed: whatever the network draws goes on as it was.
@@ -305,15 +350,11 @@ def train(
             norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf))
             if math.isfinite(norm) and math.isfinite(loss_value):
                 scaler.step(optimiser)
-                total, counted, in_a_row = total + loss_value, counted + 1, 0
+                total, counted = total + loss_value, counted + 1
             else:
                 optimiser.zero_grad(set_to_none=True)
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-                if in_a_row >= _HOPELESS:
-                    raise VdeblurError(
-                        f"the gradient has not been finite for {in_a_row} steps, at step {step}: "
-                        "start again with a lower --lr, or with --precision fp32"
-                    )
+                skipped += 1
+            watch.see(loss_value, finite=math.isfinite(norm) and math.isfinite(loss_value))
             scaler.update()
             step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
             if recipe.ema:
@@ -323,10 +364,17 @@ def train(
         used = used_before + now - began
         used, asked_to_stop = _agree(used, stop(), device)
         finished = finished or share_done() >= 1
+        wild = int(_agree(watch.in_a_row, False, device)[0])
+        if wild >= _HOPELESS or (finished and wild >= _SUSPECT):
+            raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
+        ending = finished or asked_to_stop
         due = now - reported >= run.report_seconds
         if run.report_steps:
             due = step % run.report_steps == 0
-        if finished or asked_to_stop or (_agree(0.0, due, device)[1] and step > reported_step):
+        # A report of a wild step waits for a sound one: it may be the first of many.
+        if (ending and wild < _SUSPECT) or (
+            not ending and not wild and _agree(0.0, due, device)[1] and step > reported_step
+        ):
             span = max(now - reported, 1e-9)
             mean = total / counted if counted else math.nan
             progress = Progress(
@@ -340,15 +388,49 @@ def train(
                 images_per_second=(images - seen) / span,
                 skipped=skipped,
             )
+            sound = _copied(kept)
             save()
             if on_report is not None and not rank:
-                on_report(progress, averaged if recipe.ema else network)
+                on_report(progress, kept)
                 network.train()
             waiting, total, counted, skipped, seen = 0.0, 0.0, 0, 0, images
             reported, reported_step = time.monotonic(), step
-        if finished or asked_to_stop:
+        if ending:
             break
-    return Outcome(averaged if recipe.ema else network, network, progress, finished)
+    if wild >= _SUSPECT and sound is not None:
+        kept.load_state_dict(sound)
+    return Outcome(kept, network, progress, finished)
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _diverged(
+    wild: int,
+    step: int,
+    limit: float,
+    progress: Progress,
+    state_file: Path | None,
+    kept: Network,
+    network: Network,
+    sound: dict[str, Tensor] | None,
+) -> Diverged:
+    """The error of a run that ran away, with the network as it was at the last report."""
+    above = f" or the loss above {limit:.3g}" if math.isfinite(limit) else ""
+    said = f"training ran away: the gradient is not finite{above} for {wild} steps, at step {step}"
+    if sound is None:
+        return Diverged(
+            f"{said}; nothing was kept: start again with a lower --lr, or with --precision fp32",
+            None,
+        )
+    kept.load_state_dict(sound)
+    again = "the same command with a lower --lr" if state_file is not None else "a lower --lr"
+    return Diverged(
+        f"{said}; what is kept is of step {progress.step}: go on from there with {again}, or with "
+        "--precision fp32",
+        Outcome(kept, network, progress, False),
+    )
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ only decides how fast they come (device, precision, workers) is `loop.RunOptions
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,11 @@ class Recipe:
         wrong = [
             (self.scales not in SCALE_WEIGHTS, f"scales {self.scales!r}", "equal or halving"),
             (self.optimiser not in OPTIMISERS, f"optimiser {self.optimiser!r}", "adam or adamw"),
-            (self.learning_rate <= 0, f"learning rate {self.learning_rate}", "above 0"),
+            (
+                not 0 < self.learning_rate < math.inf,
+                f"learning rate {self.learning_rate:g}",
+                "above 0",
+            ),
             (self.batch < 1, f"batch {self.batch}", "1 or more"),
             (self.crop < 16, f"crop {self.crop}", "16 pixels or more"),
             (min(self.seconds, self.steps, self.epochs) < 0, "a length below 0", "above 0"),
@@ -180,9 +185,10 @@ def facts(recipe: Recipe) -> dict[str, Any]:
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """The names of what decides a run's course and differs between two recipes' facts.
 
-    Lengths may differ: a run may be made longer.
+    Lengths may differ: a run may be made longer. The learning rate may: a run that ran away goes on
+    with a lower one.
     """
-    free = {"name", "summary", "source", "seconds", "steps", "epochs", "init"}
+    free = {"name", "summary", "source", "seconds", "steps", "epochs", "init", "learning_rate"}
     return sorted(key for key in {*a, *b} - free if a.get(key) != b.get(key))
 
 

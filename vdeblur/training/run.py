@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdeblur.checkpoints import load, save_weights, write_card
-from vdeblur.errors import InputError, ModelError, OutputError, UsageError
+from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
 from vdeblur.models import build, names, spec
 from vdeblur.models.network import Network
 from vdeblur.training.blur import BlurOptions
@@ -31,7 +31,15 @@ from vdeblur.training.data import Augment, Data, load_picture, open_data
 from vdeblur.training.health import dead_share, revive, start_well
 from vdeblur.training.layouts import find_pairs, recognise
 from vdeblur.training.log import METRICS, RunLog, read_metrics
-from vdeblur.training.loop import Outcome, Progress, RunOptions, processes, read_state, train
+from vdeblur.training.loop import (
+    Diverged,
+    Outcome,
+    Progress,
+    RunOptions,
+    processes,
+    read_state,
+    train,
+)
 from vdeblur.training.prune import operations, prune
 from vdeblur.training.recipes import Recipe, facts
 
@@ -113,16 +121,50 @@ def run_recipe(
     """Train as the recipe says, writing into the run's folder; goes on with a state that is there.
 
     say: called with a line for every report, by the first process only. InputError, ModelError,
-    OutputError, UsageError for data, weights, folders and options that cannot work.
+    OutputError, UsageError for data, weights, folders and options that cannot work; Diverged, with
+    the last sound weights written, for a run that ran away.
     """
-    run = run or RunOptions()
-    rank, world = processes()
+    with _folder_of_run(settings.out):
+        return _run(recipe, settings, run or RunOptions(), say, stop)
+
+
+@contextlib.contextmanager
+def _folder_of_run(out: Path) -> Iterator[None]:
+    """The run's folder is there; what was made for a run that never began goes again."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        settings.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{settings.out} cannot be a folder for this run ({error})") from error
+        raise OutputError(
+            f"{out} cannot be a folder for this run ({error.strerror}): give another --out"
+        ) from error
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise
+
+
+def _run(
+    recipe: Recipe,
+    settings: RunSettings,
+    run: RunOptions,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Outcome:
+    rank, world = processes()
     state_file = settings.state or settings.out / "state.pt"
+    if not state_file.parent.is_dir():
+        raise OutputError(f"folder {state_file.parent} does not exist: create it for --state")
     state = read_state(state_file) if state_file.exists() else None
+    each = recipe.batch // world
+    if run.accumulate > each:
+        raise UsageError(
+            f"--accumulate is {run.accumulate}, and a process has {each} crops a step: give "
+            f"{each} parts or fewer, or a larger --batch"
+        )
 
     # A GPU blurs photographs itself; files are read by processes beside this one.
     on_device = settings.data.startswith("synth:") and run.device.type == "cuda"
@@ -157,6 +199,9 @@ def run_recipe(
         done = int(state["step"]) if state else 0
         log = RunLog(settings.out, step=done, tensorboard=settings.tensorboard)
         say(_opening(recipe, network, source, steps, run, world, done))
+        before = state["recipe"].get("learning_rate") if state else None
+        if before not in (None, recipe.learning_rate):
+            say(f"the learning rate is {recipe.learning_rate:g} from here on; it was {before:g}")
     last_scored = -1e9 if state is None else float(state["used"])
     scored: Scores | None = None
 
@@ -199,6 +244,17 @@ def run_recipe(
             on_report=on_report,
             stop=stop,
         )
+    except Diverged as error:
+        if not rank and error.outcome is not None:
+            weights = _write_weights(settings.out, recipe, error.outcome.network)
+            card = _card(recipe, settings, run, error.outcome, source, None, begun_from, world)
+            write_card(weights, card)
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the memory of {device_name(run.device)} does not hold a step: take --accumulate 2 or "
+            "more, --checkpointing, or a smaller --batch or --crop"
+        ) from error
     except InputError as error:
         # A loading process hands its traceback over, with the sentence in the last line.
         if "Original Traceback" not in str(error):
@@ -239,7 +295,7 @@ def _network(
     init = settings.init or recipe.init
     config = dict(spec(recipe.network).config) | dict(recipe.config)
     if not spec(recipe.network).trained:
-        raise ModelError(f"{recipe.network!r} has nothing to train: choose another network")
+        raise UsageError(f"{recipe.network!r} has nothing to train: choose another network")
     if not init:
         if recipe.prune:
             raise UsageError("pruning needs trained weights: give --init FILE or --init shipped")
@@ -302,10 +358,7 @@ def _validation(settings: RunSettings, source: Data) -> Validation | None:
 def _write_weights(out: Path, recipe: Recipe, network: Network) -> Path:
     weights = out / "weights.safetensors"
     family = spec(recipe.network).family
-    try:
-        save_weights(weights, network.state_dict(), network=family, config=network.config)
-    except OSError as error:
-        raise OutputError(f"{weights} cannot be written ({error})") from error
+    save_weights(weights, network.state_dict(), network=family, config=network.config)
     return weights
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vdeblur.errors import OutputError
 from vdeblur.extras import optional
+from vdeblur.files import replacing
 from vdeblur.training.blur import PURE, BlurOptions
 from vdeblur.training.data import PHOTO_COLOURS, SyntheticPairs, picture_files
 
@@ -127,10 +128,14 @@ def write_sheet(
         pen.text((x + 2, y + 1), name, fill="black", font=letters)
         sheet.paste(_image(image, sharp[0]), (x, y + label))
         sheet.paste(_image(image, blurred[0]), (x, y + label + crop))
+    form = image.registered_extensions()[path.suffix.lower()]
     try:
-        sheet.save(path, quality=85, optimize=True)
+        with replacing(path) as temporary:
+            sheet.save(temporary, format=form, quality=85, optimize=True)
+            temporary.chmod(0o644)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or f"as {form}"
+        raise OutputError(f"{path} cannot be written ({reason}): choose another name") from error
 
 
 def _detail(picture: Tensor) -> float:
