@@ -31,7 +31,7 @@ from vdeblur.on_device import adopt
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
-from vdeblur.verify import verify
+from vdeblur.verify import ESSENTIAL, verify
 from vdeblur.writer import VideoWriter, format_name
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
@@ -366,18 +366,6 @@ def batch_size(
     return batch
 
 
-#: What any container must keep; the rest of the checks depends on what a container can say.
-_ESSENTIAL = {
-    "container",
-    "decoding",
-    "frame count",
-    "packet count",
-    "packet data",
-    "A/V offset",
-    "picture size",
-}
-
-
 def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[str]]:
     """The quick part of `vdeblur verify`, on the output under its temporary name.
 
@@ -397,7 +385,7 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
         frame_times=reader.frame_times,
     )
     failed = [check for check in checks if not check.passed]
-    own = [c for c in failed if writer.converts and c.name not in _ESSENTIAL]
+    own = [c for c in failed if writer.converts and c.name not in ESSENTIAL]
     return (
         [f"{c.name}: {c.detail}" for c in failed if c not in own],
         [f"{c.name}, in this container: {c.detail}" for c in own],

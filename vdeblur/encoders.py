@@ -36,6 +36,20 @@ _ENCODERS = {
 
 _STILLS = frozenset({"png", "apng", "mjpeg", "webp", "tiff", "jpegxl", "jpeg2000", "gif"})
 
+_X26X = frozenset({"libx264", "libx264rgb", "libx265"})
+_X26X_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
+
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 
 #: MPEG-1/2/4 and their kin count time in frames: their packets are timed by their number.
@@ -145,6 +159,19 @@ def choose_settings(
         elif name == "libvpx":
             choice.bit_rate = 60_000_000
     return choice
+
+
+def check_preset(encoder: str, preset: str | None) -> None:
+    """EncoderError for a preset that x264 or x265 does not have, by name or number.
+
+    x264 itself says so on standard error, past libav's log.
+    """
+    if encoder not in _X26X or preset is None or preset in _X26X_PRESETS:
+        return
+    if not (preset.isdecimal() and int(preset) < len(_X26X_PRESETS)):
+        raise EncoderError(
+            f"{encoder} has no preset {preset!r}: choose one of {', '.join(_X26X_PRESETS)}"
+        )
 
 
 def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:

@@ -25,7 +25,7 @@ import av.error
 import numpy as np
 from av.codec.context import CodecContext
 from av.codec.context import Flags as CodecFlags
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
@@ -331,6 +331,10 @@ class VideoReader:
                 role = (
                     "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
                 )
+            elif path is None and stream.name == "bin_data" and stream.discard == Discard.all:
+                # Through a pipe no tracks are known. libav discards a QuickTime chapter text, for
+                # it has read the chapters.
+                role = "regenerated"
             elif stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
                 role = "cover"
             elif stream.type == "video":

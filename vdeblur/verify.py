@@ -80,6 +80,21 @@ CHECKS = (
     "faststart",
 )
 
+#: What any container must keep; the rest of the checks depends on what a container can say.
+ESSENTIAL = frozenset(
+    {
+        "container",
+        "decoding",
+        "frame count",
+        "packet count",
+        "packet data",
+        "A/V offset",
+        "picture size",
+    }
+)
+# What belongs to a whole video, and is left out of a part of it.
+_OF_THE_WHOLE = frozenset({"streams", "chapters", "telemetry", "timecode", "data tracks"})
+
 _NONE = -(1 << 63)  # AV_NOPTS_VALUE
 _OFFSET_TOLERANCE = Fraction(1, 10_000)  # seconds between two streams
 
@@ -124,6 +139,9 @@ def verify(
     output: str | Path,
     *,
     quick: bool = False,
+    start: float | None = None,
+    duration: float | None = None,
+    conversion: bool = False,
     known_losses: Collection[int | str] = (),
     stream_map: Mapping[int, int] | None = None,
     frame_times: Mapping[int, Sequence[int]] | None = None,
@@ -131,12 +149,15 @@ def verify(
     """Compares an output with its source: one Check for every name in `CHECKS`, in that order.
 
     quick: decode only the first frame of each video stream; frame times are then those of the
-    packets. known_losses: what the caller has accepted already: an int is the index of a source
-    stream that was dropped, a str the name of a check that may fail (it then passes, and its
-    detail starts with "known loss:"). stream_map: source stream index → output stream index;
-    without it streams are paired by type, fourcc and order. frame_times: source stream index → the
-    pts, in the stream's time base, of the frames that were decoded from it, in order; without it,
-    in quick mode, packets that cannot be decoded count as lost frames.
+    packets. start, duration: seconds, of an output that is to hold this part of the source; what
+    only a whole video has then passes, with a detail that says so. conversion: so does, in another
+    kind of container than the source's, whatever is not in ESSENTIAL. known_losses: what the caller
+    has accepted already: an int is the index of a source stream that was dropped, a str the name of
+    a check that may fail (it then passes, and its detail starts with "known loss:"). stream_map:
+    source stream index → output stream index; without it streams are paired by type, fourcc and
+    order. frame_times: source stream index → the pts, in the stream's time base, of the frames that
+    were decoded from it, in order; without it, in quick mode, packets that cannot be decoded count
+    as lost frames.
 
     Times are compared exactly where the output's time base can hold the source's, and else to half
     a tick of the coarser of the two. Raises InputError when the source, or the output's file,
@@ -148,12 +169,19 @@ def verify(
     if not Path(output).is_file():
         raise InputError(f"{output} is not a file: give the output that is to be verified")
     theirs = _examine(source, full=not quick)
-    report = _Report({name for name in known_losses if isinstance(name, str)})
+    excused = {name: _KNOWN for name in known_losses if isinstance(name, str)}
     try:
         ours = _examine(output, full=not quick)
     except InputError as error:
-        report.add("container", [str(error)])
-        return [report.checks["container"]]
+        return [Check("container", False, str(error))]
+    if start or duration is not None:
+        theirs = _part(theirs, start or 0.0, duration)
+        for file in (theirs, ours):
+            _leave_out_silence(file)
+        excused = dict.fromkeys(_OF_THE_WHOLE, _PART) | excused
+    if conversion and _converts(theirs, ours):
+        excused = dict.fromkeys(set(CHECKS) - ESSENTIAL, _CONTAINER) | excused
+    report = _Report(excused)
     dropped = {index for index in known_losses if isinstance(index, int)}
     _Comparison(theirs, ours, report, dropped, stream_map or {}, frame_times or {}).run()
     return [report.checks[name] for name in CHECKS]
@@ -164,12 +192,14 @@ def format_checks(checks: Sequence[Check]) -> str:
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
-        known = check.passed and check.detail.startswith(_KNOWN)
-        mark = "lost" if known else "ok" if check.passed else "FAIL"
+        lost = check.passed and check.detail.startswith(_EXCUSES)
+        mark = "lost" if lost else "ok" if check.passed else "FAIL"
         lines.append(f"{mark:<5} {check.name:<{width}}  {check.detail}".rstrip())
     failed = sum(not check.passed for check in checks)
+    losses = sum(line.startswith("lost ") for line in lines)
     total = f"{len(checks)} checks"
-    lines.append(f"{failed} of {total} failed" if failed else f"all {total} passed")
+    reasons = f" ({losses} lost, for the reasons given)" if losses else ""
+    lines.append(f"{failed} of {total} failed" if failed else f"all {total} passed{reasons}")
     return "\n".join(lines)
 
 
@@ -271,6 +301,7 @@ class _File:
     iso: bool = False
     moov_first: bool = False
     maker: list[tuple[bytes, bytes]] = field(default_factory=list)
+    partial: bool = False  # a part of it was left: `_Stream.whole` and `maker` are still the file's
 
     def of(self, *kinds: str) -> list[_Stream]:
         return [stream for stream in self.streams if stream.kind in kinds]
@@ -532,25 +563,82 @@ def _av_seconds(value: int | None) -> Fraction | None:
     return None if value is None else Fraction(value, av.time_base)
 
 
+def _part(file: _File, start: float, duration: float | None) -> _File:
+    """What of a file lies in a part, at the times that VideoReader(start=, duration=) gives it."""
+    origin = float(file.start_seconds or 0)
+    end = math.inf if duration is None else start + duration
+
+    def inside(ticks: int, base: Fraction) -> bool:
+        at = float(ticks * base) - origin
+        return ticks == _NONE or start - 1e-9 <= at < end - 1e-9
+
+    for stream in file.streams:
+        if stream.kind == "cover":
+            continue
+        base = stream.time_base
+        times = [d if p == _NONE else p for p, d in zip(stream.pts, stream.dts, strict=True)]
+        _keep_packets(stream, [i for i, at in enumerate(times) if inside(at, base)])
+        frames = [i for i, at in enumerate(stream.frame_pts) if inside(at, base)]
+        if len(stream.frame_pts) > 1:  # else looked at was the first, for all of them
+            for name, look in stream.looks.items():
+                stream.looks[name] = _Runs()
+                for number in frames:
+                    stream.looks[name].add(look.at(number))
+        stream.frame_durations = array("q", [stream.frame_durations[i] for i in frames])
+        stream.frame_pts = array("q", [stream.frame_pts[i] for i in frames])
+        shift = round((origin + start) / base)
+        for ticks in (stream.pts, stream.dts, stream.frame_pts):
+            ticks[:] = array("q", [t if t == _NONE else t - shift for t in ticks])
+    file.partial = True
+    return file
+
+
+def _keep_packets(stream: _Stream, kept: Sequence[int]) -> None:
+    stream.digests = bytearray(b"".join(stream.digests[8 * i : 8 * i + 8] for i in kept))
+    stream.hidden = bytearray(stream.hidden[i] for i in kept)
+    for name in ("pts", "dts", "durations"):
+        values = getattr(stream, name)
+        setattr(stream, name, array("q", [values[i] for i in kept]))
+
+
+def _leave_out_silence(file: _File) -> None:
+    """Leave out the empty subtitles by which FFmpeg's mov muxer fills the time between others."""
+    empty = hashlib.sha256(bytes(2)).digest()[:8]  # a text of length 0
+    for stream in file.streams:
+        if stream.codec == "mov_text":
+            some = range(len(stream.pts))
+            _keep_packets(stream, [i for i in some if stream.digests[8 * i : 8 * i + 8] != empty])
+
+
+def _converts(source: _File, output: _File) -> bool:
+    suffixes = {file.path.suffix.lower() for file in (source, output)}
+    return source.family != output.family or len(suffixes) > 1
+
+
 # --- comparing ----------------------------------------------------------------------------------
 
 _KNOWN = "known loss: "
+_PART = "not kept by a part: "
+_CONTAINER = "not kept by this container: "
+_EXCUSES = (_KNOWN, _PART, _CONTAINER)
 
 
 class _Report:
-    """Collects one Check for each name."""
+    """Collects one Check for each name.
 
-    def __init__(self, known: set[str]) -> None:
-        self._known = known
+    excused: names whose failure passes, and what its detail then begins with.
+    """
+
+    def __init__(self, excused: Mapping[str, str]) -> None:
+        self._excused = excused
         self.checks: dict[str, Check] = {}
 
     def add(self, name: str, problems: Sequence[str], detail: str = "") -> None:
         if problems:
             more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
             detail = "; ".join(problems[:3]) + more
-            if name in self._known:
-                detail = _KNOWN + detail
-        self.checks[name] = Check(name, not problems or name in self._known, detail)
+            detail = self._excused.get(name, "") + detail
+        self.checks[name] = Check(name, not problems or name in self._excused, detail)
 
 
 class _Comparison:
@@ -669,6 +757,10 @@ class _Comparison:
 
     def _start_and_duration(self) -> None:
         a, b = self.source.start_seconds, self.output.start_seconds
+        if self.source.partial:  # no file states them of a part: times of frames and packets do
+            self.report.add("start time", [], _seconds(b))
+            self.report.add("duration", [], _seconds(self.output.duration_seconds))
+            return
         problems = []
         slack = Fraction(2, av.time_base)
         if {s.time_base for s in self.kept} != {s.time_base for s in self.output.streams}:
@@ -781,6 +873,8 @@ class _Comparison:
     def _packet_problems(self, theirs: _Stream, ours: _Stream) -> Iterator[tuple[str, str]]:
         count = len(theirs.pts), len(ours.pts)
         if count[0] != count[1]:
+            if theirs.codec.startswith("pcm_") and self.source.partial:
+                return  # its packets are cut anew, so that their edges are others
             if theirs.codec.startswith("pcm_") and theirs.whole.digest() == ours.whole.digest():
                 # PCM has no frames: a demuxer cuts packets as the muxer happened to lay them.
                 begins = [_first(s.pts, s.time_base) or Fraction(0) for s in (theirs, ours)]
@@ -826,7 +920,11 @@ class _Comparison:
                 codecs.append(f"{theirs.name}: {theirs.codec} -> {ours.codec}")
             elif theirs.parameters != ours.parameters:
                 codecs.append(f"{theirs.name}: {theirs.parameters} -> {ours.parameters}")
-            elif self.same_family and theirs.extradata != ours.extradata:
+            elif (
+                self.same_family
+                and theirs.extradata != ours.extradata
+                and not (self.source.partial and theirs.codec == "mov_text")  # its bit rate
+            ):
                 codecs.append(f"{theirs.name}: the extradata differ")
         for theirs, ours in self.videos + self.copies + self.data:
             spoken = [s.metadata.get("language", "und") for s in (theirs, ours)]
@@ -923,7 +1021,8 @@ class _Comparison:
                 continue
             free.remove(match)
             names.append(f"{track.fourcc} {match.sample_count} samples")
-            problems += self._track_problems(track, match)
+            if not self.source.partial:
+                problems += self._track_problems(track, match)
         self.report.add("data tracks", problems, _list(names))
 
         late = self.source.moov_first and self.output.iso and not self.output.moov_first

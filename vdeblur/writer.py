@@ -33,6 +33,7 @@ from vdeblur.encoders import (
     Choice,
     EncodeOptions,
     candidates,
+    check_preset,
     choose_settings,
     opens,
     side_data_bytes,
@@ -438,10 +439,14 @@ class VideoWriter:
                 self._lose(f"{label}: libav does not know its codec", stream.index)
             elif role == "graft":
                 self._lose(f"{label}: only a whole MP4 or MOV can carry this track", stream.index)
-            elif role == "regenerated" and not self._iso_output:
-                track = self.reader.tracks[stream.index]
-                if track.fourcc == "tmcd" and self._format != "matroska":
-                    self._lose(f"{label}: only MP4 and MOV have timecode tracks", stream.index)
+            elif (
+                role == "regenerated"
+                and track is not None
+                and track.fourcc == "tmcd"
+                and not self._iso_output
+                and self._format != "matroska"
+            ):
+                self._lose(f"{label}: only MP4 and MOV have timecode tracks", stream.index)
         output.start_encoding()
 
     def _container_options(self) -> dict[str, str]:
@@ -542,6 +547,7 @@ class VideoWriter:
             choices.sort(key=lambda c: bool(c.notes))
         for choice in choices:
             name = choice.encoder
+            check_preset(name, encode.preset)
             if len(names) > 1 and not opens(choice, first.width, first.height, rate):
                 plain = choose_settings(name, arriving, EncodeOptions(), profile=context.profile)
                 if encode != EncodeOptions() and opens(plain, first.width, first.height, rate):

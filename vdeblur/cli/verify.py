@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdeblur.cli.common import seconds
+from vdeblur.errors import UsageError
+
 if TYPE_CHECKING:
     from vdeblur.cli.common import Commands
 
@@ -16,13 +19,26 @@ def add(commands: Commands) -> None:
     check = commands.add_parser(
         "verify",
         help="prove that an output kept everything of its source",
-        description="Compare OUT with IN: frames, times, copied packets, colour, tags. "
-        "Exit 1 on a difference.",
+        description="Compare OUT with IN: frames, times, copied packets, colour, tags; never the "
+        "picture itself. Exit 1 on a difference. What another kind of container cannot keep is "
+        "marked lost and is no difference.",
     )
     check.add_argument(
-        "source", metavar="IN", nargs="+", help="the source, or the chapters that OUT joins"
+        "source",
+        metavar="IN",
+        nargs="+",
+        help="the source, or the chapters of a recording that OUT joins",
     )
-    check.add_argument("output", metavar="OUT")
+    check.add_argument("output", metavar="OUT", help="what was made of it")
+    check.add_argument(
+        "--start",
+        type=seconds,
+        metavar="TIME",
+        help="OUT is a part of IN that begins here, as `vdeblur video --start` makes it",
+    )
+    check.add_argument(
+        "--duration", type=seconds, metavar="TIME", help="OUT is a part of IN of this length"
+    )
     check.add_argument("--quick", action="store_true", help="compare packets only, decode nothing")
     check.add_argument("--json", action="store_true", help="print the checks as JSON")
     check.set_defaults(run=_run)
@@ -32,8 +48,17 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.gopro.joining import join
     from vdeblur.verify import as_json, format_checks, verify
 
+    if args.duration is not None and args.duration <= 0:
+        raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
     chapters = [Path(name) for name in args.source]
     source = join(chapters) if len(chapters) > 1 else chapters[0]
-    checks = verify(source, args.output, quick=args.quick)
+    checks = verify(
+        source,
+        args.output,
+        quick=args.quick,
+        start=args.start,
+        duration=args.duration,
+        conversion=True,
+    )
     print(json.dumps(as_json(checks)) if args.json else format_checks(checks))
     return 0 if all(check.passed for check in checks) else 1

@@ -67,7 +67,10 @@ def add(commands: Commands) -> None:
         help="a file, a folder, a glob, an image pattern such as frames/%%05d.png, or - for a pipe",
     )
     video.add_argument(
-        "-o", "--output", help="output file, folder (for several inputs), or - for a pipe"
+        "-o",
+        "--output",
+        help="output file; a folder, which ends with a slash where it is to be made; or - for a "
+        "pipe (default: INPUT's name with _deblurred, beside it)",
     )
     video.add_argument("--force", action="store_true", help="replace an output that exists")
     network_options(video)
@@ -83,15 +86,31 @@ def add(commands: Commands) -> None:
         default="auto",
         help="libav encoder name, nvenc, or auto: the source's own codec (default)",
     )
-    video.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
-    video.add_argument("--bitrate", type=bitrate, help="bits a second, such as 12M")
-    video.add_argument("--preset", help="the encoder's speed preset")
+    video.add_argument(
+        "--crf",
+        type=float,
+        metavar="N",
+        help="constant quality, on the encoder's own scale: less is better",
+    )
+    video.add_argument("--bitrate", type=bitrate, metavar="RATE", help="bits a second, such as 12M")
+    video.add_argument("--preset", help="the encoder's speed preset, such as x264's fast or slow")
     video.add_argument("--pix-fmt", help="pixel format to encode, such as yuv420p10le")
     video.add_argument("--format", help="container format, where the name does not tell (pipes)")
-    video.add_argument("--start", type=seconds, help="begin here: seconds or [HH:]MM:SS")
-    video.add_argument("--duration", type=seconds, help="restore this much: seconds or [HH:]MM:SS")
-    video.add_argument("--framerate", type=rate, help="of an image sequence (default 25)")
-    video.add_argument("--start-number", type=int, help="first number of an image sequence")
+    video.add_argument(
+        "--start", type=seconds, metavar="TIME", help="begin here: seconds or [HH:]MM:SS"
+    )
+    video.add_argument(
+        "--duration", type=seconds, metavar="TIME", help="restore this much: seconds or [HH:]MM:SS"
+    )
+    video.add_argument(
+        "--framerate", type=rate, metavar="R", help="frames a second of an image sequence (25)"
+    )
+    video.add_argument(
+        "--start-number",
+        type=int,
+        metavar="N",
+        help="first number of an image sequence (default: the lowest that is there)",
+    )
     video.add_argument(
         "--hwaccel", metavar="TYPE", help="decode in hardware: cuda, qsv, videotoolbox …"
     )
@@ -144,13 +163,13 @@ def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, s
             )
         yield inputs[0], output
     else:
+        if "-" in inputs:
+            raise UsageError("standard input has no name for a folder: give a file with -o")
         try:
             Path(output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"folder {output} cannot be made ({error.strerror})") from error
         for name in inputs:
-            if name == "-":
-                raise UsageError("standard input has no name for a folder: give a file with -o")
             yield name, str(Path(output) / Path(default_output(name)).name)
 
 
@@ -162,13 +181,15 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--crf is {args.crf:g}: encoders' scales begin at 0 (best); x264's is 51")
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
-    jobs = list(_outputs(_expand(args.inputs), args.output))
+    inputs = _expand(args.inputs)
+    _check_sequence_options(inputs, args)
+    jobs = list(_outputs(inputs, args.output))
     clash = {out for _, out in jobs if out != "-"}
     if len(clash) < len([out for _, out in jobs if out != "-"]):
         raise UsageError("two inputs would be written to one name: restore them one by one")
 
     calibration = []
-    if args.precision == "int8":
+    if args.precision in ("int8", "fp8"):
         from vdeblur.calibration import pictures_of
 
         calibration = pictures_of([source for source, _ in jobs])
@@ -188,6 +209,20 @@ def _run(args: argparse.Namespace) -> int:
         if report.damage or report.differences or report.replaced:
             worst = worst or 3
     return worst
+
+
+def _check_sequence_options(inputs: Sequence[str], args: argparse.Namespace) -> None:
+    from vdeblur.reader import is_pattern
+
+    given = {"--framerate": args.framerate, "--start-number": args.start_number}
+    for option, value in given.items():
+        for name in inputs:
+            if value is not None and not is_pattern(name):
+                what = "standard input" if name == "-" else name
+                raise UsageError(
+                    f"{option} is for an image sequence such as frames/%05d.png, and {what} is "
+                    "none: leave it out"
+                )
 
 
 def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespace) -> Report:
