@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from vdeblur import VdeblurError
 from vdeblur.bench import bench, format_result
 
 
@@ -34,4 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error

@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 import torch
 
-from vdeblur import Deblurrer, Frame, VideoReader, VideoWriter
+from vdeblur import Deblurrer, Frame, VdeblurError, VideoReader, VideoWriter
 
 
 def restore(frame: Frame, deblurrer: Deblurrer) -> bool:
@@ -46,4 +46,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error

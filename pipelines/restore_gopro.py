@@ -42,4 +42,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error

@@ -265,6 +265,10 @@ def test_the_command(
         (["--format", "torchscript", "--opset", "17"], "--opset is ONNX's alone"),
         (["--format", "torchscript", "--stage", "4"], "--stage is '4': mimo-unet-small has full"),
         (["--format", "openvino", "-o", "net.bin"], "give a name ending in .xml"),
+        (
+            ["--format", "torchscript", "-o", "net.onnx"],
+            "net.onnx ends as onnx does, and --format is torchscript",
+        ),
     ],
 )
 def test_bad_usage(

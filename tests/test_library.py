@@ -123,8 +123,19 @@ def test_added_weights_are_used_by_name_until_removed(
     with pytest.raises(ModelError, match=r"file or name GoPro-v1.2 does not exist: .*none yet"):
         load(None, "GoPro-v1.2")
     run("add", checkpoint(tmp_path / "b.pth"), "--name", "other")
-    with pytest.raises(ModelError, match="kept by name: other"):
+    with pytest.raises(ModelError, match=r"kept by name: other$"):
         load(None, "GoPro-v1.2")
+    with pytest.raises(ModelError, match=r"kept by name: other; did you mean other\?$"):
+        load(None, "othr")
+    with pytest.raises(ModelError, match=r"'other' is a name of kept .*: give --weights other$"):
+        load("other")
+    with pytest.raises(
+        ModelError, match=r"no network 'otter': .*; did you mean --weights other\?$"
+    ):
+        load("otter")
+    with pytest.raises(ModelError, match=r"did you mean --model mimo-unet-plus\?$"):
+        load("mimounet-plus")
+    assert "did you mean other?" in run("othr")[2]
 
 
 def test_under_a_network_s_name_they_are_what_it_uses(
@@ -422,6 +433,12 @@ def test_a_fetch_that_cannot_be_says_why_and_what_to_do(
     assert err.count("\n") == 1
     code, _, err = run("fetch", "mine", "--url", "http://no-such-host.invalid/x.pth")
     assert (code, "name is not known" in err) == (1, True)
+    content, server.content = server.content, b"no weights at all"
+    code, _, err = run("fetch", "mine", "--url", server.url)
+    assert code == 1
+    assert f"what {server.url} gave is not a PyTorch checkpoint" in err
+    assert left(folder) == set()
+    server.content = content
     server.kind = "text/html; charset=utf-8"
     code, _, err = run("fetch", "mine", "--url", server.url)
     assert (code, "gives a web page" in err) == (1, True)
@@ -447,9 +464,14 @@ def test_an_entry_s_own_address_and_sum_are_used(
     run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = run("fetch", "mimo-unet")
-    assert code == 1
+    assert code == 2
     assert "no address is known" in err
-    assert "open https://github.com/chosj95/MIMO-UNet" in err
+    assert "open https://github.com/chosj95/MIMO-UNet, download the file there and run" in err
+    code, _, err = run("fetch", "mine")
+    assert code == 2
+    assert "or download the file yourself and run `vdeblur models add FILE --name mine`" in err
+    assert "did you mean mprnet?" in run("fetch", "mprnett")[2]
+    assert "needs no weights of yours" in run("fetch", "mimo-unet-small", "--url", server.url)[2]
     digest = hashlib.sha256(server.content).hexdigest()
     tiny = {"base": 8, "blocks": 1}
     entry = replace(spec("mimo-unet"), config=tiny, url=server.url, sha256=digest)

@@ -57,6 +57,33 @@ def test_benchmark_fps(tmp_path: Path) -> None:
     assert "slowest stage" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["deblur_file.py", "none.mp4", "out.mp4"], "none.mp4 does not exist"),
+        (["deblur_file.py", "a.mkv", "no/out.mkv", "--model", "identity"], "folder no does not"),
+        (["restore_gopro.py", "none", "out"], "none"),
+        (["benchmark_fps.py", "none.mp4"], "none.mp4 does not exist"),
+        (["train_gopro.py", "none", "--out", "w.safetensors"], "there is no folder none"),
+        (["train_gopro.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
+        (["train_gopro.py", "none", "--out", "w", "--device", "abacus"], "abacus"),
+        (["compare_recipes.py", "none", "plain", "--out", "runs"], "there is no folder none"),
+        (["compare_recipes.py", "none", "a: wider", "--out", "runs"], "'a: wider' is no variant"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    words: list[str], said: str, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_frames(tmp_path / "a.mkv", [scene(0)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        here(*words)
+    assert isinstance(ended.value.code, str)  # Python prints it and ends with 1
+    assert said in ended.value.code
+    assert "\n" not in ended.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+
+
 Here = Callable[..., str]
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdeblur import library, models
-from vdeblur.errors import ModelError
+from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.files import replacing
 from vdeblur.models import DEFAULT, NetworkSpec, build, names, spec
 from vdeblur.tensorfiles import TensorFile, read_tensors, stated_config, unwrapped
@@ -36,7 +37,7 @@ def save_weights(
     half: bool = True,
 ) -> None:
     """Write tensors as safetensors (fp16 unless `half` is False) with the network's family and
-    config in its metadata.
+    config in its metadata; OutputError when it cannot be written.
     """
     # Copies: safetensors refuses tensors that share memory, as one layer used twice does.
     kept = {
@@ -44,9 +45,13 @@ def save_weights(
         for name, t in tensors.items()
     }
     metadata = {"network": network, "config": json.dumps(dict(config))}
-    with replacing(path) as temporary:
-        save_file(kept, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner only
+    try:
+        with replacing(path) as temporary:
+            save_file(kept, temporary, metadata=metadata)
+            temporary.chmod(0o644)  # safetensors makes it readable by its owner only
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise OutputError(f"{path} cannot be written ({reason}): choose another place") from error
 
 
 def write_card(weights: Path, facts: dict[str, Any]) -> Path:
@@ -265,14 +270,15 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
 
     name: of the catalogue; None is what the weights are for, or the catalogue's first. weights: a
     file (see `vdeblur.tensorfiles`), or the name of kept ones (`vdeblur models add`); None for
-    those that ship, or were kept under the network's name. Weights of the named network in another
-    configuration are taken, and a note says so.
+    those that ship, or were kept under the network's name. Weights of the named network's family
+    in a configuration that has no name of its own (trained with `--config`, pruned) are taken, and
+    a note says so.
 
     ModelError when a name is unknown, or the weights are missing, damaged, of another network or
-    fit none.
+    fit none; UsageError for weights of a network without any.
     """
     if weights is None:
-        entry = spec(DEFAULT if name is None else name)
+        entry = _spec(DEFAULT if name is None else name)
         if not entry.trained:
             return Loaded(build(entry.name).eval(), entry.name, entry.name)
         if entry.ships:
@@ -282,13 +288,30 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
                 loaded = _loaded(path, entry)
                 return _with_note(loaded, f"weights kept as {own}: {loaded.description}")
         raise ModelError(_no_weights(entry))
-    asked = None if name is None else spec(name)
+    asked = None if name is None else _spec(name)
     if asked is not None and not asked.trained:
-        raise ModelError(f"{name!r} has no weights to load: leave --weights {weights} out")
+        raise UsageError(f"{name!r} has no weights to load: leave --weights {weights} out")
     path = library.locate(weights)
     loaded = _loaded(path, asked)
     shown = path.name if path == Path(weights) else f"kept as {weights}"
     return _with_note(loaded, f"weights {shown}: {loaded.description}")
+
+
+def _spec(name: str) -> NetworkSpec:
+    """`models.spec`, with a word for who meant weights that are kept."""
+    try:
+        return spec(name)
+    except ModelError as error:
+        have = [entry.name for entry in library.kept()]
+        if name in have:
+            raise ModelError(
+                f"{name!r} is a name of kept weights, not of a network: give --weights {name}"
+            ) from error
+        meant = library.near(name, [*names(), *have])
+        if not meant:
+            raise
+        option = "--model" if meant in names() else "--weights"
+        raise ModelError(f"{error}; did you mean {option} {meant}?") from error
 
 
 def identify(path: Path) -> Loaded:
@@ -313,13 +336,15 @@ def _loaded(path: Path, entry: NetworkSpec | None) -> Loaded:
     notes: tuple[str, ...] = ()
     chosen = entry if entry is not None and entry.family == found.family else found.entry
     if entry is not None:
-        if entry.family != found.family:
+        other = found.entry
+        if entry.family != found.family or (other is not None and not same_network(entry, found)):
+            named = f"give --model {other.name}" if other else "name that network"
             raise ModelError(
                 f"{path} holds weights of {found.description}, not of {entry.name!r}: leave "
-                "--model out, or name that network"
+                f"--model out, or {named}"
             )
-        if not same_network(entry, found):
-            chosen = found.entry
+        if other is None:  # a width or depth of somebody's own, which no name stands for
+            chosen = None
             notes = (f"they are not of {entry.name}, as asked for: taken as what they are",)
     network = models.FAMILIES[found.family](**found.config)
     network.load_state_dict(found.tensors)

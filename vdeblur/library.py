@@ -7,11 +7,13 @@ networks.
 from __future__ import annotations
 
 import datetime
+import difflib
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -114,7 +116,15 @@ def locate(weights: Path | str) -> Path:
         return _checked(entry)
     have = ", ".join(entry.name for entry in kept()) or "none yet, see `vdeblur models add`"
     what = "weights file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "file or name"
-    raise ModelError(f"{what} {weights} does not exist: check the path; kept by name: {have}")
+    meant = near(str(weights), [entry.name for entry in kept()])
+    hint = f"; did you mean {meant}?" if meant else ""
+    raise ModelError(f"{what} {weights} does not exist: check the path; kept by name: {have}{hint}")
+
+
+def near(name: str, known: Sequence[str]) -> str | None:
+    """Which of the known names somebody may have meant, if any."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return found[0] if found else None
 
 
 def keep(
@@ -171,8 +181,9 @@ def remove(name: str) -> None:
     """Delete what is kept under a name, a damaged record too; ModelError when nothing is."""
     record = weights_folder() / f"{name}.json"
     if not _NAME.fullmatch(name) or not record.is_file():
-        have = ", ".join(entry.name for entry in kept()) or "nothing"
-        raise ModelError(f"nothing is kept as {name!r}: there is {have}")
+        have = [entry.name for entry in kept()]
+        there = f"there is {', '.join(have)}" if have else "nothing is kept at all"
+        raise ModelError(f"nothing is kept as {name!r}: {there}")
     try:
         record.unlink()
         for file in _files_of(name):

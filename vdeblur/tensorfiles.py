@@ -7,7 +7,9 @@ safetensors, NumPy's .npz.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import pickletools
 import re
 import warnings
 import zipfile
@@ -49,6 +51,8 @@ _BOOKKEEPING = re.compile(
     r"(^|[./])(total_ops|total_params|Adam(_\d)?|Momentum|beta[12]_power|global_step)$"
 )
 _DEEPEST = 4
+#: Modules whose functions make tensors, arrays and dictionaries.
+_HARMLESS = frozenset({"torch", "numpy", "collections", "_codecs", "argparse"})
 
 
 @dataclass(frozen=True)
@@ -198,16 +202,35 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
         return ModelError(
             f"{path} is not a readable safetensors file, or is damaged: download it again"
         )
-    # torch names what a pickle wants to call beside tensors.
-    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+    # torch names what a pickle wants to call beside tensors, if it is of torch's own kind.
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    wanted = found[1] if found else _wanted_by_pickle(path)
+    if wanted:
         return ModelError(
-            f"{path} asks to run {found[1]} and was not read: nothing of it ran; use a checkpoint "
+            f"{path} asks to run {wanted} and was not read: nothing of it ran; use a checkpoint "
             "of plain tensors, such as a state_dict"
         )
     return ModelError(
         f"{path} is not a PyTorch checkpoint of plain tensors, or is damaged: use the published "
         "file as it was downloaded"
     )
+
+
+def _wanted_by_pickle(path: Path) -> str | None:
+    """The first function that a bare pickle would call, beside what makes tensors; nothing runs."""
+    texts: list[str] = []
+    # Not a pickle, or not to its end: what was seen before that counts.
+    with contextlib.suppress(Exception), path.open("rb") as file:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "INST"):
+                texts = str(argument).split(" ", 1)
+            elif opcode.name != "STACK_GLOBAL":
+                texts += [argument] if isinstance(argument, str) else []
+                continue
+            # Python 2's names of modules stand in older protocols.
+            if len(texts) > 1 and texts[-2].partition(".")[0] not in _HARMLESS:
+                return ".".join(texts[-2:])
+    return None
 
 
 def stated_config(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:

@@ -1,6 +1,7 @@
 """The command `vdeblur`: the only module that prints or exits.
 
-Exit codes: 0 done; 1 an error, said in one sentence; 2 bad usage; 3 done, but the source was
+Exit codes: 0 done; 1 an error, said in one sentence (what is asked for is missing, damaged, taken
+or refused here); 2 bad usage (options that could not work anywhere); 3 done, but the source was
 damaged, something differs, or frames stand as in the source because the network's result was
 unsound (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
 """
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
-        parser.print_help()
+        parser.print_help(sys.stderr)
         return 2
 
     def terminate(number: int, frame: FrameType | None) -> None:

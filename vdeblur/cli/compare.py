@@ -23,8 +23,8 @@ def add(commands: Commands) -> None:
         description="Write IN and OUT as one video (IN's sound and all else of it kept), or as a "
         "page with a slider that any browser opens from disk. Two pictures work alike.",
     )
-    command.add_argument("before", metavar="IN")
-    command.add_argument("after", metavar="OUT")
+    command.add_argument("before", metavar="IN", help="a video or picture")
+    command.add_argument("after", metavar="OUT", help="what was made of it")
     command.add_argument(
         "-o",
         "--output",

@@ -26,10 +26,20 @@ def add(commands: Commands) -> None:
         "The file is run beside torch on a frame of another size before it takes its name.",
     )
     export.add_argument(
-        "--model", help="network (default: the one that --weights are for, or mimo-unet-small)"
+        "--model",
+        metavar="NAME",
+        help="network (default: the one that --weights are for, or mimo-unet-small)",
     )
-    export.add_argument("--weights", metavar="FILE", help="weights other than those that ship")
-    export.add_argument("--stage", help="of a network with several predictions, the one to export")
+    export.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, or the name of one that `vdeblur models add` keeps",
+    )
+    export.add_argument(
+        "--stage",
+        metavar="NAME",
+        help="of a network with several predictions, the one to export (see --stage of video)",
+    )
     export.add_argument(
         "--format", choices=tuple(_SUFFIXES), help="by default what the name of FILE ends in"
     )
@@ -57,8 +67,6 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.models import Network
 
     loaded = load(args.model, args.weights)
-    for note in loaded.notes:
-        say(f"  note: {note}")
     if args.stage is not None:
         stages = loaded.network.stages if isinstance(loaded.network, Network) else ("full",)
         if args.stage not in stages:
@@ -88,6 +96,8 @@ def _run(args: argparse.Namespace) -> int:
         f"  differs from torch by {done.difference:.1e} at most "
         f"(tolerance {done.tolerance:.0e}; {count} random frames of {width}×{height})"
     )
+    for note in loaded.notes:
+        say(f"  note: {note}")
     if loaded.ensemble:
         say("  note: one pass of the network; averaging its rotations is left to who runs it")
     return 0
@@ -102,9 +112,16 @@ def _format_and_output(args: argparse.Namespace) -> tuple[Format, Path | None]:
             raise UsageError(
                 "what to write is missing: give --format, or -o FILE.onnx, .xml or .pt"
             )
-        format = by_suffix.get(Path(args.output).suffix)
+        format = by_suffix.get(Path(args.output).suffix.lower())
         if format is None:
             raise UsageError(
                 f"the ending of {args.output} says no format: give --format {', '.join(_SUFFIXES)}"
+            )
+    if args.output is not None:
+        other = by_suffix.get(Path(args.output).suffix.lower(), format)
+        if other != format:
+            raise UsageError(
+                f"{args.output} ends as {other} does, and --format is {format}: leave --format "
+                f"out, or end the name in {_SUFFIXES[format]}"
             )
     return format, Path(args.output) if args.output else None

@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     models.add_argument("--url", help="address to fetch from")
     models.add_argument("--sha256", metavar="HEX", help="sha256 that the fetched file must have")
     models.add_argument("--force", action="store_true", help="replace what is kept under the name")
-    models.add_argument("--json", action="store_true", help="print the table as JSON")
+    models.add_argument("--json", action="store_true", help="print as JSON")
     models.set_defaults(run=_run)
 
 
@@ -85,7 +85,12 @@ def _show(args: argparse.Namespace) -> int:
         kept = library.find(name)
         if name not in names():
             if kept is None:
-                spec(name)  # says which names there are
+                meant = library.near(name, [*names(), *(entry.name for entry in library.kept())])
+                try:
+                    spec(name)  # says which names there are
+                except ModelError as error:
+                    hint = f"; did you mean {meant}?" if meant else ""
+                    raise ModelError(f"{error}{hint}") from error
             facts = _facts_of_kept(kept)
         else:
             facts = _facts(name)
@@ -310,11 +315,16 @@ def _fetch(args: argparse.Namespace) -> int:
     name = args.words[1]
     library.check_free(name, replace=args.force)
     entry = spec(name) if name in names() else None
+    if entry is not None and (entry.ships or not entry.trained):
+        raise UsageError(f"{name!r} needs no weights of yours: choose another name")
     page = entry.page if entry else ""
     url = args.url or (entry.url if entry else "")
     if not url:
-        raise ModelError(
-            f"no address is known for the weights of {name!r}: give --url, or {_manual(name, page)}"
+        meant = None if entry else library.near(name, names())
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise UsageError(
+            f"no address is known for the weights of {name!r}: give --url, or "
+            f"{_manual(name, page)}{hint}"
         )
     digest = args.sha256 or (entry.sha256 if entry and not args.url else "")
     target = (
@@ -336,6 +346,9 @@ def _fetch(args: argparse.Namespace) -> int:
         return 130
     try:
         _keep(target, name, source=url, args=args)
+    except ModelError as error:
+        # The file goes: its address is what tells the user which it was.
+        raise ModelError(str(error).replace(str(target), f"what {url} gave")) from error
     finally:
         target.unlink(missing_ok=True)
     return 0
@@ -343,5 +356,5 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _manual(name: str, page: str) -> str:
     """What to do by hand."""
-    open_page = f"open {page}, " if page else ""
-    return f"{open_page}download the file there and `vdeblur models add FILE --name {name}`"
+    first = f"open {page}, download the file there" if page else "download the file yourself"
+    return f"{first} and run `vdeblur models add FILE --name {name}`"
