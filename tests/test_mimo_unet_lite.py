@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdeblur.checkpoints import load_network, save_weights
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import ModelError
-from vdeblur.models import FAMILIES, build, share_means
+from vdeblur.models import build, share_means
 from vdeblur.models.mimo_unet_lite import MIMOUNetLite
-from vdeblur.models.network import Network
 
 CONFIGS: list[dict[str, int]] = [
     {"base": 4, "blocks": 1, "unshuffle": 1},
@@ -64,77 +61,6 @@ def test_an_untrained_network_can_start_as_the_identity(config: dict[str, int]) 
     quarter, half, _ = network.forward_scales(x)
     assert torch.allclose(half, F.interpolate(x, scale_factor=0.5, mode="area"), atol=1e-6)
     assert torch.allclose(quarter, F.interpolate(x, scale_factor=0.25, mode="area"), atol=1e-6)
-
-
-def without_gradient(network: nn.Module) -> list[str]:
-    return [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-
-
-def descend(network: nn.Module, rate: float) -> None:
-    """One step by the gradient's sign: near Adam, without the seconds its import takes."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(rate * parameter.grad.sign())
-
-
-def test_training_reaches_every_parameter_and_lowers_the_loss() -> None:
-    network = network_of(CONFIGS[1]).train()
-    # Squares of one colour: sharp edges, which can be learned in a few steps; noise cannot.
-    sharp = F.interpolate(torch.rand(2, 3, 8, 8), scale_factor=4.0)
-    blurred = F.avg_pool2d(sharp, 5, stride=1, padding=2, count_include_pad=False)
-    losses: list[float] = []
-    for _ in range(20):
-        outputs = network.forward_scales(blurred)
-        targets = [F.interpolate(sharp, size=y.shape[2:], mode="area") for y in outputs]
-        loss = torch.stack(
-            [F.l1_loss(y, target) for y, target in zip(outputs, targets, strict=True)]
-        ).sum()
-        network.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not losses:
-            assert not without_gradient(network)
-        descend(network, 2e-3)
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
-
-
-def test_the_heads_can_leave_the_identity() -> None:
-    network = network_of(CONFIGS[1])
-    network.start_as_identity()
-    x = torch.rand(1, 3, 32, 32)
-    for step in range(2):
-        network.zero_grad()
-        loss = torch.stack([(y - 0.3).abs().mean() for y in network.forward_scales(x)]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if step == 0:  # zeroed layers must have a gradient themselves, or all stays as it is
-            last = [p for n, p in network.named_parameters() if n.startswith("heads.")]
-            assert all(p.grad is not None and p.grad.any() for p in last if not p.any())
-        descend(network, 1e-3)
-    assert not without_gradient(network)
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_configuration_is_read_from_names_and_shapes(config: dict[str, int]) -> None:
-    shapes = {n: tuple(t.shape) for n, t in network_of(config).state_dict().items()}
-    assert MIMOUNetLite.config_of(shapes) == config
-    others: list[type[Network]] = [f for f in FAMILIES.values() if f is not MIMOUNetLite]
-    assert len(others) >= 2
-    assert [f.__name__ for f in others if f.config_of(shapes) is not None] == []
-    foreign = {n: tuple(t.shape) for n, t in build("mimo-unet-small").state_dict().items()}
-    assert MIMOUNetLite.config_of(foreign) is None
-    assert MIMOUNetLite.config_of({}) is None
-
-
-def test_weights_travel_through_a_file(tmp_path: Path) -> None:
-    network = network_of(CONFIGS[2])
-    path = tmp_path / "lite.safetensors"
-    save_weights(
-        path, network.state_dict(), network="mimo-unet-lite", config=network.config, half=False
-    )
-    loaded = load_network("mimo-unet-lite", path)
-    x = torch.rand(1, 3, 32, 32)
-    assert torch.equal(loaded(x), network(x))
 
 
 @pytest.mark.parametrize("wrong", [{"base": 0}, {"blocks": 0}, {"unshuffle": 0}, {"scales": 3}])

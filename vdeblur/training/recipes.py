@@ -194,6 +194,24 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 _FAST = "our own: a loss that leaves the identity, a start that keeps channels: docs/training.md"
 
+
+def _published(name: str, summary: str, network: str, **settings: Any) -> Recipe:
+    """A recipe as a paper has it: Adam as it was first described, and none of our own additions."""
+    return Recipe(
+        name,
+        summary,
+        network,
+        optimiser="adam",
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+        ema=0.0,
+        clip=0.0,
+        identity_start=False,
+        start_well=False,
+        **settings,
+    )
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -226,81 +244,53 @@ RECIPES = {
             patches=((0.0, 128), (0.4, 256)),
             source=_FAST,
         ),
-        Recipe(
+        _published(
             "mimo-unet-gopro",
             "MIMO-UNet on GoPro as published",
             "mimo-unet",
             loss="l1 + 0.1*msfr",
-            optimiser="adam",
-            betas=(0.9, 0.999),
-            weight_decay=0.0,
             learning_rate=1e-4,
             schedule=Schedule("step", every=1 / 6, factor=0.5),
             epochs=3000,
             batch=4,
             crop=256,
-            ema=0.0,
-            clip=0.0,
-            identity_start=False,
-            start_well=False,
             source="Cho et al., ICCV 2021: λ 0.1, 10⁻⁴ halved every 500 of 3000 epochs",
         ),
-        Recipe(
+        _published(
             "mimo-unet-plus-gopro",
             "MIMO-UNet+ on GoPro as published",
             "mimo-unet-plus",
             loss="l1 + 0.1*msfr",
-            optimiser="adam",
-            betas=(0.9, 0.999),
-            weight_decay=0.0,
             learning_rate=1e-4,
             schedule=Schedule("step", every=1 / 6, factor=0.5),
             epochs=3000,
             batch=4,
             crop=256,
-            ema=0.0,
-            clip=0.0,
-            identity_start=False,
-            start_well=False,
             source="Cho et al., ICCV 2021, as mimo-unet-gopro",
         ),
-        Recipe(
+        _published(
             "mprnet-gopro",
             "MPRNet on GoPro as published",
             "mprnet",
             loss="charbonnier + 0.05*edge",
-            optimiser="adam",
-            betas=(0.9, 0.999),
-            weight_decay=0.0,
             learning_rate=2e-4,
             schedule=Schedule("cosine", last=0.005, warmup=0.001),
             epochs=3000,
             batch=16,
             crop=256,
-            ema=0.0,
-            clip=0.0,
-            identity_start=False,
-            start_well=False,
             source="Zamir et al., CVPR 2021, and the authors' settings file: 2·10⁻⁴ to 10⁻⁶ in "
             "3000 epochs (4·10⁵ steps), of which 3 are a warm-up",
         ),
-        Recipe(
+        _published(
             "pss-nsc-gopro",
             "PSS-NSC on GoPro as published",
             "pss-nsc",
             loss="mse",
-            optimiser="adam",
-            betas=(0.9, 0.999),
-            weight_decay=0.0,
             learning_rate=1e-4,
             schedule=Schedule("power", power=0.3),
             epochs=4000,
             batch=16,
             crop=256,
-            ema=0.0,
-            clip=0.0,
-            identity_start=False,
-            start_well=False,
             source="Gao et al., CVPR 2019: 4000 epochs, power 0.3; not certain are the batch and "
             "the last rate, 0, which are those of SRN (Tao et al., CVPR 2018)",
         ),
