@@ -5,6 +5,7 @@ Each is missing with a reason, by which a test skips.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -48,6 +49,13 @@ def no_nginx() -> str:
 def no_ffmpeg() -> str:
     """Why there is none; empty when there is."""
     return "" if shutil.which("ffmpeg") else "no ffmpeg command"
+
+
+@cache
+def ffmpeg_knows(word: str, what: str = "-protocols") -> bool:
+    """Whether a word stands in a listing of the ffmpeg command."""
+    listed = subprocess.run(["ffmpeg", "-hide_banner", what], capture_output=True, text=True)
+    return any(word in part.split(",") for part in listed.stdout.split())
 
 
 def free_port() -> int:
@@ -137,18 +145,67 @@ def nginx(folder: Path) -> Iterator[tuple[str, str, Peer]]:
 
 
 @contextmanager
-def ffmpeg(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+def ffmpeg(*words: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The ffmpeg command, until the block is left."""
     process = subprocess.Popen(
         ["ffmpeg", "-nostdin", "-loglevel", "error", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | (env or {}),
     )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def serving(*parts: tuple[bytes, float], head: bytes = b"") -> Iterator[int]:
+    """The port of a TCP server that sends each client `head`, then each part evenly over its
+    seconds, and then nothing."""
+    server = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def send(client: socket.socket) -> None:
+        with client:
+            try:
+                if head:
+                    client.recv(4096)
+                    client.sendall(head)
+                for data, seconds in parts:
+                    steps = max(1, round(seconds * 25))
+                    for step in range(steps):
+                        client.sendall(
+                            data[len(data) * step // steps : len(data) * (step + 1) // steps]
+                        )
+                        if stop.wait(seconds / steps):
+                            return
+                stop.wait()
+            except OSError:
+                pass  # the reader has gone
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            clients.append(threading.Thread(target=send, args=(client,)))
+            clients[-1].start()
+
+    clients: list[threading.Thread] = []
+    acceptor = threading.Thread(target=accept)
+    acceptor.start()
+    try:
+        yield int(server.getsockname()[1])
+    finally:
+        stop.set()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        acceptor.join()
+        for client in clients:
+            client.join()
 
 
 class Reader:

@@ -76,7 +76,9 @@ class Factory(GstRtspServer.RTSPMediaFactory):
                 if source.emit("push-buffer", Gst.Buffer.new_wrapped(data)) != Gst.FlowReturn.OK:
                     return
                 if sound is not None:
-                    hum = bytes(2) * 4 + bytes([0, 16]) * 4  # 1 kHz
+                    # A tone of 1 kHz beside each picture that begins a second, else silence.
+                    loud = number % self.options.fps == 0
+                    hum = bytes(2) * 4 + bytes([0, 32 if loud else 0]) * 4
                     hum *= 1000 // self.options.fps
                     sound.emit("push-buffer", Gst.Buffer.new_wrapped(hum))
                 number = max(number + 1, int((time.monotonic() - begin) * self.options.fps))

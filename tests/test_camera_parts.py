@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -24,12 +26,14 @@ from vdeblur.camera.addresses import (
     source_kind,
 )
 from vdeblur.camera.devices import parse_listing
-from vdeblur.camera.receiving import Backoff, Clock, Timeline, _Relief
+from vdeblur.camera.receiving import Receiver, RetryOptions, _Relief
 from vdeblur.camera.scene import draw, read_code, write_code
 from vdeblur.camera.scheduling import Line, Notice, Picture, Scheduler, write_back
 from vdeblur.camera.service import unit
+from vdeblur.camera.sources import Refused, SourceOptions
+from vdeblur.camera.timing import Backlog, Backoff, Clock, Held, Rate, Timeline
 from vdeblur.camera.watching import JsonLines, Recent, host_port
-from vdeblur.errors import UsageError
+from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 
 SECRET = "s3cr3t"
@@ -52,6 +56,14 @@ def test_passwords_are_masked(address: str) -> None:
     assert SECRET not in masked(address)
     assert "***" in masked(address)
     assert masked("rtsp://10.0.0.5:554/stream") == "rtsp://10.0.0.5:554/stream"
+
+
+def test_passwords_are_masked_outside_of_addresses_too() -> None:
+    address = f"rtsp://admin:{SECRET}%21@10.0.0.5/stream"
+    said = f"Server returned 401 for user admin with {SECRET}! ({SECRET}%21)"
+    assert masked(said, of=address) == "Server returned 401 for user admin with *** (***)"
+    key = f"rtmp://a.example/live2/{SECRET}"
+    assert SECRET not in masked(f"stream {SECRET} is taken", of=key)
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +187,107 @@ def test_the_clock_counts_from_the_quickest_arrival() -> None:
     assert late < 0.35
 
 
+def held(seconds: float, arrived: float) -> Held:
+    return Held(None, Fraction(seconds).limit_denominator(1000), arrived, 0.0, 0.0)
+
+
+def test_how_old_a_connections_first_pictures_are_shows_before_they_go_on() -> None:
+    # What was read ahead comes at once, 2 ms apart; then comes what had to be waited for.
+    backlog = Backlog(0.3)
+    ends = [backlog.add(held(n / 25, 10 + n * 0.002)) for n in range(30)]
+    assert not any(ends)
+    assert backlog.add(held(30 / 25, 10.1))
+    assert [round(float(h.seconds) * 25) for h in backlog.held] == list(range(23, 31))
+    assert backlog.left_out == 23
+    clock = Clock()
+    for one in backlog.held:
+        clock.captured(float(one.seconds), one.arrived)
+    oldest = backlog.held[0]
+    age = oldest.arrived - clock.captured(float(oldest.seconds), oldest.arrived)
+    assert 0.2 < age <= 0.3
+    # A camera that sends one by one is not held up, and one that is slow even less.
+    assert [Backlog(0.3).add(held(0, 5.0))] == [False]
+    backlog = Backlog(0.3)
+    assert [backlog.add(held(n, 5.0 + n)) for n in range(2)] == [False, True]
+    # What never comes to its end does so after three seconds.
+    backlog = Backlog(0.3)
+    assert [backlog.add(held(n / 25, 5.0 + n / 100)) for n in range(350)].index(True) == 301
+
+
+def test_the_rate_that_pictures_really_have() -> None:
+    rate = Rate(1 / 50)  # of fields, as libav may state it
+    assert rate.begin([0.08]) == 0  # a picture was skipped: one step says nothing
+    assert rate.begin([0.04, 0.08, 0.04, 0.04, 0.04]) == pytest.approx(25)
+    assert not any(rate.of(n * 0.04) for n in range(60))
+    told = [found for n in range(60) if (found := rate.of(2.4 + n * 0.1))]
+    assert told == [pytest.approx(10)]
+
+
+class Taker:
+    """Keeps the names of what happened."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def format(self, *_: object) -> None: ...
+    def frame(self, *_: object) -> None: ...
+    def sound(self, *_: object) -> None: ...
+
+    def event(self, name: str, **facts: Any) -> None:
+        self.events.append(name)
+
+
+def test_a_call_that_does_not_come_back_is_left_to_itself() -> None:
+    back, opened = threading.Event(), []
+
+    def opener(address: str, options: SourceOptions, stop: threading.Event) -> Any:
+        opened.append(stop)
+        if len(opened) == 1:
+            back.wait(20)  # as a name server that does not answer
+        raise InputError("broken")
+
+    taker = Taker()
+    retry = RetryOptions(tries=1, first=0.01)
+    receiver = Receiver("rtsp://h/x", taker, retry=retry, opener=opener)
+    receiver.patience = 0.2
+    receiver.start()
+    receiver.check()
+    assert len(opened) == 1
+    time.sleep(0.3)
+    receiver.check()
+    assert receiver.ended.wait(5)
+    assert opened[0].is_set()
+    assert len(opened) == 3  # the second one tried twice
+    assert "given up" in str(receiver.error)
+    said = list(taker.events)
+    back.set()  # the first one comes back, and has nothing to say any more
+    time.sleep(0.1)
+    assert taker.events == said == ["retry", "failed"]
+
+
+def test_refused_later_is_tried_again_slowly() -> None:
+    class Source:
+        name, kind, finite = "cam", "network", False
+
+        def __init__(self, *_: object) -> None:
+            raise Refused("cam refuses")
+
+    waits: list[float] = []
+
+    class Listening(Taker):
+        def event(self, name: str, **facts: Any) -> None:
+            super().event(name)
+            if name == "retry":
+                waits.append(facts["seconds"])
+                receiver.stop()
+
+    receiver = Receiver("rtsp://h/x", Listening(), opener=Source)  # type: ignore[arg-type]
+    receiver._connected_once = True
+    receiver.start()
+    assert receiver.join(5)
+    assert 15 <= waits[0] <= 30
+
+
 def test_decoding_less_begins_at_once_and_ends_at_a_keyframe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -205,7 +318,7 @@ def test_backoff_is_capped_shaken_and_never_busy() -> None:
     backoff = Backoff(0.5, 30)
     waits = [backoff.next() for _ in range(50)]
     assert all(0.25 <= wait <= 30 for wait in waits)
-    assert 15 <= min(waits[12:]) < max(waits[12:])
+    assert 15 <= min(waits[20:]) < max(waits[20:])
     backoff.reset()
     assert backoff.next() <= 0.5
     assert backoff.next(slow=True) >= 15
@@ -392,6 +505,17 @@ def test_a_systemd_unit_hides_passwords() -> None:
     assert "Restart=always" in text
     assert "--service" not in text
     assert "EnvironmentFile" not in unit(["test", "-o", "a.mkv"])
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    file = tmp_path / "vdeblur-camera.service"
+    file.write_text(unit(["rtsp://u:s3cr3t@h/x", "-o", "cam %H $x.mkv", "--max-latency", "300ms"]))
+    words = ["systemd-analyze", "verify", "--man=no", str(file)]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    about = [line for line in said.stderr.splitlines() if file.name in line]
+    assert not about, about
 
 
 def test_listings_of_other_systems() -> None:

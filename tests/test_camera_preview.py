@@ -38,8 +38,8 @@ class Darkening:
 class Shown:
     """A session of the test scene with its preview, and the page in a browser."""
 
-    def __init__(self, stack: ExitStack, folder: Path, *, webrtc: bool, address: str = "0") -> None:
-        self.preview = stack.enter_context(Preview(address, webrtc=webrtc))
+    def __init__(self, stack: ExitStack, folder: Path, *, webrtc: bool, script: str = "") -> None:
+        self.preview = stack.enter_context(Preview("0", webrtc=webrtc))
         self.session = Session(
             ["test:640x360@20"],
             [],
@@ -52,6 +52,9 @@ class Shown:
         blank = folder / "blank.html"
         blank.write_text("<!doctype html>")
         self.page = stack.enter_context(Page(blank, folder / "profile", width=1000, height=760))
+        if script:
+            self.page.call("Page.enable")
+            self.page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         self.page.call("Page.navigate", url=self.preview.url)
         self.page.wait("window.preview !== undefined")
 
@@ -102,19 +105,22 @@ def keep(page: Page, file: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
-@pytest.mark.parametrize("webrtc", [True, False], ids=["webrtc", "mjpeg"])
-def test_the_page_shows_the_live_picture(webrtc: bool, tmp_path: Path) -> None:
-    if webrtc:
+@pytest.mark.parametrize("kind", ["webrtc", "mjpeg", "fallback"])
+def test_the_page_shows_the_live_picture(kind: str, tmp_path: Path) -> None:
+    if kind != "mjpeg":
         pytest.importorskip("aiortc")
+    # A browser that begins with WebRTC, and cannot go through with it.
+    broken = "RTCPeerConnection.prototype.setRemoteDescription = () => Promise.reject('no')"
     with ExitStack() as stack:
-        shown = Shown(stack, tmp_path, webrtc=webrtc)
-        how = "WebRTC" if webrtc else "MJPEG"
-        shown.look(how, tmp_path / f"preview-{how.lower()}.png")
+        script = broken if kind == "fallback" else ""
+        shown = Shown(stack, tmp_path, webrtc=kind != "mjpeg", script=script)
+        how = "WebRTC" if kind == "webrtc" else "MJPEG"
+        shown.look(how, tmp_path / f"preview-{kind}.png")
         # The source goes: the page says so, and shows no old picture as if it were new.
         shown.session.stop()
         shown.page.wait("document.getElementById('none').style.display === 'flex'")
         assert shown.page.value("document.querySelector('#none b').textContent") == "no signal"
-        keep(shown.page, tmp_path / f"preview-{how.lower()}-no-signal.png")
+        keep(shown.page, tmp_path / f"preview-{kind}-no-signal.png")
 
 
 def fetch(url: str, **headers: str) -> bytes:

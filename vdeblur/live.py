@@ -28,7 +28,7 @@ class LiveDeblurrer:
     degrade: what may follow the asked-for network, in order: `half`, `third` or `quarter` (the
     network sees the picture at that size, and its correction is enlarged: the picture itself keeps
     its size and its detail), or the name of another network. Names of networks hold for the sizes
-    after them.
+    after them. options: of `Deblurrer`, for those other networks.
     """
 
     def __init__(self, deblurrer: Deblurrer, degrade: Sequence[str] = (), **options: Any) -> None:

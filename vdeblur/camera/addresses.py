@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from vdeblur.errors import UsageError
 
@@ -19,23 +21,36 @@ SourceKind = Literal["network", "v4l2", "screen", "test", "file", "ffmpeg"]
 SinkKind = Literal["file", "hls", "pipe", "push", "ffmpeg", "virtual"]
 
 # Up to the last @, since people write passwords with @ and / in them as they are.
-_USER = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:@/?#]*):\S*@")
+_USER = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:@/?#]*):(\S*)@")
 # Query parameters in which cameras and services carry secrets; SRT's passphrase is one.
 _SECRET = re.compile(
     r"(?i)(?P<name>(?:^|[?&;,\s])(?:[\w-]*(?:pass|pwd|token|secret|key|auth|sig)[\w-]*))="
     r"(?P<value>[^&;,\s'\"#]+)"
 )
 
+# rtmp://host/application/key: services give the key as a secret.
+_KEY = re.compile(r"(rtmps?://[^/\s]+/[^/\s]+/)([^\s'\"]+)")
 
-def masked(text: str) -> str:
+
+def masked(text: str, *, of: str = "") -> str:
     """`text` with every password in it as `***`: of URLs (user:password@) and of their queries.
 
-    What follows an RTMP application's name is a stream key, and hidden too.
+    What follows an RTMP application's name is a stream key, and hidden too. of: the address that
+    the text is about: its passwords are hidden wherever they stand, URL or not.
     """
+    for value in _secrets(of):
+        text = text.replace(value, "***")
     text = _USER.sub(r"\1:***@", text)
     text = _SECRET.sub(lambda m: f"{m['name']}=***", text)
-    # rtmp://host/application/key: services give the key as a secret.
-    return re.sub(r"(rtmps?://[^/\s]+/[^/\s]+/)[^\s'\"]+", r"\1***", text)
+    return _KEY.sub(r"\1***", text)
+
+
+def _secrets(address: str) -> list[str]:
+    """The passwords and keys of an address, as they stand and decoded; the longest first."""
+    found = [m[2] for pattern in (_USER, _KEY) for m in pattern.finditer(address)]
+    found += [m["value"] for m in _SECRET.finditer(address)]
+    # One of a letter or two would hide half of the message, and is no secret.
+    return sorted({s for f in found for s in (f, unquote(f)) if len(s) > 2}, key=len, reverse=True)
 
 
 def secret(address: str) -> bool:
@@ -103,6 +118,20 @@ def sink_kind(address: str) -> SinkKind:
     )
 
 
+def unknown_host(address: str) -> str:
+    """The name of a server that no address is known for; empty where it is, or none is named.
+
+    libav calls this an input/output error. Asks the system's name service, which may take seconds.
+    """
+    host = urlsplit(address).hostname if scheme_of(address) in _NETWORK else None
+    try:
+        if host:
+            socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return host or ""
+    return ""
+
+
 def scheme_of(address: str) -> str:
     """`rtsp` of `rtsp://…`, in lower case; empty where there is none."""
     match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", address)
@@ -130,6 +159,16 @@ class Scene:
                 "(from 160x90, up to 240 frames a second)"
             )
         return cls(width - width % 2, height - height % 2, rate)
+
+
+def numbered(template: str, number: int, count: int) -> str:
+    """A sink's address for camera `number` (from 1): `{camera}` in it stands for the number."""
+    if count > 1 and "{camera}" not in template:
+        raise UsageError(
+            f"{masked(template)} would be written by {count} cameras: "
+            "put {camera} into it, as in cam_{camera}.mkv"
+        )
+    return template.replace("{camera}", str(number))
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -74,11 +75,19 @@ def _abilities(path: Path) -> tuple[bool, bool]:
 
 def _screens() -> list[Device]:
     folder = Path("/tmp/.X11-unix")  # where X servers listen, by its protocol
-    names = sorted(p.name[1:] for p in folder.iterdir()) if folder.is_dir() else []
-    found = [Device(f"screen::{n}", f"X display :{n}", "screen") for n in names if n.isdigit()]
+    sockets = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = [p.name[1:] for p in sockets if p.name[1:].isdigit() and _answers(p)]
+    found = [Device(f"screen::{n}", f"X display :{n}", "screen") for n in names]
     if not found and os.environ.get("DISPLAY"):
         found.append(Device("screen", f"X display {os.environ['DISPLAY']}", "screen"))
     return found
+
+
+def _answers(path: Path) -> bool:
+    """Whether a server listens at a socket; one that was killed leaves its own behind."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(str(path)) == 0
 
 
 def _by_ffmpeg(kind: str, dummy: str) -> list[Device]:

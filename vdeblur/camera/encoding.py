@@ -197,9 +197,11 @@ class PictureEncoder:
         try:
             holder.start_encoding()
         except (ValueError, OSError, av.error.FFmpegError) as error:
+            reason = str(getattr(error, "strerror", None) or error).lower()
             raise EncoderError(
                 f"encoder {options.encoder} refuses {width}x{height} at {float(rate):g} frames/s "
-                f"({error}): try another --encoder or --preset"
+                f"with {', '.join(f'{k}={v}' for k, v in settings.items())} ({reason}): "
+                "try another --encoder, --preset or --crf"
             ) from error
         self._stream = stream
         if sound is None:

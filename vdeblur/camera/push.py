@@ -22,7 +22,7 @@ import av
 import av.error
 from av.bitstream import BitStreamFilterContext
 
-from vdeblur.camera.addresses import masked, scheme_of
+from vdeblur.camera.addresses import masked, scheme_of, unknown_host
 
 _FORMATS = {
     "rtsp": "rtsp",
@@ -38,9 +38,11 @@ def push(address: str, options: dict[str, str]) -> None:
     """Send what comes on standard input until it ends."""
     scheme = scheme_of(address)
     form = _FORMATS[scheme]
-    chosen = {"flush_packets": "1"} | options
+    # Sound comes later than its picture, by an encoder's delay: libav would hold the picture back
+    # until it is there, and the last ones of before an outage until after it.
+    chosen = {"flush_packets": "1", "max_interleave_delta": "1"} | options
     if form == "rtsp":
-        chosen = {"rtsp_transport": "tcp", "pkt_size": "1316"} | options
+        chosen |= {"rtsp_transport": "tcp", "pkt_size": "1316"} | options
     elif form == "flv":
         chosen |= {"flvflags": "no_duration_filesize"}
     elif form == "mpegts":
@@ -92,6 +94,8 @@ def main() -> int:
         push(order["address"], order.get("options", {}))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         text = str(getattr(error, "strerror", None) or error)
+        if text == "Input/output error" and (host := unknown_host(order["address"])):
+            text = f"no computer called {host} is known: check it"
         print(masked(text), file=sys.stderr, flush=True)
         # libav may wait for the server once more when it is left: not for us.
         os._exit(1)

@@ -5,11 +5,10 @@ Gives out frames, sound and what happened to the connection; keeps nothing. Know
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ import av.error
 
 from vdeblur.camera.encoding import Sound
 from vdeblur.camera.sources import Missing, Refused, Source, SourceOptions
+from vdeblur.camera.timing import Backlog, Backoff, Clock, Held, Pacer, Rate, Timeline
 from vdeblur.errors import InputError, VdeblurError
 from vdeblur.frames import Frame
 from vdeblur.reader import layout_of, planar_format, planes_of
@@ -40,112 +40,21 @@ class Format:
     sound: str = ""  # the sound's own parameters, in words
 
 
-@dataclass
-class Timeline:
-    """Source times → seconds on one line that neither jumps nor goes back.
-
-    The source's own intervals are kept exactly; only where it jumps (a clock set, a counter wrapped
-    round, another connection) is the line carried on by the time that really passed. Sound and
-    picture of a connection share one offset. jumps: how often it had to.
-    """
-
-    jumps: int = 0
-    _offset: Fraction | None = None
-    _end: Fraction = Fraction(0)
-    _end_at: float = 0.0
-    _streams: dict[str, tuple[Fraction, Fraction, float]] = field(default_factory=dict)
-
-    #: Seconds that a stream may go back, and forward beyond the time that passed, by itself.
-    BACK, FORWARD = Fraction(1, 2), 2.0
-
-    def begin(self) -> None:
-        """Another connection: its times have nothing to do with those before."""
-        self._streams.clear()
-        self._offset = None
-
-    def place(self, stream: str, at: Fraction, now: float) -> Fraction:
-        """Seconds on the line of source time `at` (seconds), which arrived at monotonic `now`."""
-        known = self._streams.get(stream)
-        started = self._end_at > 0
-        expected = self._end + Fraction(max(0.0, now - self._end_at)) if started else Fraction(0)
-        if known is not None:
-            last, offset, last_at = known
-            step = at - last
-            if -self.BACK <= step <= self.FORWARD + (now - last_at):
-                return self._moved(stream, at, offset, now)
-        # The other stream may have made the same jump already.
-        if self._offset is not None and abs(at + self._offset - expected) < self.FORWARD:
-            return self._moved(stream, at, self._offset, now)
-        if known is not None:
-            self.jumps += 1
-        self._offset = expected - at
-        return self._moved(stream, at, self._offset, now)
-
-    def _moved(self, stream: str, at: Fraction, offset: Fraction, now: float) -> Fraction:
-        self._streams[stream] = (at, offset, now)
-        placed = at + offset
-        if placed > self._end or self._end_at == 0:
-            self._end, self._end_at = placed, now
-        return placed
-
-
-class Clock:
-    """When a time of the line was, on the monotonic clock, if nothing had been in its way.
-
-    The quickest arrivals of the last half minute tell; slower ones were held up, and are that late
-    already. So latency counts from the moment the source could have been here.
-    """
-
-    WINDOW = 15.0  # seconds; two of them are looked at
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Another connection, another delay."""
-        self._best = self._earlier = float("inf")
-        self._since = 0.0
-
-    def captured(self, seconds: float, now: float) -> float:
-        """The monotonic time of line time `seconds`, which arrived at `now`; never after it."""
-        if now - self._since > self.WINDOW:
-            self._earlier, self._best, self._since = self._best, float("inf"), now
-        self._best = min(self._best, now - seconds)
-        return seconds + min(self._best, self._earlier)
-
-
-class Backoff:
-    """Seconds to wait before try 1, 2, …: half as much again up to `cap`, and shaken, so that many
-    do not come back at once."""
-
-    def __init__(self, first: float = 0.5, cap: float = 30.0) -> None:
-        self.first, self.cap, self.tries = first, cap, 0
-
-    def next(self, *, slow: bool = False) -> float:
-        """The next wait; slow: at once the longest, as for a refused password."""
-        self.tries += 1
-        full = self.cap if slow else min(self.cap, self.first * 1.5 ** min(self.tries - 1, 64))
-        return full * random.uniform(0.5, 1.0)
-
-    def reset(self) -> None:
-        """It worked."""
-        self.tries = 0
-
-
 class Taker(Protocol):
     """Whom a receiver gives to; called from its thread, and not to wait for anything."""
 
     def format(self, format: Format, sound: Sound | None) -> None:
         """Frames of this format follow."""
 
-    def frame(self, frame: Frame, seconds: Fraction, captured: float, arrived: float) -> None:
-        """A frame, its time on the line, and the monotonic times of taking and of arrival."""
+    def frame(self, frame: Frame, captured: float, arrived: float, decoding: float) -> None:
+        """A frame, timed on the line; the monotonic times of its taking and of its arrival; seconds
+        that its decoding took."""
 
     def sound(self, chunks: list[Any], captured: float) -> None:
         """Packets of sound (`encoding.Chunk`)."""
 
     def event(self, name: str, **facts: Any) -> None:
-        """What happened: connected, outage, retry, corrupt, jump, ended, failed."""
+        """What happened: connected, outage, retry, corrupt, jump, old, decoding, ended, failed."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +90,18 @@ class Receiver:
         self.ended = threading.Event()
         self.timeline, self.clock = Timeline(), Clock()
         self.format: Format | None = None
+        #: Seconds after which a call of libav that has not come back counts as stuck.
+        self.patience = 4 * self.options.timeout + 30
         self._open = opener
+        self._connected = self._connected_once = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._alive = time.monotonic()
         self._stop = threading.Event()
-        self._connected_once = False
-        self._thread = threading.Thread(target=self._run, name="receive", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stop,), name="receive", daemon=True
+        )
 
     def start(self) -> None:
         """Begin."""
@@ -200,34 +117,50 @@ class Receiver:
             self._thread.join(patience)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        try:
-            self._for_ever()
-        except VdeblurError as error:
-            self.error = error
-        except Exception as error:
-            self.error = InputError(f"reading failed in a way that was not foreseen: {error!r}")
-        finally:
-            self.ended.set()
-            if self.error is not None and not self._stop.is_set():
-                self.taker.event("failed", reason=str(self.error))
-            else:
-                self.taker.event("ended", stopped=self._stop.is_set())
+    def check(self) -> None:
+        """To be called now and then while nothing comes: a call that libav does not come back from
+        (its own limits do not cover all) is left to itself, and another connection made."""
+        stuck = time.monotonic() - self._alive
+        if stuck < self.patience or self._stop.is_set() or self.ended.is_set():
+            return
+        self._stop.set()
+        if self._connected:
+            self._connected = False
+            self.taker.event("outage", reason=f"libav did not come back for {stuck:.0f} s")
+        self._prepare()
+        self.start()
 
-    def _for_ever(self) -> None:
+    def _run(self, stop: threading.Event) -> None:
+        error: VdeblurError | None = None
+        try:
+            self._for_ever(stop)
+        except VdeblurError as found:
+            error = found
+        except Exception as found:
+            error = InputError(f"reading failed in a way that was not foreseen: {found!r}")
+        if stop is not self._stop:
+            return  # left to itself by `check`; another thread reads now
+        self.error = error
+        self.ended.set()
+        if error is not None and not stop.is_set():
+            self.taker.event("failed", reason=str(error))
+        else:
+            self.taker.event("ended", stopped=stop.is_set())
+
+    def _for_ever(self, stop: threading.Event) -> None:
         backoff = Backoff(self.retry.first, self.retry.cap)
-        while not self._stop.is_set():
-            began = time.monotonic()
+        while not stop.is_set():
+            began = self._alive = time.monotonic()
             reason: InputError
             try:
-                with self._open(self.address, self.options, self._stop) as source:
+                with self._open(self.address, self.options, stop) as source:
                     began = time.monotonic()
-                    self._receive(source)
-                    if source.finite or self._stop.is_set():
+                    _Connection(self, source, stop).read()
+                    if source.finite or stop.is_set():
                         return
                     if source.kind == "file":  # --loop
                         backoff.reset()
-                        self._stop.wait(0.01)
+                        stop.wait(0.01)
                         continue
                     reason = InputError(f"{source.name} ended")
             except Missing:
@@ -240,7 +173,7 @@ class Receiver:
                 reason = error
             except InputError as error:
                 reason = error
-            if self._stop.is_set():
+            if stop.is_set():
                 return
             if self._connected and time.monotonic() - began > self.HELD:
                 backoff.reset()
@@ -248,102 +181,31 @@ class Receiver:
                 self.taker.event("outage", reason=str(reason))
             self._connected = False
             if self.retry.tries is not None and backoff.tries >= self.retry.tries:
-                raise InputError(
-                    f"{reason}; given up after {self.retry.tries} tries in a row"
-                ) from reason
+                if self.retry.tries == 0:
+                    raise reason
+                tries = "a try" if self.retry.tries == 1 else f"{self.retry.tries} tries in a row"
+                raise InputError(f"{reason} (given up after {tries})") from reason
             wait = backoff.next(slow=isinstance(reason, Refused))
             self.taker.event("retry", reason=str(reason), seconds=round(wait, 2))
-            self._stop.wait(wait)
+            stop.wait(wait)
 
-    _connected = False
+    def alive(self) -> None:
+        """libav has come back."""
+        self._alive = time.monotonic()
 
-    def _receive(self, source: Source) -> None:
-        """Read a connection to its end."""
-        self.timeline.begin()
-        self.clock.reset()
-        sound = Sound(source.audio) if source.audio is not None else None
-        pacer = _Pacer(self._stop) if source.paced else None
-        stated = source.video and (source.video.average_rate or source.video.guessed_rate)
-        rate = _Rate(1 / float(stated) if stated and 1 <= stated <= 240 else 1 / 25)
-        jumps, decoding = self.timeline.jumps, 0.0
+    def announce(
+        self, source: Source, picture: Any, sound: Sound | None, rate: float, stated: Fraction
+    ) -> None:
+        """Tell the taker of a format that is not the one before. rate: as it is measured, or 0."""
         video = source.video
         assert video is not None
-        context = video.codec_context
-        relief = _Relief(context, self.limit)
-        time_base = video.time_base or Fraction(1, TICKS)
-        last: Fraction | None = None
-        for packet in source.packets():
-            now = time.monotonic()
-            if packet.stream is not video:
-                if sound is not None and packet.size:
-                    self._sound(sound, packet, now, pacer)
-                continue
-            if relief.before(packet.is_keyframe):
-                self.taker.event("decoding", frames=relief.STEPS[relief.step].lower())
-            try:
-                pictures = packet.decode()
-                decoding = time.monotonic() - now
-            except av.error.EOFError:
-                return
-            except (av.error.FFmpegError, OSError):
-                self.taker.event("corrupt")
-                continue
-            if packet.is_corrupt and not pictures:
-                self.taker.event("corrupt")
-            for picture in pictures:
-                if picture.is_corrupt:
-                    # Parts of it are grey, or of other pictures: not what the camera saw.
-                    self.taker.event("corrupt")
-                    continue
-                if self._stop.is_set():
-                    return
-                at = picture.pts if picture.pts is not None else packet.dts
-                # No times at all (some MJPEG): those of arrival.
-                own = Fraction(now) if at is None else at * (picture.time_base or time_base)
-                seconds = self.timeline.place("picture", own, now)
-                if pacer is not None:
-                    now = pacer.wait(seconds)
-                if last is not None and seconds <= last:
-                    seconds = last + Fraction(1, 1000)
-                last = seconds
-                if self.timeline.jumps != jumps:
-                    jumps = self.timeline.jumps
-                    self.clock.reset()
-                    self.taker.event("jump", seconds=round(float(seconds), 3))
-                measured = 0.0 if relief.step else rate.of(float(seconds))
-                self._announce(source, picture, sound, measured)
-                captured = now if pacer is not None else self.clock.captured(float(seconds), now)
-                frame = _frame(picture, seconds, context.codec.canonical_name)
-                self.taker.frame(frame, seconds, captured, now)
-                relief.after(decoding, now - captured)
-                decoding = 0.0
-
-    def _sound(self, sound: Sound, packet: Any, now: float, pacer: _Pacer | None) -> None:
-        at = packet.pts if packet.pts is not None else packet.dts
-        if at is None:
-            return
-        seconds = self.timeline.place("sound", at * packet.time_base, now)
-        try:
-            chunks = sound.chunks(packet, seconds)
-        except (av.error.FFmpegError, OSError, ValueError):
-            self.taker.event("corrupt")
-            return
-        if chunks:
-            # Not by the clock: sound and picture come by different ways, each with its own delay.
-            self.taker.sound(chunks, pacer.time_of(seconds) if pacer is not None else now)
-
-    def _announce(self, source: Source, picture: Any, sound: Sound | None, rate: float) -> None:
-        """Tell the taker of a format that is not the one before."""
-        video = source.video
-        assert video is not None
-        stated = video.average_rate or video.guessed_rate
         old = self.format
         if old is not None and self._connected and not rate:
             fps = old.rate
         elif rate:
             fps = Fraction(round(rate)) if round(rate) else Fraction(rate).limit_denominator(1000)
         else:
-            fps = stated if stated and 1 <= stated <= 240 else Fraction(25)
+            fps = stated
         new = Format(
             picture.width,
             picture.height,
@@ -368,6 +230,172 @@ class Receiver:
             return
         self.format = new
         self.taker.format(new, sound)
+
+
+class _Connection:
+    """One connection, read from its beginning to its end."""
+
+    #: Seconds of packets without a picture after which the connection is worth nothing: with signs
+    #: that there should have been one, and without (some cameras send a keyframe in a minute).
+    BLIND, NO_KEYFRAME = 10.0, 60.0
+    #: Pictures in a row without a time after which the source is one that gives none.
+    UNTIMED = 5
+
+    def __init__(self, receiver: Receiver, source: Source, stop: threading.Event) -> None:
+        self._to, self._source, self._stop = receiver, source, stop
+        self._sound = Sound(source.audio) if source.audio is not None else None
+        self._pacer = Pacer(stop) if source.paced else None
+        video = source.video
+        assert video is not None
+        self._stated = _stated(video)
+        self._rate = Rate(1 / float(self._stated))
+        self._context, self._time_base = video.codec_context, video.time_base or Fraction(1, TICKS)
+        self._relief = _Relief(video.codec_context, receiver.limit)
+        self._backlog = Backlog(receiver.limit) if self._pacer is None else None
+        self._jumps = receiver.timeline.jumps
+        self._last: Fraction | None = None
+        self._pictured, self._signs = time.monotonic(), 0
+        self._untimed = 0
+
+    def read(self) -> None:
+        """Read to the end; InputError where that is no proper one."""
+        self._to.timeline.begin()
+        self._to.clock.reset()
+        try:
+            for packet in self._source.packets():
+                self._to.alive()
+                if self._stop.is_set():
+                    return
+                if packet.stream is self._source.video:
+                    self._video(packet)
+                elif self._sound is not None and packet.size:
+                    self._chunks(self._sound, packet)
+        except av.error.EOFError:
+            pass
+        finally:
+            if not self._stop.is_set():
+                self._drained()
+
+    def _video(self, packet: Any) -> None:
+        now = time.monotonic()
+        if self._relief.before(packet.is_keyframe):
+            self._tell("decoding", frames=self._relief.STEPS[self._relief.step].lower())
+        try:
+            pictures = packet.decode()
+        except av.error.EOFError:
+            raise
+        except (av.error.FFmpegError, OSError):
+            self._signs += 1
+            self._tell("corrupt")
+            pictures = []
+        else:
+            if packet.is_corrupt and not pictures:
+                self._tell("corrupt")
+        decoding = time.monotonic() - now
+        self._signs += packet.is_keyframe
+        for picture in pictures:
+            if picture.is_corrupt:
+                # Parts of it are grey, or of other pictures: not what the camera saw.
+                self._tell("corrupt")
+                continue
+            if self._stop.is_set():
+                return
+            self._pictured, self._signs = now, 0
+            self._picture(picture, packet.dts, now, decoding)
+            decoding = 0.0
+        blind = now - self._pictured
+        if blind > (self.BLIND if self._signs > 1 else self.NO_KEYFRAME):
+            raise InputError(
+                f"{self._source.name}: no picture could be decoded for {blind:.0f} s "
+                f"({self._context.codec.canonical_name} at the beginning)"
+            )
+
+    def _picture(self, picture: Any, dts: int | None, now: float, decoding: float) -> None:
+        timeline = self._to.timeline
+        at = picture.pts if picture.pts is not None else dts
+        if at is None:
+            # RTSP's first packets bear none before the server has told its clock. No times at all
+            # (some MJPEG): those of arrival.
+            self._untimed += 1
+            if self._untimed <= self.UNTIMED:
+                return
+            own = Fraction(now)
+        else:
+            self._untimed = 0
+            own = at * (picture.time_base or self._time_base)
+        seconds = timeline.place("picture", own, now)
+        if self._pacer is not None:
+            now = self._pacer.wait(seconds)
+        if self._last is not None and seconds <= self._last:
+            seconds = self._last + Fraction(1, 1000)
+        self._last = seconds
+        if timeline.jumps != self._jumps:
+            self._jumps = timeline.jumps
+            self._drained()
+            self._to.clock.reset()
+            self._tell("jump", seconds=round(float(seconds), 3))
+        rate = 0.0 if self._relief.step else self._rate.of(float(seconds))
+        held = Held(picture, seconds, now, decoding, rate)
+        if self._backlog is None:
+            self._give(held)
+        elif self._backlog.add(held):
+            self._drained()
+        if self._pacer is None:
+            late = now - self._to.clock.captured(float(seconds), now)
+            self._relief.after(decoding, late)
+
+    def _drained(self) -> None:
+        """The backlog is over: what is not too old goes on."""
+        backlog, self._backlog = self._backlog, None
+        if backlog is None or not backlog.held:
+            return
+        for held in backlog.held:
+            self._to.clock.captured(float(held.seconds), held.arrived)
+        backlog.held[0].rate = self._rate.begin(backlog.steps)
+        if backlog.left_out:
+            self._tell("old", frames=backlog.left_out)
+        for held in backlog.held:
+            self._give(held)
+
+    def _give(self, held: Held) -> None:
+        to, seconds, arrived = self._to, held.seconds, held.arrived
+        to.announce(self._source, held.picture, self._sound, held.rate, self._stated)
+        captured = arrived
+        if self._pacer is None:
+            captured = to.clock.captured(float(seconds), arrived)
+        frame = _frame(held.picture, seconds, self._context.codec.canonical_name)
+        to.taker.frame(frame, captured, arrived, held.decoding)
+
+    def _chunks(self, sound: Sound, packet: Any) -> None:
+        now = time.monotonic()
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is None:
+            return
+        seconds = self._to.timeline.place("sound", at * packet.time_base, now)
+        try:
+            chunks = sound.chunks(packet, seconds)
+        except (av.error.FFmpegError, OSError, ValueError):
+            self._tell("corrupt")
+            return
+        if chunks:
+            # Not by the clock: sound and picture come by different ways, each with its own delay.
+            pacer = self._pacer
+            self._to.taker.sound(chunks, now if pacer is None else pacer.time_of(seconds))
+
+    def _tell(self, name: str, **facts: Any) -> None:
+        self._to.taker.event(name, **facts)
+
+
+def _stated(video: Any) -> Fraction:
+    """Frames a second as the stream says; 25 where it does not.
+
+    What libav guesses comes last: of H.264 in MPEG-TS it is the rate of fields, before it has
+    measured anything.
+    """
+    for rate in (video.average_rate, video.codec_context.framerate, video.guessed_rate):
+        if rate and 1 <= rate <= 240:
+            return Fraction(rate)
+    return Fraction(25)
 
 
 class _Relief:
@@ -404,52 +432,6 @@ class _Relief:
             self._wanted = min(2, self.step + 1)
         elif share < 0.4 and late < self._limit / 2:
             self._wanted = max(0, self.step - 1)
-
-
-class _Rate:
-    """The rate that frames really have, told when it is not what it was, or what was stated.
-
-    usual: seconds between frames, as they are stated.
-    """
-
-    def __init__(self, usual: float) -> None:
-        self._steps: list[float] = []
-        self._last: float | None = None
-        self._usual = usual
-
-    def of(self, seconds: float) -> float:
-        """Frames a second once they have changed by half or more for 25 frames; else 0."""
-        if self._last is not None:
-            self._steps.append(seconds - self._last)
-        self._last = seconds
-        if len(self._steps) < 25:
-            return 0.0
-        middle = sorted(self._steps)[12]
-        self._steps.clear()
-        if middle > 0 and not 2 / 3 < middle / self._usual < 3 / 2:
-            self._usual = middle
-            return 1 / middle
-        return 0.0
-
-
-class _Pacer:
-    """Holds back what comes faster than it happened; what comes late is not hurried."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop, self._start = stop, float("-inf")
-
-    def wait(self, seconds: Fraction) -> float:
-        """Until line time `seconds` is due; the monotonic time it was due at."""
-        now = time.monotonic()
-        due = self._start + float(seconds)
-        if due < now - 0.05:  # the first, or the source was held up
-            self._start, due = now - float(seconds), now
-        self._stop.wait(max(0.0, due - now))
-        return max(due, now)
-
-    def time_of(self, seconds: Fraction) -> float:
-        """When that line time is due; now, before the first picture."""
-        return max(self._start + float(seconds), time.monotonic())
 
 
 def _frame(picture: Any, seconds: Fraction, codec: str) -> Frame:

@@ -37,13 +37,14 @@ class Restorer(Protocol):
 
 @dataclass
 class Picture:
-    """A frame on its way. captured, arrived, ready: monotonic seconds."""
+    """A frame on its way. captured, arrived, ready: monotonic seconds; network: seconds it took."""
 
     frame: Frame
     captured: float
     arrived: float
     state: State = "waiting"
     ready: float = 0.0
+    network: float = 0.0
     restored: tuple[Plane, ...] | None = None
     level: int = 0
 
@@ -171,6 +172,12 @@ class Line:
         else:
             picture.state = "pass"  # its time is up: a result that comes now is not for it
             self.passed += 1
+
+    def left_out(self, count: int) -> None:
+        """Frames that were too old to be put."""
+        with self.changed:
+            self.offered += count
+            self.dropped += count
 
     def encoded(self, seconds: float) -> None:
         """Tell how long a frame took from leaving the line to the sinks."""
@@ -371,7 +378,7 @@ class Scheduler:
                 for (line, picture), frame in zip(pictures, frames, strict=True):
                     if picture.state == "working":
                         picture.restored, picture.state = frame.planes, "done"
-                        picture.ready = now
+                        picture.ready, picture.network = now, took
                     else:
                         line.late += 1
                         self.late += 1

@@ -20,24 +20,29 @@ from typing import Any, Protocol
 
 import av
 
-from vdeblur.camera.addresses import masked, resolve, sink_kind, source_kind
+from vdeblur.camera.addresses import Scene, masked, numbered, resolve, sink_kind, source_kind
 from vdeblur.camera.encoding import Chunk, LiveEncoding, PictureEncoder, Sound, copy_of
 from vdeblur.camera.receiving import Format, Receiver, RetryOptions
+from vdeblur.camera.recording import FileSink, HlsSink
 from vdeblur.camera.scheduling import Line, Notice, Picture, Restorer, Scheduler, write_back
-from vdeblur.camera.sinks import (
-    Sink,
-    SinkOptions,
-    VirtualCamera,
-    camera_name,
-    sink_of,
-)
+from vdeblur.camera.sending import FfmpegSink, PipeSink, PushSink
+from vdeblur.camera.sinks import Sink, SinkOptions
 from vdeblur.camera.sources import SourceOptions
+from vdeblur.camera.timing import Backoff
+from vdeblur.camera.virtual import VirtualCamera
 from vdeblur.camera.watching import Snapshot, Watch, quantiles_ms
 from vdeblur.errors import OutputError, UsageError, VdeblurError
 from vdeblur.frames import Frame
 
 #: Packets of sound that wait for their picture, at most: ten seconds and more.
 _SOUND = 1024
+_SINKS: dict[str, type[Sink]] = {
+    "file": FileSink,
+    "hls": HlsSink,
+    "pipe": PipeSink,
+    "push": PushSink,
+    "ffmpeg": FfmpegSink,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,15 @@ class Viewer(Protocol):
         """The camera's state: connecting, live, outage, ended, failed."""
 
 
+@dataclass
+class _Shown:
+    """A virtual camera, and when to try it again."""
+
+    camera: VirtualCamera
+    backoff: Backoff = field(default_factory=Backoff)
+    again_at: float = 0.0
+
+
 class Camera:
     """One source with its line, encoder, sinks and counts. Made by `Session`."""
 
@@ -92,12 +106,12 @@ class Camera:
         self._format: Format | None = None
         self.error: VdeblurError | None = None
         self.finished = threading.Event()
-        self._virtual = [s for s in sinks if sink_kind(s) == "virtual"]
-        self.virtual: list[VirtualCamera] = []
+        self._stopping = False
+        self.virtual = [_Shown(VirtualCamera(s)) for s in sinks if sink_kind(s) == "virtual"]
         self.sinks: list[Sink] = [
-            sink_of(s, options.sink, on_event=self.event, keyframe=self._keyframe)
+            _SINKS[kind](s, options.sink, on_event=self.event, keyframe=self._keyframe)
             for s in sinks
-            if s not in self._virtual
+            if (kind := sink_kind(s)) != "virtual"
         ]
         self._sound: deque[tuple[Chunk, float]] = deque()
         self._sound_lock = threading.Lock()
@@ -112,9 +126,10 @@ class Camera:
         self.line.forget()
         self.line.put(Notice("format", (format, sound)))
 
-    def frame(self, frame: Frame, seconds: Fraction, captured: float, arrived: float) -> None:
+    def frame(self, frame: Frame, captured: float, arrived: float, decoding: float) -> None:
         """See `Taker`."""
         self.watch.received += 1
+        self.watch.stages["decode"].add(decoding)
         self.line.put(Picture(frame, captured, arrived))
 
     def sound(self, chunks: list[Any], captured: float) -> None:
@@ -149,6 +164,9 @@ class Camera:
             self.line.put(Notice("outage"))
         elif name == "retry":
             watch.reason = facts["reason"]
+        elif name == "old":
+            watch.received += facts["frames"]
+            self.line.left_out(facts["frames"])
         elif name == "jump":
             watch.jumps += 1
             self.line.put(Notice("jump"))
@@ -179,12 +197,14 @@ class Camera:
         except Exception as error:
             self.error = OutputError(f"encoding failed in a way that was not foreseen: {error!r}")
         finally:
+            if self.error is not None:
+                self.event("failed", reason=str(self.error))
             self.receiver.stop()
             if self.encoder is not None:
                 for chunk in self.encoder.finish():
                     self._give(chunk)
-            for camera in self.virtual:
-                camera.close()
+            for shown in self.virtual:
+                shown.camera.close()
             for sink in self.sinks:
                 sink.end()
             self.finished.set()
@@ -198,7 +218,10 @@ class Camera:
                 self._notice(item)
             else:
                 self._release_sound(None)
-                if self.receiver.ended.is_set() and not self.line.depth:
+                self.receiver.check()
+                # A read under way may take as long as its time limit: whoever stops need not wait.
+                over = self.receiver.ended.is_set() or self._stopping
+                if over and not self.line.depth:
                     self._release_sound(float("inf"))
                     return
             if self.sinks and all(sink.error is not None for sink in self.sinks):
@@ -234,8 +257,6 @@ class Camera:
                 )
                 for sink in self.sinks:
                     sink.begin(self.encoder.template, "format")
-            if not self.virtual:
-                self.virtual = [VirtualCamera(s, float(format.rate)) for s in self._virtual]
         elif notice.name == "jump" and encoder is not None:
             encoder.keyframe()
 
@@ -259,10 +280,31 @@ class Camera:
         self.watch.latency.add(now - picture.captured)
         self.watch.stages["encode"].add(now - began)
         self.watch.stages["wait"].add(began - picture.arrived)
-        for camera in self.virtual:
-            camera.show(carrier)
+        if picture.state == "done":
+            self.watch.stages["network"].add(picture.network)
+        for shown in self.virtual:
+            self._show(shown, carrier, now)
         for viewer in self.viewers:
             viewer.picture(self.number, before, picture, now - picture.captured)
+
+    def _show(self, shown: _Shown, carrier: av.VideoFrame, now: float) -> None:
+        """A picture for a virtual camera. One that never was there is an error; one that goes is
+        tried again, as any sink is."""
+        name = masked(shown.camera.name)
+        if now < shown.again_at:
+            return
+        try:
+            shown.camera.show(carrier, max(1.0, self.watch.fps))
+        except OutputError as error:
+            if not shown.camera.written:
+                raise
+            wait = shown.backoff.next()
+            shown.again_at = now + wait
+            self.event("sink_gone", sink=name, reason=str(error), seconds=round(wait, 2))
+        else:
+            if shown.backoff.tries:
+                self.event("sink_back", sink=name)
+            shown.backoff.reset()
 
     def _release_sound(self, until: float | None) -> None:
         """Send sound up to a time of the line, so that it waits as long as its picture.
@@ -340,6 +382,7 @@ class Camera:
 
     def stop(self) -> None:
         """Take no more; what is in the line goes out."""
+        self._stopping = True
         self.receiver.stop()
         self.line.close()
 
@@ -366,7 +409,8 @@ class Session:
 
     sources, sinks: addresses (`{camera}` in a sink stands for the camera's number). restorer: the
     network. viewers: who looks at pictures. on_event(name, camera=…, **facts) is called from
-    several threads. UsageError, InputError and OutputError for what cannot begin.
+    several threads, and must not wait. UsageError, OutputError and EncoderError for what cannot
+    begin.
     """
 
     def __init__(
@@ -386,10 +430,14 @@ class Session:
             raise UsageError(f"max_latency is {self.options.max_latency} s: more than 0 is needed")
         found = [resolve(source) for source in sources]
         for source in found:
-            source_kind(source)
+            if source_kind(source) == "test":
+                Scene.of(source)
+        if any(sink_kind(resolve(sink)) != "virtual" for sink in sinks):
+            # Tried out: better refused now than when the camera is there, perhaps at night.
+            PictureEncoder(self.options.encoding, width=640, height=360, rate=Fraction(25))
         self.cameras: list[Camera] = []
         for number, source in enumerate(found, 1):
-            chosen = [camera_name(resolve(sink), number, len(found)) for sink in sinks]
+            chosen = [numbered(resolve(sink), number, len(found)) for sink in sinks]
             if len(set(chosen)) < len(chosen):
                 raise UsageError("the same sink is named twice: name each once")
             self.cameras.append(Camera(number, source, chosen, self.options, viewers, on_event))
@@ -400,7 +448,8 @@ class Session:
             degrade=self.options.degrade,
             on_event=on_event,
         )
-        self._on_event = on_event
+        #: Whether `stop` has finished everything; False too while it goes on.
+        self.complete = False
 
     def __enter__(self) -> Session:
         self.scheduler.start()
@@ -440,4 +489,5 @@ class Session:
         for camera in self.cameras:
             done = camera.join(patience) and done
         self.scheduler.stop()
-        return self.scheduler.join(patience) and done
+        self.complete = self.scheduler.join(patience) and done
+        return self.complete

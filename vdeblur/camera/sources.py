@@ -10,25 +10,31 @@ import contextlib
 import io
 import os
 import select
-import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NoReturn, Self, cast
 
 import av
 import av.container
 import av.error
 import numpy as np
 
-from vdeblur.camera import scene
-from vdeblur.camera.addresses import Scene, masked, scheme_of, source_kind
+from vdeblur.camera import programs, scene
+from vdeblur.camera.addresses import (
+    FFMPEG_DEVICES,
+    Scene,
+    masked,
+    scheme_of,
+    secret,
+    source_kind,
+    unknown_host,
+)
 from vdeblur.errors import InputError, UsageError
 
 
@@ -70,15 +76,13 @@ class Source:
         self.address, self.options = address, options
         self.name = masked(address)
         self.kind = source_kind(address)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._said: deque[str] = deque(maxlen=8)
+        self._program: programs.Program | None = None
         self._painter: threading.Thread | None = None
         self._stop, self._closed = stop, threading.Event()
         try:
             self.container: av.container.InputContainer = self._open()
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            self._end_helpers()
-            raise self._explained(error, "open") from error
+            self._fail(error, "open")
         videos = [s for s in self.container.streams.video if s.codec_context is not None]
         self.video = videos[0] if videos else None
         if self.video is None:
@@ -113,12 +117,13 @@ class Source:
     def packets(self) -> Iterator[av.Packet[Any]]:
         """Packets of the chosen streams, until the end.
 
-        InputError when the connection breaks or says nothing for `timeout` seconds, sound without
-        picture included.
+        InputError when the connection breaks or says nothing for `timeout` seconds, other streams
+        (sound, a camera's data) without picture included.
         """
-        wanted = [s for s in (self.video, self.audio) if s is not None]
         seen = time.monotonic()
-        packets = self.container.demux(wanted)
+        # Of all streams: of chosen ones PyAV would wait for the next, whatever else comes, and for
+        # ever.
+        packets = self.container.demux()
         while not self._stop.is_set():
             try:
                 packet = next(packets)
@@ -126,16 +131,17 @@ class Source:
                 self._ended()
                 return
             except (av.error.FFmpegError, OSError) as error:
-                raise self._explained(error, "read") from error
+                self._fail(error, "read")
             now = time.monotonic()
             if packet.stream is self.video:
                 seen = now
             elif now - seen > self.options.timeout + 1:
-                raise InputError(f"{self.name}: no picture for {now - seen:.0f} s, only sound")
-            yield packet
+                raise InputError(f"{self.name}: no picture for {now - seen:.0f} s, only other data")
+            if packet.stream is self.video or packet.stream is self.audio:
+                yield packet
 
     def _ended(self) -> None:
-        if self._process is not None and self._process.poll():
+        if self._program is not None and self._program.process.poll():
             raise InputError(f"{self.name}: ffmpeg ended: {self._last_words()}")
 
     # -- opening ---------------------------------------------------------------------------------
@@ -158,7 +164,8 @@ class Source:
         scheme = scheme_of(self.address)
         microseconds = str(int(self.options.timeout * 1e6))
         # A second to learn of the streams, where libav takes five, and the rate is measured later:
-        # every outage would be as much longer.
+        # every outage would be as much longer. Not nobuffer: it throws away what was read meanwhile
+        # and with it the first keyframe. How old that is shows (`timing.Backlog`).
         options = {"analyzeduration": "1000000", "probesize": "2000000", "fpsprobesize": "0"}
         if scheme in ("rtsp", "rtsps"):
             options |= {
@@ -166,19 +173,18 @@ class Source:
                 "timeout": microseconds,
                 # Reordering is for UDP; half a second of waiting for a lost packet is too much.
                 "max_delay": "100000",
-                "fflags": "nobuffer",
             }
-        elif scheme in ("rtmp", "rtmps"):
-            options |= {"rw_timeout": microseconds, "fflags": "nobuffer"}
-        elif scheme in ("http", "https"):
+        elif scheme in ("rtmp", "rtmps", "http", "https"):
             options |= {"rw_timeout": microseconds}
         elif scheme in ("udp", "rtp"):
             options |= {
                 "timeout": microseconds,
                 "fifo_size": "8192",  # × 188 bytes: a bounded buffer, and what does not fit is lost
                 "overrun_nonfatal": "1",
-                "fflags": "nobuffer",
             }
+        if scheme in ("udp", "tcp", "rtp", "http", "https"):
+            # MPEG-TS whose programme gets other numbers goes on in the streams that are read.
+            options |= {"merge_pmt_versions": "1"}
         return self._av(self.address, **options)
 
     def _open_file(self) -> av.container.InputContainer:
@@ -235,46 +241,49 @@ class Source:
 
     def _open_ffmpeg(self) -> av.container.InputContainer:
         """What the wheels lack, through an installed ffmpeg, copied as it is into NUT."""
-        options: dict[str, Any] = {"analyzeduration": 1_000_000, "fflags": "nobuffer"}
+        options: dict[str, Any] = {"analyzeduration": 1_000_000}
         address = self.address
         device, _, rest = address.partition(":")
-        if device in ("avfoundation", "dshow", "decklink"):
+        if device in FFMPEG_DEVICES:
             address = rest
             options = {"f": device, **self._device_options()}
             if device == "avfoundation":
                 options.setdefault("framerate", "30")
-        self._process = start_ffmpeg(
-            lambda ffmpeg: ffmpeg.input(address, **options).output(
-                "pipe:", format="nut", codec="copy", flush_packets=1
-            ),
-            purpose=self.name,
-            said=self._said,
-            reads=True,
-        )
-        assert self._process.stdout is not None
+        self._program = programs.read_by_ffmpeg(address, options, purpose=self.name)
+        assert self._program.process.stdout is not None
         # It connects and looks at the streams first.
-        pipe = _Pipe(os.dup(self._process.stdout.fileno()), self.options.timeout, first=15.0)
+        descriptor = os.dup(self._program.process.stdout.fileno())
+        pipe = _Pipe(descriptor, self.options.timeout, first=15.0)
         return self._av(pipe, "nut", **_NUT_QUICKLY)
 
     # -- ending and explaining -------------------------------------------------------------------
 
     def _end_helpers(self) -> None:
         self._closed.set()
-        if self._process is not None:
-            end_process(self._process)
+        if self._program is not None:
+            self._program.end()
         if self._painter is not None:
             self._painter.join(2)
 
     def _last_words(self) -> str:
-        return masked(" ".join(self._said) or "it did not say why")
+        said = self._program.last_words(self.address) if self._program is not None else ""
+        return said or "it did not say why"
+
+    def _fail(self, error: BaseException, doing: str) -> NoReturn:
+        """Raise the error in one sentence, and of the class that says whether to try again."""
+        explained = self._explained(error, doing)
+        self._end_helpers()
+        # libav's own error bears the address as it is, and a traceback would print it.
+        raise explained from (None if secret(self.address) else error)
 
     def _explained(self, error: BaseException, doing: str) -> InputError:
-        """The error in one sentence, and of the class that says whether to try again."""
         if isinstance(error, InputError):
             return error
-        if self._process is not None and self._process.poll() is not None:
-            return InputError(f"{self.name}: ffmpeg: {self._last_words()}")
-        text = masked(str(getattr(error, "strerror", None) or error)).rstrip(".")
+        if self._program is not None and not isinstance(error, TimeoutError):
+            said = self._last_words()  # it ends a moment after its output
+            if not self._program.running:
+                return InputError(f"{self.name}: ffmpeg: {said}")
+        text = masked(str(getattr(error, "strerror", None) or error), of=self.address).rstrip(".")
         if isinstance(error, (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)):
             return Refused(f"{self.name} refuses the name or the password ({text}): check them")
         if isinstance(error, av.error.ExitError | TimeoutError) or "timed out" in text.lower():
@@ -287,6 +296,9 @@ class Source:
             return Missing(f"{self.name} may not be read: {text.lower()}")
         if self.kind == "file" and doing == "open":
             return Missing(f"{self.name} is not a video that can be read: {text.lower()}")
+        lost = doing == "open" and text.lower() == "input/output error"
+        if lost and (host := unknown_host(self.address)):
+            return InputError(f"{self.name}: no computer called {host} is known: check it")
         what = "cannot be opened" if doing == "open" else "broke off"
         return InputError(f"{self.name} {what}: {text.lower()}")
 
@@ -318,65 +330,6 @@ class _Pipe:
         """Let the writer's end know."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
-
-
-def start_ffmpeg(
-    graph: Callable[[Any], Any], *, purpose: str, said: deque[str], reads: bool
-) -> subprocess.Popen[bytes]:
-    """Start an installed ffmpeg by ffmpeg-python; what it says on stderr is kept in `said`.
-
-    UsageError where there is no ffmpeg. Unread, its stderr would fill and stop it
-    (kkroening/ffmpeg-python#195): a thread reads it until it ends.
-    """
-    import shutil
-
-    import ffmpeg
-
-    if shutil.which("ffmpeg") is None:
-        raise UsageError(
-            f"{purpose} needs an installed ffmpeg, and there is none: "
-            "apt install ffmpeg, brew install ffmpeg, or winget install ffmpeg"
-        )
-    process = cast(
-        "subprocess.Popen[bytes]",
-        graph(ffmpeg)
-        .global_args("-nostdin" if reads else "-hide_banner", "-loglevel", "error")
-        .run_async(pipe_stdin=not reads, pipe_stdout=reads, pipe_stderr=True),
-    )
-
-    def listen() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line.decode(errors="replace").strip())
-
-    threading.Thread(target=listen, name="ffmpeg-stderr", daemon=True).start()
-    return process
-
-
-def end_process(process: subprocess.Popen[bytes], *, patience: float = 1.0) -> None:
-    """Ask a process to end, and see to it; its pipes are closed."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stderr is not None:
-        # The listener ends at the end of the pipe, and not before.
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline and any(
-            t.name == "ffmpeg-stderr" and t.is_alive() for t in threading.enumerate()
-        ):
-            time.sleep(0.01)
-            if process.poll() is not None:
-                break
-        with contextlib.suppress(OSError, ValueError):
-            process.stderr.close()
 
 
 class _Writer(io.RawIOBase):

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 from vdeblur.camera.addresses import masked
 from vdeblur.errors import UsageError
@@ -51,6 +51,10 @@ class Recent:
         return count / seconds
 
 
+#: What times are taken of: decoding; from arrival to encoding, the network's part of it, encoding.
+STAGES = ("decode", "wait", "network", "encode")
+
+
 @dataclass
 class Watch:
     """What one camera does, as it is counted."""
@@ -71,9 +75,7 @@ class Watch:
     outage_seconds: float = 0.0
     sound_dropped: int = 0
     latency: Recent = field(default_factory=Recent)
-    stages: dict[str, Recent] = field(
-        default_factory=lambda: {"wait": Recent(), "encode": Recent()}
-    )
+    stages: dict[str, Recent] = field(default_factory=lambda: {name: Recent() for name in STAGES})
     down_since: float | None = None
 
 
@@ -89,10 +91,20 @@ def quantiles_ms(recent: Recent) -> dict[str, float | None]:
     }
 
 
+class Output(Protocol):
+    """Text goes here."""
+
+    def write(self, text: str, /) -> object:
+        """Take it."""
+
+    def flush(self) -> None:
+        """Send it on."""
+
+
 class JsonLines:
     """One line of JSON for each thing that happens and for each status."""
 
-    def __init__(self, output: TextIO) -> None:
+    def __init__(self, output: Output) -> None:
         self._output, self._lock = output, threading.Lock()
 
     def line(self, kind: str, facts: dict[str, Any]) -> None:
@@ -115,7 +127,7 @@ def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
 
 
 class Prometheus:
-    """A page of metrics, made from a snapshot whenever it is asked for."""
+    """A page of metrics at `url`, made from a snapshot whenever it is asked for."""
 
     def __init__(self, address: str, snapshot: Callable[[], Sequence[Snapshot]]) -> None:
         from vdeblur.extras import optional
@@ -134,6 +146,7 @@ class Prometheus:
                 f"--metrics {address} cannot be had ({error.strerror}): name another port"
             ) from error
         self.port = int(self._server.server_port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def close(self) -> None:
         """Stop answering."""
@@ -157,9 +170,13 @@ _COUNTERS = {
 _GAUGES = {
     "up": ("up", "1 while the source gives pictures"),
     "line": ("line_depth", "Frames between receiving and encoding"),
+    "sound_waiting": ("sound_depth", "Packets of sound that wait for their picture"),
     "level": ("degrade_level", "0: the network asked for; more: smaller"),
     "fps": ("frames_per_second", "Frames a second of the source"),
 }
+
+
+_SHARES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 
 
 class _Collector:
@@ -191,11 +208,11 @@ class _Collector:
         for c in cameras:
             for name, value in c["latency_ms"].items():
                 if value is not None:
-                    latency.add_metric((str(c["camera"]), f"0.{name[1:]}"), value / 1000)
+                    latency.add_metric((str(c["camera"]), _SHARES[name]), value / 1000)
             for stage, found in c["stage_ms"].items():
                 for name, value in found.items():
                     if value is not None:
-                        stages.add_metric((str(c["camera"]), stage, f"0.{name[1:]}"), value / 1000)
+                        stages.add_metric((str(c["camera"]), stage, _SHARES[name]), value / 1000)
         yield latency
         yield stages
         depth = core.GaugeMetricFamily(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import queue
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from vdeblur.cli.common import bitrate, deblurrer_of, keep_pages, network_options, rate, say
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
     from vdeblur.camera.session import Session
+    from vdeblur.camera.watching import Snapshot
     from vdeblur.cli.common import Commands
 
 _WORDS = """\
@@ -120,18 +124,25 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.sources == ["list"]:
         return _list(args)
-    if args.service:
-        from vdeblur.camera.service import unit
-
-        words = sys.argv[1:]
-        print(unit(words[words.index("camera") + 1 :] if "camera" in words else words))
-        return 0
     if not args.output and not args.preview:
         raise UsageError("there is no sink: give -o FILE.mkv, -o rtsp://…, -o FOLDER/ or --preview")
     if "-" in args.output and args.json:
         raise UsageError("-o - and --json both want standard output: give one")
     if args.retry is not None and args.retry < 0:
         raise UsageError(f"--retry is {args.retry}: 0 is none, and without it there is no end")
+    if args.batch != "auto":
+        raise UsageError(
+            "--batch is not for live pictures, which go one by one: --batch-across takes one of "
+            "each camera together"
+        )
+    if args.keep is not None and args.keep < 1:
+        raise UsageError(f"--keep is {args.keep}: 1 file or more can be kept")
+    if args.service:
+        from vdeblur.camera.service import unit
+
+        words = sys.argv[1:]
+        print(unit(words[words.index("camera") + 1 :] if "camera" in words else words))
+        return 0
     return _live(args)
 
 
@@ -141,7 +152,7 @@ def _live(args: argparse.Namespace) -> int:
     from vdeblur.camera.session import Session, SessionOptions, Viewer
     from vdeblur.camera.sinks import SinkOptions
     from vdeblur.camera.sources import SourceOptions
-    from vdeblur.camera.watching import JsonLines, Prometheus
+    from vdeblur.camera.watching import Prometheus
     from vdeblur.live import LiveDeblurrer, degrade_steps
 
     keep_pages()
@@ -175,15 +186,8 @@ def _live(args: argparse.Namespace) -> int:
             keyframes=args.keyframes,
         ),
     )
-    lines = JsonLines(sys.stdout) if args.json else None
-
-    def event(name: str, **facts: Any) -> None:
-        if lines is not None:
-            lines.line("event", {"event": name, **facts})
-        if not args.quiet and (text := _said(name, facts, len(args.sources) > 1)):
-            say(text)
-
     with contextlib.ExitStack() as stack:
+        told = stack.enter_context(_Told(args))
         viewers: list[Viewer] = []
         preview = None
         if args.preview:
@@ -191,58 +195,148 @@ def _live(args: argparse.Namespace) -> int:
 
             preview = stack.enter_context(Preview(args.preview))
             viewers.append(preview)
-        restorer = LiveDeblurrer(deblurrer_of(args, strength=args.strength), steps)
+        restorer = LiveDeblurrer(
+            deblurrer_of(args, strength=args.strength),
+            steps,
+            strength=args.strength,
+            precision=args.precision,
+            backend=args.backend,
+        )
         session = Session(
-            args.sources, args.output, restorer, options=options, viewers=viewers, on_event=event
+            *(args.sources, args.output, restorer),
+            options=options,
+            viewers=viewers,
+            on_event=told.event,
         )
         if args.metrics:
             prometheus = Prometheus(args.metrics, session.snapshot)
             stack.callback(prometheus.close)
-            if not args.quiet:
-                say(f"metrics: port {prometheus.port}, of {args.metrics.rpartition(':')[0]}")
+            told.say(f"metrics: {prometheus.url}")
         if preview is not None:
             preview.snapshot = session.snapshot
-            if not args.quiet:
-                say(f"preview: {preview.url}")
-        return _until_stopped(args, session, lines)
+            told.say(f"preview: {preview.url}")
+        return _until_stopped(args, session, told)
 
 
-def _until_stopped(args: argparse.Namespace, session: Session, lines: Any) -> int:
-    every = args.every or (1.0 if lines is not None else 10.0)
+def _until_stopped(args: argparse.Namespace, session: Session, told: _Told) -> int:
+    every = args.every or (1.0 if args.json else 10.0)
     left = args.duration
+    missing: list[str] = []
     try:
         with session:
-            while True:
-                step = every if left is None else min(every, left)
-                if session.wait(step):
-                    return 0
-                for status in session.snapshot():
-                    if lines is not None:
-                        lines.line("status", status)
-                    elif not args.quiet:
-                        say(_status(status, len(session.cameras) > 1))
-                if left is not None:
-                    left -= step
-                    if left <= 0:
+            try:
+                while True:
+                    step = every if left is None else min(every, left)
+                    if session.wait(step):
                         return 0
+                    told.status(session.snapshot())
+                    if left is not None:
+                        left -= step
+                        if left <= 0:
+                            return 0
+            finally:
+                missing = [s["sink"] for c in session.snapshot() for s in _gone(c)]
     except KeyboardInterrupt:
-        # The session has finished its files on the way here.
-        if not args.quiet:
-            say("vdeblur: stopped; the files are complete")
+        told.say(
+            "stopped; the files are complete"
+            if session.complete
+            else "stopped at once: what is called NAME.part was not finished, but can be played"
+        )
         return 130
     finally:
-        if lines is not None:
-            for status in session.snapshot():
-                lines.line("end", status)
-        elif not args.quiet:
-            for status in session.snapshot():
-                say(_status(status, len(session.cameras) > 1))
-        stuck = [t.name for t in threading.enumerate() if t.name.startswith("sink ")]
-        if stuck and not args.quiet:
-            say(f"left behind, since it did not end: {', '.join(stuck)}")
+        told.end(session.snapshot(), missing)
+        if not session.complete:
+            stuck = [t.name for t in threading.enumerate() if t.name.startswith("sink ")]
+            if stuck:
+                told.say(f"left behind, since it did not end: {', '.join(stuck)}")
 
 
-def _status(status: dict[str, Any], several: bool) -> str:
+class _Told:
+    """What the user is told, written by a thread of its own: a terminal that is held (Ctrl-S), or a
+    reader that has stopped, must not hold up the picture. What it cannot take is left out."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from vdeblur.camera.watching import JsonLines
+
+        self._lines = JsonLines(_Unbuffered()) if args.json else None
+        self._quiet, self._several = args.quiet, len(args.sources) > 1
+        self._reason = ""  # that was told last: it is not told with each try
+        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(1000)
+        self._thread = threading.Thread(target=self._run, name="tell", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=1)
+            self._thread.join(2)
+
+    def _run(self) -> None:
+        while (write := self._waiting.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it; the camera goes on
+                write()
+
+    def _put(self, write: Callable[[], None]) -> None:
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(write)
+
+    def _json(self, kind: str, facts: dict[str, Any]) -> None:
+        if (lines := self._lines) is not None:
+            self._put(lambda: lines.line(kind, facts))
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self._quiet:
+            self._put(lambda: say(text))
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Something happened; from any thread."""
+        self._json("event", {"event": name, **facts})
+        if name == "retry" and facts["reason"] == self._reason:
+            self.say(_whose(facts, self._several) + f"(again in {facts['seconds']} s)")
+            return
+        self._reason = facts.get("reason", "") if name in ("outage", "retry") else ""
+        if text := _said(name, facts, self._several):
+            self.say(text)
+
+    def status(self, cameras: list[Snapshot]) -> None:
+        """How things stand."""
+        for status in cameras:
+            self._json("status", status)
+            if self._lines is None:
+                self.say(_status(status, self._several))
+
+    def end(self, cameras: list[Snapshot], missing: list[str]) -> None:
+        """What it came to. missing: sinks that took nothing at the end."""
+        for status in cameras:
+            self._json("end", status)
+            if self._lines is None and status["received"]:
+                self.say(_sum(status, self._several))
+        if missing and any(status["received"] for status in cameras):
+            self.say(f"not connected at the end: {', '.join(missing)}")
+
+
+class _Unbuffered:
+    """Standard output without Python's buffer, whose lock a writer that hangs would hold at the
+    end of the program."""
+
+    def write(self, text: str) -> None:
+        """All of it."""
+        rest = text.encode()
+        while rest:
+            rest = rest[os.write(1, rest) :]
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def _gone(status: Snapshot) -> list[dict[str, Any]]:
+    return [sink for sink in status["sinks"] if not sink["connected"]]
+
+
+def _status(status: Snapshot, several: bool) -> str:
     latency = status["latency_ms"]["p95"]
     parts = [
         status["state"] + (f" ({status['reason']})" if status["reason"] else ""),
@@ -252,10 +346,22 @@ def _status(status: dict[str, Any], several: bool) -> str:
     ]
     if status["level"]:
         parts.append(status["level_name"])
-    gone = [sink["sink"] for sink in status["sinks"] if not sink["connected"]]
-    if gone and status["state"] not in ("ended", "failed"):
-        parts.append(f"without {', '.join(gone)}")
-    return (f"camera {status['camera']}: " if several else "") + "; ".join(parts)
+    if status["state"] == "live" and (gone := _gone(status)):
+        parts.append("not connected: " + ", ".join(sink["sink"] for sink in gone))
+    return _whose(status, several) + "; ".join(parts)
+
+
+def _sum(status: Snapshot, several: bool) -> str:
+    """All of a run in a line."""
+    parts = [
+        f"{status['received']} frames came: {status['restored']} restored, "
+        f"{status['passed']} passed, {status['dropped']} dropped"
+    ]
+    if status["outages"]:
+        parts.append(f"{status['outages']} outages, {status['outage_seconds']:.0f} s in all")
+    if (latency := status["latency_ms"]["p95"]) is not None:
+        parts.append(f"latency p95 {latency:.0f} ms in the last minute")
+    return (_whose(status, several) or "in all: ") + "; ".join(parts)
 
 
 def _said(name: str, facts: dict[str, Any], several: bool) -> str:
@@ -263,11 +369,11 @@ def _said(name: str, facts: dict[str, Any], several: bool) -> str:
     texts = {
         "connected": "connected: {size} {codec}, {fps:g} frames/s",
         "outage": "outage: {reason}",
-        "retry": "{reason}; again in {seconds} s",
+        "retry": "{reason} (again in {seconds} s)",
         "jump": "the source's times jumped; its picture goes on",
         "corrupt": "{count} damaged packets or frames so far",
         "segment": "writing {file}",
-        "sink_gone": "{sink}: {reason}; again in {seconds} s",
+        "sink_gone": "{sink}: {reason} (again in {seconds} s)",
         "sink_back": "{sink}: back",
         "sink_ended": "{sink}: {reason}",
         "level": "the network is now {level} ({share:.0%} of the frames were restored)",
@@ -275,12 +381,18 @@ def _said(name: str, facts: dict[str, Any], several: bool) -> str:
         "decoding": "decoding {frames} frames",
         "ended": "the source ended",
     }
+    if several:  # of a single one it is what the command ends with
+        texts["failed"] = "{reason}; it is given up"
     if name not in texts or facts.get("stopped"):
         return ""
     text = texts[name].format(**facts)
     if name == "connected" and "outage_seconds" in facts:
         text += f", after {facts['outage_seconds']} s without"
-    return (f"camera {facts['camera']}: " if several and "camera" in facts else "") + text
+    return _whose(facts, several) + text
+
+
+def _whose(facts: dict[str, Any], several: bool) -> str:
+    return f"camera {facts['camera']}: " if several and "camera" in facts else ""
 
 
 def _list(args: argparse.Namespace) -> int:
