@@ -1,9 +1,10 @@
 """Everything that needs a CUDA device, in one run: its tests, kernels, tuning, benchmark, 8 GB.
 
-python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet]
+python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--pairs FOLDER]
 
 Each part is a process with a time limit of its own, so that one that fails leaves the others; logs,
-JSON and charts go to --out, and a summary against the bars is printed last.
+JSON and charts go to --out, and a summary against the bars is printed last. --pairs: blurred and
+sharp pictures as `vdeblur eval` takes them, on which half precision and 8 bits are scored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 KERNELS = """
 import torch, torch.nn as nn
-from vdeblur import fused
+from vdeblur.kernels import fused
 from vdeblur.models.layers import ResBlock
 print(f"{'channels':>8} {'size':>14} {'torch ms':>9}  ms of each way that agrees")
 for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
@@ -40,6 +41,70 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
             plain = fused._milliseconds(block, x)
         gb = 6 * x.numel() * 2 / 1e9
         print(f'{channels:>8} {n}x{h}x{w:>6} {plain:>9.3f}  {times} ({gb:.2f} GB unfused)')
+"""
+
+IN_8_BITS = """
+import torch
+from vdeblur.kernels import fused, quantised
+from vdeblur.models.layers import ResBlock
+print(f"{'kind':>5} {'channels':>8} {'half ms':>9}  ms, and error as a share of the step to half")
+for kind in quantised.KINDS.values():
+    for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
+        block = ResBlock(channels).cuda().half().eval().requires_grad_(False)
+        x = torch.randn(4, channels, h, w, device='cuda', dtype=torch.half)
+        x = x.contiguous(memory_format=torch.channels_last)
+        block = block.to(memory_format=torch.channels_last)
+        half = fused.FusedBlock(block, whole=channels <= 64)
+        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+            both = [(float(a.min()), float(a.max())) for a in (x, block.main[0](x))]
+            coded = quantised.QuantisedBlock(block, tuple(both), kind)
+            part = x[:1, :, :128, :128]
+            right = coded.reference(part).float()
+            step, times = float((right - block(part).float()).abs().mean()), {}
+            plain = fused._milliseconds(half, x)
+            for name, way in coded.ways().items():
+                try:
+                    error = float((way(part).float() - right).abs().mean()) / step
+                    times[name] = f'{fused._milliseconds(way, x):.3f} ({error:.4f})'
+                except Exception as problem:
+                    times[name] = type(problem).__name__
+        print(f'{kind.name:>5} {channels:>8} {plain:>9.3f}  {times}')
+"""
+
+COLOUR = """
+import torch
+from vdeblur.kernels import fused, fused_color
+from vdeblur.color import add_correction, as_int16, correction_to_planes
+from vdeblur.deblurrer import harmed
+from vdeblur.frames import PlaneLayout
+limits = {'block': 16, 'block_mean': 0.35, 'mean': 0.15}
+print(f"{'planes':>24} {'torch ms':>18} {'kernels ms':>20}  codes off")
+for layout, size in ((PlaneLayout(1280, 720), (720, 1280)),
+                     (PlaneLayout(1920, 1080, 10, siting='topleft'), (1088, 1920))):
+    kind = torch.uint8 if layout.depth == 8 else torch.int16
+    planes = [torch.randint(60, 200, (4, *s), device='cuda').to(kind) for s in layout.shapes]
+    options = {'size': size, 'dtype': torch.half}
+    delta = torch.randn(4, 3, *size, device='cuda').mul(0.05).half()
+    delta = delta.contiguous(memory_format=torch.channels_last)
+    def to_torch(_):
+        return fused_color.in_torch(planes, layout, **options)
+    def from_torch(d):
+        d = d.float().contiguous()[..., : layout.height, : layout.width]
+        d = d.masked_fill(harmed(d)[:, None, None, None], 0)
+        return add_correction(planes, correction_to_planes(d, layout), layout)
+    def to_kernel(_):
+        return fused_color.planes_to_input(planes, layout, **options)
+    def from_kernel(d):
+        flags = fused_color.judge(d, layout, **limits)
+        return fused_color.add_to_planes(planes, d, layout, replaced=flags)
+    off = [float((as_int16(a).int() != as_int16(b).int()).float().mean())
+           for a, b in zip(from_kernel(delta), from_torch(delta))]
+    there = float((to_kernel(delta).float() - to_torch(delta).float()).abs().max())
+    times = [fused._milliseconds(way, delta) / 4
+             for way in (to_torch, from_torch, to_kernel, from_kernel)]
+    name = f'{layout.width}x{layout.height} {layout.depth} bit'
+    print(f'{name:>24} {times[0]:>9.4f}{times[1]:>9.4f} {times[2]:>10.4f}{times[3]:>10.4f}  '
+          f'{max(off):.5f}, RGB off by {there:.1e} (a frame, of batches of 4)')
 """
 
 IN_8_GB = """
@@ -67,11 +132,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--model", default="mimo-unet")
+    parser.add_argument("--pairs", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     # What is tuned here is for this run, and comes back with it.
     environment = {"VDEBLUR_REQUIRE_CUDA": "1", "VDEBLUR_CACHE": str(args.out / "cache")}
+    environment["PYTHONUNBUFFERED"] = "1"  # a part that is cut short has still said something
 
     def part(name: str, words: list[str], limit: float) -> bool:
         left = min(limit, end - time.monotonic())
@@ -100,20 +167,29 @@ def main() -> int:
         return done
 
     model = ["--model", args.model]
+    quick = ["--backend", "triton", "--rounds", "2"]
+    # The device's own questions first: what time is left goes to the rest.
     results = [
-        part("kernels", ["-c", KERNELS], 100),
-        bench("torch", *model, "--backend", "torch", "--against", "published", limit=80),
-        bench("tuned", *model, "--tune", limit=200),
+        part("colour", ["-c", COLOUR], 30),
+        part("kernels", ["-c", KERNELS], 90),
+        bench("torch", *model, "--backend", "torch", "--against", "published", limit=70),
+        bench("tuned", *model, "--tune", limit=150),
+        part("in-8-bits", ["-c", IN_8_BITS], 100),
+        bench("int8", *model, *quick, "--precision", "int8", limit=60),
         part(
             "tests",
             ["-m", "pytest", "-q", "--continue-on-collection-errors", "-k", "cuda or gpu"],
-            150,
+            120,
         ),
         part("in-8-gb", ["-c", IN_8_GB.format(model=args.model)], 40),
         bench("1080p", *model, "--size", "1920x1080", "--rounds", "2", limit=50),
         bench("nvdec", *model, "--hwaccel", "cuda", "--rounds", "2", limit=50),
-        bench("small", "--model", "mimo-unet-small", "--tune", "--rounds", "2", limit=100),
+        bench("fp8", *model, *quick, "--precision", "fp8", limit=60),
+        bench("small", "--model", "mimo-unet-small", "--tune", "--rounds", "2", limit=90),
     ]
+    for precision in ("fp16", "int8", "fp8") if args.pairs else ():
+        words = ["-m", "vdeblur", "eval", "--pairs", str(args.pairs), "--device", "cuda"]
+        results.append(part(f"pairs-{precision}", [*words, "--precision", precision], 40))
     return 0 if all(results) else 1
 
 

@@ -14,6 +14,8 @@ import torch
 torch.set_num_threads(1)
 # Converting networks takes seconds a network; test_backends.py asks for it.
 os.environ["VDEBLUR_BACKEND"] = "torch"
+# "auto" would be bf16 on CPUs that have it.
+os.environ["VDEBLUR_PRECISION"] = "fp32"
 
 
 @pytest.fixture(scope="session", autouse=True)

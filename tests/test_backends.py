@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur import backends, cache
-from vdeblur.backends import attach, choose, cpu, facts_of
+from vdeblur.backends import attach, choose, cpu, facts_of, prefers_bf16
+from vdeblur.backends.lean import lean
+from vdeblur.deblur import batch_size
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.export import random_pictures, to_openvino
 from vdeblur.extras import installed
 from vdeblur.models import FAMILIES, Network, share_means
 from vdeblur.models.mimo_unet import MIMOUNet
+from vdeblur.roofline import work_of
 
 CPU = torch.device("cpu")
 RUNTIMES = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxruntime")}
@@ -78,7 +81,7 @@ def test_the_correction_is_torchs_to_1e_5_at_any_size(runtime: Any) -> None:
 def test_a_deblurrer_gives_torchs_picture(runtime: Any) -> None:
     images = random_pictures(3, 45, 70)
     here = Deblurrer(network(), device="cpu", backend="torch")
-    there = Deblurrer(network(), device="cpu", backend=runtime)
+    there = Deblurrer(network(), device="cpu", backend=runtime, precision="fp32")
     assert (here.backend, there.backend) == ("torch", runtime)
     assert isinstance(there.network, backends.Elsewhere)
     assert torch.allclose(there(images), here(images), rtol=0, atol=1e-5)
@@ -178,7 +181,9 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     net, gpu = network(), torch.device("cuda", 0)
     assert choose("auto", net, CPU, "fp32") == "openvino"
     assert choose("auto", net, CPU, "int8") == "openvino"
-    assert choose("auto", net, CPU, "bf16") == "torch"
+    for able in (True, False):
+        monkeypatch.setattr(backends, "multiplies_bf16", lambda able=able: able)
+        assert choose("auto", net, CPU, "bf16") == ("openvino" if able else "torch")
     assert choose("auto", net, gpu, "fp32") == "torch"
     assert choose("auto", Adds(), CPU, "fp32") == "torch"
     assert choose("torch", net, CPU, "fp32") == "torch"
@@ -199,10 +204,11 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("tensorrt", "cpu", "fp32", "backend is 'tensorrt': choose"),
         ("openvino", "cuda", "fp32", "openvino runs on a CPU"),
-        ("openvino", "cpu", "bf16", "openvino runs on a CPU in fp32 or int8, not on cpu in bf16"),
+        ("openvino", "cpu", "fp16", "openvino runs on a CPU in fp32, bf16 or int8, not on cpu in"),
         ("onnxruntime", "cpu", "bf16", "onnxruntime runs on a CPU or CUDA in fp32"),
-        ("torch", "cpu", "int8", "int8 is OpenVINO's"),
-        ("auto", "cuda", "int8", "int8 is OpenVINO's"),
+        ("torch", "cpu", "int8", "int8 is for OpenVINO on a CPU or Triton on CUDA, not for"),
+        ("auto", "mps", "int8", "int8 is for OpenVINO on a CPU or Triton on CUDA, not for"),
+        ("triton", "cpu", "fp16", "triton runs on a CUDA device, not on cpu"),
     ],
 )
 def test_impossible_choices_are_told(
@@ -267,6 +273,9 @@ def test_memory_that_runs_out_is_told_as_such() -> None:
         def start_async(self, *_: object, **__: object) -> None:
             raise RuntimeError("Exception from src: std::bad_alloc")
 
+        def wait(self) -> None:
+            raise RuntimeError("Infer Request is not started")
+
     runner._idle[1].append(Full())
     with pytest.raises(MemoryError, match="bad_alloc"):
         correction(elsewhere, random_pictures(1, 32, 32))
@@ -276,6 +285,110 @@ def test_memory_that_runs_out_is_told_as_such() -> None:
 def pictures() -> list[Tensor]:
     need("openvino", "nncf")
     return [random_pictures(2, 48, 64)]
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    return float(-10 * (one - other).square().mean().log10())
+
+
+@pytest.fixture
+def bf16() -> None:
+    if not backends.multiplies_bf16():
+        pytest.skip("this CPU has no instructions for bf16")
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.usefixtures("bf16")
+def test_bf16_rounds_and_keeps_the_picture(backend: Any, folder: Path) -> None:
+    need(*RUNTIMES.get(backend, ()))
+    images = random_pictures(3, 45, 70)
+    plain = Deblurrer(network(), device="cpu", backend="torch")(images)
+    deblurrer = Deblurrer(network(), device="cpu", backend=backend, precision="bf16")
+    assert (deblurrer.backend, deblurrer.precision) == (backend, "bf16")
+    assert 50 < psnr(deblurrer(images), plain) < 90
+    if backend == "openvino":
+        # The file is that of fp32, which is computed as it was.
+        full = Deblurrer(network(), device="cpu", backend=backend, precision="fp32")
+        assert torch.allclose(full(images), plain, rtol=0, atol=1e-5)
+        assert len(kept(folder)) == 1
+
+
+@pytest.mark.usefixtures("bf16")
+def test_fused_layers_follow_to_bf16() -> None:
+    net, x = network(base=26, blocks=1, unshuffle=4), random_pictures(1, 64, 96)
+    expected = correction(net, x)
+    fused = cpu.fuse(net).to(torch.bfloat16)
+    once = correction(fused, x.to(torch.bfloat16)).float()
+    assert 50 < psnr(once, expected) < 100
+    assert expected.abs().max() > 0.01
+
+
+def test_auto_takes_bf16_where_it_is_quick_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need("openvino")
+
+    def precision(net: nn.Module, **options: Any) -> str:
+        return Deblurrer(net, device="cpu", **options).precision
+
+    monkeypatch.delenv(backends.PRECISION_VARIABLE)
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
+    loud = network()
+    with torch.no_grad():
+        loud.get_parameter("feat_extract.5.main.0.weight").mul_(200)
+    for backend in ("auto", "torch", "openvino"):
+        assert prefers_bf16(network(), backend)
+    assert not prefers_bf16(loud, "auto")
+    assert not prefers_bf16(network(), "onnxruntime")
+    assert not prefers_bf16(Adds(), "auto")
+    assert not prefers_bf16(network().requires_grad_(True), "auto")
+    assert precision(network()) == "bf16"
+    assert precision(network(), precision="fp32") == "fp32"
+    assert precision(network(), backend="torch") == "bf16"
+    assert precision(loud, backend="torch") == "fp32"
+    assert any("bf16" in line for line in Deblurrer(network(), device="cpu").about)
+    monkeypatch.setenv(backends.VARIABLE, "onnxruntime")
+    assert not prefers_bf16(network(), "auto")
+    monkeypatch.delenv(backends.VARIABLE)
+    monkeypatch.setenv(backends.PRECISION_VARIABLE, "fp32")
+    assert precision(network()) == "fp32"
+    assert precision(network(), precision="bf16") == "bf16"
+    monkeypatch.setenv(backends.PRECISION_VARIABLE, "fp4")
+    with pytest.raises(UsageError, match="VDEBLUR_PRECISION is 'fp4': set it to one of auto, fp32"):
+        Deblurrer(network(), device="cpu")
+    monkeypatch.delenv(backends.PRECISION_VARIABLE)
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: False)
+    assert precision(network()) == "fp32"
+
+
+def test_bf16_on_a_cpu_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    from vdeblur.backends import openvino
+
+    class Core:
+        def get_property(self, *_: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "the_core", lambda _: Core())
+    with pytest.raises(UsageError, match="needs a CPU with instructions for it"):
+        Deblurrer(network(), device="cpu", backend="openvino", precision="bf16")
+
+
+def test_pictures_are_computed_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    deblurrer = Deblurrer(network(), device="cpu", backend="openvino", precision="fp32")
+    assert (deblurrer.side_by_side(40, 56), batch_size("auto", deblurrer, size=(40, 56))) == (3, 3)
+    assert batch_size("auto", deblurrer) == 1
+    monkeypatch.setattr("vdeblur.deblurrer.free_memory", lambda _: 10**6)
+    assert deblurrer.side_by_side(400, 560) == 1
+    runner: Any = deblurrer.network._runner
+    plain = network()
+    for count, streams in ((1, 1), (2, 2), (3, 3), (7, 3)):
+        x = random_pictures(7, 40, 56)[:count]
+        assert torch.allclose(runner(x), correction(plain, x), rtol=0, atol=1e-5)
+        assert len(runner._idle[streams]) == streams
+    assert set(runner._models) == {1, 2, 3}
 
 
 def test_int8_is_calibrated_kept_and_close(folder: Path, pictures: list[Tensor]) -> None:
@@ -365,15 +478,41 @@ def test_fused_layers_on_a_cpu_are_torchs(family: str, config: dict[str, Any]) -
     net = network(0, family, **config)
     fused = cpu.fuse(net)
     assert fused is not net
-    # The weights are the network's own, once.
+    # The weights are the network's own, but for those that were multiplied out.
     pointers = {parameter.data_ptr() for parameter in net.parameters()}
-    assert {parameter.data_ptr() for parameter in fused.parameters()} == pointers
+    own = {parameter.data_ptr() for parameter in fused.parameters()} - pointers
+    assert len(own) == (14 if family == "mimo-unet" else 0)
     for frame in SIZES:
         count, height, width = frame
         x = random_pictures(count, -(-height // 16) * 16, -(-width // 16) * 16)
         x = x.contiguous(memory_format=torch.channels_last)
         expected = correction(net, x)
         assert torch.allclose(correction(fused, x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [{"base": 8, "blocks": 1}, {"base": 26, "blocks": 1,
+                                                               "unshuffle": 4}])  # fmt: skip
+def test_fewer_operations_compute_the_same(config: dict[str, Any]) -> None:
+    net = network(**config)
+    quick = lean(net)
+    for frame in SIZES:
+        count, height, width = frame
+        x = random_pictures(count, -(-height // 16) * 16, -(-width // 16) * 16)
+        assert correction(net, x).abs().max() > 0.01
+        assert torch.allclose(correction(quick, x), correction(net, x), rtol=0, atol=1e-6)
+        assert torch.allclose(quick(x), net(x), rtol=0, atol=1e-6)
+    work, before = (work_of(one, 64, 64, torch.float32) for one in (quick, net))
+    assert work is not None
+    assert before is not None
+    assert work.flop < 0.98 * before.flop
+    # Products of weights that go on being trained would stay behind.
+    assert lean(net.requires_grad_(True)) is net
+
+
+def test_fewer_operations_of_a_pruned_network() -> None:
+    net = network(base=8, blocks=1, hidden=[3, 9, 20, 5, 16, 8])
+    x = random_pictures(1, 32, 48)
+    assert torch.allclose(correction(lean(net), x), correction(net, x), rtol=0, atol=1e-6)
 
 
 def test_weights_in_training_are_not_laid_out_once_and_for_all() -> None:

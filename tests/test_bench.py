@@ -16,8 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from tests.media import read_frames, scene, write_frames
-from vdeblur import Deblurrer, InputError, UsageError, bench_chart, cli, footage, roofline, tuning
+from vdeblur import (
+    Deblurrer,
+    InputError,
+    UsageError,
+    backends,
+    bench_chart,
+    cli,
+    footage,
+    roofline,
+    tuning,
+)
 from vdeblur.backends import cuda
+from vdeblur.backends.lean import LeanMIMOUNet
 from vdeblur.bench import STAGES, BenchResult, Rates, bench, format_result
 from vdeblur.deblur import batch_size, deblur_video
 from vdeblur.models import build
@@ -31,7 +42,10 @@ TINY = {"model": "mimo-unet-small", "device": "cpu"}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("VDEBLUR_BACKEND", raising=False)
+    for name in ("VDEBLUR_BACKEND", "VDEBLUR_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    # What "auto" then is does not depend on the machine.
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +148,20 @@ def test_how_it_is_shown() -> None:
     assert said["efficiency"] == 0.8
     assert said["rates"]["network"] == {"median": 50.0, "rounds": [50.0, 60.0, 40.0]}
     assert "ceiling:" not in format_result(result(ceiling=None, network_flop=None))
+    # Bytes, and not frames without codecs too.
+    assert sum(line.startswith("  memory") for line in text.splitlines()) == 1
+
+
+def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
+    got = bench(clip, model="identity", device="cpu", rounds=1, against="published")
+    assert set(got.rates) == {"decode", "encode", "memory", "pipeline"}
+    assert got.slowest in ("decode", "encode")
+    assert got.as_dict()["network_ms"] is None
+    text = format_result(got)
+    line = next(line for line in text.splitlines() if line.startswith("  network"))
+    assert line.split()[1:] == ["-", "-", "nothing", "is", "computed"]
+    assert "FLOP" not in text
+    assert "authors" not in text
 
 
 def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,13 +357,13 @@ def test_a_sweep_keeps_the_fastest_that_agrees(capsys: pytest.CaptureFixture[str
 
 def test_a_trial_s_batch_is_restored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    network = MIMOUNet.correction
+    network = LeanMIMOUNet.correction
 
-    def correction(self: MIMOUNet, x: Tensor) -> Tensor:
+    def correction(self: LeanMIMOUNet, x: Tensor) -> Tensor:
         seen.append(tuple(x.shape))
         return network(self, x)
 
-    monkeypatch.setattr(MIMOUNet, "correction", correction)
+    monkeypatch.setattr(LeanMIMOUNet, "correction", correction)
     # Larger than what a CPU takes several of by itself.
     monkeypatch.setattr("vdeblur.deblurrer._CPU_BATCH_PIXELS", 1)
     tune(size=(64, 64), device="cpu", backend="torch", precision="fp32", batch=3, rounds=1)
@@ -370,7 +398,7 @@ def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("vdeblur.sweep._Bench.measure", measure)
     monkeypatch.setattr("vdeblur.sweep.installed", lambda name: False)
-    monkeypatch.setattr("vdeblur.sweep._amx", lambda: True)
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
     tried: list[Trial] = []
     sweep = tune(size=(320, 64), device="cpu", on_trial=tried.append)
     assert [(f"{t.backend} {t.precision}", t.batch, t.tile) for t in tried] == list(rates)

@@ -8,6 +8,7 @@ could reach at most comes from a matrix product and a copy, measured in the same
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from vdeblur.deblurrer import Deblurrer, best_algorithms
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.frames import Frame
+from vdeblur.kernels import fused_color
 from vdeblur.models import Network, build, spec
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader
@@ -70,7 +72,8 @@ class BenchResult:
     """What was measured.
 
     rates: by name, of STAGES and MORE; upload and download are missing where nothing is copied,
-    the published ones unless they were asked for. "memory" is planes in memory to planes in memory,
+    colour and network where nothing is computed, the published ones unless they were asked for.
+    "memory" is planes in memory to planes in memory,
     without codecs; "asynchronous" is the network by a clock that does not wait for the device.
     network_flop: of one frame. peak_flops, copy_bytes: what the device did in a second, of a matrix
     product in `precision` and of a copy, reads and writes counted. ceiling: frames/s of a network
@@ -116,7 +119,9 @@ class BenchResult:
     @property
     def network_flops(self) -> float | None:
         """Floating-point operations per second in the network."""
-        return None if self.network_flop is None else self.network_flop * self.rate("network")
+        if self.network_flop is None or "network" not in self.rates:
+            return None
+        return self.network_flop * self.rate("network")
 
     def ratio(self, ours: str, theirs: str) -> Rates:
         """ours / theirs, round by round."""
@@ -132,7 +137,7 @@ class BenchResult:
             },
             "slowest": self.slowest,
             "efficiency": self.efficiency,
-            "network_ms": 1000 / self.rate("network"),
+            "network_ms": 1000 / self.rate("network") if "network" in self.rates else None,
             "network_flops": self.network_flops,
         }
         if "published" in self.rates:
@@ -197,6 +202,8 @@ def bench(
         plain.stage = stage
     deblurrer = Deblurrer(module, **network)
     deblurrer.name = name
+    # Of the products: other runtimes are given fp32, and round inside.
+    dtype = torch.bfloat16 if deblurrer.precision == "bf16" else deblurrer.dtype
     with tempfile.TemporaryDirectory() as folder:
         made = clip is None
         if clip is None:
@@ -205,19 +212,19 @@ def bench(
             clip, deblurrer, batch, EncodeOptions(encoder=encoder, preset=preset), hwaccel, frames
         )
         stages = measure.stages()
-        if against is not None:
+        if against is not None and not deblurrer.changes_nothing:
             stages |= measure.published(copy.deepcopy(plain))
         rates: dict[str, list[float]] = {stage: [] for stage in stages}
         peaks: list[tuple[float, float]] = []
         for _ in range(rounds):
             for stage, run in stages.items():
                 rates[stage].append(run())
-            peaks.append(roofline.peaks(deblurrer.device, deblurrer.dtype))
+            peaks.append(roofline.peaks(deblurrer.device, dtype))
         memory = measure.memory_peak()
     peak_flops, copy_bytes = (max(values) for values in zip(*peaks, strict=True))
     height, width = measure.height, measure.width
     plan = deblurrer.plans.get((height, width))
-    work = roofline.work_of(plain, height, width, deblurrer.dtype)
+    work = roofline.work_of(plain, height, width, dtype)
     return BenchResult(
         clip=f"a generated scene of {measure.held_count} frames" if made else Path(clip).name,
         size=f"{width}x{height}",
@@ -265,11 +272,12 @@ class _Measurement:
         self._host = [self._pinned(torch.from_numpy(plane)) for plane in planes]
         self._planes = [plane.to(self.device) for plane in self._host]
         self._rgb = planes_to_rgb(self._planes, self.layout).contiguous()
-        deblurrer.correction(self._rgb)  # allocates, picks algorithms, compiles
-        deblurrer.correction(self._rgb)  # records, where graphs are
+        if not deblurrer.changes_nothing:
+            deblurrer.correction(self._rgb)  # allocates, picks algorithms, compiles
+            deblurrer.correction(self._rgb)  # records, where graphs are
         if frames is None:
-            rate = self.network(1)
-            frames = min(max(int(rate * _ROUND_SECONDS), 2 * self.batch), 120)
+            rate = math.inf if deblurrer.changes_nothing else self.network(1)
+            frames = int(min(max(rate * _ROUND_SECONDS, 2 * self.batch), 120))
         nbytes = sum(plane.nbytes for plane in first.planes)
         self.count = max(1, min(frames, _HELD_BYTES // nbytes))
         with self._reader() as reader:
@@ -291,15 +299,15 @@ class _Measurement:
         stages: dict[str, Callable[[], float]] = {"decode": self.decode}
         if self.device.type != "cpu":
             stages["upload"] = self.upload
-        stages |= {"colour": self.colour, "network": partial(self.network, self.batches)}
+        computes = not self.deblurrer.changes_nothing
+        if computes:
+            stages |= {"colour": self.colour, "network": partial(self.network, self.batches)}
         if self.device.type != "cpu":
             stages["download"] = self.download
-        return stages | {
-            "encode": self.encode,
-            "asynchronous": partial(self.network, self.batches, synchronised=False),
-            "memory": self.memory,
-            "pipeline": self.pipeline,
-        }
+        stages["encode"] = self.encode
+        if computes:
+            stages["asynchronous"] = partial(self.network, self.batches, synchronised=False)
+        return stages | {"memory": self.memory, "pipeline": self.pipeline}
 
     def decode(self) -> float:
         """A file → planes."""
@@ -341,6 +349,16 @@ class _Measurement:
     def colour(self) -> float:
         """Planes → RGB, and a correction back into planes."""
         delta = torch.zeros_like(self._rgb)
+        kernels, dtype = self.deblurrer.colour, self.deblurrer.dtype
+        size = self.height, self.width
+        if kernels and kernels.usable(self._planes, self.layout, size=size, dtype=dtype):
+            delta = delta.to(dtype, memory_format=torch.channels_last)
+
+            def passes() -> None:
+                fused_color.planes_to_input(self._planes, self.layout, size=size, dtype=dtype)
+                fused_color.add_to_planes(self._planes, delta, self.layout)
+
+            return self._on_device(passes, self.batches, True)
 
         def work() -> None:
             planes_to_rgb(self._planes, self.layout)
@@ -489,22 +507,26 @@ def format_result(result: BenchResult) -> str:
     ]
     for name in STAGES:
         if name not in result.rates:
-            lines.append(f"  {name:<12}{'-':>10}{'-':>9}   nothing is copied")
+            missing = "copied" if name in ("upload", "download") else "computed"
+            lines.append(f"  {name:<12}{'-':>10}{'-':>9}   nothing is {missing}")
             continue
         remark = "   <- slowest stage" if name == result.slowest else ""
         remark += f"   {result.encoder}" if name == "encode" else ""
         lines.append(_line(name, result.rates[name]) + remark)
+    share = ""
+    if computes := "network" in result.rates:
+        share = f": {result.rate('memory') / result.rate('network'):.2f} of the network"
     lines += [
         _line("pipeline", result.rates["pipeline"])
         + f"   {result.efficiency:.2f} of the slowest stage",
-        _line("memory", result.rates["memory"])
-        + f"   planes to planes, no codec: {result.rate('memory') / result.rate('network'):.2f}"
-        " of the network",
-        _line("unsynced", result.rates["asynchronous"])
-        + "   the network by a clock that does not wait for the device",
-        "",
-        *_network_lines(result),
+        _line("no codecs", result.rates["memory"]) + f"   planes to planes in memory{share}",
     ]
+    if computes:
+        lines.append(
+            _line("unsynced", result.rates["asynchronous"])
+            + "   the network by a clock that does not wait for the device"
+        )
+    lines += ["", *_network_lines(result)]
     if "published" in result.rates:
         lines += [
             _line("authors' net", result.rates["published network"])
@@ -526,7 +548,7 @@ def _network_lines(result: BenchResult) -> list[str]:
             f"{result.network_flops / 1e12:.3g} TFLOP/s, {share:.0%} of a matrix product's "
             f"{result.peak_flops / 1e12:.3g} TFLOP/s"
         )
-    if result.ceiling is not None:
+    if result.ceiling is not None and "network" in result.rates:
         lines.append(
             f"  ceiling: {result.ceiling:.1f} frames/s by that and a copy's "
             f"{result.copy_bytes / 1e9:.0f} GB/s, layer by layer; "

@@ -72,6 +72,25 @@ def _coefficients(layout: PlaneLayout) -> _Coefficients:
     )
 
 
+def matrices(layout: PlaneLayout) -> tuple[Rows, tuple[float, ...], Rows]:
+    """(to_rgb, offset, to_codes): rgb = to_rgb · codes + offset, Δcodes = to_codes · Δrgb.
+
+    Codes are those of the planes in their order, at one site; gray has but the first.
+    """
+    if layout.kind == "rgb":
+        top = float((1 << layout.depth) - 1)
+        one = 1 / top
+        to_rgb = ((0.0, 0.0, one), (one, 0.0, 0.0), (0.0, one, 0.0))
+        return to_rgb, (0.0, 0.0, 0.0), ((0.0, top, 0.0), (0.0, 0.0, top), (top, 0.0, 0.0))
+    found = _coefficients(layout)
+    if layout.kind == "gray":
+        # Without chroma each row of the matrix gives the same gray: (Y' − black) / (white − black).
+        scale = sum(found.to_codes[0])
+        black = 0.0 if layout.full_range else float(16 << (layout.depth - 8))
+        return ((1 / scale, 0.0, 0.0),) * 3, (-black / scale,) * 3, found.to_codes
+    return found.to_rgb, found.offset, found.to_codes
+
+
 @torch.no_grad()
 def planes_to_rgb(
     planes: Sequence[Tensor], layout: PlaneLayout, dtype: torch.dtype = torch.float32

@@ -344,14 +344,14 @@ def batch_size(
     batch: int | Literal["auto"], deblurrer: Deblurrer, *, size: tuple[int, int] | None = None
 ) -> int:
     """Frames at once. "auto" is what `vdeblur bench --tune` found for pictures of `size` (height,
-    width); else, on a GPU, the fastest that fits its memory, tried on it, or 8 for any size; 1 on a
-    CPU, where larger batches gain nothing.
+    width); else, on a GPU, the fastest that fits its memory, tried on it, or 8 for any size; on a
+    CPU, as many as the backend computes side by side (OpenVINO: one a thread), or 1.
     """
     if batch == "auto":
         if size is not None and (tuned := deblurrer.tuned.get(size)) is not None:
             return tuned.batch
         if deblurrer.device.type != "cuda":
-            return 1
+            return 1 if size is None else deblurrer.side_by_side(*size)
         if size is None:
             return 8
         return tuning.batch_for(

@@ -7,6 +7,7 @@ out. Knows no files, threads, streams or video containers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -30,10 +31,11 @@ from vdeblur.color import (
 )
 from vdeblur.errors import DeviceError, ModelError, UsageError
 from vdeblur.frames import PlaneLayout
+from vdeblur.kernels import fused_color
 from vdeblur.memory import keep_pages
 from vdeblur.models import GlobalMean, Identity, Network, share_means
 
-Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 MIN_TILE = 128  # pixels; below, a tile is mostly overlap
 CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, if the network says nothing
@@ -45,14 +47,17 @@ _COLOR_VALUES = 24
 _UNKNOWN_ACTIVATIONS = 1024  # for a network that does not say `activations_per_pixel`
 # A batch on a CPU is no faster a pixel, and allocations past 32 MB fault their pages in every time.
 _CPU_BATCH_PIXELS = 1 << 20
+# With more threads than this, several work on each picture: memory is not for this alone.
+_SIDE_BY_SIDE = 8
 # A deblurrer moves detail; it does not change what a neighbourhood amounts to.
 _HARM_BLOCK, _HARM_BLOCK_MEAN, _HARM_MEAN = 16, 0.35, 0.15
-# Of tensors in torch; int8 is inside OpenVINO.
+# Of tensors in torch: 8 bits are inside OpenVINO, or inside the residual blocks of a half network.
 _DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "int8": torch.float32,
+    "fp8": torch.float16,
 }
 
 T = TypeVar("T")
@@ -77,18 +82,20 @@ class Deblurrer:
     None is what the weights are for, or mimo-unet-small. weights: a file, or the name of kept ones
     (see `vdeblur.checkpoints`); None for those that ship. What was loaded is named in `name`, and
     in `about` as lines for a report. device: "auto" is CUDA, else Apple's MPS, else the CPU.
-    precision: "auto" is fp16 on CUDA where the network can, fp32 elsewhere. tile: side in
-    pixels of the square the network sees at once, overlap included; None is the whole picture,
-    "auto" the whole picture unless it would not fit the memory that is free. halo: pixels at a
+    precision: "auto" is fp16 on CUDA where the network can; bf16 on a CPU with instructions for it
+    (AVX-512 BF16, AMX) where a network of the catalogue gives the same picture to 50 dB; fp32
+    elsewhere; or what the environment's VDEBLUR_PRECISION says. tile: side in pixels of the square
+    the network sees at once, overlap included; None is the whole picture, "auto" the whole picture
+    unless it would not fit the memory that is free. halo: pixels at a
     tile's edge that are computed and dropped; "auto" is the network's own choice, its seams under
     half an 8-bit level, "full" all that it sees, which makes tiles exact. strength: share of the
     network's correction that is applied, from 0. ensemble: average the corrections of the picture's
     eight rotations and reflections (Timofte et al., CVPR 2016), at eight times the cost; None is
     what the catalogue says of the network. stage: which of the network's `stages` to take. backend:
     the runtime, see `vdeblur.backends`; "auto" is what `vdeblur bench --tune` found fastest here,
-    else OpenVINO on a CPU where it is installed, else torch. precision "int8" is OpenVINO's, its
-    ranges measured on `calibration`, pictures (N, 3, H, W) of the kind to come, or else on the
-    first pictures given.
+    else OpenVINO on a CPU where it is installed, else torch. precision "int8" is OpenVINO's on a
+    CPU and Triton's on CUDA, "fp8" Triton's; their ranges are measured on `calibration`, pictures
+    (N, 3, H, W) of the kind to come, or else on the first pictures given.
 
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
@@ -135,50 +142,83 @@ class Deblurrer:
         self.tuned: dict[tuple[int, int], tuning.Setting] = {}
         self.facts = tuning.facts_of(network, self.device)
         asked = backend
+        if precision == "auto":
+            precision = cast("Precision", os.environ.get(backends.PRECISION_VARIABLE, "auto"))
+            if precision != "auto" and precision not in _DTYPES:
+                raise UsageError(
+                    f"{backends.PRECISION_VARIABLE} is {precision!r}: set it to one of auto, "
+                    f"{', '.join(_DTYPES)}"
+                )
         if "auto" in (precision, backend):
             tuned = tuning.recall(self.facts)
             fitting = tuning.fitting(tuned, precision=precision, backend=backend)
             precision, backend = cast("Precision", fitting[0]), cast("Backend", fitting[1])
             self.tuned = fitting[2]
-        if precision == "auto":
+        if unsaid := precision == "auto":
             half = self.device.type == "cuda" and getattr(network, "supports_half", True)
             precision = "fp16" if half and backend in ("auto", *backends.HALF) else "fp32"
+            if self.device.type == "cpu" and backends.prefers_bf16(network, backend):
+                precision = "bf16"
+                self.about += (
+                    "computed in bf16, which this CPU has instructions for: --precision fp32 is "
+                    "exact, and half as fast",
+                )
         self.precision = precision
-        self.dtype = _DTYPES[precision]
+        self.backend = backends.choose(backend, network, self.device, precision)
+        # Other runtimes are given fp32, and round inside.
+        self.dtype = _DTYPES[precision] if self.backend in backends.HALF else torch.float32
+        if precision == "int8" and self.device.type == "cuda":
+            self.dtype = torch.float16
         self.ensemble = bool(ensemble)
         if stage is not None:
             _choose_stage(network, stage)
         self.multiple = int(getattr(network, "size_multiple", 1))
         self.context = _context(network, halo)
         values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
-        self._bytes_per_pixel = values * self.dtype.itemsize + 4 * _COLOR_VALUES
-        self.network = network.eval().to(device=self.device, dtype=self.dtype)
+        self._bytes_per_pixel = values * _DTYPES[precision].itemsize + 4 * _COLOR_VALUES
+        on_cpu = self.device.type == "cpu"  # there, fp32 first: `cpu.fuse` computes with weights
+        kept = torch.float32 if on_cpu else self.dtype
+        self.network = network.eval().to(device=self.device, dtype=kept)
         for parameter in self.network.parameters():
             if parameter.ndim == 4:  # Module.to would ask it of five dimensions too, and fail
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
         self._global = any(isinstance(layer, GlobalMean) for layer in network.modules())
         # Its correction is 0 by construction: nothing needs to be computed.
         self._changes_nothing = isinstance(network, Identity) or strength == 0
-        self.backend = backends.choose(backend, network, self.device, precision)
         if self.backend != "torch" and not self._changes_nothing:
             try:
-                self.network = backends.attach(
-                    self.network,
-                    backend=self.backend,
-                    device=self.device,
-                    precision=precision,
-                    calibration=calibration,
-                    note=self.notes.append,
-                )
+                with made_current(self.device):
+                    self.network = backends.attach(
+                        self.network,
+                        backend=self.backend,
+                        device=self.device,
+                        precision=precision,
+                        calibration=calibration,
+                        note=self.notes.append,
+                    )
             except (ModelError, DeviceError) as error:
-                if asked != "auto" or precision == "int8":
+                if asked != "auto" or precision in backends.EIGHT_BITS:
                     raise
                 self.backend, self.tuned = "torch", {}
+                self.precision = "fp32" if unsaid and on_cpu else precision
+                self.dtype = _DTYPES[self.precision]
                 self.notes.append(f"going on with torch: {error}")
-        if self.device.type == "cpu":
+        #: Planes to the network's input and back, in kernels where those are.
+        self.colour: fused_color.Kernels | None = None
+        if self.device.type == "cuda" and fused_color.available():
+            self.colour = fused_color.Kernels(self.notes.append)
+        if on_cpu:
             keep_pages()
-            if self.backend == "torch" and self.dtype == torch.float32 and precision == "fp32":
-                self.network = cpu.fuse(self.network)
+            if self.backend == "torch":
+                self.network = cpu.fuse(self.network).to(self.dtype)
+        # Of what the network is given; other runtimes take planes.
+        half = self.backend in backends.HALF  # torch's own kernels and ours
+        self._layout = cpu.layout_for(self.network) if half else torch.contiguous_format
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether its correction is 0 by construction: then nothing is computed."""
+        return self._changes_nothing
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -223,10 +263,15 @@ class Deblurrer:
             part, pictures = [plane[start:end] for plane in planes], layout
             if layout.interlaced:
                 part, pictures = split_fields(part, layout)
-            delta, replaced = self._correction(
-                planes_to_rgb(part, pictures), tile, together=2 if layout.interlaced else 1
-            )
-            part = add_correction(part, correction_to_planes(delta, pictures), pictures)
+            together = 2 if layout.interlaced else 1
+            size = self._legal(pictures.height, pictures.width)
+            if self.colour and self.colour.usable(part, pictures, size=size, dtype=self.dtype):
+                part, replaced = self._in_few_passes(part, pictures, tile, together=together)
+            else:
+                delta, replaced = self._correction(
+                    planes_to_rgb(part, pictures), tile, together=together
+                )
+                part = add_correction(part, correction_to_planes(delta, pictures), pictures)
             return merge_fields(part, layout) if layout.interlaced else part, replaced
 
         parts = self._in_batches(restore, count, layout.height, layout.width)
@@ -259,20 +304,14 @@ class Deblurrer:
         `together` neighbours in the batch (the fields of a frame) are kept or replaced as one.
         """
         height, width = rgb.shape[2:]
-        below, right = -height % self.multiple, -width % self.multiple
+        rows, columns = self._legal(height, width)
+        below, right = rows - height, columns - width
         if below or right:
             # A reflection needs something to reflect; smaller pictures repeat their edge.
             mode = "reflect" if below < height and right < width else "replicate"
             rgb = F.pad(rgb, (0, right, 0, below), mode=mode)
-        if self.ensemble:
-            views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
-            delta = torch.zeros_like(rgb)
-            for turns, mirror in views:
-                delta += _turned_back(
-                    self._tiled(_turned(rgb, turns, mirror), tile), turns, mirror
-                ).div_(len(views))
-        else:
-            delta = self._tiled(rgb, tile)
+        # What follows works channel by channel: twice as fast on planes of their own.
+        delta = self._computed(rgb, tile).float().contiguous()
         delta = delta[..., :height, :width]
         replaced = harmed(delta).view(-1, together).any(1)
         if self.strength != 1:
@@ -283,6 +322,40 @@ class Deblurrer:
             delta = delta.masked_fill(damaged[:, None, None, None], 0)
         return delta, replaced
 
+    def _in_few_passes(
+        self, planes: list[Tensor], layout: PlaneLayout, tile: int | None, *, together: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """What else `planes_to_rgb`, `_correction` and `add_correction` do, by `fused_color`."""
+        size = self._legal(layout.height, layout.width)
+        seen = fused_color.planes_to_input(planes, layout, size=size, dtype=self.dtype)
+        delta = self._computed(seen, tile)
+        if min(layout.height, layout.width) >= _HARM_BLOCK:
+            replaced = fused_color.judge(
+                delta, layout, block=_HARM_BLOCK, block_mean=_HARM_BLOCK_MEAN, mean=_HARM_MEAN
+            )
+        else:
+            replaced = harmed(delta[..., : layout.height, : layout.width].float())
+        replaced = replaced.view(-1, together).any(1)
+        restored = fused_color.add_to_planes(
+            planes, delta, layout, strength=self.strength, replaced=replaced
+        )
+        return restored, replaced
+
+    def _legal(self, height: int, width: int) -> tuple[int, int]:
+        """The size that the network takes pictures of this size in."""
+        return height + -height % self.multiple, width + -width % self.multiple
+
+    def _computed(self, rgb: Tensor, tile: int | None) -> Tensor:
+        """(N, 3, H, W) of legal size → Δ, in the network's precision or in fp32."""
+        if not self.ensemble:
+            return self._tiled(rgb, tile)
+        views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
+        delta = torch.zeros_like(rgb, dtype=torch.float32)
+        for turns, mirror in views:
+            part = self._tiled(_turned(rgb, turns, mirror), tile)
+            delta += _turned_back(part, turns, mirror).float().div_(len(views))
+        return delta
+
     def _tiled(self, rgb: Tensor, tile: int | None) -> Tensor:
         """(N, 3, H, W) of legal size → Δ, computed whole or in tiles."""
         if tile is None or max(rgb.shape[2:]) <= tile:
@@ -290,7 +363,11 @@ class Deblurrer:
 
         def tiles(images: Tensor) -> Tensor:
             return in_tiles(
-                self._delta, images, tile=tile, context=self.context, multiple=self.multiple
+                lambda part: self._delta(part).contiguous(),
+                images,
+                tile=tile,
+                context=self.context,
+                multiple=self.multiple,
             )
 
         if not self._global:
@@ -305,19 +382,16 @@ class Deblurrer:
         return torch.cat(deltas)
 
     def _delta(self, rgb: Tensor) -> Tensor:
-        """What the network adds to what it sees, float32: exactly 0 if it returns its input."""
-        half = self.backend in backends.HALF  # torch's own kernels and ours
-        layout = torch.channels_last if half else torch.contiguous_format
-        seen = rgb.to(self.dtype, memory_format=layout)
+        """What the network adds to what it sees: exactly 0 if it returns its input."""
+        seen = rgb.to(self.dtype, memory_format=self._layout)
         correction = getattr(self.network, "correction", None)
         with best_algorithms(self.device):
             if correction is not None:
-                delta: Tensor = correction(seen).float()
+                delta: Tensor = correction(seen)
             else:
                 output: Tensor = self.network(seen)
                 delta = output.float() - seen.float()
-        # What follows works channel by channel: twice as fast on planes of their own.
-        return delta.contiguous()
+        return delta
 
     def _in_batches(
         self, run: Callable[[int, int, int | None], T], count: int, height: int, width: int
@@ -329,7 +403,8 @@ class Deblurrer:
             plan = self.plans.get((height, width)) or self._first_plan(height, width)
             end = min(start + plan.batch, count)
             try:
-                parts.append(run(start, end, plan.tile))
+                with made_current(self.device):
+                    parts.append(run(start, end, plan.tile))
                 start = end
                 continue
             except (RuntimeError, MemoryError) as error:
@@ -347,7 +422,8 @@ class Deblurrer:
         pixels = height * width
         plan = Plan(batch=1 << 30, tile=None if self.tile == "auto" else self.tile)
         if self.device.type == "cpu":
-            plan = replace(plan, batch=max(1, _CPU_BATCH_PIXELS // pixels))
+            side_by_side = int(getattr(self.network, "side_by_side", 1))
+            plan = replace(plan, batch=max(side_by_side, _CPU_BATCH_PIXELS // pixels))
         free = free_memory(self.device)
         if free is not None and self.tile == "auto":
             fitting = int(free * _MEMORY_SHARE / self._bytes_per_pixel)
@@ -380,6 +456,13 @@ class Deblurrer:
     def fitting_batch(self, height: int, width: int) -> int:
         """The largest batch that is predicted to fit the memory that is free now; at least 1."""
         return max(1, self._fitting(free_memory(self.device), height, width))
+
+    def side_by_side(self, height: int, width: int) -> int:
+        """How many pictures on a CPU are restored together fastest, as far as memory goes; 1 where
+        one after another is no slower.
+        """
+        most = min(int(getattr(self.network, "side_by_side", 1)), _SIDE_BY_SIDE)
+        return max(1, min(most, self.fitting_batch(height, width)))
 
     def _fitting(self, free: int | None, height: int, width: int) -> int:
         if free is None:
@@ -493,6 +576,11 @@ def find_device(device: str | torch.device) -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("there is no Apple GPU that PyTorch can use here: use --device cpu")
     return found
+
+
+def made_current(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, the device is CUDA's current one: Triton launches its kernels there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def best_algorithms(device: torch.device) -> AbstractContextManager[None]:

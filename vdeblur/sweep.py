@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vdeblur import fused, tuning
+from vdeblur import backends, tuning
+from vdeblur.backends import EIGHT_BITS
 from vdeblur.bench import load_for_speed
 from vdeblur.color import planes_to_rgb
 from vdeblur.deblurrer import MIN_TILE, Deblurrer, Plan, find_device, free_memory
@@ -26,11 +26,12 @@ from vdeblur.errors import DeviceError, UsageError, VdeblurError
 from vdeblur.export import random_pictures
 from vdeblur.extras import installed
 from vdeblur.frames import PlaneLayout
+from vdeblur.kernels import fused, fused_color
 from vdeblur.models import GlobalMean
 from vdeblur.tuning import GAIN, Setting, device_name, synchronise
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
-AGREEMENT = 50.0
+AGREEMENT = backends.AGREEMENT
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _TILES = (1024, 512, 256)
 
@@ -97,7 +98,7 @@ def tune(
 ) -> Sweep:
     """Find and keep the fastest setting for pictures of size (width, height).
 
-    What is not "auto" is not varied. int8 is tried when it is asked for, and never kept. options:
+    What is not "auto" is not varied. 8 bits are tried when asked for, and never kept. options:
     others of `Deblurrer`. on_trial is called with each trial once it is measured.
     """
     if rounds < 1:
@@ -141,7 +142,7 @@ def tune(
     setting = Setting(best.backend, best.precision, best.batch, best.tile, best.rate)
     untrained = any("untrained" in note for note in notes)
     kept = False
-    if best.precision != "int8" and not untrained:
+    if best.precision not in EIGHT_BITS and not untrained:
         kept = tuning.keep(network, where, (height, width), setting)
     return Sweep(name, device_name(where), f"{width}x{height}", trials, best, kept, notes)
 
@@ -159,28 +160,25 @@ def _best(trials: list[Trial]) -> Trial:
 def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple[str, str]]:
     """(backend, precision) to try on a device."""
     gpu = device.type == "cuda"
-    backends = ["torch"]
+    names = ["torch"]
     if gpu:
-        backends += ["cudagraphs", *(["triton"] if fused.available() else [])]
+        names += ["cudagraphs", *(["triton"] if fused.available() else [])]
     elif device.type == "cpu":
-        backends += [name for name in ("openvino", "onnxruntime") if installed(name)]
+        names += [name for name in ("openvino", "onnxruntime") if installed(name)]
     if backend != "auto":
-        backends = [backend]
-    for name in backends:
+        names = [backend]
+    elif gpu and precision in EIGHT_BITS:
+        names = ["triton"]
+    for name in names:
         precisions = ["fp32"]
-        if name == "torch" and (gpu or _amx()):
-            precisions = ["fp16", "bf16", "fp32"] if gpu else ["fp32", "bf16"]
+        if name == "torch" and gpu:
+            precisions = ["fp16", "bf16", "fp32"]
+        elif name in ("torch", "openvino") and device.type == "cpu" and backends.multiplies_bf16():
+            precisions = ["fp32", "bf16"]
         elif name in ("cudagraphs", "triton"):
             # bf16 is as fast and coarser, fp32 slower; each would compile for a minute.
             precisions = ["fp16"]
         yield from ((name, p) for p in ([precision] if precision != "auto" else precisions))
-
-
-def _amx() -> bool:
-    """Whether the CPU multiplies bf16 matrices; without, bf16 is slower than fp32."""
-    with suppress(OSError):
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return False
 
 
 class _Bench:
@@ -272,8 +270,11 @@ class _Bench:
         except (VdeblurError, RuntimeError, MemoryError) as error:
             trial.failure = str(error).split("\n")[0] or "out of memory"
             return
-        if ready.notes:
-            trial.failure = ready.notes.pop()
+        # Colour is no part of what is tried: without its kernels all trials go the same way.
+        told = [note for note in ready.notes if not note.startswith(fused_color.FALLBACK)]
+        if told:
+            trial.failure = told[-1]
+            ready.notes.remove(told[-1])
             return
         rgb = planes_to_rgb([plane[:1].cpu() for plane in planes], self.layout)
         if self._reference is None:
@@ -339,8 +340,10 @@ def format_sweep(sweep: Sweep) -> str:
     lines.append("")
     if sweep.kept:
         lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
-    elif sweep.best.precision == "int8":
-        lines.append("  not kept: int8 is never chosen unasked; --precision int8 asks for it")
+    elif (asked := sweep.best.precision) in EIGHT_BITS:
+        lines.append(
+            f"  not kept: {asked} is never chosen unasked; --precision {asked} asks for it"
+        )
     else:
         lines.append("  not kept")
     return "\n".join([*lines, *(f"  note: {note}" for note in sweep.notes)])

@@ -6,13 +6,15 @@ to torch each time they are loaded. Knows no video, no files but the cache's, an
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -21,16 +23,23 @@ from torch import Tensor, nn
 
 from vdeblur import __version__, cache
 from vdeblur.errors import ModelError, UsageError, VdeblurError
-from vdeblur.export import compare, legal_size, parameters_sha256
+from vdeblur.export import compare, legal_size, parameters_sha256, random_pictures
 from vdeblur.extras import installed
-from vdeblur.models import GlobalMean, Network
+from vdeblur.models import GlobalMean, Identity, Network
 
 Backend = Literal["auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"]
 BACKENDS = ("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton")
 #: Those that compute torch tensors, channels-last and in half precision too.
 HALF = ("torch", "cudagraphs", "triton")
+#: Precisions that are asked for, never chosen: ranges are measured on pictures, results differ.
+EIGHT_BITS = ("int8", "fp8")
 #: The environment variable that says what "auto" is to be.
 VARIABLE = "VDEBLUR_BACKEND"
+#: And the one that says what "auto" precision is to be: machines with and without bf16 then agree.
+PRECISION_VARIABLE = "VDEBLUR_PRECISION"
+#: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB: less is never chosen
+#: unasked.
+AGREEMENT = 50.0
 T = TypeVar("T")
 # Pictures, height, width that a loaded network is held to torch on.
 _CHECKED = (1, 64, 96)
@@ -47,11 +56,15 @@ class Elsewhere(nn.Module):
     """A network that another runtime computes; all that it says of itself is the network's own.
 
     start: makes the runner from the first pictures that come, (N, 3, H, W) RGB in 0..1.
+    side_by_side: pictures of a batch that it computes at a time, where that is the fastest.
     """
 
-    def __init__(self, network: nn.Module, start: Callable[[Tensor], Runner]) -> None:
+    def __init__(
+        self, network: nn.Module, start: Callable[[Tensor], Runner], *, side_by_side: int = 1
+    ) -> None:
         super().__init__()
         self.network = network
+        self.side_by_side = side_by_side
         self._start = start
         self._runner: Runner | None = None
         self._means = [layer for layer in network.modules() if isinstance(layer, GlobalMean)]
@@ -81,36 +94,45 @@ def choose(
 ) -> Literal["torch", "openvino", "onnxruntime", "cudagraphs", "triton"]:
     """What "auto" means for this network here; UsageError for what cannot be.
 
-    OpenVINO where it is installed, for the catalogue's networks on a CPU in fp32 (and int8); else
-    torch. VDEBLUR_BACKEND in the environment says otherwise.
+    OpenVINO where it is installed, for the catalogue's networks on a CPU in fp32 or bf16 (and
+    int8); else torch. VDEBLUR_BACKEND in the environment says otherwise.
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}: choose {', '.join(BACKENDS)}")
     wanted = os.environ.get(VARIABLE, "auto") if backend == "auto" else backend
     if wanted not in BACKENDS:
         raise UsageError(f"{VARIABLE} is {wanted!r}: set it to one of {', '.join(BACKENDS)}")
-    if precision == "int8":
-        if backend not in ("auto", "openvino") or device.type != "cpu":
+    if precision in EIGHT_BITS:
+        if precision == "int8" and device.type == "cpu" and backend in ("auto", "openvino"):
+            return "openvino"
+        if device.type == "cuda" and backend in ("auto", "triton"):
+            return "triton"
+        can = "OpenVINO on a CPU or Triton on CUDA" if precision == "int8" else "Triton on CUDA"
+        if backend == "auto":
             raise UsageError(
-                "precision int8 is OpenVINO's, on a CPU: use --backend openvino --device cpu"
+                f"precision {precision} is for {can}, not for {device}: "
+                "use --device cuda, or --precision auto"
             )
-        return "openvino"
+        raise UsageError(
+            f"precision {precision} is for {can}, not for backend {backend} on {device}: "
+            "use --backend auto, or --precision auto"
+        )
     if wanted == "auto":
         # Weights that may still be trained would be converted once and stay.
         fits = (
             device.type == "cpu"
-            and precision == "fp32"
+            and (precision == "fp32" or (precision == "bf16" and multiplies_bf16()))
             and isinstance(network, Network)
             and not any(parameter.requires_grad for parameter in network.parameters())
         )
         return "openvino" if fits and installed("openvino") else "torch"
     if wanted == "openvino":
-        if device.type != "cpu" or precision != "fp32":
+        if device.type != "cpu" or precision not in ("fp32", "bf16"):
             if backend == "auto":
                 return "torch"
             raise UsageError(
-                f"backend openvino runs on a CPU in fp32 or int8, not on {device} in {precision}: "
-                "use --device cpu --precision fp32, or --backend torch"
+                f"backend openvino runs on a CPU in fp32, bf16 or int8, not on {device} in "
+                f"{precision}: use --device cpu --precision fp32, or --backend torch"
             )
         return "openvino"
     if wanted == "onnxruntime":
@@ -133,6 +155,44 @@ def choose(
     return "torch"
 
 
+@lru_cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16: AVX-512 BF16, or AMX.
+
+    Without, bf16 is slower than fp32 (0.7 times, on a Xeon that has AVX-512 alone).
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # of newer torch
+    return any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def prefers_bf16(network: nn.Module, backend: Backend) -> bool:
+    """Whether "auto" precision is bf16 for a network of the catalogue on this CPU.
+
+    Where the CPU has units for it, torch or OpenVINO computes, and a picture stays the same to
+    AGREEMENT dB: a small one of hard edges, in torch without fused layers, which rounds most often.
+    """
+    here = torch.device("cpu")
+    wanted = os.environ.get(VARIABLE, "auto") if backend == "auto" else backend
+    if (
+        wanted not in ("auto", "torch", "openvino")
+        or not (isinstance(network, Network) and multiplies_bf16())
+        or isinstance(network, Identity)
+        or any(parameter.requires_grad for parameter in network.parameters())
+    ):
+        return False
+    plain = copy.deepcopy(network).eval().to(here, torch.float32)
+    x = random_pictures(*legal_size(network, *_CHECKED))
+    with torch.no_grad():
+        expected = plain.correction(x)
+        error = plain.to(torch.bfloat16).correction(x.to(torch.bfloat16)).float() - expected
+    # Asked this way round, NaN is a loss.
+    return bool(error.square().mean() <= 10 ** (-AGREEMENT / 10))
+
+
 def attach(
     network: nn.Module,
     *,
@@ -144,9 +204,10 @@ def attach(
 ) -> nn.Module:
     """`network` (for inference, on `device`, fp32 but for HALF) run by another runtime.
 
-    calibration: pictures (N, 3, H, W) of the kind to come, for int8; without any, the first ones
+    calibration: pictures (N, 3, H, W) of the kind to come, for 8 bits; without any, the first ones
     that are restored. note: is told what a user should know. UsageError for a missing package;
-    ModelError for a network that cannot be converted, or is another one then.
+    ModelError for a network that cannot be converted, or is another one then; DeviceError for a
+    device that cannot.
     """
     runner: Callable[..., Runner]
     if backend == "openvino":
@@ -154,6 +215,11 @@ def attach(
 
         openvino.require(precision)
         runner = openvino.start
+    elif precision in EIGHT_BITS:
+        from vdeblur.backends import cuda
+
+        cuda.require(network, precision, device)
+        runner = partial(cuda.start_in_8_bits, note=note)
     elif backend in ("cudagraphs", "triton"):
         from vdeblur.backends import cuda
 
@@ -166,11 +232,14 @@ def attach(
         runner = onnxruntime.start
 
     def start(first: Tensor) -> Runner:
-        pictures = calibration or (first,) if precision == "int8" else ()
+        pictures = calibration or (first,) if precision in EIGHT_BITS else ()
         return runner(network, device=device, precision=precision, calibration=pictures)
 
-    stand_in = Elsewhere(network, start)
-    if precision != "int8" or calibration:
+    # One picture a thread: see `vdeblur.backends.openvino`.
+    stand_in = Elsewhere(
+        network, start, side_by_side=torch.get_num_threads() if backend == "openvino" else 1
+    )
+    if precision not in EIGHT_BITS or calibration:
         stand_in._runner = start(torch.empty(0))
     return stand_in
 
@@ -261,10 +330,13 @@ def load_or_make(
     return loaded
 
 
-def check_against(network: nn.Module, runner: Runner, device: torch.device) -> str | None:
+def check_against(
+    network: nn.Module, runner: Runner, device: torch.device, precision: str = "fp32"
+) -> str | None:
     """How the runner's correction differs from torch's, as a sentence's part; None if it does not.
 
-    On a picture small enough to cost nothing; the tolerance is that of an export.
+    On a picture small enough to cost nothing; the tolerance is that of an export, and in bf16 a
+    tenth of the correction itself: who asks for it decides what it is worth.
     """
     correction = correction_of(network)
 
@@ -272,6 +344,13 @@ def check_against(network: nn.Module, runner: Runner, device: torch.device) -> s
         return correction(x.to(device)).cpu()
 
     frame = legal_size(network, *_CHECKED)
+    if precision == "bf16":
+        x = random_pictures(*frame)
+        with torch.no_grad():
+            expected = here(x)
+            error = runner(x.to(device)).cpu().float() - expected
+        share = float(error.square().mean().sqrt() / expected.square().mean().sqrt().clamp(1e-6))
+        return None if share <= 0.1 else f"differs from torch by {share:.0%} of the correction"
     difference, tolerance = compare(here, lambda x: runner(x.to(device)).cpu(), frame)
     if difference <= tolerance:
         return None

@@ -1,4 +1,4 @@
-"""A network on a CUDA device by recorded graphs, its layers fused Triton kernels or torch's.
+"""A network on a CUDA device by recorded graphs, its layers Triton kernels or torch's.
 
 A graph is a network's kernels recorded once for one shape and launched together: what is saved is
 the host's time to launch each, some 5 µs, which small pictures and small networks wait for.
@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdeblur import fused as kernels
 from vdeblur.backends import Runner, correction_of
-from vdeblur.errors import ModelError
+from vdeblur.backends.openvino import samples_of
+from vdeblur.errors import DeviceError, ModelError
 from vdeblur.export import legal_size, random_pictures
+from vdeblur.kernels import fused as kernels
+from vdeblur.kernels import quantised
 
 Call = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda
 
 # Half precision, and other kernels, may change a restored picture so little; and fp32 this little.
 _HALF_DB, _FULL_DB = 50.0, 80.0
+# 8 bits are another network by intention; less than this is a fault, not a rounding.
+_EIGHT_BITS_DB = 40.0
+# Compute capabilities whose tensor cores multiply such codes, and that Triton compiles for.
+_CAPABILITIES = {"int8": (8, 0), "fp8": (8, 9)}
 _WARM_UP = 2  # calls before recording: libraries allocate workspaces, kernels are compiled
 _SHAPES = 4  # graphs that are kept: each holds the memory of a pass
 
@@ -44,22 +50,81 @@ def start(
     return Graphs(call, note=note)
 
 
-def differs(network: nn.Module, call: Call, device: torch.device) -> str | None:
+def require(network: nn.Module, precision: str, device: torch.device) -> None:
+    """DeviceError or ModelError where the network cannot be run in 8 bits on a CUDA device."""
+    if not kernels.available():
+        raise DeviceError(
+            f"precision {precision} on {device} needs Triton, which comes with CUDA builds of "
+            "PyTorch: install one, or use --precision auto"
+        )
+    have, needed = torch.cuda.get_device_capability(device), _CAPABILITIES[precision]
+    if have < needed:
+        raise DeviceError(
+            f"precision {precision} needs a GPU of compute capability {needed[0]}.{needed[1]} or "
+            f"more, and {device} has {have[0]}.{have[1]}: use --precision fp16"
+        )
+    if not quantised.blocks_of(network) or not getattr(network, "supports_half", True):
+        raise ModelError(
+            f"precision {precision} on {device} is for networks with residual blocks of 32, 64, … "
+            f"channels, such as mimo-unet, which {type(network).__name__} is not: "
+            "use --precision auto"
+        )
+
+
+def start_in_8_bits(
+    network: nn.Module,
+    *,
+    device: torch.device,
+    precision: str,
+    calibration: Sequence[Tensor],
+    note: Callable[[str], object],
+) -> Runner:
+    """The runner of `network` (on the device, in half precision), its residual blocks in 8 bits.
+
+    calibration: pictures (N, 3, H, W) in [0, 1], whose values' ranges the codes are made for. See
+    `start` for the rest.
+    """
+    samples = samples_of(calibration, int(getattr(network, "size_multiple", 1)))
+    if not samples:
+        raise ModelError(
+            f"precision {precision} needs pictures to measure ranges on: none were given"
+        )
+    dtype = next(p.dtype for p in network.parameters())
+    pictures = [one.to(device, dtype, memory_format=torch.channels_last) for one in samples]
+    ranges = quantised.measure(network, correction_of(network), pictures)
+    quick = kernels.fuse(quantised.quantise(network, ranges, quantised.KINDS[precision]))
+    call = correction_of(quick)
+    if wrong := differs(network, call, device, x=pictures[0], wanted=_EIGHT_BITS_DB):
+        raise ModelError(f"the network's {precision} kernels {wrong}: use --precision fp16")
+    return Graphs(call, note=note)
+
+
+def differs(
+    network: nn.Module,
+    call: Call,
+    device: torch.device,
+    *,
+    x: Tensor | None = None,
+    wanted: float | None = None,
+) -> str | None:
     """How far call's correction is from the network's, as a sentence's part; None if near enough.
 
     Peak signal-to-noise ratio of the restored pictures: 50 dB in half precision, 80 dB in fp32,
-    where TF32 multiplications are allowed to torch and to the kernels.
+    where TF32 multiplications are allowed to torch and to the kernels; or as `wanted`. x: pictures
+    as the network takes them, instead of some of no video.
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    x = random_pictures(*legal_size(network, 1, 64, 96)).to(device, dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
+    if x is None:
+        x = random_pictures(*legal_size(network, 1, 64, 96)).to(device, dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected, got = correction_of(network)(x).float(), call(x).float()
     if expected.shape != got.shape:
         return f"give {tuple(got.shape)} instead of {tuple(expected.shape)}"
     error = float((expected - got).square().mean())
     decibels = -10 * math.log10(error) if error > 0 else math.inf if error == 0 else -math.inf
-    wanted = _FULL_DB if dtype == torch.float32 else _HALF_DB
+    if wanted is None:
+        wanted = _FULL_DB if dtype == torch.float32 else _HALF_DB
     if decibels >= wanted:
         return None
     return f"agree with torch to {decibels:.1f} dB only, less than {wanted:.0f} dB"

@@ -1,4 +1,4 @@
-"""A network in OpenVINO, on a CPU: fp32, or int8 by NNCF's post-training quantisation."""
+"""A network in OpenVINO, on a CPU: fp32, bf16, or int8 by NNCF's post-training quantisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdeblur.backends import Correction, Runner, check_against, facts_of, load_or_make
-from vdeblur.errors import ModelError
+from vdeblur.backends.lean import lean
+from vdeblur.errors import ModelError, UsageError
 from vdeblur.export import to_openvino
 from vdeblur.extras import optional, the_core
 
@@ -24,10 +25,17 @@ _SAMPLES, _SAMPLE_SIDE = 24, 512
 
 
 def require(precision: str) -> None:
-    """UsageError when a package is missing for this precision."""
-    optional("openvino", extra="openvino", purpose="--backend openvino")
+    """UsageError when a package is missing for this precision, or the CPU has no units for it."""
+    openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
     if precision == "int8":
         optional("nncf", extra="openvino", purpose="--precision int8")
+    if precision == "bf16":
+        able = the_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise UsageError(
+                "precision bf16 needs a CPU with instructions for it (AVX-512 BF16 or AMX), which "
+                "OpenVINO does not find here: use --precision fp32, or --backend torch"
+            )
 
 
 def start(
@@ -39,7 +47,9 @@ def start(
 ) -> Runner:
     """The runner of `network`, from the cache where it is; see `attach`."""
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
-    more = {"runtime": openvino.__version__, "backend": "openvino", "precision": precision}
+    # bf16 is fp32's file: the precision is one of computing, asked for when it is compiled.
+    stored = "int8" if precision == "int8" else "fp32"
+    more = {"runtime": openvino.__version__, "backend": "openvino", "precision": stored}
     samples: list[Tensor] = []
     if precision == "int8":
         nncf = optional("nncf", extra="openvino", purpose="--precision int8")
@@ -50,17 +60,17 @@ def start(
         more |= {"nncf": nncf.__version__, "calibration": digest.hexdigest()}
 
     def make(folder: Path) -> None:
-        model = to_openvino(Correction(network), output="correction")
+        model = to_openvino(Correction(lean(network)), output="correction")
         if precision == "int8":
             model = _quantised(model, samples)
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
 
     def check(runner: Runner) -> str | None:
         # int8 is another network by intention.
-        return None if precision == "int8" else check_against(network, runner, device)
+        return None if precision == "int8" else check_against(network, runner, device, precision)
 
     def load(folder: Path) -> Runner:
-        return _Compiled(openvino, folder / "network.xml")
+        return _Compiled(openvino, folder / "network.xml", precision)
 
     return load_or_make("openvino", facts_of(network, **more), make, load, check)
 
@@ -68,13 +78,15 @@ def start(
 class _Compiled:
     """A compiled model of free batch, height and width; may be called by several threads.
 
-    A lone picture is computed by all threads together; of several, as many at once as there are
-    threads, each by one of them: these never wait for each other between layers (1.1 to 1.25 times
-    as fast on two cores).
+    A lone picture is computed by all threads together; several side by side, each by its share of
+    the threads: one a thread never waits for another between layers (1.1 to 1.25 times as fast on
+    two cores).
     """
 
-    def __init__(self, openvino: Any, file: Path) -> None:
+    def __init__(self, openvino: Any, file: Path, precision: str) -> None:
         self._openvino = openvino
+        # Where the CPU has bf16 units, OpenVINO would take them by itself.
+        self._hint = "bf16" if precision == "bf16" else "f32"
         # As many as torch would use: what its caller or OMP_NUM_THREADS asked for.
         self._threads = torch.get_num_threads()
         try:
@@ -91,8 +103,7 @@ class _Compiled:
     def _prepare(self, streams: int) -> None:
         """Compile for so many pictures at once."""
         settings = {
-            # Where the CPU has bf16 units, OpenVINO would take them by itself.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self._hint,
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
             # Pinned threads wait for whoever else is on their core: decoder, encoder, programs.
@@ -107,36 +118,44 @@ class _Compiled:
         self._idle.setdefault(streams, [])
         self._models[streams] = compiled
 
+    def _streams(self, pictures: int) -> int:
+        """How many are computed side by side: a power of two, so that few models are compiled."""
+        streams = 1
+        while streams < min(pictures, self._threads):
+            streams *= 2
+        return min(streams, self._threads)
+
     def __call__(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) fp32 on the CPU → the same shape."""
-        pictures = torch.split(x.float().contiguous(), 1)
-        streams = 1 if len(pictures) == 1 else self._threads
+        x = x.float().contiguous()
+        count, streams = len(x), self._streams(len(x))
         if streams not in self._models:
             self._prepare(streams)
-        idle = self._idle[streams]
-        requests = []
-        for _ in range(min(streams, len(pictures))):
+        corrections = torch.empty_like(x)
+        requests: list[Any] = []
+        for _ in range(min(streams, count)):
             # Taken in one operation: no two threads get the same.
             try:
-                requests.append(idle.pop())
+                requests.append(self._idle[streams].pop())
             except IndexError:
                 requests.append(self._models[streams].create_infer_request())
-        corrections = []
         try:
-            for start in range(0, len(pictures), len(requests)):
-                group = pictures[start : start + len(requests)]
-                running = requests[: len(group)]
-                for request, picture in zip(running, group, strict=True):
-                    request.start_async([picture.numpy()], share_inputs=True)
-                for request in running:
+            for i in range(count + len(requests)):
+                request = requests[i % len(requests)]
+                if (done := i - len(requests)) >= 0:
                     request.wait()
-                    corrections.append(torch.from_numpy(request.get_output_tensor().data).clone())
+                    corrections[done] = torch.from_numpy(request.get_output_tensor().data[0])
+                if i < count:
+                    request.start_async([x[i : i + 1].numpy()], share_inputs=True)
         except RuntimeError as error:
+            for request in requests:  # they read x
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
             if "alloc" in str(error).lower():
                 raise MemoryError(str(error)) from error
             raise
-        idle += requests
-        return torch.cat(corrections)
+        self._idle[streams] += requests
+        return corrections
 
 
 def samples_of(pictures: Sequence[Tensor], multiple: int) -> list[Tensor]:

@@ -79,8 +79,9 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
-        choices=("auto", "fp32", "fp16", "bf16", "int8"),
-        help="of the arithmetic: auto is fp16 on CUDA, fp32 elsewhere; int8 needs OpenVINO",
+        choices=("auto", "fp32", "fp16", "bf16", "int8", "fp8"),
+        help="of the arithmetic: auto is fp16 on CUDA, bf16 on CPUs with instructions for it, fp32 "
+        "elsewhere; int8 needs OpenVINO on a CPU or Triton on CUDA, fp8 the latter",
     )
     parser.add_argument(
         "--backend",
@@ -94,7 +95,7 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         type=number_or("auto"),
         default="auto",
         metavar="N",
-        help="frames at once (default auto: what fits; 1 on a CPU)",
+        help="frames at once (default auto: what fits; on a CPU, one a thread in OpenVINO)",
     )
     parser.add_argument(
         "--tile",

@@ -1,0 +1,75 @@
+"""What int8 and fp8 in a network's residual blocks cost in quality, on pairs, without such a GPU.
+
+python pipelines/score_8_bits.py PAIRS [--model mimo-unet-small] [--weights FILE] [--calibrate CLIP]
+
+The arithmetic is that of the kernels of `vdeblur.kernels.quantised`, in torch, on any device; the
+rest is fp32. Ranges are measured on CLIP, or for each pair on all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from torch import Tensor
+
+from vdeblur import Deblurrer, VdeblurError
+from vdeblur.backends.openvino import samples_of
+from vdeblur.calibration import pictures_of
+from vdeblur.checkpoints import load
+from vdeblur.errors import InputError, ModelError
+from vdeblur.kernels.quantised import KINDS, blocks_of, measure, quantise
+from vdeblur.metrics import psnr
+from vdeblur.models import Network
+from vdeblur.pairs import open_pairs
+
+
+def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> Deblurrer:
+    """The network with codes for the ranges of these pictures."""
+    samples = samples_of(pictures, network.size_multiple)
+    ranges = measure(network, network.correction, samples)
+    quantised = quantise(network, ranges, KINDS[kind], kernels=False)
+    return Deblurrer(quantised, device=device, precision="fp32", backend="torch")
+
+
+def main() -> None:
+    """Score fp32 and each kind; print a line a pair and kind, and the means."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", type=Path, nargs="+")
+    parser.add_argument("--model")
+    parser.add_argument("--weights")
+    parser.add_argument("--calibrate", type=Path)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    pairs = list(open_pairs(args.pairs))
+    clip = pictures_of([args.calibrate]) if args.calibrate else []
+    if not clip and len(pairs) < 2:
+        raise InputError("ranges are measured on other pictures: give two pairs, or --calibrate")
+    network = load(args.model, args.weights).network.eval()
+    if not isinstance(network, Network) or not blocks_of(network):
+        raise ModelError("this network has no residual blocks of 32, 64, … channels to quantise")
+
+    full = Deblurrer(network, device=args.device, precision="fp32", backend="torch")
+    ready = {kind: coded(network, clip, kind, args.device) for kind in KINDS} if clip else {}
+    lost: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for number, pair in enumerate(pairs):
+        restored = full(pair.blurred)
+        score = psnr(restored * 255, pair.sharp * 255)
+        print(f"{pair.name}: fp32 {score:.3f} dB")
+        for kind, losses in lost.items():
+            others = [other.blurred for other in pairs[:number] + pairs[number + 1 :]]
+            deblurrer = ready.get(kind) or coded(network, others, kind, args.device)
+            picture = deblurrer(pair.blurred)
+            losses.append(score - psnr(picture * 255, pair.sharp * 255))
+            near = psnr(picture * 255, restored * 255)
+            print(f"  {kind}: loses {losses[-1]:+.4f} dB, {near:.1f} dB to fp32", flush=True)
+    for kind, losses in lost.items():
+        print(f"{kind}: loses {statistics.mean(losses):+.4f} dB, {max(losses):+.4f} at worst")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error
