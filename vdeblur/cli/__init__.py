@@ -47,14 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch is imported, which commands do later. torch's threads spin while they wait for
     # each other: beside an encoder, or another program, that takes the cores from those waited for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    if not hasattr(args, "run"):
-        parser.print_help(sys.stderr)
-        return 2
+    interrupted = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated(number)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
 
     # A pipe that says nothing more is left behind on purpose when the program ends.
     warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
@@ -62,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A program started under nohup ignores SIGHUP, and goes on doing so.
     stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
     previous = {stop: signal.signal(stop, terminate) for stop in stops}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
-        return int(args.run(args))
+        return _run(arguments)
     except UsageError as error:
         say(f"vdeblur: {error}")
         return 2
@@ -85,9 +88,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = os.strerror(error.errno) if error.errno else str(error)
         say(f"vdeblur: {error.filename or 'a file'} cannot be used ({what}): check it")
         return 1
+    except Exception:
+        # A package whose import is interrupted may make another error of it (numpy's recurses).
+        if not interrupted:
+            raise
+        say("vdeblur: stopped; nothing unfinished was left behind")
+        return 130
     finally:
         for stop, handler in previous.items():
             signal.signal(stop, handler)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    return int(args.run(args))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -126,7 +126,7 @@ def add(commands: Commands) -> None:
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="of the arithmetic: auto is bf16 on a GPU that has it, else fp32",
+        help="of the arithmetic: auto is bf16 on GPUs and CPUs that have it, else fp32",
     )
     how.add_argument(
         "--workers",
@@ -387,9 +387,13 @@ def _in_words(recipe: Recipe) -> str:
 
 
 def _precision(name: str, device: str) -> str:
-    """bf16 on a GPU that has it, fp32 elsewhere (bf16 autocast on a CPU is slower), for "auto"."""
+    """For "auto": bf16 where the device multiplies it faster than fp32, fp32 elsewhere."""
     import torch
+
+    from vdeblur.backends import multiplies_bf16
 
     if name != "auto":
         return name
-    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device == "cpu" and multiplies_bf16() else "fp32"
