@@ -132,8 +132,7 @@ def nginx(folder: Path) -> Iterator[tuple[str, str, Peer]]:
     folder.chmod(0o777)
     (folder / "hls").chmod(0o777)
     config = folder / "nginx.conf"
-    config.write_text("user root;" * 0 + _NGINX.format(
-        module=_RTMP_MODULE, folder=folder, rtmp=rtmp, http=http))  # fmt: skip
+    config.write_text(_NGINX.format(module=_RTMP_MODULE, folder=folder, rtmp=rtmp, http=http))
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     words = [program, "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")]
     peer = Peer(words, rtmp)

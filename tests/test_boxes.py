@@ -275,6 +275,25 @@ def test_fragmented_output_is_refused(tmp_path: Path, source: Path) -> None:
         boxes.graft(fragmented, make(tmp_path / "h.mp4"), track_indices=[1])
 
 
+def test_a_fragmented_file_that_is_cut_off_can_be_read_up_to_there(tmp_path: Path) -> None:
+    flags = {"movflags": "+frag_every_frame+empty_moov"}
+    whole = make(tmp_path / "whole.mp4", options=flags).read_bytes()
+    first = whole.index(b"moof") - 4
+    second = whole.index(b"moof", first + 8) - 4
+    torn = tmp_path / "torn.mp4"
+    counts = []
+    for length in range(second, second + whole.index(b"moof", second + 8) - second, 5):
+        torn.write_bytes(whole[:length])
+        boxes.cut_torn_moof(torn)
+        with av.open(str(torn)) as container:
+            counts.append(sum(1 for packet in container.demux() if packet.size))
+    assert counts[0] == 1
+    assert set(counts) <= {1, 2}
+    torn.write_bytes(whole)
+    boxes.cut_torn_moof(torn)
+    assert torn.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

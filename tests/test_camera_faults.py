@@ -14,6 +14,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,9 +31,10 @@ from tests.live import (
     numbers_of,
     session,
 )
+from vdeblur.camera.encoding import PictureEncoder
 from vdeblur.camera.receiving import RetryOptions
 from vdeblur.camera.sources import Missing, Refused, SourceOptions
-from vdeblur.errors import InputError
+from vdeblur.errors import EncoderError, InputError
 
 
 @needs_rtsp
@@ -187,6 +189,31 @@ def test_another_size_in_mid_stream(tmp_path: Path) -> None:
     first, second = (numbers_of(tmp_path / n) for n in ("a.mkv", "a_0001.mkv"))
     assert max(first) < 50 <= min(second)
     assert len(second) > 25
+
+
+def test_another_size_that_the_encoder_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of before is finished by then: the camera ends all the same, its file complete."""
+
+    class Picky(PictureEncoder):
+        def __init__(self, *args: Any, width: int, **more: Any) -> None:
+            if width == 240:
+                raise EncoderError("encoder libx264 refuses 240x136")
+            super().__init__(*args, width=width, **more)
+
+    monkeypatch.setattr("vdeblur.camera.session.PictureEncoder", Picky)
+    one = clip(tmp_path / "1.ts", size="160x90").read_bytes()
+    two = clip(tmp_path / "2.ts", size="240x136", first=50, start=2).read_bytes()
+    with (
+        peers.serving((one, 2), (two, 2)) as port,
+        session(f"tcp://127.0.0.1:{port}", tmp_path / "a.mkv") as (live, events),
+    ):
+        with pytest.raises(EncoderError, match="refuses 240x136"):
+            assert live.wait(20), "it never ended"
+        assert "refuses 240x136" in events.of("failed")[0]["reason"]
+    assert live.complete
+    assert len(numbers_of(tmp_path / "a.mkv")) > 25
 
 
 def test_another_rate_in_mid_stream(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vdeblur.camera.addresses import (
     sink_kind,
     size_bytes,
     source_kind,
+    unknown_host,
 )
 from vdeblur.camera.devices import parse_listing
 from vdeblur.camera.receiving import Receiver, RetryOptions, _Relief
@@ -64,6 +65,20 @@ def test_passwords_are_masked_outside_of_addresses_too() -> None:
     assert masked(said, of=address) == "Server returned 401 for user admin with *** (***)"
     key = f"rtmp://a.example/live2/{SECRET}"
     assert SECRET not in masked(f"stream {SECRET} is taken", of=key)
+
+
+def test_a_host_that_is_not_known_is_no_part_of_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lookup(host: str, _: None) -> None:
+        raise OSError("not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", lookup)
+    assert unknown_host("rtsp://a.example:554/x") == "a.example"
+    assert unknown_host("rtsp://u:pa@s3cr3t/x@a.example/x") == "a.example"
+    assert unknown_host("rtsp://u:p[w@a.example/x") == "a.example"
+    assert unknown_host("rtsp://[fe80/x") == ""
+    assert unknown_host("/dev/video0") == ""
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +224,10 @@ def test_how_old_a_connections_first_pictures_are_shows_before_they_go_on() -> N
     assert [Backlog(0.3).add(held(0, 5.0))] == [False]
     backlog = Backlog(0.3)
     assert [backlog.add(held(n, 5.0 + n)) for n in range(2)] == [False, True]
+    # However long a latency is allowed, pictures in memory are not: they may be of 4K.
+    backlog = Backlog(60)
+    assert not any(backlog.add(held(n / 25, 10 + n / 1000)) for n in range(400))
+    assert len(backlog.held) == Backlog.MOST
     # What never comes to its end does so after three seconds.
     backlog = Backlog(0.3)
     assert [backlog.add(held(n / 25, 5.0 + n / 100)) for n in range(350)].index(True) == 301
@@ -263,6 +282,46 @@ def test_a_call_that_does_not_come_back_is_left_to_itself() -> None:
     back.set()  # the first one comes back, and has nothing to say any more
     time.sleep(0.1)
     assert taker.events == said == ["retry", "failed"]
+
+
+def test_calls_that_never_come_back_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    back = threading.Event()
+
+    def opener(address: str, options: SourceOptions, stop: threading.Event) -> Any:
+        back.wait(20)
+        raise InputError("broken")
+
+    monkeypatch.setattr(Receiver, "MOST_LEFT", 2)
+    taker = Taker()
+    receiver = Receiver("rtsp://user:secret@h/x", taker, opener=opener)
+    receiver.patience = 0.0
+    receiver.start()
+    for _ in range(5):
+        receiver.check()
+    assert receiver.ended.is_set()
+    assert "from 3 connections" in str(receiver.error)
+    assert "secret" not in str(receiver.error)
+    assert taker.events == ["failed"]
+    back.set()
+    assert receiver.join(5)
+
+
+def test_a_wait_between_tries_is_no_call_that_does_not_come_back() -> None:
+    opened = []
+
+    def opener(address: str, options: SourceOptions, stop: threading.Event) -> Any:
+        opened.append(stop)
+        raise InputError("broken")
+
+    receiver = Receiver("rtsp://h/x", Taker(), retry=RetryOptions(first=20), opener=opener)
+    receiver.patience = 0.1
+    receiver.start()
+    time.sleep(0.3)
+    receiver.check()
+    assert not opened[0].is_set()
+    assert len(opened) == 1
+    receiver.stop()
+    assert receiver.join(5)
 
 
 def test_refused_later_is_tried_again_slowly() -> None:

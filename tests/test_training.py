@@ -459,6 +459,15 @@ def test_a_run_that_ran_away_ends_with_what_it_last_had(wild: float, tmp_path: P
     assert train(network_of(), now_and_then, slower, state_file=state).finished
 
 
+def test_a_run_stopped_while_it_never_was_sound_hands_nothing_back() -> None:
+    steps = itertools.count(1)
+    nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
+    recipe = replace(TINY, steps=100)
+    with pytest.raises(Diverged, match="nothing was kept") as it:
+        train(network_of(), lambda first: nothing_else, recipe, stop=lambda: next(steps) == 15)
+    assert it.value.outcome is None
+
+
 def test_patches_and_sharp_inputs() -> None:
     picture = torch.arange(36.0).reshape(1, 1, 6, 6)
     assert torch.equal(cut(picture, 3)[:, 0, 0, 0], torch.tensor([0.0, 3, 18, 21]))

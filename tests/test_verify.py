@@ -237,6 +237,12 @@ def test_other_container(tmp_path: Path) -> None:
     assert not lost & {"A/V offset", "frame duration", "packet duration", "duration"}
     make(output, replace(media, pts=(*PTS[:9], PTS[9] + 120, *PTS[10:])))
     assert "timestamps" in failed(verify(source, output))
+    # Of a conversion, what both kinds of container can say is no inherent loss.
+    make(output, replace(media, chapters=(), colour=(1, 2, 1, 1)))
+    wrong = failed(verify(source, output, conversion=True))
+    assert wrong == {"colour primaries"} | ({"chapters"} if media.chapters else set())
+    make(output, replace(media, pts=tuple(2 * p for p in PTS)))
+    assert "duration" in failed(verify(source, output, conversion=True))
 
 
 def test_how_it_is_shown(tmp_path: Path, sources: Callable[[Media], Path]) -> None:

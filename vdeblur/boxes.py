@@ -119,16 +119,19 @@ def maker_boxes(path: str | Path) -> list[tuple[bytes, bytes]]:
 def missing_bytes(path: str | Path) -> int:
     """How many bytes the last top-level box claims behind the end of the file: it is cut off."""
     with _open(path) as file:
-        length, at = _length(file), 0
-        while at + 8 <= length:
-            file.seek(at)
-            size, kind = struct.unpack(">I4s", file.read(8))
-            if size == 1:
-                size = int.from_bytes(file.read(8), "big")
-            if size < 8 or not kind.isascii():
-                return 0  # to the end of the file, or not a box any more
-            at += size
-        return max(0, at - length)
+        return _last_box(file)[2]
+
+
+def cut_torn_moof(path: str | Path) -> None:
+    """Cut off the header of a last fragment that is not all there.
+
+    libav opens no file that ends within a `moof`, as one may where the disk is full; of one that
+    ends within an `mdat` it reads what there is.
+    """
+    with Path(path).open("r+b") as file:
+        kind, start, missing = _last_box(file)
+        if not kind or (kind == b"moof" and missing):
+            file.truncate(start)
 
 
 def sample_times(path: str | Path, index: int) -> list[tuple[int, int]]:
@@ -644,6 +647,22 @@ def _top_level(file: BinaryIO) -> Iterator[_Extent]:
         seen_moov |= kind == b"moov"
         yield _Extent(kind, at, header, min(end, length), size == 0)
         at = end
+
+
+def _last_box(file: BinaryIO) -> tuple[bytes, int, int]:
+    """(kind, start, bytes missing) of the last top-level box; its kind is b"" for less than a
+    header's eight bytes. What is no box any more counts as the end."""
+    length, at, found = _length(file), 0, (b"", 0, 0)
+    while at + 8 <= length:
+        file.seek(at)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        if size == 1:
+            size = int.from_bytes(file.read(8), "big")
+        if size < 8 or not kind.isascii():
+            return kind, at, 0  # to the end of the file, or not a box
+        found = kind, at, max(0, at + size - length)
+        at += size
+    return (b"", at, 0) if at < length else found
 
 
 def _moov(file: BinaryIO) -> tuple[_Extent, bytes]:

@@ -92,6 +92,19 @@ ESSENTIAL = frozenset(
         "picture size",
     }
 )
+# What both ISO files (MP4, MOV) and Matroska can say.
+_OF_BOTH = frozenset(
+    {
+        "duration",
+        "chapters",
+        "pixel format",
+        "sample aspect ratio",
+        "colour range",
+        "colour primaries",
+        "transfer characteristics",
+        "matrix coefficients",
+    }
+)
 # What belongs to a whole video, and is left out of a part of it.
 _OF_THE_WHOLE = frozenset({"streams", "chapters", "telemetry", "timecode", "data tracks"})
 
@@ -123,6 +136,7 @@ _STREAM_TAGS = {"encoder", "vendor_id", "rotate", "language", "timecode", "durat
 
 # FFmpeg's demuxers by the container they read; within one, packets come back as they went in.
 _FAMILIES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "matroska"}
+_CAPABLE = frozenset(_FAMILIES.values())
 
 
 @dataclass(frozen=True)
@@ -151,13 +165,14 @@ def verify(
     quick: decode only the first frame of each video stream; frame times are then those of the
     packets. start, duration: seconds, of an output that is to hold this part of the source; what
     only a whole video has then passes, with a detail that says so. conversion: so does, in another
-    kind of container than the source's, whatever is not in ESSENTIAL. known_losses: what the caller
-    has accepted already: an int is the index of a source stream that was dropped, a str the name of
-    a check that may fail (it then passes, and its detail starts with "known loss:"). stream_map:
-    source stream index → output stream index; without it streams are paired by type, fourcc and
-    order. frame_times: source stream index → the pts, in the stream's time base, of the frames that
-    were decoded from it, in order; without it, in quick mode, packets that cannot be decoded count
-    as lost frames.
+    kind of container than the source's, whatever is not in ESSENTIAL; between ISO files and
+    Matroska, duration, chapters, pixel format and colour must be kept, too. known_losses: what the
+    caller has accepted already: an int is the index of a source stream that was dropped, a str the
+    name of a check that may fail (it then passes, and its detail starts with "known loss:").
+    stream_map: source stream index → output stream index; without it streams are paired by type,
+    fourcc and order. frame_times: source stream index → the pts, in the stream's time base, of the
+    frames that were decoded from it, in order; without it, in quick mode, packets that cannot be
+    decoded count as lost frames.
 
     Times are compared exactly where the output's time base can hold the source's, and else to half
     a tick of the coarser of the two. Raises InputError when the source, or the output's file,
@@ -180,7 +195,8 @@ def verify(
             _leave_out_silence(file)
         excused = dict.fromkeys(_OF_THE_WHOLE, _PART) | excused
     if conversion and _converts(theirs, ours):
-        excused = dict.fromkeys(set(CHECKS) - ESSENTIAL, _CONTAINER) | excused
+        kept = ESSENTIAL | (_OF_BOTH if {theirs.family, ours.family} <= _CAPABLE else set())
+        excused = dict.fromkeys(set(CHECKS) - kept, _CONTAINER) | excused
     report = _Report(excused)
     dropped = {index for index in known_losses if isinstance(index, int)}
     _Comparison(theirs, ours, report, dropped, stream_map or {}, frame_times or {}).run()

@@ -123,12 +123,15 @@ def unknown_host(address: str) -> str:
 
     libav calls this an input/output error. Asks the system's name service, which may take seconds.
     """
-    host = urlsplit(address).hostname if scheme_of(address) in _NETWORK else None
+    host = ""
     try:
+        if scheme_of(address) in _NETWORK:
+            # Without the password: parts of one with @ and / in it would be taken for the host.
+            host = urlsplit(_USER.sub(r"\1@", address)).hostname or ""
         if host:
             socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
-        return host or ""
+    except (OSError, ValueError):  # of names that cannot be, too
+        return host
     return ""
 
 

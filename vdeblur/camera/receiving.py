@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import av
 import av.error
 
+from vdeblur.camera.addresses import masked
 from vdeblur.camera.encoding import Sound
 from vdeblur.camera.sources import Missing, Refused, Source, SourceOptions
 from vdeblur.camera.timing import Backlog, Backoff, Clock, Held, Pacer, Rate, Timeline
@@ -72,6 +73,8 @@ class Receiver:
 
     #: A connection that held this long was one; a shorter one counts as a failed try.
     HELD = 2.0
+    #: Calls of libav that never come back, each with a thread and a socket, before it gives up.
+    MOST_LEFT = 8
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Receiver:
         self.format: Format | None = None
         #: Seconds after which a call of libav that has not come back counts as stuck.
         self.patience = 4 * self.options.timeout + 30
+        self._left: list[threading.Thread] = []
         self._open = opener
         self._connected = self._connected_once = False
         self._prepare()
@@ -127,6 +131,15 @@ class Receiver:
         if self._connected:
             self._connected = False
             self.taker.event("outage", reason=f"libav did not come back for {stuck:.0f} s")
+        self._left = [thread for thread in (*self._left, self._thread) if thread.is_alive()]
+        if len(self._left) > self.MOST_LEFT:
+            self.error = InputError(
+                f"libav did not come back from {len(self._left)} connections to "
+                f"{masked(self.address)}: start the program again"
+            )
+            self.ended.set()
+            self.taker.event("failed", reason=str(self.error))
+            return
         self._prepare()
         self.start()
 
@@ -187,6 +200,7 @@ class Receiver:
                 raise InputError(f"{reason} (given up after {tries})") from reason
             wait = backoff.next(slow=isinstance(reason, Refused))
             self.taker.event("retry", reason=str(reason), seconds=round(wait, 2))
+            self._alive = time.monotonic() + wait  # which is no call of libav
             stop.wait(wait)
 
     def alive(self) -> None:

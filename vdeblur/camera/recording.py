@@ -8,6 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import av
+import av.error
+
+from vdeblur.boxes import cut_torn_moof, is_iso
 from vdeblur.camera.encoding import TICKS, Chunk, Template
 from vdeblur.camera.muxing import Muxer
 from vdeblur.camera.sinks import Sink, SinkOptions
@@ -30,7 +34,7 @@ class FileSink(Sink):
             raise OutputError(f"folder {self._path.parent} does not exist: create it first")
         _writable(self._path.parent)
         self._number = 0
-        self._began = self._size = self._header = 0
+        self._began = self._size = 0
         self._asked = False
         self._files: deque[Path] = deque()
         self._disk: _Disk | None = None
@@ -76,12 +80,10 @@ class FileSink(Sink):
                 "frag_duration": "1000000",
                 "use_editlist": "1",
             }
-        self._began, self._size, self._header, self._asked = first.pts, 0, 0, False
+        self._began, self._size, self._asked = first.pts, 0, False
         now = datetime.now().astimezone().isoformat()
         self._disk = _Disk(self._part)
-        muxer = Muxer(self._disk, form, template, options, {"creation_time": now})
-        self._header = self._part.stat().st_size
-        return muxer
+        return Muxer(self._disk, form, template, options, {"creation_time": now})
 
     def rotates(self, chunk: Chunk) -> bool:
         """See `Sink`."""
@@ -122,15 +124,27 @@ class FileSink(Sink):
         finally:
             disk.close()
             # Or each try on a full disk would leave an empty file.
-            if self._part.exists() and self._part.stat().st_size <= self._header:
-                self._part.unlink()
-            elif self._part.exists():
-                self._keep(self._part)
+            if self._part.exists():
+                if is_iso(self._part):
+                    cut_torn_moof(self._part)
+                if _plays(self._part):
+                    self._keep(self._part)
+                else:
+                    self._part.unlink()
 
     def _keep(self, file: Path) -> None:
         self._files.append(file)
         while self.options.keep is not None and len(self._files) > self.options.keep:
             self._files.popleft().unlink(missing_ok=True)
+
+
+def _plays(path: Path) -> bool:
+    """Whether anything whole can be read from it: of MP4, its first fragment must be complete."""
+    try:
+        with av.open(str(path)) as container:
+            return any(packet.size and not packet.is_corrupt for packet in container.demux())
+    except (av.error.FFmpegError, OSError):
+        return False
 
 
 class _Disk:

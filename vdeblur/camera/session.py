@@ -10,6 +10,7 @@ Knows no torch and no network: what restores is a `scheduling.Restorer`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -200,9 +201,8 @@ class Camera:
             if self.error is not None:
                 self.event("failed", reason=str(self.error))
             self.receiver.stop()
-            if self.encoder is not None:
-                for chunk in self.encoder.finish():
-                    self._give(chunk)
+            with contextlib.suppress(Exception):  # an encoder that failed may fail at this too
+                self._finish_encoder()
             for shown in self.virtual:
                 shown.camera.close()
             for sink in self.sinks:
@@ -240,9 +240,7 @@ class Camera:
                 for sink in self.sinks:
                     sink.cut(encoder.template)
                 return
-            if encoder is not None:
-                for chunk in encoder.finish():
-                    self._give(chunk)
+            self._finish_encoder()
             self.watch.size = f"{format.width}x{format.height}"
             self.watch.codec, self.watch.fps = format.codec, float(format.rate)
             if self.sinks:
@@ -259,6 +257,13 @@ class Camera:
                     sink.begin(self.encoder.template, "format")
         elif notice.name == "jump" and encoder is not None:
             encoder.keyframe()
+
+    def _finish_encoder(self) -> None:
+        """Give what it still holds, once: a second time is an error to libav."""
+        encoder, self.encoder = self.encoder, None
+        if encoder is not None:
+            for chunk in encoder.finish():
+                self._give(chunk)
 
     def _encode(self, picture: Picture) -> None:
         began = time.monotonic()

@@ -155,7 +155,7 @@ class Sink:
         with self._changed:
             if self._waiting_bytes > _WAITING_BYTES or len(self._items) >= _WAITING:
                 kept = [item for item in self._items if isinstance(item, _Begin)]
-                self.dropped += len(self._items) - len(kept) + 1
+                self.dropped += len(self._items) - len(kept)
                 self._items = deque(kept[-1:])
                 self._waiting_bytes = 0
                 self._skipping = True

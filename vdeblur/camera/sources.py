@@ -139,6 +139,8 @@ class Source:
                 raise InputError(f"{self.name}: no picture for {now - seen:.0f} s, only other data")
             if packet.stream is self.video or packet.stream is self.audio:
                 yield packet
+                # A picture may have been held back, to be shown at its time.
+                seen += time.monotonic() - now
 
     def _ended(self) -> None:
         if self._program is not None and self._program.process.poll():

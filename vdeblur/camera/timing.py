@@ -127,6 +127,8 @@ class Backlog:
 
     #: Seconds after which it has to be over.
     LONGEST = 3.0
+    #: Pictures at most.
+    MOST = 256
 
     def __init__(self, limit: float) -> None:
         self.held: deque[Held] = deque()
@@ -139,7 +141,7 @@ class Backlog:
         """One more; True when it was waited for, so that there is no more backlog."""
         before = self.held[-1] if self.held else None
         self.held.append(held)
-        while held.seconds - self.held[0].seconds > self._limit:
+        while held.seconds - self.held[0].seconds > self._limit or len(self.held) > self.MOST:
             self.held.popleft()
             self.left_out += 1
         if before is None or self._began is None:

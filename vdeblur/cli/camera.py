@@ -260,7 +260,7 @@ class _Told:
 
         self._lines = JsonLines(_Unbuffered()) if args.json else None
         self._quiet, self._several = args.quiet, len(args.sources) > 1
-        self._reason = ""  # that was told last: it is not told with each try
+        self._reasons: dict[object, str] = {}  # told last, by camera: not told with each try
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(1000)
         self._thread = threading.Thread(target=self._run, name="tell", daemon=True)
 
@@ -294,10 +294,14 @@ class _Told:
     def event(self, name: str, **facts: Any) -> None:
         """Something happened; from any thread."""
         self._json("event", {"event": name, **facts})
-        if name == "retry" and facts["reason"] == self._reason:
+        camera = facts.get("camera")
+        if name == "retry" and facts["reason"] == self._reasons.get(camera):
             self.say(_whose(facts, self._several) + f"(again in {facts['seconds']} s)")
             return
-        self._reason = facts.get("reason", "") if name in ("outage", "retry") else ""
+        if name in ("outage", "retry"):
+            self._reasons[camera] = facts["reason"]
+        elif name == "connected":
+            self._reasons.pop(camera, None)
         if text := _said(name, facts, self._several):
             self.say(text)
 

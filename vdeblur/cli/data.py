@@ -228,7 +228,6 @@ def _synth(args: argparse.Namespace) -> int:
     options = _blur_options(args.set)
     if args.sheet is not None:
         check_new_file(args.sheet, force=args.force)
-    if args.sheet is not None:
         write_sheet(
             picture_files(args.folder),
             args.sheet,

@@ -365,7 +365,8 @@ def train(
         used, asked_to_stop = _agree(used, stop(), device)
         finished = finished or share_done() >= 1
         wild = int(_agree(watch.in_a_row, False, device)[0])
-        if wild >= _HOPELESS or (finished and wild >= _SUSPECT):
+        lost = finished or (asked_to_stop and sound is None)  # nothing else could be handed back
+        if wild >= _HOPELESS or (lost and wild >= _SUSPECT):
             raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
         ending = finished or asked_to_stop
         due = now - reported >= run.report_seconds
