@@ -17,7 +17,7 @@ from vdeblur.backends import attach, choose, cpu, facts_of, prefers_bf16
 from vdeblur.backends.lean import lean
 from vdeblur.deblur import batch_size
 from vdeblur.deblurrer import Deblurrer
-from vdeblur.errors import ModelError, UsageError
+from vdeblur.errors import DeviceError, ModelError, UsageError
 from vdeblur.export import random_pictures, to_openvino
 from vdeblur.extras import installed
 from vdeblur.models import FAMILIES, Network, share_means
@@ -132,6 +132,39 @@ def test_without_a_cache_it_runs_all_the_same(
     assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
 
 
+def test_a_full_disk_under_the_cache_is_told_and_left_as_it_was(
+    runtime: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        (target / "half").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vdeblur.backends.shutil.copytree", full)
+    notes: list[str] = []
+    x, net = random_pictures(1, 32, 32), network()
+    elsewhere = attach(net, backend=runtime, device=CPU, note=notes.append)
+    assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
+    (note,) = notes
+    assert note.startswith(f"{backends.NOT_KEPT} in {folder}")
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    # Said of every use, though it was found before any picture came.
+    deblurrer = Deblurrer(network(), device="cpu", backend=runtime, precision="fp32")
+    assert deblurrer.notes[: deblurrer.notes_at_first] == notes
+
+
+def test_a_disk_too_full_to_convert_on_is_told(
+    runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    module = sys.modules[f"vdeblur.backends.{runtime}"]
+    name = "to_onnx" if runtime == "onnxruntime" else "to_openvino"
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(ModelError, match=r"could not be converted in .*: free space there"):
+        attach(network(), backend=runtime, device=CPU)
+
+
 def test_keys_tell_apart_all_that_matters() -> None:
     net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
     facts = facts_of(net, backend="a")
@@ -208,7 +241,6 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
         ("onnxruntime", "cpu", "bf16", "onnxruntime runs on a CPU or CUDA in fp32"),
         ("torch", "cpu", "int8", "int8 is for OpenVINO on a CPU or Triton on CUDA, not for"),
         ("auto", "mps", "int8", "int8 is for OpenVINO on a CPU or Triton on CUDA, not for"),
-        ("triton", "cpu", "fp16", "triton runs on a CUDA device, not on cpu"),
     ],
 )
 def test_impossible_choices_are_told(
@@ -216,6 +248,31 @@ def test_impossible_choices_are_told(
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
         choose(backend, network(), torch.device(device), precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("named", ["option", "environment"])
+@pytest.mark.parametrize("backend", ["triton", "cudagraphs"])
+def test_what_needs_a_gpu_is_refused_without_one(
+    backend: Any, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named == "environment":
+        monkeypatch.setenv(backends.VARIABLE, backend)
+    asked: Any = backend if named == "option" else "auto"
+    with pytest.raises(DeviceError, match="and PyTorch sees no CUDA GPU here") as refused:
+        Deblurrer("mimo-unet-small", device="cpu", backend=asked)
+    assert "--device cuda" not in str(refused.value)
+    # Where there is one, it is the device that does not fit.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="runs on a CUDA device, not on cpu: use --device cuda"):
+        choose(asked, network(), CPU, "fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_fp8_is_refused_without_a_gpu(backend: Any) -> None:
+    with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here: use --"):
+        choose(backend, network(), CPU, "fp8")
 
 
 @pytest.mark.parametrize(
@@ -370,8 +427,35 @@ def test_bf16_on_a_cpu_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> No
             return ["FP32", "INT8"]
 
     monkeypatch.setattr(openvino, "the_core", lambda _: Core())
-    with pytest.raises(UsageError, match="needs a CPU with instructions for it"):
+    with pytest.raises(DeviceError, match="needs a CPU with instructions for it"):
         Deblurrer(network(), device="cpu", backend="openvino", precision="bf16")
+    # Who did not ask for it is not stopped by it.
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
+    monkeypatch.delenv(backends.PRECISION_VARIABLE)
+    deblurrer = Deblurrer(network(), device="cpu")
+    assert (deblurrer.backend, deblurrer.precision) == ("torch", "fp32")
+    assert any("going on with torch: precision bf16" in note for note in deblurrer.notes)
+    assert not any("bf16" in line for line in deblurrer.about)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_precisions_that_onednn_refuses_here_are_left_to_torch(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        """oneDNN on a CPU without the instructions."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.endswith("_supported"):
+                return lambda: False
+            return getattr(torch.ops.mkldnn, name)
+
+    monkeypatch.setattr(cpu, "_mkldnn", Refusing())
+    images = random_pictures(1, 45, 70)
+    plain = Deblurrer(network(), device="cpu", backend="torch", precision="fp32")(images)
+    half = Deblurrer(network(), device="cpu", backend="torch", precision=precision)
+    assert psnr(half(images), plain) > 50
+    assert cpu.fuse(net := network(), half.dtype) is net
 
 
 def test_pictures_are_computed_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,6 +490,8 @@ def test_int8_is_calibrated_kept_and_close(folder: Path, pictures: list[Tensor])
     assert len(kept(folder)) == 1
     restored([pictures[0] * 0.5])
     assert len(kept(folder)) == 2
+    told = Deblurrer(network(), device="cpu", precision="int8", calibration=pictures).about
+    assert any("computed in int8, its ranges measured on 2 pictures" in line for line in told)
 
 
 def test_int8_without_pictures_takes_the_first_that_come(

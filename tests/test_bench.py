@@ -67,10 +67,10 @@ def result(**changes: Any) -> BenchResult:
         "network": Rates((50.0, 60.0, 40.0)),
         "encode": Rates((100.0,) * 3),
         "asynchronous": Rates((500.0,) * 3),
-        "memory": Rates((45.0,) * 3),
+        "planes to planes": Rates((45.0,) * 3),
         "pipeline": Rates((40.0,) * 3),
         "published network": Rates((10.0, 10.0, 10.0)),
-        "published": Rates((5.0,) * 3),
+        "published frames": Rates((5.0,) * 3),
     }
     values: dict[str, Any] = {
         "clip": "a.mp4",
@@ -101,7 +101,7 @@ def test_every_stage_is_measured(clip: Path) -> None:
     assert (got.encoder, got.model, got.backend) == ("libx264", "mimo-unet-small", "torch")
     assert (got.precision, got.tile) == ("fp32", None)
     # On a CPU nothing is copied; without --against nobody else's way is run.
-    assert set(got.rates) == {*STAGES, "asynchronous", "memory", "pipeline"} - {
+    assert set(got.rates) == {*STAGES, "asynchronous", "planes to planes", "pipeline"} - {
         "upload",
         "download",
     }
@@ -121,7 +121,10 @@ def test_against_the_authors_way(clip: Path) -> None:
     rounds = zip(got.rates["network"].rounds, got.rates["published network"].rounds, strict=True)
     assert ratio.rounds == tuple(a / b for a, b in rounds)
     said = got.as_dict()
-    assert said["frames_against_published"]["median"] == got.ratio("memory", "published").median
+    assert (
+        said["frames_against_published"]["median"]
+        == got.ratio("planes to planes", "published frames").median
+    )
     assert "× the authors' way" in format_result(got)
 
 
@@ -141,20 +144,28 @@ def test_how_it_is_shown() -> None:
     marked = next(line for line in text.splitlines() if "<- slowest stage" in line)
     assert marked.split()[:6] == ["network", "50.0", "20.00", "40.0", "to", "60.0"]
     for part in ("0.80 of the slowest", "0.90 of the network", "0.1 TFLOP/s, 10% of", "50% of it",
-                 "1.00 GB at the peak, 2.00 GB predicted", "5.00× the authors' way (4.00 to 6.00)",
+                 "predicted to take 2.00 GB; the whole process, 1.00 GB at the peak",
+                 "5.00× the authors' way (4.00 to 6.00)",
                  "nothing is copied", "500.0"):  # fmt: skip
         assert part in text, part
     said = json.loads(json.dumps(got.as_dict()))
     assert said["efficiency"] == 0.8
     assert said["rates"]["network"] == {"median": 50.0, "rounds": [50.0, 60.0, 40.0]}
     assert "ceiling:" not in format_result(result(ceiling=None, network_flop=None))
+    assert text.startswith("a.mp4, 64x48, 5 frames, 3 rounds\n")
+    assert "a.mp4, 64x48, 1 frame, 1 round\n" in format_result(result(frames=1, rounds=1))
+    assert "faster than the products measured" in format_result(result(ceiling=40.0))
+    assert "faster than the products measured" not in text
+    # Numbers of any size stand apart.
+    wide = result(rates=got.rates | {"planes to planes": Rates((12345678901.2,) * 3)})
+    assert "planes to planes  12345678901.2 " in format_result(wide)
     # Bytes, and not frames without codecs too.
     assert sum(line.startswith("  memory") for line in text.splitlines()) == 1
 
 
 def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
     got = bench(clip, model="identity", device="cpu", rounds=1, against="published")
-    assert set(got.rates) == {"decode", "encode", "memory", "pipeline"}
+    assert set(got.rates) == {"decode", "encode", "planes to planes", "pipeline"}
     assert got.slowest in ("decode", "encode")
     assert got.as_dict()["network_ms"] is None
     text = format_result(got)
@@ -162,6 +173,22 @@ def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
     assert line.split()[1:] == ["-", "-", "nothing", "is", "computed"]
     assert "FLOP" not in text
     assert "authors" not in text
+    assert ": nothing is computed\n" in text
+    assert not any(backend in text for backend in backends.BACKENDS)
+
+
+def test_there_is_nothing_to_tune_in_a_network_that_computes_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["bench", "--device", "cpu", "--model", "identity", "--tune", "--precision", "int8"]
+    assert cli.main(words) == 2
+    assert "there is nothing to tune" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_decoder_that_is_not_here_is_told(clip: Path) -> None:
+    got = bench(clip, model="identity", device="cpu", rounds=1, frames=1, hwaccel="cuda")
+    assert got.notes == ["no cuda decoder here: decoding on the CPU"]
 
 
 def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +209,7 @@ def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--rounds", "0"], 2, "must be 1 or more"),
         (["--chart", "a.svg"], 2, "ends in .png"),
         (["--chart", "nowhere/a.png"], 1, "the folder of nowhere/a.png does not exist"),
-        (["--model", "unheard-of"], 1, "there is no network"),
+        (["--model", "unheard-of"], 2, "there is no network"),
     ],
 )
 def test_bad_options(
@@ -346,9 +373,6 @@ def test_a_sweep_keeps_the_fastest_that_agrees(capsys: pytest.CaptureFixture[str
     }
     assert {t["batch"] for t in trials} >= {1, 2}
     assert {t["tile"] for t in trials} == {None, 256}
-    # A batch is only taken for more than it costs.
-    fastest = max(t["frames_per_second"] for t in trials)
-    assert said["sweep"]["best"]["frames_per_second"] > fastest / tuning.GAIN
     assert said["sweep"]["kept"]
     best = said["sweep"]["best"]
     again = Deblurrer("mimo-unet-small", device="cpu")
@@ -380,21 +404,20 @@ def test_what_disagrees_or_fails_is_never_the_fastest() -> None:
     text = format_sweep(sweep)
     assert "differs too much" in text
     assert "needs Triton" in text
-    assert text.count("<- fastest") == 1
+    assert text.count("<- chosen") == 1
     json.dumps(sweep.as_dict(), allow_nan=False)
 
 
 def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: dict[tuple[str, int, int | None], float] = {
-        ("torch fp32", 1, None): 5, ("torch bf16", 1, None): 8, ("torch bf16", 2, None): 9,
+        ("torch bf16", 1, None): 8, ("torch fp32", 1, None): 5, ("torch bf16", 2, None): 9,
         ("torch bf16", 4, None): 9.1, ("torch bf16", 2, 256): 11,
     }  # fmt: skip
 
     def measure(self: Any, trials: list[Trial]) -> None:
         for trial in trials:
-            trial.rounds.append(
-                rates[f"{trial.backend} {trial.precision}", trial.batch, trial.tile]
-            )
+            rate = rates[f"{trial.backend} {trial.precision}", trial.batch, trial.tile]
+            trial.rounds += [rate] * 5
 
     monkeypatch.setattr("vdeblur.sweep._Bench.measure", measure)
     monkeypatch.setattr("vdeblur.sweep.installed", lambda name: False)
@@ -406,6 +429,49 @@ def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     # An untrained network's settings are for nobody.
     lite = tune(model="mimo-unet-lite", size=(320, 64), device="cpu")
     assert not lite.kept
+
+
+def test_noise_does_not_move_a_setting_from_the_default() -> None:
+    usual = Trial("torch", "fp32", 1, None, [50.0, 44.0, 82.0, 60.0, 55.0])
+    # A higher median, for it was lucky; and one that is faster whatever else the machine does.
+    lucky = Trial("torch", "fp32", 2, None, [80.0, 40.0, 84.0, 66.0, 70.0])
+    better = Trial("torch", "fp32", 4, None, [55.0, 48.0, 90.0, 64.0, 61.0])
+    hardly = Trial("torch", "fp32", 8, None, [n * 1.01 for n in usual.rounds])
+    assert lucky.rate > usual.rate
+    assert [t.beats(usual, rounds=5) for t in (lucky, better, hardly)] == [False, True, False]
+    assert not Trial("torch", "fp16", 1, None, failure="no").beats(usual, rounds=5)
+    sweep = Sweep("a", "CPU", "64x48", [usual, lucky], usual, True, [])
+    text = format_sweep(sweep)
+    assert "44.00 to 82.00   <- chosen" in text
+    assert "faster in every round" in text
+
+
+def test_what_was_tuned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
+    tuning.keep(small(), CPU, (480, 640), Setting("torch", "bf16", 3, 160, 5.0))
+    (taken, rounded) = Deblurrer(small(), device="cpu").about
+    assert taken == (
+        "taken from `vdeblur bench --tune`: torch, bf16; unless asked otherwise, "
+        "640x480 in batches of 3 and tiles of 160"
+    )
+    assert "computed in bf16" in rounded
+    assert not Deblurrer(small(), device="cpu", precision="fp32", backend="torch").about
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"batch": 1.5}, {"tile": 3}, {"batch": "2"}, {"batch": True}, {"backend": "abacus"},
+     {"precision": 1}, {"frames_per_second": None}],
+)  # fmt: skip
+def test_a_setting_of_the_wrong_kind_is_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
+    sound = Setting("torch", "fp32", 2, None, 5.0)
+    for size in ((48, 64), (72, 128)):
+        tuning.keep(small(), CPU, size, sound)
+    (file,) = (f for f in tmp_path.rglob("settings.json") if f.parent.suffix != ".part")
+    lines = json.loads(file.read_text())
+    lines["128x72"] |= damage
+    file.write_text(json.dumps(lines))
+    assert tuning.recall(tuning.facts_of(small(), CPU)) == {(48, 64): sound}
 
 
 class Clocked:
@@ -567,9 +633,3 @@ def test_kernels_that_compute_something_else_are_found_out() -> None:
     assert "40.0 dB only, less than 80 dB" in wrong
     assert "less than" in (cuda.differs(network, lambda x: x * math.nan, CPU) or "")
     assert "instead of" in (cuda.differs(network, lambda x: x[:, :1], CPU) or "")
-
-
-@pytest.mark.parametrize("backend", ["cudagraphs", "triton"])
-def test_a_gpu_s_backends_say_so_on_a_cpu(backend: Any) -> None:
-    with pytest.raises(UsageError, match=f"backend {backend} runs on a CUDA device, not on cpu"):
-        Deblurrer("mimo-unet-small", device="cpu", backend=backend)

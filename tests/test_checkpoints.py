@@ -197,7 +197,7 @@ def test_the_name_given_and_the_weights_must_agree(tmp_path: Path) -> None:
         load("mprnet", path)
     with pytest.raises(UsageError, match="'identity' has no weights to load"):
         load("identity", path)
-    with pytest.raises(ModelError, match="no network 'nafnet'"):
+    with pytest.raises(UsageError, match="no network 'nafnet'"):
         load("nafnet", path)
     # Weights of another name's network are that one's, not a variant of the one asked for.
     torch.save(build("mimo-unet-small").state_dict(), tmp_path / "small.pth")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vdeblur import deblurrer as module
 from vdeblur.color import merge_fields, split_fields
 from vdeblur.deblurrer import CONTEXT, MIN_TILE, Deblurrer, Plan, find_device, harmed, in_tiles
-from vdeblur.errors import DeviceError, ModelError, UsageError
+from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
 from vdeblur.models.mimo_unet import MIMOUNet
 
@@ -416,7 +416,7 @@ def test_planes_with_gaps_in_memory_are_read() -> None:
 def test_devices_precisions_and_names_that_do_not_exist() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type in ("cuda", "mps", "cpu")
-    with pytest.raises(DeviceError, match="there is no device 'gpu'"):
+    with pytest.raises(UsageError, match="there is no device 'gpu'"):
         Deblurrer("identity", device="gpu")
     with pytest.raises(DeviceError, match="there is no cuda:99: PyTorch sees"):
         Deblurrer("identity", device="cuda:99")
@@ -426,7 +426,7 @@ def test_devices_precisions_and_names_that_do_not_exist() -> None:
         assert Deblurrer("identity", device="cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="precision is 'int4'"):
         Deblurrer("identity", precision="int4")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="there is no network"):
+    with pytest.raises(UsageError, match="there is no network"):
         Deblurrer("unheard-of", device="cpu")
     with pytest.raises(UsageError, match="weights go with a network's name"):
         Deblurrer(Adds(), weights=Path("x.safetensors"), device="cpu")

@@ -214,3 +214,14 @@ def test_every_network_of_the_catalogue_keeps_its_promises(name: str) -> None:
     with torch.device("meta"):
         again = FAMILIES[entry.family](**network.config)
     assert {k: tuple(v.shape) for k, v in again.state_dict().items()} == shapes
+
+
+def test_tiles_that_are_mostly_overlap_are_told() -> None:
+    def notes(**options: Any) -> list[str]:
+        deblurrer = Deblurrer("mimo-unet-small", device="cpu", **options)
+        deblurrer._first_plan(360, 640)
+        return deblurrer.notes
+
+    (note,) = notes(tile=128)
+    assert note.startswith("tiles of 128x128 compute 5.0 times the picture, for they overlap by 80")
+    assert notes(tile=384) == notes(tile=None) == notes() == []

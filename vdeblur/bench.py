@@ -2,7 +2,7 @@
 
 Device work is synchronised before a clock is read. Overlap efficiency is the pipeline's rate over
 that of its slowest stage alone: 1 means that everything else is hidden behind it. What a network
-could reach at most comes from a matrix product and a copy, measured in the same rounds.
+could reach at most comes from large products and a copy, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from vdeblur.writer import VideoWriter
 #: What runs beside each other in the pipeline; colour and network take turns on the device.
 STAGES = ("decode", "upload", "colour", "network", "download", "encode")
 #: And what is measured beside them.
-MORE = ("asynchronous", "memory", "pipeline", "published network", "published")
+MORE = ("asynchronous", "planes to planes", "pipeline", "published network", "published frames")
 
 _HELD_BYTES = 1 << 29  # decoded frames that are kept in memory
+_NAME = max(map(len, (*STAGES, *MORE)))  # the widest name of a table
 _ROUND_SECONDS = 2.0  # of the network, where the number of frames is left open
 
 
@@ -73,13 +74,13 @@ class BenchResult:
 
     rates: by name, of STAGES and MORE; upload and download are missing where nothing is copied,
     colour and network where nothing is computed, the published ones unless they were asked for.
-    "memory" is planes in memory to planes in memory,
-    without codecs; "asynchronous" is the network by a clock that does not wait for the device.
-    network_flop: of one frame. peak_flops, copy_bytes: what the device did in a second, of a matrix
-    product in `precision` and of a copy, reads and writes counted. ceiling: frames/s of a network
-    whose convolutions, each with its bias, ReLU and addition, run at these peaks; None where its
-    layers are not known. memory_bytes: the peak, of the GPU's allocations or of the whole process;
-    memory_predicted: of the batch, before it was run.
+    "planes to planes" is in memory, without codecs; "asynchronous" is the network by a clock that
+    does not wait for the device. network_flop: of one frame. peak_flops, copy_bytes: what the
+    device did in a second, of large products in `precision` (see `roofline.peaks`) and of a copy,
+    reads and writes counted. ceiling: frames/s of a network whose convolutions, each with its bias,
+    ReLU and addition, run at these peaks; None where its layers are not known. memory_bytes: the
+    peak of `memory_of`, the "GPU"'s allocations or the whole "process"; memory_predicted: what one
+    batch was predicted to take of it.
     """
 
     clip: str
@@ -100,6 +101,7 @@ class BenchResult:
     ceiling: float | None
     memory_bytes: int | None
     memory_predicted: int
+    memory_of: str = "process"
     notes: list[str] = field(default_factory=list)
 
     def rate(self, name: str) -> float:
@@ -140,7 +142,7 @@ class BenchResult:
             "network_ms": 1000 / self.rate("network") if "network" in self.rates else None,
             "network_flops": self.network_flops,
         }
-        if "published" in self.rates:
+        if "published frames" in self.rates:
             for name, (ours, theirs) in _AGAINST.items():
                 ratio = self.ratio(ours, theirs)
                 more[name] = {"median": ratio.median, "spread": ratio.spread}
@@ -149,7 +151,7 @@ class BenchResult:
 
 _AGAINST = {
     "network_against_published": ("network", "published network"),
-    "frames_against_published": ("memory", "published"),
+    "frames_against_published": ("planes to planes", "published frames"),
 }
 
 
@@ -226,7 +228,7 @@ def bench(
     plan = deblurrer.plans.get((height, width))
     work = roofline.work_of(plain, height, width, dtype)
     return BenchResult(
-        clip=f"a generated scene of {measure.held_count} frames" if made else Path(clip).name,
+        clip="a generated scene" if made else Path(clip).name,
         size=f"{width}x{height}",
         frames=measure.count,
         rounds=rounds,
@@ -244,7 +246,8 @@ def bench(
         ceiling=None if work is None else work.ceiling(peak_flops, copy_bytes),
         memory_bytes=memory,
         memory_predicted=deblurrer.memory_needed(height, width, batch=measure.batch),
-        notes=[*notes, *deblurrer.notes],
+        memory_of="GPU" if deblurrer.device.type == "cuda" else "process",
+        notes=[*notes, *measure.notes, *deblurrer.about, *deblurrer.notes],
     )
 
 
@@ -265,6 +268,7 @@ class _Measurement:
         self._hwaccel, self.encoder = hwaccel, ""
         with self._reader() as reader:
             first = next(iter(reader))
+            self.notes = list(reader.notes)
         self.layout = first.layout
         self.height, self.width = self.layout.height, self.layout.width
         self.batch = batch_size(batch, deblurrer, size=(self.height, self.width))
@@ -281,7 +285,7 @@ class _Measurement:
         nbytes = sum(plane.nbytes for plane in first.planes)
         self.count = max(1, min(frames, _HELD_BYTES // nbytes))
         with self._reader() as reader:
-            self.held_count = self.count = sum(1 for _ in self._frames(reader))
+            self.count = sum(1 for _ in self._frames(reader))
         # Of whole batches: a device does not do half of one twice as fast.
         self.batches = -(-self.count // self.batch)
 
@@ -307,7 +311,7 @@ class _Measurement:
         stages["encode"] = self.encode
         if computes:
             stages["asynchronous"] = partial(self.network, self.batches, synchronised=False)
-        return stages | {"memory": self.memory, "pipeline": self.pipeline}
+        return stages | {"planes to planes": self.in_memory, "pipeline": self.pipeline}
 
     def decode(self) -> float:
         """A file → planes."""
@@ -387,7 +391,7 @@ class _Measurement:
                 self.encoder = writer.encoder
                 return rate
 
-    def memory(self) -> float:
+    def in_memory(self) -> float:
         """Planes in memory → restored planes in memory: copies, colour and network overlapped."""
         with self._reader() as reader:
             held = list(self._frames(reader))
@@ -458,7 +462,7 @@ class _Measurement:
         timed(network_alone)
         return {
             "published network": lambda: timed(network_alone),
-            "published": lambda: timed(frames),
+            "published frames": lambda: timed(frames),
         }
 
     def memory_peak(self) -> int | None:
@@ -498,40 +502,44 @@ def _timed(work: Callable[[], int]) -> float:
 def format_result(result: BenchResult) -> str:
     """The table a person reads."""
     tile = "whole pictures" if result.tile is None else f"tiles of {result.tile}"
+    how = f"{result.backend}, {result.precision}, batch {result.batch}, {tile}"
+    if not (computes := "network" in result.rates):
+        how = "nothing is computed"
     lines = [
-        f"{result.clip}, {result.size}, {result.frames} frames, {result.rounds} rounds",
-        f"{result.model} on {result.device}: {result.backend}, {result.precision}, "
-        f"batch {result.batch}, {tile}",
+        f"{result.clip}, {result.size}, {_counted(result.frames, 'frame')}, "
+        f"{_counted(result.rounds, 'round')}",
+        f"{result.model} on {result.device}: {how}",
         "",
-        f"  {'':<12}{'frames/s':>10}{'ms':>9}   slowest and fastest round",
+        f"  {'':<{_NAME}} {'frames/s':>10} {'ms':>8}   slowest and fastest round",
     ]
     for name in STAGES:
         if name not in result.rates:
             missing = "copied" if name in ("upload", "download") else "computed"
-            lines.append(f"  {name:<12}{'-':>10}{'-':>9}   nothing is {missing}")
+            lines.append(f"  {name:<{_NAME}} {'-':>10} {'-':>8}   nothing is {missing}")
             continue
         remark = "   <- slowest stage" if name == result.slowest else ""
         remark += f"   {result.encoder}" if name == "encode" else ""
         lines.append(_line(name, result.rates[name]) + remark)
     share = ""
-    if computes := "network" in result.rates:
-        share = f": {result.rate('memory') / result.rate('network'):.2f} of the network"
+    if computes:
+        share = f": {result.rate('planes to planes') / result.rate('network'):.2f} of the network"
     lines += [
         _line("pipeline", result.rates["pipeline"])
         + f"   {result.efficiency:.2f} of the slowest stage",
-        _line("no codecs", result.rates["memory"]) + f"   planes to planes in memory{share}",
+        _line("planes to planes", result.rates["planes to planes"])
+        + f"   in memory, without codecs{share}",
     ]
     if computes:
         lines.append(
-            _line("unsynced", result.rates["asynchronous"])
+            _line("asynchronous", result.rates["asynchronous"])
             + "   the network by a clock that does not wait for the device"
         )
     lines += ["", *_network_lines(result)]
-    if "published" in result.rates:
+    if "published frames" in result.rates:
         lines += [
-            _line("authors' net", result.rates["published network"])
+            _line("published network", result.rates["published network"])
             + "   eager, fp32, one frame, synchronised",
-            _line("authors' way", result.rates["published"])
+            _line("published frames", result.rates["published frames"])
             + "   with their conversion on the host",
             _ratio("network", result.ratio(*_AGAINST["network_against_published"])),
             _ratio("frame to frame", result.ratio(*_AGAINST["frames_against_published"])),
@@ -545,28 +553,39 @@ def _network_lines(result: BenchResult) -> list[str]:
         share = result.network_flops / result.peak_flops
         lines.append(
             f"  network: {result.network_flop / 1e9:.1f} GFLOP a frame, "
-            f"{result.network_flops / 1e12:.3g} TFLOP/s, {share:.0%} of a matrix product's "
-            f"{result.peak_flops / 1e12:.3g} TFLOP/s"
+            f"{result.network_flops / 1e12:.3g} TFLOP/s, {share:.0%} of the "
+            f"{result.peak_flops / 1e12:.3g} TFLOP/s of large products here"
         )
     if result.ceiling is not None and "network" in result.rates:
+        reached = result.rate("network") / result.ceiling
+        # Some layers' shapes suit a device better than any that was tried; fused ones save bytes.
+        beyond = " (its layers are faster than the products measured)" if reached > 1 else ""
         lines.append(
             f"  ceiling: {result.ceiling:.1f} frames/s by that and a copy's "
-            f"{result.copy_bytes / 1e9:.0f} GB/s, layer by layer; "
-            f"{result.rate('network') / result.ceiling:.0%} of it reached"
+            f"{result.copy_bytes / 1e9:.0f} GB/s, layer by layer; {reached:.0%} of it reached"
+            f"{beyond}"
         )
     peak = result.memory_bytes
-    reached = "" if peak is None else f"{peak / 1e9:.2f} GB at the peak, "
-    lines.append(
-        f"  memory: {reached}{result.memory_predicted / 1e9:.2f} GB predicted for the batch"
-    )
+    whole = "the GPU's allocations" if result.memory_of == "GPU" else "the whole process"
+    reached_gb = "" if peak is None else f"; {whole}, {peak / 1e9:.2f} GB at the peak"
+    if "network" in result.rates:
+        batch = f"a batch of {_counted(result.batch, 'frame')} predicted to take"
+        lines.append(f"  memory: {batch} {result.memory_predicted / 1e9:.2f} GB{reached_gb}")
+    elif peak is not None:
+        lines.append(f"  memory: {whole}, {peak / 1e9:.2f} GB at the peak")
     return lines
 
 
 def _line(name: str, rates: Rates) -> str:
     slow, fast = rates.spread
     return (
-        f"  {name:<12}{rates.median:>10.1f}{1000 / rates.median:>9.2f}   {slow:.1f} to {fast:.1f}"
+        f"  {name:<{_NAME}} {rates.median:>10.1f} {1000 / rates.median:>8.2f}   "
+        f"{slow:.1f} to {fast:.1f}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _ratio(name: str, ratio: Rates) -> str:

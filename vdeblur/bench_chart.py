@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.bench import STAGES, BenchResult
+from vdeblur.bench import MORE, STAGES, BenchResult
 from vdeblur.pictures import Picture, lettering, write_png
 from vdeblur.sweep import AGREEMENT, Sweep
 
@@ -23,23 +23,15 @@ _INK = (40, 44, 52)
 _PALE, _BLUE, _ORANGE = (225, 228, 232), (66, 118, 184), (226, 128, 46)
 Colour = tuple[int, int, int]
 
-_NAMES = {
-    "memory": "planes to planes",
-    "pipeline": "pipeline, file to file",
-    "asynchronous": "network, unsynchronised",
-    "published network": "network, authors' way",
-    "published": "frames, authors' way",
-}
-
 
 def draw(result: BenchResult | None, sweep: Sweep | None) -> Picture:
     """(H, W, 3) uint8 RGB."""
     parts: list[Picture] = []
     if result is not None:
-        names = [name for name in (*STAGES, *_NAMES) if name in result.rates]
+        names = [name for name in (*STAGES, *MORE) if name in result.rates]
         bars = [
             (
-                _NAMES.get(name, name),
+                name,
                 result.rate(name),
                 result.rates[name].spread,
                 _ORANGE if name in (result.slowest, "pipeline") else _BLUE,
@@ -80,7 +72,7 @@ def _bars(
     picture = np.full((height, _WIDTH, 3), 255, np.uint8)
     _write(picture, title, 16, 20, _TITLE, _INK)
     _write(picture, subtitle, 46, 20, _TEXT, (110, 116, 126))
-    across, marks = _axis([rate for _, rate, _, _ in bars])
+    across, marks = _axis([end for _, _, spread, _ in bars for end in spread])
     end = top + _STEP * len(bars)
     for mark in marks:
         x = across(mark)

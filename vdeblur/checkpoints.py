@@ -298,20 +298,23 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
 
 
 def _spec(name: str) -> NetworkSpec:
-    """`models.spec`, with a word for who meant weights that are kept."""
+    """`models.spec` of a name that was typed, with a word for who meant weights that are kept.
+
+    UsageError for a name that is in no catalogue.
+    """
     try:
         return spec(name)
     except ModelError as error:
         have = [entry.name for entry in library.kept()]
         if name in have:
-            raise ModelError(
+            raise UsageError(
                 f"{name!r} is a name of kept weights, not of a network: give --weights {name}"
             ) from error
         meant = library.near(name, [*names(), *have])
         if not meant:
-            raise
+            raise UsageError(str(error)) from error
         option = "--model" if meant in names() else "--weights"
-        raise ModelError(f"{error}; did you mean {option} {meant}?") from error
+        raise UsageError(f"{error}; did you mean {option} {meant}?") from error
 
 
 def identify(path: Path) -> Loaded:

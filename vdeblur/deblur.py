@@ -192,7 +192,8 @@ def deblur_video(
         writer.finish()
         report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
-        report.notes = [*reader.notes, *deblurrer.about, *deblurrer.notes[before:]]
+        told = deblurrer.notes[: deblurrer.notes_at_first] + deblurrer.notes[before:]
+        report.notes = [*reader.notes, *deblurrer.about, *told]
     report.seconds = time.monotonic() - began
     return report
 

@@ -37,7 +37,7 @@ from vdeblur.models import GlobalMean, Identity, Network, share_means
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
-MIN_TILE = 128  # pixels; below, a tile is mostly overlap
+MIN_TILE = tuning.MIN_TILE
 CONTEXT = 32  # pixels at a tile's edge that are computed and dropped, if the network says nothing
 FEATHER = 16  # pixels over which neighbouring tiles fade into each other
 # What is kept free of the memory that was found free: convolution workspaces, other programs.
@@ -100,8 +100,8 @@ class Deblurrer:
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
 
-    ModelError for an unknown network or unfit weights; DeviceError for a device that is not there,
-    or has too little memory for a tile of MIN_TILE; UsageError for impossible options.
+    ModelError for unfit weights; DeviceError for a device that is not there, or has too little
+    memory for a tile of MIN_TILE; UsageError for an unknown network and impossible options.
     """
 
     def __init__(
@@ -149,6 +149,7 @@ class Deblurrer:
                     f"{backends.PRECISION_VARIABLE} is {precision!r}: set it to one of auto, "
                     f"{', '.join(_DTYPES)}"
                 )
+        open_precision = precision == "auto"
         if "auto" in (precision, backend):
             tuned = tuning.recall(self.facts)
             fitting = tuning.fitting(tuned, precision=precision, backend=backend)
@@ -159,10 +160,6 @@ class Deblurrer:
             precision = "fp16" if half and backend in ("auto", *backends.HALF) else "fp32"
             if self.device.type == "cpu" and backends.prefers_bf16(network, backend):
                 precision = "bf16"
-                self.about += (
-                    "computed in bf16, which this CPU has instructions for: --precision fp32 is "
-                    "exact, and half as fast",
-                )
         self.precision = precision
         self.backend = backends.choose(backend, network, self.device, precision)
         # Other runtimes are given fp32, and round inside.
@@ -203,6 +200,11 @@ class Deblurrer:
                 self.precision = "fp32" if unsaid and on_cpu else precision
                 self.dtype = _DTYPES[self.precision]
                 self.notes.append(f"going on with torch: {error}")
+        if not self._changes_nothing:
+            count = sum(len(pictures) for pictures in calibration)
+            self.about += self._about(open_precision, calibrated=count)
+        #: How many of `notes` were said before any picture came: they are of each use.
+        self.notes_at_first = len(self.notes)
         #: Planes to the network's input and back, in kernels where those are.
         self.colour: fused_color.Kernels | None = None
         if self.device.type == "cuda" and fused_color.available():
@@ -210,10 +212,43 @@ class Deblurrer:
         if on_cpu:
             keep_pages()
             if self.backend == "torch":
-                self.network = cpu.fuse(self.network).to(self.dtype)
+                self.network = cpu.fuse(self.network, self.dtype).to(self.dtype)
         # Of what the network is given; other runtimes take planes.
         half = self.backend in backends.HALF  # torch's own kernels and ours
         self._layout = cpu.layout_for(self.network) if half else torch.contiguous_format
+
+    def _about(self, open_precision: bool, *, calibrated: int) -> tuple[str, ...]:
+        """What was chosen for who asks, or changes the picture, as lines for a report."""
+        lines = []
+        if self.tuned:
+            sizes = [
+                f"{width}x{height} in batches of {one.batch}"
+                + (
+                    f" and tiles of {one.tile}"
+                    if one.tile is not None and self.tile == "auto"
+                    else ""
+                )
+                for (height, width), one in self.tuned.items()
+                if one.tile is not None
+                or self.device.type != "cpu"
+                or one.batch != self.side_by_side(height, width)
+            ]
+            also = f"; unless asked otherwise, {', '.join(sizes)}" if sizes else ""
+            lines.append(
+                f"taken from `vdeblur bench --tune`: {self.backend}, {self.precision}{also}"
+            )
+        if open_precision and self.precision == "bf16" and self.device.type == "cpu":
+            lines.append(
+                "computed in bf16, which this CPU has instructions for: --precision fp32 is exact, "
+                "and half as fast"
+            )
+        if self.precision in backends.EIGHT_BITS:
+            on = f"{calibrated} pictures of the source" if calibrated else "the first pictures"
+            lines.append(
+                f"computed in {self.precision}, its ranges measured on {on}: "
+                "--precision fp32 is exact"
+            )
+        return tuple(lines)
 
     @property
     def changes_nothing(self) -> bool:
@@ -421,9 +456,11 @@ class Deblurrer:
         """Decided once per picture size, from the memory that is free then."""
         pixels = height * width
         plan = Plan(batch=1 << 30, tile=None if self.tile == "auto" else self.tile)
+        if plan.tile is not None:
+            self._tell_work(height, width, plan.tile)
         if self.device.type == "cpu":
-            side_by_side = int(getattr(self.network, "side_by_side", 1))
-            plan = replace(plan, batch=max(side_by_side, _CPU_BATCH_PIXELS // pixels))
+            together = self.side_by_side(height, width)
+            plan = replace(plan, batch=max(together, _CPU_BATCH_PIXELS // pixels))
         free = free_memory(self.device)
         if free is not None and self.tile == "auto":
             fitting = int(free * _MEMORY_SHARE / self._bytes_per_pixel)
@@ -442,6 +479,20 @@ class Deblurrer:
             plan = Plan(max(1, min(batch, self._fitting(free, height, width))), tuned.tile)
         self.plans[height, width] = plan
         return plan
+
+    def _tell_work(self, height: int, width: int, tile: int) -> None:
+        """A note where tiles that were asked for are mostly overlap."""
+        overlap = 2 * self.context + FEATHER
+        sides, work = [], 1.0
+        for size in self._legal(height, width):
+            places = _places(size, tile, overlap, self.multiple)
+            sides.append(places[0][1])
+            work *= len(places) * sides[-1] / size
+        if work >= 2:
+            self.notes.append(
+                f"tiles of {sides[1]}x{sides[0]} compute {work:.1f} times the picture, for they "
+                f"overlap by {overlap} pixels or more: larger ones or --tile none are faster"
+            )
 
     def memory_needed(self, height: int, width: int, *, batch: int = 1) -> int:
         """Bytes that restoring `batch` pictures at once is predicted to take, in tiles or whole."""
@@ -553,7 +604,9 @@ def sample_crops(picture: Tensor, *, area: int, multiple: int) -> Tensor:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device that is meant, checked to be there; DeviceError when it is not."""
+    """The device that is meant, checked to be there; DeviceError when it is not, UsageError for a
+    kind of device that there is not.
+    """
     if str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -561,9 +614,7 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(
-            f"there is no device {device!r}: choose auto, cpu, cuda or mps"
-        ) from error
+        raise UsageError(f"there is no device {device!r}: choose auto, cpu, cuda or mps") from error
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (found.index or 0) >= count:

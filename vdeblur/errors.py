@@ -5,7 +5,7 @@
     ├── InputError          the source is missing, empty, unreadable, not a video
     ├── OutputError         the destination cannot be written
     ├── EncoderError        the asked-for encoder is missing or refuses the settings
-    ├── ModelError          unknown network, weights that do not fit or are damaged
+    ├── ModelError          weights that do not fit, are damaged or missing
     ├── DeviceError         the asked-for device is not there, or has too little memory
     └── Cancelled           the caller asked to stop
 

@@ -1,7 +1,8 @@
 """A sweep over backend, precision, batch and tile for one network and picture size: `bench --tune`.
 
-One axis after another, each from the best so far: all combinations would take hours. Candidates of
-an axis are measured in interleaved rounds. What is fastest, and agrees with fp32 torch, is kept.
+One axis after another, each from the best so far: all combinations would take hours. A candidate is
+measured in interleaved rounds with what it would replace, at first the default. It does so when it
+is faster in every round, by 3 % in the middle one, and agrees with fp32 torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vdeblur.export import random_pictures
 from vdeblur.extras import installed
 from vdeblur.frames import PlaneLayout
 from vdeblur.kernels import fused, fused_color
-from vdeblur.models import GlobalMean
+from vdeblur.models import GlobalMean, Identity, Network
 from vdeblur.tuning import GAIN, Setting, device_name, synchronise
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
@@ -58,6 +59,17 @@ class Trial:
         if self.failure or not self.rounds or not self.decibels >= AGREEMENT:
             return 0.0
         return statistics.median(self.rounds)
+
+    def beats(self, other: Trial, *, rounds: int) -> bool:
+        """Whether it won each of the last rounds, which both were measured in, the middle by GAIN.
+
+        A machine's other work slows both of a round, so rounds are compared in pairs.
+        """
+        if not self.rate or not other.rate:
+            return self.rate > other.rate
+        pairs = zip(self.rounds[-rounds:], other.rounds[-rounds:], strict=True)
+        ratios = [mine / theirs for mine, theirs in pairs]
+        return min(ratios) > 1 and statistics.median(ratios) >= GAIN
 
 
 @dataclass
@@ -92,7 +104,7 @@ def tune(
     backend: str = "auto",
     batch: int | Literal["auto"] = "auto",
     tile: int | Literal["auto"] | None = "auto",
-    rounds: int = 3,
+    rounds: int = 5,
     on_trial: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> Sweep:
@@ -106,39 +118,49 @@ def tune(
     width, height = size
     where = find_device(device)
     network, name, notes = load_for_speed(model, weights)
+    if isinstance(network, Identity):
+        raise UsageError(f"{name} computes nothing, so there is nothing to tune: leave --tune out")
     tiles_differ = any(isinstance(layer, GlobalMean) for layer in network.modules())
     bench = _Bench(model, weights, where, size, rounds, options)
     pairs = list(_pairs(where, precision, backend))
 
-    def run(trials: list[Trial]) -> list[Trial]:
-        bench.measure(trials)
-        if on_trial is not None:
-            for trial in trials:
-                on_trial(trial)
-        return trials
+    trials: list[Trial] = []
 
-    first_batch = batch if batch != "auto" else 1 if where.type == "cpu" else 4
+    def better(old: Trial | None, new: list[Trial]) -> Trial:
+        """What is to stand after `new` were measured beside `old`; the first of them without."""
+        bench.measure([*([old] if old else []), *new])
+        trials.extend(new)
+        if on_trial is not None:
+            for trial in new:
+                on_trial(trial)
+        if old is None or not old.rate:
+            old = next((t for t in new if t.rate), None) or _best(trials)
+        ranked = sorted(new, key=lambda trial: trial.rate, reverse=True)
+        return next((t for t in ranked if t.beats(old, rounds=rounds)), old)
+
     first_tile = tile if tile != "auto" else bench.tile_that_fits(*pairs[0])
-    trials = run([Trial(b, p, first_batch, first_tile) for b, p in pairs])
-    best = _best(trials)
+    # The default first: it stands unless another is clearly faster.
+    usual = _usual(network, where, precision, backend)
+    pairs.sort(key=lambda pair: pair != usual)
+    best = better(None, [Trial(b, p, bench.usual_batch(b, p, batch), first_tile) for b, p in pairs])
     bench.let_go(best)
     if batch == "auto":
-        sizes = [n for n in _BATCHES if n > best.batch]
-        more = [Trial(best.backend, best.precision, n, best.tile) for n in sizes]
-        # Doublings until one does not fit, or gains nothing.
-        for trial in more:
-            if not bench.fits(trial):
+        begun = best
+        for sizes in (_BATCHES, _BATCHES[::-1]):  # doublings, then halves, until one gains nothing
+            for size_ in sizes:
+                if (size_ > begun.batch) != (sizes is _BATCHES) or size_ == begun.batch:
+                    continue
+                trial = Trial(best.backend, best.precision, size_, best.tile)
+                if not bench.fits(trial) or better(best, [trial]) is not trial:
+                    break
+                best = trial
+            if best is not begun or where.type != "cpu":
                 break
-            trials += run([trial])
-            if trial.rate < best.rate * GAIN:
-                break
-            best = trial
     if tile == "auto" and not tiles_differ:
         sides = [side for side in _TILES if MIN_TILE <= side < max(size)]
         tiled = [Trial(best.backend, best.precision, best.batch, side) for side in sides]
         if tiled:
-            trials += run(tiled)
-            best = max([best, *tiled], key=lambda trial: trial.rate)
+            best = better(best, tiled)
     setting = Setting(best.backend, best.precision, best.batch, best.tile, best.rate)
     untrained = any("untrained" in note for note in notes)
     kept = False
@@ -155,6 +177,25 @@ def _best(trials: list[Trial]) -> Trial:
             + "; ".join(f"{t.backend} {t.precision}: {t.failure or 'disagrees'}" for t in trials)
         )
     return best
+
+
+def _usual(
+    network: torch.nn.Module, device: torch.device, precision: str, backend: str
+) -> tuple[str, str]:
+    """(backend, precision) that a `Deblurrer` takes here by itself."""
+    if precision == "auto":
+        half = device.type == "cuda" and getattr(network, "supports_half", True)
+        precision = "fp16" if half else "fp32"
+        if device.type == "cpu" and backends.prefers_bf16(network, backend):  # type: ignore[arg-type]
+            precision = "bf16"
+    if backend != "auto":
+        return backend, precision
+    wanted = (
+        "openvino"
+        if device.type == "cpu" and isinstance(network, Network) and installed("openvino")
+        else "torch"
+    )
+    return wanted, precision
 
 
 def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple[str, str]]:
@@ -226,6 +267,15 @@ class _Bench:
             ready.plans[self.height, self.width] = Plan(trial.batch, trial.tile)
         return ready
 
+    def usual_batch(self, backend: str, precision: str, asked: int | Literal["auto"]) -> int:
+        """What is asked for, or what this backend is given by default; on a GPU, a middling one."""
+        if asked != "auto":
+            return asked
+        if self.device.type != "cpu":
+            return 4
+        ready = self.deblurrer(Trial(backend, precision, 1, None))
+        return 1 if isinstance(ready, str) else ready.side_by_side(self.height, self.width)
+
     def tile_that_fits(self, backend: str, precision: str) -> int | None:
         """None where whole pictures are predicted to fit the memory that is free."""
         ready = self.deblurrer(Trial(backend, precision, 1, None))
@@ -252,7 +302,8 @@ class _Bench:
     def measure(self, trials: list[Trial]) -> None:
         """All trials in turn, round by round, after each was prepared and held to fp32 torch."""
         for trial in trials:
-            self._prepare(trial)
+            if not trial.rounds and not trial.failure:
+                self._prepare(trial)
         for _ in range(self.rounds):
             for trial in trials:
                 if not trial.failure:
@@ -271,7 +322,8 @@ class _Bench:
             trial.failure = str(error).split("\n")[0] or "out of memory"
             return
         # Colour is no part of what is tried: without its kernels all trials go the same way.
-        told = [note for note in ready.notes if not note.startswith(fused_color.FALLBACK)]
+        harmless = (fused_color.FALLBACK, backends.NOT_KEPT)
+        told = [note for note in ready.notes if not note.startswith(harmless)]
         if told:
             trial.failure = told[-1]
             ready.notes.remove(told[-1])
@@ -323,8 +375,8 @@ def format_sweep(sweep: Sweep) -> str:
     lines = [
         f"{sweep.model} on {sweep.device}, {sweep.size}, frame to frame on the device",
         "",
-        f"  {'backend':<12}{'precision':<10}{'batch':>5}{'tile':>7}{'frames/s':>10}"
-        f"{'dB to fp32':>12}{'memory':>10}",
+        f"  {'backend':<12}{'precision':<10}{'batch':>5}{'tile':>7} {'frames/s':>10}"
+        f"{'dB to fp32':>12} {'memory':>10}   slowest and fastest round",
     ]
     for trial in sweep.trials:
         tile = "whole" if trial.tile is None else str(trial.tile)
@@ -334,10 +386,16 @@ def format_sweep(sweep: Sweep) -> str:
             continue
         rate = statistics.median(trial.rounds)
         same = "same" if math.isinf(trial.decibels) else f"{trial.decibels:.1f}"
-        remark = "   <- fastest" if trial is sweep.best else ""
+        remark = f"   {min(trial.rounds):.2f} to {max(trial.rounds):.2f}"
+        remark += "   <- chosen" if trial is sweep.best else ""
         remark += "   differs too much" if trial.decibels < AGREEMENT else ""
-        lines.append(f"{head}{rate:>10.2f}{same:>12}{trial.memory / 1e9:>7.2f} GB{remark}")
+        lines.append(f"{head} {rate:>10.2f}{same:>12} {trial.memory / 1e9:>7.2f} GB{remark}")
     lines.append("")
+    if any(trial.rate > sweep.best.rate for trial in sweep.trials):
+        lines.append(
+            "  a setting replaces the one before it when it is faster in every round that both ran "
+            "in, by 3 % in the middle one"
+        )
     if sweep.kept:
         lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
     elif (asked := sweep.best.precision) in EIGHT_BITS:

@@ -7,6 +7,7 @@ Knows no video and no files but the cache's.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -26,6 +27,7 @@ _KIND, _BATCH_KIND = "tuned", "batch"
 GAIN = 1.03
 _PROBE_SECONDS = 15.0  # spent once, for it is kept
 _LARGEST_BATCH = 32
+MIN_TILE = 128  # pixels; below, a tile is mostly overlap
 
 Size = tuple[int, int]  # height, width
 
@@ -204,13 +206,28 @@ def _facts(network: nn.Module, device: torch.device) -> Facts | None:
 
 
 def _read(folder: Path) -> dict[Size, Setting]:
-    """What a folder holds; nothing of one that is damaged."""
-    try:
+    """What a folder holds, but for what is damaged."""
+    settings: dict[Size, Setting] = {}
+    with suppress(OSError, ValueError, AttributeError):
         lines = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        settings = {}
         for name, values in lines.items():
-            width, height = map(int, name.split("x"))
-            settings[height, width] = Setting(**values)
-        return settings
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+            with suppress(ValueError, TypeError):
+                width, height = map(int, name.split("x"))
+                setting = Setting(**values)
+                if min(width, height) > 0 and _sound(setting):
+                    settings[height, width] = setting
+    return settings
+
+
+def _sound(setting: Setting) -> bool:
+    """Whether it says what `keep` may have written: files are edited, and cut off."""
+    tile, rate = setting.tile, setting.frames_per_second
+    return (
+        setting.backend in backends.BACKENDS[1:]
+        and setting.precision in ("fp32", "fp16", "bf16")
+        and type(setting.batch) is int
+        and setting.batch >= 1
+        and (tile is None or (type(tile) is int and tile >= MIN_TILE))
+        and type(rate) in (int, float)
+        and math.isfinite(rate)
+    )

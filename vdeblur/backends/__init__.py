@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur import __version__, cache
-from vdeblur.errors import ModelError, UsageError, VdeblurError
+from vdeblur.errors import DeviceError, ModelError, UsageError, VdeblurError
 from vdeblur.export import compare, legal_size, parameters_sha256, random_pictures
 from vdeblur.extras import installed
 from vdeblur.models import GlobalMean, Identity, Network
@@ -40,6 +41,8 @@ PRECISION_VARIABLE = "VDEBLUR_PRECISION"
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB: less is never chosen
 #: unasked.
 AGREEMENT = 50.0
+#: How the note begins that is said where the cache takes nothing.
+NOT_KEPT = "the converted network cannot be kept"
 T = TypeVar("T")
 # Pictures, height, width that a loaded network is held to torch on.
 _CHECKED = (1, 64, 96)
@@ -92,7 +95,8 @@ class Elsewhere(nn.Module):
 def choose(
     backend: Backend, network: nn.Module, device: torch.device, precision: str
 ) -> Literal["torch", "openvino", "onnxruntime", "cudagraphs", "triton"]:
-    """What "auto" means for this network here; UsageError for what cannot be.
+    """What "auto" means for this network here; UsageError for what cannot be, DeviceError for what
+    needs a GPU that is not here.
 
     OpenVINO where it is installed, for the catalogue's networks on a CPU in fp32 or bf16 (and
     int8); else torch. VDEBLUR_BACKEND in the environment says otherwise.
@@ -109,10 +113,14 @@ def choose(
             return "triton"
         can = "OpenVINO on a CPU or Triton on CUDA" if precision == "int8" else "Triton on CUDA"
         if backend == "auto":
+            other = "cpu" if precision == "int8" else "cuda"
+            _without_cuda(f"precision {precision} is for {can}", "--precision auto", device)
             raise UsageError(
                 f"precision {precision} is for {can}, not for {device}: "
-                "use --device cuda, or --precision auto"
+                f"use --device {other}, or --precision auto"
             )
+        if backend == "triton":
+            _without_cuda("backend triton is for CUDA", "--backend auto", device)
         raise UsageError(
             f"precision {precision} is for {can}, not for backend {backend} on {device}: "
             "use --backend auto, or --precision auto"
@@ -146,13 +154,21 @@ def choose(
         return "onnxruntime"
     if wanted in ("cudagraphs", "triton"):
         if device.type != "cuda":
-            if backend == "auto":
-                return "torch"
+            what = f"{VARIABLE}={wanted}" if backend == "auto" else f"backend {wanted}"
+            instead = f"unset {VARIABLE}" if backend == "auto" else "--backend auto"
+            _without_cuda(f"{what} runs on a CUDA device", instead, device)
             raise UsageError(
-                f"backend {wanted} runs on a CUDA device, not on {device}: use --backend torch"
+                f"{what} runs on a CUDA device, not on {device}: use --device cuda, or {instead}"
             )
         return "triton" if wanted == "triton" else "cudagraphs"
     return "torch"
+
+
+def _without_cuda(sentence: str, instead: str, device: torch.device) -> None:
+    """DeviceError where there is no CUDA here to go to; what is impossible anywhere is another."""
+    if device.type == "cpu" and not torch.cuda.is_available():
+        verb = "" if instead.startswith("unset") else "use "
+        raise DeviceError(f"{sentence}, and PyTorch sees no CUDA GPU here: {verb}{instead}")
 
 
 @lru_cache
@@ -214,7 +230,7 @@ def attach(
         from vdeblur.backends import openvino
 
         openvino.require(precision)
-        runner = openvino.start
+        runner = partial(openvino.start, note=note)
     elif precision in EIGHT_BITS:
         from vdeblur.backends import cuda
 
@@ -229,7 +245,7 @@ def attach(
         from vdeblur.backends import onnxruntime
 
         onnxruntime.require()
-        runner = onnxruntime.start
+        runner = partial(onnxruntime.start, note=note)
 
     def start(first: Tensor) -> Runner:
         pictures = calibration or (first,) if precision in EIGHT_BITS else ()
@@ -292,7 +308,8 @@ def facts_of(network: nn.Module, **more: str) -> dict[str, str] | None:
 @lru_cache
 def _sources() -> str:
     package = Path(__file__).parents[1]
-    files = [package / "export.py", *package.glob("models/*.py"), *package.glob("backends/*.py")]
+    folders = ("models", "backends", "kernels")
+    files = [package / "export.py", *(f for name in folders for f in package.glob(f"{name}/*.py"))]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())
@@ -305,11 +322,13 @@ def load_or_make(
     make: Callable[[Path], None],
     load: Callable[[Path], T],
     check: Callable[[T], str | None],
+    *,
+    note: Callable[[str], object] = lambda _: None,
 ) -> T:
     """What `load` makes of the folder kept for `facts`, or of a new one that `make` fills.
 
     check: what is wrong with it, as a sentence's part; a kept one is then made again, a new one is
-    a ModelError. facts None: nothing is kept.
+    a ModelError. facts None: nothing is kept. note: is told when the cache takes nothing.
     """
     found = cache.find(kind, facts) if facts is not None else None
     if found is not None:
@@ -319,14 +338,28 @@ def load_or_make(
                 return loaded
         except (VdeblurError, RuntimeError, OSError):
             pass  # damaged: made again
-    folder = cache.keep(kind, facts, make) if facts is not None else None
     with tempfile.TemporaryDirectory(prefix="vdeblur-") as temporary:
-        if folder is None:
-            folder = Path(temporary)
+        folder = Path(temporary)
+        try:
             make(folder)
+        except (OSError, RuntimeError) as error:  # runtimes say so of a disk that is full
+            raise ModelError(
+                f"the network could not be converted in {temporary} ({error}): free space there, "
+                "or use --backend torch"
+            ) from error
         loaded = load(folder)
         if wrong := check(loaded):
             raise ModelError(f"the converted network {wrong}: use --backend torch")
+
+        def copy_into(part: Path) -> None:
+            shutil.copytree(folder, part, dirs_exist_ok=True)
+
+        # Made elsewhere and copied: whatever a runtime says of a full disk, a copy says OSError.
+        if facts is not None and cache.keep(kind, facts, copy_into) is None:
+            note(
+                f"{NOT_KEPT} in {cache.cache_folder()}, so every run converts it anew: make that "
+                "writable with some space, or name another folder in VDEBLUR_CACHE"
+            )
     return loaded
 
 

@@ -28,19 +28,19 @@ _OPERATORS = (
 _WHOLE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
-def fuse(network: nn.Module) -> nn.Module:
+def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of `network` (fp32, on the CPU, for inference) whose convolutions add and clip.
 
-    The network itself where there is nothing to fuse, torch cannot, or the copy differs. Weights
-    that may still be trained are left alone: the copy's are laid out once. The copy may be moved to
-    bf16.
+    dtype: what it will be moved to. The network itself where there is nothing to fuse, torch cannot
+    in that precision on this CPU, or the copy differs. Weights that may still be trained are left
+    alone: the copy's are laid out once.
     """
-    if not any(type(layer) in (BasicConv, ResBlock) for layer in network.modules()) or any(
-        parameter.requires_grad for parameter in network.parameters()
-    ):
+    known = any(type(layer) in (BasicConv, ResBlock) for layer in network.modules())
+    if not known or any(parameter.requires_grad for parameter in network.parameters()):
         return network
     available: Any = torch.backends.mkldnn.is_available  # it has no types
-    if not available() or not all(hasattr(_mkldnn, name) for name in _OPERATORS):
+    there = all(hasattr(_mkldnn, name) for name in _OPERATORS)
+    if not (available() and there and _computes(dtype)):
         return network
     try:
         # Parameters are shared with the network; only layers are the copy's own.
@@ -52,6 +52,14 @@ def fuse(network: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError):  # another torch's operators
         return network
     return fused
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's convolutions take it here: where they do not, they raise; torch's own do."""
+    able = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype == torch.float32:
+        return True
+    return bool(getattr(_mkldnn, able.get(dtype, ""), lambda: False)())
 
 
 class _Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def start(
     device: torch.device,
     precision: str = "fp32",
     calibration: Sequence[Tensor] = (),
+    note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
     """The runner of `network`, from the cache where it is; see `attach`."""
     runtime = optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
@@ -45,9 +46,10 @@ def start(
     def load(folder: Path) -> Runner:
         return _Session(runtime, folder / "network.onnx", device)
 
-    return load_or_make(
-        "onnx", facts, make, load, lambda runner: check_against(network, runner, device)
-    )
+    def check(runner: Runner) -> str | None:
+        return check_against(network, runner, device)
+
+    return load_or_make("onnx", facts, make, load, check, note=note)
 
 
 def providers_for(runtime: Any, device: torch.device) -> list[Any]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vdeblur.backends import Correction, Runner, check_against, facts_of, load_or_make
 from vdeblur.backends.lean import lean
-from vdeblur.errors import ModelError, UsageError
+from vdeblur.errors import DeviceError, ModelError
 from vdeblur.export import to_openvino
 from vdeblur.extras import optional, the_core
 
@@ -25,14 +25,16 @@ _SAMPLES, _SAMPLE_SIDE = 24, 512
 
 
 def require(precision: str) -> None:
-    """UsageError when a package is missing for this precision, or the CPU has no units for it."""
+    """UsageError when a package is missing for this precision, DeviceError when the CPU has no
+    units for it.
+    """
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
     if precision == "int8":
         optional("nncf", extra="openvino", purpose="--precision int8")
     if precision == "bf16":
         able = the_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if "BF16" not in able:
-            raise UsageError(
+            raise DeviceError(
                 "precision bf16 needs a CPU with instructions for it (AVX-512 BF16 or AMX), which "
                 "OpenVINO does not find here: use --precision fp32, or --backend torch"
             )
@@ -44,6 +46,7 @@ def start(
     device: torch.device,
     precision: str,
     calibration: Sequence[Tensor] = (),
+    note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
     """The runner of `network`, from the cache where it is; see `attach`."""
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
@@ -72,7 +75,7 @@ def start(
     def load(folder: Path) -> Runner:
         return _Compiled(openvino, folder / "network.xml", precision)
 
-    return load_or_make("openvino", facts_of(network, **more), make, load, check)
+    return load_or_make("openvino", facts_of(network, **more), make, load, check, note=note)
 
 
 class _Compiled:

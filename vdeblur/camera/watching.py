@@ -122,7 +122,7 @@ def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.strip("[]") if colon else default_host
     if not port.isdigit() or not 0 <= int(port) <= 65535 or not host:
-        raise UsageError(f"{text!r} is no address: write HOST:PORT, such as 127.0.0.1:9464")
+        raise UsageError(f"{text!r} is no address: write [HOST:]PORT, such as 127.0.0.1:9464")
     return host, int(port)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,9 @@ def add(commands: Commands) -> None:
     bench.add_argument(
         "--frames", type=int, help="frames to measure (default: what takes about two seconds)"
     )
-    bench.add_argument("--rounds", type=int, default=3, help="rounds; medians count (default 3)")
+    bench.add_argument(
+        "--rounds", type=int, help="rounds; medians count (default 3, and 5 of --tune's settings)"
+    )
     bench.add_argument(
         "--against",
         choices=("published",),
@@ -91,19 +94,26 @@ def _run(args: argparse.Namespace) -> int:
         "halo": args.halo,
         "stage": args.stage,
         "ensemble": args.ensemble,
-        "rounds": args.rounds,
         "tile": tile,
         "precision": args.precision,
         "backend": args.backend,
         "batch": args.batch,
         "size": size,
     }
+    if args.rounds is not None:
+        network["rounds"] = args.rounds
     sweep = None
     if args.tune:
 
         def tell(trial: Trial) -> None:
-            tried = f"{trial.backend} {trial.precision}, batch {trial.batch}, tile {trial.tile}"
-            say(f"{tried}: {trial.failure or f'{trial.rate:.2f} frames/s'}")
+            tile = "whole" if trial.tile is None else f"tiles of {trial.tile}"
+            tried = f"{trial.backend} {trial.precision}, batch {trial.batch}, {tile}"
+            if trial.failure:
+                say(f"{tried}: {trial.failure}")
+                return
+            slow, fast = min(trial.rounds), max(trial.rounds)
+            rate = statistics.median(trial.rounds)
+            say(f"{tried}: {rate:.2f} frames/s ({slow:.2f} to {fast:.2f})")
 
         sweep = tune(on_trial=None if args.json else tell, **network)
         if not args.json:

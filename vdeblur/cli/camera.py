@@ -237,11 +237,14 @@ def _until_stopped(args: argparse.Namespace, session: Session, told: _Told) -> i
             finally:
                 missing = [s["sink"] for c in session.snapshot() for s in _gone(c)]
     except KeyboardInterrupt:
-        told.say(
-            "stopped; the files are complete"
-            if session.complete
-            else "stopped at once: what is called NAME.part was not finished, but can be played"
-        )
+        if not session.complete:
+            told.say(
+                "stopped at once: what is called NAME.part was not finished, but can be played"
+            )
+        elif not any(status["received"] for status in session.snapshot()):
+            told.say("stopped; no picture had come")
+        else:
+            told.say("stopped" if missing else "stopped; the files are complete")
         return 130
     finally:
         told.end(session.snapshot(), missing)
@@ -296,7 +299,7 @@ class _Told:
         self._json("event", {"event": name, **facts})
         camera = facts.get("camera")
         if name == "retry" and facts["reason"] == self._reasons.get(camera):
-            self.say(_whose(facts, self._several) + f"(again in {facts['seconds']} s)")
+            self.say(_whose(facts, self._several) + f"the same (again in {facts['seconds']} s)")
             return
         if name in ("outage", "retry"):
             self._reasons[camera] = facts["reason"]

@@ -192,6 +192,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.precision in ("int8", "fp8"):
         from vdeblur.calibration import pictures_of
 
+        if not (args.quiet or args.json):
+            say(
+                f"{args.precision}: measuring ranges on frames of the input, "
+                "some seconds the first time"
+            )
         calibration = pictures_of([source for source, _ in jobs])
     deblurrer = deblurrer_of(args, strength=args.strength, calibration=calibration)
     worst = 0
