@@ -171,6 +171,7 @@ class Deblurrer:
             _choose_stage(network, stage)
         self.multiple = int(getattr(network, "size_multiple", 1))
         self.context = _context(network, halo)
+        self._least_context = min(self.context, CONTEXT) if halo == "auto" else self.context
         values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
         self._bytes_per_pixel = values * _DTYPES[precision].itemsize + 4 * _COLOR_VALUES
         on_cpu = self.device.type == "cpu"  # there, fp32 first: `cpu.fuse` computes with weights
@@ -401,7 +402,7 @@ class Deblurrer:
                 lambda part: self._delta(part).contiguous(),
                 images,
                 tile=tile,
-                context=self.context,
+                context=self._edge(tile),
                 multiple=self.multiple,
             )
 
@@ -480,9 +481,14 @@ class Deblurrer:
         self.plans[height, width] = plan
         return plan
 
+    def _edge(self, tile: int) -> int:
+        """Pixels to compute and drop at the edge of such tiles: a halo that nobody asked for is not
+        to be most of a small tile."""
+        return min(self.context, max(self._least_context, (tile - FEATHER) // 4))
+
     def _tell_work(self, height: int, width: int, tile: int) -> None:
         """A note where tiles that were asked for are mostly overlap."""
-        overlap = 2 * self.context + FEATHER
+        overlap = 2 * self._edge(tile) + FEATHER
         sides, work = [], 1.0
         for size in self._legal(height, width):
             places = _places(size, tile, overlap, self.multiple)
