@@ -47,6 +47,8 @@ def test_a_network_too_narrow_for_its_image_is_refused() -> None:
         build("mimo-unet-small", {"base": 8, "blocks": 1, "unshuffle": 4})
     with pytest.raises(ModelError, match="cannot have the config"):
         build("mimo-unet", {"depth": 3})
+    with pytest.raises(ModelError, match="1 or more"):
+        build("mimo-unet", {"unshuffle": 0})
 
 
 @pytest.mark.parametrize(("blocks", "unshuffle"), [(1, 1), (2, 1), (1, 2)])

@@ -35,7 +35,6 @@ class MIMOUNet(Network):
     """
 
     size_divisor = 4  # two halvings; times `unshuffle`
-
     # The better its weights, the farther they look: at 32 pixels seams were above half a level.
     context = 48
 
@@ -48,6 +47,8 @@ class MIMOUNet(Network):
         hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if min(base, blocks, unshuffle) < 1:
+            raise ValueError("base, blocks and unshuffle are 1 or more")
         image = 3 * unshuffle * unshuffle
         if base * 2 <= image:
             raise ValueError(f"base {base} is too narrow for {image} image channels")
