@@ -152,7 +152,7 @@ def test_a_page_of_elsewhere_cannot_read_it() -> None:
             with pytest.raises(urllib.error.HTTPError, match="404") as missing:
                 fetch(preview.url + path)
             missing.value.close()
-    with pytest.raises(UsageError, match="HOST:PORT"):
+    with pytest.raises(UsageError, match="PORT, such"):
         Preview("somewhere")
 
 
