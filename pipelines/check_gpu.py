@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 KERNELS = """
 import torch, torch.nn as nn
 from vdeblur.kernels import fused
@@ -134,6 +136,8 @@ def main() -> int:
     parser.add_argument("--model", default="mimo-unet")
     parser.add_argument("--pairs", type=Path)
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is here: run it on a machine with one")
     args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     # What is tuned here is for this run, and comes back with it.
