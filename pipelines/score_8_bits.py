@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vdeblur import Deblurrer, VdeblurError
-from vdeblur.backends.openvino import samples_of
+from vdeblur.backends.samples import samples_of
 from vdeblur.calibration import pictures_of
 from vdeblur.checkpoints import load
 from vdeblur.errors import InputError, ModelError

@@ -509,7 +509,7 @@ def test_int8_without_pictures_takes_the_first_that_come(
 
 def test_samples_are_spread_cropped_and_padded() -> None:
     need("openvino")
-    from vdeblur.backends.openvino import samples_of
+    from vdeblur.backends.samples import samples_of
 
     pictures = [torch.full((4, 3, 1000, 530), i / 30) for i in range(30)]
     samples = samples_of(pictures, 8)

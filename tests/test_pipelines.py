@@ -57,6 +57,15 @@ def test_benchmark_fps(tmp_path: Path) -> None:
     assert "slowest stage" in said
 
 
+def test_compare_backends() -> None:
+    words = ("--size", "64x48", "--rounds", "2", "--passes", "1")
+    text = program("compare_backends.py", "torch:fp32", "torch:bf16:2", *words)
+    lines = [line.split() for line in text.splitlines()]
+    assert [line[0] for line in lines] == ["authors", "torch:fp32", "torch:bf16:2"]
+    assert lines[0][5] == lines[0][-1] == "1.00"
+    assert all(float(line[1]) > 0 and float(line[5]) > 0 for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -67,6 +76,7 @@ def test_benchmark_fps(tmp_path: Path) -> None:
         (["train_gopro.py", "none", "--out", "w.safetensors"], "there is no folder none"),
         (["train_gopro.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
         (["train_gopro.py", "none", "--out", "w", "--device", "abacus"], "abacus"),
+        (["compare_backends.py", "abacus:fp32", "--size", "32x32"], "abacus:fp32 cannot be run"),
         (["compare_recipes.py", "none", "plain", "--out", "runs"], "there is no folder none"),
         (["compare_recipes.py", "none", "a: wider", "--out", "runs"], "'a: wider' is no variant"),
     ],

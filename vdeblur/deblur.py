@@ -31,7 +31,7 @@ from vdeblur.on_device import adopt
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
-from vdeblur.verify import ESSENTIAL, verify
+from vdeblur.verify import BY_CONTAINER, verify
 from vdeblur.writer import VideoWriter, format_name
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
@@ -384,10 +384,13 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
         known_losses=writer.known_losses,
         stream_map=writer.stream_map,
         frame_times=reader.frame_times,
+        conversion=writer.converts,
     )
-    failed = [check for check in checks if not check.passed]
-    own = [c for c in failed if writer.converts and c.name not in ESSENTIAL]
     return (
-        [f"{c.name}: {c.detail}" for c in failed if c not in own],
-        [f"{c.name}, in this container: {c.detail}" for c in own],
+        [f"{c.name}: {c.detail}" for c in checks if not c.passed],
+        [
+            f"{c.name}, in this container: {c.detail.removeprefix(BY_CONTAINER)}"
+            for c in checks
+            if c.detail.startswith(BY_CONTAINER)
+        ],
     )

@@ -80,8 +80,8 @@ CHECKS = (
     "faststart",
 )
 
-#: What any container must keep; the rest of the checks depends on what a container can say.
-ESSENTIAL = frozenset(
+# What any container must keep; the rest of the checks depends on what a container can say.
+_ESSENTIAL = frozenset(
     {
         "container",
         "decoding",
@@ -165,14 +165,14 @@ def verify(
     quick: decode only the first frame of each video stream; frame times are then those of the
     packets. start, duration: seconds, of an output that is to hold this part of the source; what
     only a whole video has then passes, with a detail that says so. conversion: so does, in another
-    kind of container than the source's, whatever is not in ESSENTIAL; between ISO files and
-    Matroska, duration, chapters, pixel format and colour must be kept, too. known_losses: what the
-    caller has accepted already: an int is the index of a source stream that was dropped, a str the
-    name of a check that may fail (it then passes, and its detail starts with "known loss:").
-    stream_map: source stream index → output stream index; without it streams are paired by type,
-    fourcc and order. frame_times: source stream index → the pts, in the stream's time base, of the
-    frames that were decoded from it, in order; without it, in quick mode, packets that cannot be
-    decoded count as lost frames.
+    kind of container than the source's, whatever is not essential (frames, packets, sizes); between
+    ISO files and Matroska, duration, chapters, pixel format and colour must be kept, too.
+    known_losses: what the caller has accepted already: an int is the index of a source stream that
+    was dropped, a str the name of a check that may fail (it then passes, and its detail starts with
+    "known loss:"). stream_map: source stream index → output stream index; without it streams are
+    paired by type, fourcc and order. frame_times: source stream index → the pts, in the stream's
+    time base, of the frames that were decoded from it, in order; without it, in quick mode, packets
+    that cannot be decoded count as lost frames.
 
     Times are compared exactly where the output's time base can hold the source's, and else to half
     a tick of the coarser of the two. Raises InputError when the source, or the output's file,
@@ -195,8 +195,8 @@ def verify(
             _leave_out_silence(file)
         excused = dict.fromkeys(_OF_THE_WHOLE, _PART) | excused
     if conversion and _converts(theirs, ours):
-        kept = ESSENTIAL | (_OF_BOTH if {theirs.family, ours.family} <= _CAPABLE else set())
-        excused = dict.fromkeys(set(CHECKS) - kept, _CONTAINER) | excused
+        kept = _ESSENTIAL | (_OF_BOTH if {theirs.family, ours.family} <= _CAPABLE else set())
+        excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
     report = _Report(excused)
     dropped = {index for index in known_losses if isinstance(index, int)}
     _Comparison(theirs, ours, report, dropped, stream_map or {}, frame_times or {}).run()
@@ -635,8 +635,9 @@ def _converts(source: _File, output: _File) -> bool:
 
 _KNOWN = "known loss: "
 _PART = "not kept by a part: "
-_CONTAINER = "not kept by this container: "
-_EXCUSES = (_KNOWN, _PART, _CONTAINER)
+#: How the detail of a check begins that another kind of container need not pass.
+BY_CONTAINER = "not kept by this container: "
+_EXCUSES = (_KNOWN, _PART, BY_CONTAINER)
 
 
 class _Report:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.backends import Runner, correction_of
-from vdeblur.backends.openvino import samples_of
+from vdeblur.backends.samples import samples_of
 from vdeblur.errors import DeviceError, ModelError
 from vdeblur.export import legal_size, random_pictures
 from vdeblur.kernels import fused as kernels

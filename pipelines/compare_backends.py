@@ -1,0 +1,123 @@
+"""How many times as fast as its authors' way backends and precisions run a network on a CPU.
+
+python pipelines/compare_backends.py torch:bf16 openvino:bf16:2 [--config base=16 blocks=2]
+
+A way is BACKEND:PRECISION or BACKEND:PRECISION:PICTURES-AT-ONCE. Each is a process of its own, and
+they take turns, so that other programs' work falls on all alike. The authors' way: eager, fp32,
+channels first, one frame, all outputs. Ratios by the clock, and of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vdeblur import Deblurrer, VdeblurError
+from vdeblur.checkpoints import load
+from vdeblur.errors import UsageError
+from vdeblur.models import Network, build
+
+AUTHORS = "authors"
+
+
+def network_of(model: str, config: list[str]) -> Network:
+    """The catalogue's, or an untrained one of this configuration: weights change no speed."""
+    if not config:
+        found = load(model, None).network
+        assert isinstance(found, Network)
+        return found
+    torch.manual_seed(0)
+    pairs = (entry.partition("=") for entry in config)
+    return build(model, {key: int(value) for key, _, value in pairs}).eval().requires_grad_(False)
+
+
+def serve(args: argparse.Namespace, way: str) -> None:
+    """One way: for each line that comes, the milliseconds a frame took, by clock and processor."""
+    network, (width, height) = network_of(args.model, args.config), map(int, args.size.split("x"))
+    parts: list[Any] = way.split(":")
+    backend, precision, count = parts + ["auto", "1"][len(parts) - 1 :]
+    pictures = torch.rand(int(count), 3, height, width)
+    below, right = -height % network.size_multiple, -width % network.size_multiple
+    padded = F.pad(pictures, (0, right, 0, below), mode="replicate")
+    deblurrer = (
+        None
+        if backend == AUTHORS
+        else Deblurrer(network, device="cpu", backend=backend, precision=precision)
+    )
+
+    def run() -> None:
+        with torch.no_grad():
+            network.forward_scales(padded) if deblurrer is None else deblurrer.correction(pictures)
+
+    run()
+    run()  # what is compiled and laid out at first is no part of it
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        clock, processor = time.perf_counter(), time.process_time()
+        for _ in range(args.passes):
+            run()
+        frames = args.passes * len(pictures)
+        taken = time.perf_counter() - clock, time.process_time() - processor
+        print(json.dumps([1000 * seconds / frames for seconds in taken]), flush=True)
+
+
+def main() -> None:
+    """Run all ways in turn; print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ways", nargs="+", metavar="WAY")
+    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--size", default="640x360")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--passes", type=int, default=4)
+    args = parser.parse_args()
+    if os.environ.get("VDEBLUR_WAY"):
+        serve(args, os.environ["VDEBLUR_WAY"])
+        return
+    ways = [AUTHORS, *args.ways]
+    children = []
+    for way in ways:
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"VDEBLUR_WAY": way}
+        words = [sys.executable, *sys.argv]
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True)
+        children.append(child)
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            for other in children:
+                other.kill()
+                other.communicate()
+            raise UsageError(f"{way} cannot be run: see what it said")
+    rounds: list[list[list[float]]] = []
+    for _ in range(args.rounds):
+        rounds.append([])
+        for child in children:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            print(file=child.stdin, flush=True)
+            rounds[-1].append(json.loads(child.stdout.readline()))
+    for child in children:
+        child.communicate()
+    for number, way in enumerate(ways):
+        clock, processor = (
+            statistics.median(first[0][kind] / first[number][kind] for first in rounds)
+            for kind in (0, 1)
+        )
+        took = statistics.median(each[number][0] for each in rounds)
+        print(f"{way:<20} {took:8.1f} ms a frame, {clock:.2f} times by the clock, {processor:.2f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VdeblurError as error:  # one sentence for the person at the keyboard
+        raise SystemExit(str(error)) from error
