@@ -1,4 +1,4 @@
-"""What int8 and fp8 in a network's residual blocks cost in quality, on pairs, without such a GPU.
+"""What bf16, and int8 and fp8 in residual blocks, cost in quality, on pairs, without such a GPU.
 
 python pipelines/score_8_bits.py PAIRS [--model mimo-unet-small] [--weights FILE] [--calibrate CLIP]
 
@@ -9,6 +9,7 @@ rest is fp32. Ranges are measured on CLIP, or for each pair on all others.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from vdeblur.pairs import open_pairs
 
 
 def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> Deblurrer:
-    """The network with codes for the ranges of these pictures."""
+    """The network in bf16, or with codes for the ranges of these pictures."""
+    if kind == "bf16":
+        plain = copy.deepcopy(network)
+        return Deblurrer(plain, device=device, precision="bf16", backend="torch")
     samples = samples_of(pictures, network.size_multiple)
     ranges = measure(network, network.correction, samples)
     quantised = quantise(network, ranges, KINDS[kind], kernels=False)
@@ -50,9 +54,10 @@ def main() -> None:
     if not isinstance(network, Network) or not blocks_of(network):
         raise ModelError("this network has no residual blocks of 32, 64, … channels to quantise")
 
+    kinds = (*KINDS, "bf16")
     full = Deblurrer(network, device=args.device, precision="fp32", backend="torch")
-    ready = {kind: coded(network, clip, kind, args.device) for kind in KINDS} if clip else {}
-    lost: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    ready = {kind: coded(network, clip, kind, args.device) for kind in kinds} if clip else {}
+    lost: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number, pair in enumerate(pairs):
         restored = full(pair.blurred)
         score = psnr(restored * 255, pair.sharp * 255)

@@ -352,14 +352,14 @@ def test_what_8_bits_cost_on_pairs(
         return capsys.readouterr().out
 
     said = score(tmp_path / "pairs").splitlines()
-    assert len(said) == 3 * 3 + 2
-    for kind, line in zip(KINDS, said[-2:], strict=True):
+    assert len(said) == 3 * 4 + 3
+    for kind, line in zip((*KINDS, "bf16"), said[-3:], strict=True):
         mean, worst = (float(word) for word in re.findall(r"[+-]\d+\.\d+", line))
         assert line.startswith(f"{kind}: loses ")
         assert mean <= worst < 0.05
     # Trained weights, but pictures of no camera: near fp32 all the same.
     near = [float(word) for word in re.findall(r"([\d.]+) dB to fp32", "\n".join(said))]
-    assert len(near) == 6
+    assert len(near) == 9
     assert 50 < min(near) <= max(near) < 100
     clip = Path(__file__).parents[1] / "samples" / "street_blurred.mp4"
     assert score(tmp_path / "pairs", "--calibrate", clip).splitlines() != said
