@@ -196,6 +196,8 @@ def verify(
         excused = dict.fromkeys(_OF_THE_WHOLE, _PART) | excused
     if conversion and _converts(theirs, ours):
         kept = _ESSENTIAL | (_OF_BOTH if {theirs.family, ours.family} <= _CAPABLE else set())
+        if theirs.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
+            kept -= {"duration"}
         excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
     report = _Report(excused)
     dropped = {index for index in known_losses if isinstance(index, int)}
