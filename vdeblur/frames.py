@@ -79,6 +79,9 @@ class Frame:
     #: The same picture in a GPU's memory, for who can take it from there: decoded hardware planes,
     #: or tensors (rows, columns) of the layout (see `vdeblur.on_device`).
     on_device: Any = None
+    #: (4, h, w) float32 at any size: how each place moves while the shutter is open, chord x, y and
+    #: bend x, y in pixels of the luma plane (see `vdeblur.models.taps`). None: not known.
+    motion: NDArray[np.float32] | None = None
 
     @property
     def time_seconds(self) -> float:

@@ -14,6 +14,7 @@ from vdeblur.errors import ModelError
 from vdeblur.models.identity import Identity
 from vdeblur.models.mimo_unet import MIMOUNet
 from vdeblur.models.mimo_unet_cfa import MIMOUNetCFA
+from vdeblur.models.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.models.mimo_unet_lite import MIMOUNetLite
 from vdeblur.models.mprnet import MPRNet
 from vdeblur.models.network import GlobalMean, Network, share_means
@@ -75,6 +76,7 @@ DEFAULT = "mimo-unet-small"  # where neither a name nor weights are given
 FAMILIES: dict[str, type[Network]] = {
     "mimo-unet": MIMOUNet,
     "mimo-unet-cfa": MIMOUNetCFA,
+    "mimo-unet-guided": MIMOUNetGuided,
     "mimo-unet-lite": MIMOUNetLite,
     "pss-nsc": PSSNSC,
     "mprnet": MPRNet,
@@ -96,6 +98,11 @@ _CATALOGUE = {
             "a narrow MIMO-UNet on a pixel-unshuffled image; near real time without a GPU",
             {"base": 32, "blocks": 2, "unshuffle": 4},
             ships=True,
+        ),
+        NetworkSpec(
+            "mimo-unet-guided",
+            "mimo-unet-guided",
+            "told how each place moved while the shutter was open; near real time without a GPU",
         ),
         NetworkSpec(
             "mimo-unet",

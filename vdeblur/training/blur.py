@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ from vdeblur.training.degrade import Response, choose
 class BlurOptions:
     """What the synthetic camera does. Lengths in pixels of the training crop, shares in 0..1.
 
-    Motion. max_length: longest camera path; length_power: path length is max_length·u^power, u
+    Motion. max_length: longest camera path; calm_share: paths that turn and change their speed
+    little, as most do in the time that a video's shutter is open, the others being wilder; length_power: path length is max_length·u^power, u
     uniform, so that larger means more light blur. light_share: pairs whose paths are no longer than
     light_length. sharp_share: pairs without blur, which are to come back as they are, noise and
     coding included: their sharp picture is their blurred one. frames_share: exposures made of 7 to
@@ -52,6 +53,7 @@ class BlurOptions:
 
     max_length: float = 40.0
     length_power: float = 1.3
+    calm_share: float = 0.7
     light_share: float = 0.1
     light_length: float = 4.0
     sharp_share: float = 0.12
@@ -176,6 +178,45 @@ class Motion:
         return Motion(path, of(self.depth), of(self.roll), of(self.zoom), of(self.tilt))
 
 
+class BlurredPairs(NamedTuple):
+    """What `make_pairs` gives: pictures in [0, 1] and how each place moved during the exposure.
+
+    blurred, sharp: (N, 3, H, W). motion: (N, 4, H / 4, W / 4), the chord and the bend of each
+    place's path, x then y, as `vdeblur.models.taps` defines them; in pixels of the full size.
+    """
+
+    blurred: Tensor
+    sharp: Tensor
+    motion: Tensor
+
+
+#: A motion field has a vector for so many pixels in a row and in a column.
+MOTION_STEP = 4
+_FIELD_POINTS = 9  # places along a side where paths are followed; between them, bilinear
+
+
+def chord_and_bend(paths: Tensor) -> Tensor:
+    """The parabola nearest to paths (..., steps, 2): (..., 4), chord x, y and bend x, y.
+
+    The path is at c + chord·s + bend·s² at the share s − ½ … ½ of the exposure, its points being
+    evenly spaced in time; least squares.
+    """
+    steps = paths.shape[-2]
+    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
+    fit = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
+    return (fit.to(paths) @ paths).flatten(-2)
+
+
+def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Chord and bend across a picture of `size` (h, w), on a grid of places: (N, 4, *grid)."""
+    if not motion.varies:
+        return chord_and_bend(motion.path)[:, :, None, None].expand(-1, -1, *grid)
+    places = [2 * k / (_FIELD_POINTS - 1) - 1 for k in range(_FIELD_POINTS)]
+    fitted = [[chord_and_bend(motion.at(x, y, size)) for x in places] for y in places]
+    field = torch.stack([torch.stack(row, dim=-1) for row in fitted], dim=-2)
+    return F.interpolate(field, size=grid, mode="bilinear", align_corners=True)
+
+
 class _Draw:
     """Random numbers of a CPU generator, of which a batch's pairs are a function alone."""
 
@@ -217,6 +258,11 @@ def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -
     velocity = torch.stack([angle.cos(), angle.sin()], dim=-1).expand(count, steps, 2).clone()
     velocity *= 0.2 + uniform(count, 1, 1)
     unrest = 1.2 * uniform(count, 1, 1)
+    # Within a thirtieth of a second a hand or a head hardly turns: most paths are near parabolas.
+    calm = (uniform(count) < options.calm_share)[:, None, None]
+    turn = torch.randn(count, 1, 2, generator=generator) * uniform(count, 1, 1).pow(1.5)
+    velocity += torch.where(calm, 1.2 * turn * (time[None, :, None] - 0.5), 0.0)
+    unrest = torch.where(calm, 0.12 * unrest, unrest)
     for cycles, weight in ((0.5, 1.2), (1.0, 1.0), (2.0, 0.8), (3.5, 0.6)):
         phase = uniform(count, 1, 2) * 2 * math.pi
         amplitude = uniform(count, 1, 2).pow(2) * weight * unrest * uniform(count, 1, 1)
@@ -401,11 +447,11 @@ _UNIT = replace(PURE, max_length=1.0, length_power=0.0)
 
 def make_pairs(
     sharp: Tensor, *, margin: int, options: BlurOptions, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Pairs from sharp pictures.
+) -> BlurredPairs:
+    """Pairs from sharp pictures, and the motion that made them.
 
     sharp: (N, 3, H, W) in [0, 1], any device; generator: a CPU generator, which alone decides the
-    result (on another kind of device, noise and coding differ). Returns (blurred, sharp), each
+    result (on another kind of device, noise and coding differ). Pictures come back as
     (N, 3, H − 2·margin, W − 2·margin) in [0, 1]. No point travels farther than `margin`.
     """
     n, _, height, width = sharp.shape
@@ -435,6 +481,8 @@ def make_pairs(
     followed = (rest > 1 - options.at_rest_share / 2).float()
     motion = _camera_motion(draw, options, moving, times).within(margin, size)
     blurred = _blur_each(linear, motion, options)
+    grid = (height // MOTION_STEP, width // MOTION_STEP)
+    field = _field(motion, size, grid).to(device)
 
     target = linear.clone() if layered else linear
     for number in range(options.layers if layered else 0):
@@ -457,6 +505,11 @@ def make_pairs(
         blurred.index_copy_(0, rows, moved[:, :3] + (1 - moved[:, 3:]) * behind)
         covered = layer * mask + (1 - mask) * target.index_select(0, rows)
         target.index_copy_(0, rows, covered)
+        here = F.interpolate(mask, size=grid, mode="area")
+        own_field = chord_and_bend(path)[:, :, None, None] * here
+        field = field.index_copy(
+            0, rows, own_field + (1 - here) * field.index_select(0, rows)
+        )
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
     blurred, target = blurred[inner], target[inner].clamp(0, 1)
@@ -473,7 +526,10 @@ def make_pairs(
     target = _some(target, late, lambda x, p: degrade.sharpen(x, *p))
     blurred = _coded(blurred, draw, options)
     # A sharp picture is to come back as it is.
-    return blurred, torch.where(still.to(device)[:, None, None, None], blurred, target)
+    target = torch.where(still.to(device)[:, None, None, None], blurred, target)
+    edge = margin // MOTION_STEP
+    moved = field[..., edge : grid[0] - edge, edge : grid[1] - edge]
+    return BlurredPairs(blurred, target, moved.contiguous())
 
 
 _Some = tuple[list[int], tuple[Tensor, ...]]

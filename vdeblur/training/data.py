@@ -238,7 +238,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         rng = np.random.default_rng(seeds)
         generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         sharp = torch.stack([self._crop(rng) for _ in range(self.batch // shard[1])])
-        blurred, target = make_pairs(
+        blurred, target, _ = make_pairs(
             sharp, margin=self.margin, options=self.options, generator=generator
         )
         return blurred.mul(255).round().byte(), target.mul(255).round().byte()
