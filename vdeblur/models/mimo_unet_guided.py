@@ -1,10 +1,11 @@
 """A MIMO-UNet that is told how each place moved while the shutter was open.
 
 The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring",
-ICCV 2021: an input picture and an output picture at each of three scales. What is new is the guidance
-(`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first Wiener filters
-for several lengths of blur, and the network decides at each place how much of each filter's result to
-take, besides what it adds by itself. Without motion it is a blind network. Knows tensors only.
+ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
+guidance (`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first
+Wiener filters for several lengths of blur, and the network decides at each place how much of each
+filter's result to take, besides what it adds by itself. Without motion it is a blind network. Knows
+tensors only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class MIMOUNetGuided(Network):
     """A U-Net over three scales of a 2× pixel-unshuffled picture, guided along the motion.
 
     widths: channels at the three scales, 1/2, 1/4 and 1/8 of the picture's size. blocks: residual
-    blocks at each scale, on the way down and on the way up; those of the coarsest follow each other.
+    blocks at each scale, on the way down and as many on the way up.
     """
 
     guided = True
@@ -80,9 +81,7 @@ class MIMOUNetGuided(Network):
         self.encoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
         self.decoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
         # A 1×1 convolution and a rearrangement: a doubling of the size that costs no 3×3.
-        self.up = nn.ModuleList(
-            [nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)]
-        )
+        self.up = nn.ModuleList([nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)])
         self.heads = nn.ModuleList(
             [
                 nn.Conv2d(fine, 12 + 4 * filters, 3, padding=1),
@@ -100,7 +99,6 @@ class MIMOUNetGuided(Network):
                 layer.last.weight.data.mul_(0.3)
         weights = taps.wiener_bank(_BANK_LENGTHS, _BANK_NOISES)
         self.bank.weight.data.copy_(weights[:, :, None, None])
-        self.start_as_identity()
 
     @property
     def size_multiple(self) -> int:
@@ -138,9 +136,7 @@ class MIMOUNetGuided(Network):
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3 or 3 + taps.CHANNELS, H, W) → restored pictures at 1/4, 1/2 and full size."""
         features, filtered, images = self._features(x)
-        half, quarter = (
-            images[s] + F.pixel_shuffle(self.heads[s](features[s]), 2) for s in (1, 2)
-        )
+        half, quarter = (images[s] + F.pixel_shuffle(self.heads[s](features[s]), 2) for s in (1, 2))
         return quarter, half, images[0] + self._full(features[0], filtered)
 
     def start_as_identity(self) -> None:

@@ -1,14 +1,15 @@
 """Samples of a picture along its motion, in lengths of its blur: what a guided network sees.
 
-A straight blur of length L turns a sharp f into g(x) = 1/L ∫ f along the motion. Sampled at fractions
-of L along that line, every direction and every length is the same problem: what undoes the blur is
-one set of weights, the inverse of a box of length 1. `OFFSETS` are the places that a Wiener filter for
-such boxes (0.85 to 1.18 long, against a 1/f² picture with a thousandth of noise) chooses first; ten of
-them on each side recover 3.4 of the 3.4 dB that sixteen evenly spaced ones do.
+A straight blur of length L turns a sharp f into g(x) = 1/L ∫ f along the motion. Sampled at
+fractions of L along that line, every direction and every length is the same problem: what undoes
+the blur is one set of weights, the inverse of a box of length 1. `OFFSETS` are the places that
+lower the error of a Wiener filter for such boxes most, chosen one after another (boxes of 0.85 to
+1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
+at every eighth of a length.
 
 A motion field says for each place where it went while the shutter was open, as a parabola:
-c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y, then
-bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
+c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y,
+then bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -54,6 +55,28 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     places = luma.new_tensor([side * o for o in OFFSETS for side in (-1.0, 1.0)])[:, None, None]
     found = samples(luma, x * turned * places, y * turned * places)
     return torch.cat([shape, (found - luma) * on], dim=1)
+
+
+def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
+    """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
+    guided network. motion None: nothing is known to move.
+    """
+    if motion is None:
+        return torch.cat([rgb, rgb.new_zeros(len(rgb), CHANNELS, *rgb.shape[2:])], dim=1)
+    return torch.cat([rgb, guidance(luma_of(rgb), motion)], dim=1)
+
+
+def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The motion (N, 4, h, w) of a picture that is mirrored left to right and then turned by 90°
+    counter-clockwise `turns` times, as torch.rot90 does.
+    """
+    if mirror:
+        motion = motion.flip(3) * motion.new_tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
+    for _ in range(turns % 4):
+        # What went right goes up, what went down goes right.
+        motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
+        motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    return motion
 
 
 def samples(luma: Tensor, x: Tensor, y: Tensor) -> Tensor:
