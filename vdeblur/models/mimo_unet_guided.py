@@ -70,7 +70,9 @@ class MIMOUNetGuided(Network):
         self.bank = nn.Conv2d(2 * len(taps.OFFSETS), filters, 1, bias=False)
         self.inputs = nn.ModuleList(
             [
-                nn.Conv2d(12 + taps.SHAPE_CHANNELS + 4 * filters, fine, 3, padding=1),
+                nn.Conv2d(
+                    12 + taps.SHAPE_CHANNELS + 4 * (len(taps.SLOPES) + filters), fine, 3, padding=1
+                ),
                 nn.Conv2d(12, middle, 3, padding=1),
                 nn.Conv2d(12, coarse, 3, padding=1),
             ]
@@ -168,10 +170,13 @@ class MIMOUNetGuided(Network):
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         half = F.avg_pool2d(rgb, 2)
         images = [rgb, half, F.avg_pool2d(half, 2)]
-        filtered = self.bank(known[:, taps.SHAPE_CHANNELS :])
+        shape, slopes, samples = known.split(
+            [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)], dim=1
+        )
+        filtered = self.bank(samples)
         packed = [F.pixel_unshuffle(image - 0.45, 2) for image in images]
-        shape = F.avg_pool2d(known[:, : taps.SHAPE_CHANNELS], 2)
-        packed[0] = torch.cat([packed[0], shape, F.pixel_unshuffle(filtered, 2)], dim=1)
+        detail = F.pixel_unshuffle(torch.cat([slopes, filtered], dim=1), 2)
+        packed[0] = torch.cat([packed[0], F.avg_pool2d(shape, 2), detail], dim=1)
         z = self.encoder[0](self.inputs[0](packed[0]))
         encoded = [z]
         for s in (1, 2):

@@ -22,12 +22,19 @@ from torch import Tensor
 
 #: Places along the chord, on both sides, in lengths of the blur.
 OFFSETS = (0.3125, 0.375, 0.5, 0.5625, 0.625, 0.6875, 0.75, 1.0625, 1.4375, 1.8125)
+#: Places along the chord where the picture's slope along it is taken: a blur as long as the motion
+#: leaves no slope steeper than the contrast over that length, so that steeper ones tell a sharp
+#: picture from a blurred one.
+SLOPES = (-0.5, 0.0, 0.5)
 MOTION_CHANNELS = 4
-#: Length, cosine and sine of twice the direction, bend x and y; then the samples, − before +.
+#: Length, cosine and sine of twice the direction, bend x and y.
 SHAPE_CHANNELS = 5
-CHANNELS = SHAPE_CHANNELS + 2 * len(OFFSETS)
+#: The shape of the motion, the slopes, then the samples, − before +.
+CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
 #: Pixels that the shape channels are measured in, so that they are about 1.
 UNIT = 16.0
+# Slopes are times the length, in these pixels, but no longer than that.
+_SLOPE_UNIT, _SLOPE_LONGEST = 4.0, 24.0
 _LUMA = (0.299, 0.587, 0.114)  # of coded R'G'B'; only to find and follow detail
 
 
@@ -52,9 +59,14 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     turned = torch.where(x < 0, -1.0, 1.0)
     on = length / (length + 0.5)
     shape = torch.cat([length, (x * x - y * y) / safe, 2 * x * y / safe, bend], 1) / UNIT
+    x, y = x * turned, y * turned
+    u, v = x / safe, y / safe
+    middles = luma.new_tensor(SLOPES)[:, None, None]
+    ends = [samples(luma, x * middles + s * u, y * middles + s * v) for s in (1.0, -1.0)]
+    slopes = (ends[0] - ends[1]) * (length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT))
     places = luma.new_tensor([side * o for o in OFFSETS for side in (-1.0, 1.0)])[:, None, None]
-    found = samples(luma, x * turned * places, y * turned * places)
-    return torch.cat([shape, (found - luma) * on], dim=1)
+    found = samples(luma, x * places, y * places)
+    return torch.cat([shape, slopes, (found - luma) * on], dim=1)
 
 
 def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
