@@ -100,7 +100,8 @@ def estimates(share: float, speed: tuple[float, float], seed: int = 0) -> float:
 @pytest.mark.parametrize("speed", [(14, 5), (-3, 22)])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_the_exposure_is_read_off_the_picture(share: float, speed: tuple[float, float]) -> None:
-    assert estimates(share, speed) == pytest.approx(share, rel=0.3)
+    """Too short by less than half, which is safe, and hardly too long."""
+    assert 0.55 * share < estimates(share, speed) < 1.25 * share
 
 
 def test_sharp_pictures_have_hardly_any_motion() -> None:

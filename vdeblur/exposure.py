@@ -47,7 +47,7 @@ _EVERY = 8  # after those, a crop of every so many frames
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # measurements that count, the last ones
 _FULL_EVIDENCE = 100.0  # weight of answers from which a measurement is believed
-_SHARP_SHARE, _BLURRED_SHARE = 0.14, 0.3  # of the candidate: below is a sharp picture's answer
+_SHARP_SHARE, _BLURRED_SHARE = 0.13, 0.24  # of the candidate: below is a sharp picture's answer
 
 
 @dataclass(frozen=True)

@@ -396,8 +396,8 @@ def _shift(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[float, fl
 
 def _places(flow: Floats) -> tuple[Floats, Floats]:
     height, width = flow.shape[:2]
-    x: Floats = flow[..., 0] + np.arange(width, dtype=np.float32)
-    y: Floats = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    x = np.asarray(flow[..., 0] + np.arange(width), np.float32)
+    y = np.asarray(flow[..., 1] + np.arange(height)[:, None], np.float32)
     return x, y
 
 
@@ -411,9 +411,8 @@ def _returns(flow: Floats, back: Floats) -> Floats:
     apart = flow + there
     error = apart[..., 0] ** 2 + apart[..., 1] ** 2
     length = flow[..., 0] ** 2 + flow[..., 1] ** 2
-    sure: Floats = np.exp(-error / (0.02 * length + 0.125)).astype(np.float32)
-    sure[(x < 0) | (y < 0) | (x > flow.shape[1] - 1) | (y > flow.shape[0] - 1)] = 0
-    return sure
+    inside = (x >= 0) & (y >= 0) & (x <= flow.shape[1] - 1) & (y <= flow.shape[0] - 1)
+    return np.asarray(inside * np.exp(-error / (0.02 * length + 0.125)), np.float32)
 
 
 def _likeness(here: NDArray[np.uint8], there: NDArray[np.uint8], flow: Floats) -> float:
@@ -424,9 +423,12 @@ def _likeness(here: NDArray[np.uint8], there: NDArray[np.uint8], flow: Floats) -
     x, y = _places(flow)
     size = flow.shape[1], flow.shape[0]
     a, b = (
-        cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.float32) for p in (here, there)
+        np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA), np.float32)
+        for p in (here, there)
     )
-    b = cv2.remap(b, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    b = np.asarray(
+        cv2.remap(b, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+    )
     inside = (x >= 0) & (y >= 0) & (x <= size[0] - 1) & (y <= size[1] - 1)
     if not inside.any():
         return 0.0
