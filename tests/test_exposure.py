@@ -186,7 +186,7 @@ def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("vdeblur.exposure.measured", count)
     list(Guide().run(film(pan(5), 36)))
-    assert len(calls) == 4 + 4
+    assert len(calls) == 4 + 2
 
 
 def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.MonkeyPatch) -> None:

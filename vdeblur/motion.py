@@ -326,7 +326,11 @@ def match(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[Flow, Flow
             found = moved
         elif found.share < _CUT or _likeness(here, there, found.forth) < _ALIKE:
             return None
-    return _smoothed(found.forth, found.sure_forth), _smoothed(found.back, found.sure_back)
+    # Cuts are told by a strict measure; places are better weighed by a lenient one.
+    return (
+        _smoothed(found.forth, np.sqrt(np.sqrt(found.sure_forth))),
+        _smoothed(found.back, np.sqrt(np.sqrt(found.sure_back))),
+    )
 
 
 @dataclass(frozen=True)
