@@ -135,7 +135,7 @@ def test_sums_over_scales() -> None:
     # Coarse scales first: one after another.
     shares = [scale_weights(outputs, share=s, coarse_first=0.3) for s in (0, 0.11, 0.21)]
     assert shares == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    with pytest.raises(UsageError, match="neither equal nor halving"):
+    with pytest.raises(UsageError, match="none of equal, halving, tenth"):
         scale_weights(outputs, "cubic")
 
 

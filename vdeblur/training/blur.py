@@ -28,8 +28,9 @@ class BlurOptions:
     """What the synthetic camera does. Lengths in pixels of the training crop, shares in 0..1.
 
     Motion. max_length: longest camera path; calm_share: paths that turn and change their speed
-    little, as most do in the time that a video's shutter is open, the others being wilder; length_power: path length is max_length·u^power, u
-    uniform, so that larger means more light blur. light_share: pairs whose paths are no longer than
+    little, as most do in the time that a video's shutter is open, the others being wilder;
+    length_power: path length is max_length·u^power, u uniform, so that larger means more light
+    blur. light_share: pairs whose paths are no longer than
     light_length. sharp_share: pairs without blur, which are to come back as they are, noise and
     coding included: their sharp picture is their blurred one. frames_share: exposures made of 7 to
     13 shorter ones with gaps, as averaged frames are. varying_share: pairs whose path depends on
@@ -103,6 +104,24 @@ PURE = BlurOptions(
     jpeg_share=0,
     h264_share=0,
 )
+
+
+def lightly(options: BlurOptions) -> BlurOptions:
+    """The same motion before a better camera, in a better file: what a network learns first.
+
+    Much noise and coding hide a blur of a few pixels, and make all pictures alike bad.
+    """
+    return replace(
+        options,
+        noise_share=min(options.noise_share, 0.5),
+        noise=min(options.noise, 0.008),
+        smear_share=0.0,
+        sharpen_share=min(options.sharpen_share, 0.25),
+        sharpen=min(options.sharpen, 0.6),
+        jpeg_share=min(options.jpeg_share, 0.15),
+        jpeg_quality=(max(options.jpeg_quality[0], 80), max(options.jpeg_quality[1], 80)),
+        h264_share=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +223,8 @@ def chord_and_bend(paths: Tensor) -> Tensor:
     steps = paths.shape[-2]
     s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
     fit = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
-    return (fit.to(paths) @ paths).flatten(-2)
+    fitted: Tensor = (fit.to(paths) @ paths).flatten(-2)
+    return fitted
 
 
 def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -507,9 +527,7 @@ def make_pairs(
         target.index_copy_(0, rows, covered)
         here = F.interpolate(mask, size=grid, mode="area")
         own_field = chord_and_bend(path)[:, :, None, None] * here
-        field = field.index_copy(
-            0, rows, own_field + (1 - here) * field.index_select(0, rows)
-        )
+        field = field.index_copy(0, rows, own_field + (1 - here) * field.index_select(0, rows))
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
     blurred, target = blurred[inner], target[inner].clamp(0, 1)
