@@ -231,8 +231,12 @@ def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tens
     """Chord and bend across a picture of `size` (h, w), on a grid of places: (N, 4, *grid)."""
     if not motion.varies:
         return chord_and_bend(motion.path)[:, :, None, None].expand(-1, -1, *grid)
+    # From the middle of the first cell of the grid to that of the last.
     places = [2 * k / (_FIELD_POINTS - 1) - 1 for k in range(_FIELD_POINTS)]
-    fitted = [[chord_and_bend(motion.at(x, y, size)) for x in places] for y in places]
+    down, across = (1 - MOTION_STEP / side for side in size)
+    fitted = [
+        [chord_and_bend(motion.at(across * x, down * y, size)) for x in places] for y in places
+    ]
     field = torch.stack([torch.stack(row, dim=-1) for row in fitted], dim=-2)
     return F.interpolate(field, size=grid, mode="bilinear", align_corners=True)
 
