@@ -539,12 +539,13 @@ def _line(progress: Progress, scores: Scores | None) -> str:
 def _restored(network: Network, picture: Tensor, motion: Tensor | None = None) -> Tensor:
     """(3, H, W) uint8 → the same, through the network, padded to what it takes.
 
-    motion (4, h, w): what a guided network is told, of a picture of a size that it takes.
+    motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
+    takes.
     """
     height, width = picture.shape[-2:]
     device = next(network.parameters()).device
     x = _fitting(network, picture.to(device))
-    if motion is not None:
+    if motion is not None and network.guided:
         x = taps.with_guidance(x, motion[None].to(device))
     restored: Tensor = network(x)[0, :, :height, :width]
     return restored.float().clamp(0, 1).mul(255).round().byte().cpu()
