@@ -477,6 +477,11 @@ def test_a_guided_network_sees_the_motion_of_a_batch() -> None:
     losses_of(taught, feed, teacher=outcome.network)
     with_patches = replace(recipe, steps=2, teacher_weight=1.0, patches=((0.0, 16),), batch=2)
     assert len(losses_of(with_patches, feed, teacher=network_of())[0]) == 2
+    # What is seen is of full precision whatever the network's is.
+    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.02)):
+        run = RunOptions(report_steps=1, precision=precision, accumulate=2, checkpointing=True)
+        losses, _ = losses_of(replace(recipe, steps=3), feed, run=run)
+        assert losses == pytest.approx(guided[:3], rel=tolerance)
 
 
 def test_a_run_says_how_much_of_it_is_done() -> None:
