@@ -91,6 +91,28 @@ def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
     return motion
 
 
+def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
+    """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
+    guided network. motion None: nothing is known to move.
+    """
+    if motion is None:
+        return torch.cat([rgb, rgb.new_zeros(len(rgb), CHANNELS, *rgb.shape[2:])], dim=1)
+    return torch.cat([rgb, guidance(luma_of(rgb), motion)], dim=1)
+
+
+def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The motion (N, 4, h, w) of a picture that is mirrored left to right and then turned by 90°
+    counter-clockwise `turns` times, as torch.rot90 does.
+    """
+    if mirror:
+        motion = motion.flip(3) * motion.new_tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
+    for _ in range(turns % 4):
+        # What went right goes up, what went down goes right.
+        motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
+        motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    return motion
+
+
 def samples(luma: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """`luma` (N, 1, H, W) float32 at places that are x, y pixels (N, K, H, W) away: (N, K, H, W).
 
