@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,16 @@ class Report:
         return asdict(self) | {"frames_per_second": round(self.frames_per_second, 3)}
 
 
+class Guiding(Protocol):
+    """Gives frames their motion; see `vdeblur.exposure.Guide`."""
+
+    def run(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items in their order, frames with their `motion`."""
+
+    def notes(self) -> list[str]:
+        """What a report should say of it."""
+
+
 def default_output(source: str | Path) -> str:
     """`ride.mp4` → `ride_deblurred.mp4`; a pattern keeps its number; `-` stays a pipe.
 
@@ -111,6 +121,7 @@ def deblur_video(
     overwrite: bool = False,
     check: bool = True,
     choose: Callable[[Frame], bool] | None = None,
+    guide: Guiding | None = None,
     complete: Callable[[VideoReader, VideoWriter], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
     cancel: threading.Event | None = None,
@@ -123,7 +134,8 @@ def deblur_video(
     precision, tile and strength); None is the network of the weights, or mimo-unet-small. batch:
     frames at once; see `batch_size`. start, duration: seconds. hwaccel: libav device type for
     decoding. check: compare the output with the source (cheaply) before it gets its final name.
-    choose: frames for which it is False go to the encoder as they were decoded. complete: called
+    choose: frames for which it is False go to the encoder as they were decoded. guide: what gives
+    frames their motion, for networks that take it. complete: called
     with the finished output under its temporary name, before the check. on_progress(frames so far,
     frames expected or None) is called from this thread. cancel: when set, Cancelled is raised and
     nothing is left behind.
@@ -165,6 +177,8 @@ def deblur_video(
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         depth = size * _QUEUE_BATCHES
         source_items = reader.items()
+        if guide is not None and deblurrer.guided:
+            source_items = guide.run(source_items)
         if on_gpu:
             source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
         with (
@@ -193,7 +207,8 @@ def deblur_video(
         report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
         told = deblurrer.notes[: deblurrer.notes_at_first] + deblurrer.notes[before:]
-        report.notes = [*reader.notes, *deblurrer.about, *told]
+        guided = guide.notes() if guide is not None and deblurrer.guided else []
+        report.notes = [*reader.notes, *deblurrer.about, *guided, *told]
     report.seconds = time.monotonic() - began
     return report
 

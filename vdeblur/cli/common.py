@@ -126,6 +126,17 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def exposure_option(parser: argparse._ActionsContainer) -> None:
+    """How long the shutter is open, for networks that are guided by motion."""
+    parser.add_argument(
+        "--exposure",
+        default="auto",
+        metavar="TIME",
+        help="how long the shutter is open: 1/60, 4ms, or the share of a frame's time such as 0.5 "
+        "(default auto: as recorded, else read off the pictures)",
+    )
+
+
 def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
     """The Deblurrer that the options of `network_options` ask for, with `more` of its own."""
     from vdeblur.deblurrer import Deblurrer
