@@ -25,6 +25,7 @@ from vdeblur.camera.stream import Stream, many
 from vdeblur.deblurrer import Deblurrer, Precision
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.exposure import AUTO, Exposure
 from vdeblur.frames import Frame, FrameBatch
 from vdeblur.live import LiveDeblurrer
 from vdeblur.on_device import adopt
@@ -332,6 +333,7 @@ def deblur_stream(
     precision: Precision = "auto",
     degrade: Sequence[str] = (),
     max_latency: float = 0.3,
+    exposure: str | float | Fraction | Exposure = AUTO,
     options: SessionOptions | None = None,
     on_event: Callable[..., None] = lambda name, **facts: None,
 ) -> Stream:
@@ -341,7 +343,8 @@ def deblur_stream(
     alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
     stopped (`stop`); see `vdeblur.camera.stream.Stream`. model, weights, device, precision: as for
     `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
-    short. options: all the rest; max_latency and degrade go before it. on_event(name, **facts) is
+    short. exposure: how long the shutter is open, for networks that are guided by motion: "auto", "1/60",
+    or the share of a frame's time. options: all the rest; max_latency and degrade go before it. on_event(name, **facts) is
     called, from other threads, when a connection comes or goes, a segment begins, a step is taken.
 
     Raises UsageError, InputError or OutputError where it cannot begin; later faults are waited out.
@@ -352,8 +355,13 @@ def deblur_stream(
         else Deblurrer(model, weights=weights, device=device, precision=precision)
     )
     settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
-    restorer = LiveDeblurrer(deblurrer, degrade)
-    return Stream(many(source), many(sink), restorer, options=settings, on_event=on_event)
+    restorer = LiveDeblurrer(deblurrer, degrade, exposure=exposure)
+    return Stream(
+        *(many(source), many(sink), restorer),
+        options=settings,
+        guide=restorer.guide,
+        on_event=on_event,
+    )
 
 
 def batch_size(

@@ -1,4 +1,4 @@
-"""How every place moves while the shutter is open, by the camera's own gyroscope and exposure times.
+"""How places move while the shutter is open, by the camera's own gyroscope and exposure times.
 
 A turning camera moves places alike however far they are: gyroscope and lens give that part of the
 motion exactly, for the very milliseconds of the exposure, row by row of a rolling shutter. What
@@ -96,7 +96,7 @@ class Turning:
         return (ahead - back) / (2 * seconds)
 
     def per_radian(self, grid: tuple[int, int]) -> Floats:
-        """(3, 2, h, w): pixels that places move for a small turn about each of the sensors' axes."""
+        """(3, 2, h, w): pixels a radian that places move for a small turn about each axis."""
         rays, here = self._rays(grid)
         small = 1e-4
         turns = (np.broadcast_to(axis * small, (grid[0], 3)) for axis in np.eye(3))
@@ -175,7 +175,7 @@ def agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry) -> Agr
         seconds, grid = movement.interval_seconds, trusted.shape
         moves = turning.per_radian(grid)
         rows, columns = (k[:: max(1, len(k) // 200)] for k in np.nonzero(trusted))
-        flow = movement.field[:2, rows, columns] * seconds
+        flow = movement.field[:2, rows, columns].astype(np.float64) * seconds
         frames.append((time, seconds, flow, moves[:, :, rows, columns]))
 
     def told(offset: float) -> list[Floats]:
