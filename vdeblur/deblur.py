@@ -343,9 +343,10 @@ def deblur_stream(
     alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
     stopped (`stop`); see `vdeblur.camera.stream.Stream`. model, weights, device, precision: as for
     `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
-    short. exposure: how long the shutter is open, for networks that are guided by motion: "auto", "1/60",
-    or the share of a frame's time. options: all the rest; max_latency and degrade go before it. on_event(name, **facts) is
-    called, from other threads, when a connection comes or goes, a segment begins, a step is taken.
+    short. exposure: how long the shutter is open, for networks that are guided by motion: "auto",
+    "1/60", or the share of a frame's time, such as 0.5. options: all the rest; max_latency and
+    degrade go before it. on_event(name, **facts) is called, from other threads, when a connection
+    comes or goes, a segment begins, a step is taken.
 
     Raises UsageError, InputError or OutputError where it cannot begin; later faults are waited out.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -53,7 +53,6 @@ class LiveDeblurrer:
         **options: Any,
     ) -> None:
         self._exposure = exposure_of(exposure)
-        self._meters: ThreadPoolExecutor | None = None
         self._guided = deblurrer.guided
         self._steps: list[tuple[str, Overlap, int]] = []
         overlap = Overlap(deblurrer, depth=1)
@@ -78,14 +77,13 @@ class LiveDeblurrer:
         """What tells a camera's frames how they move; None if no step is guided by that."""
         if not self._guided:
             return None
-        if self._meters is None:
-            # One thread of torch there: the others are the network's. The number is each thread's own,
-            # but threads that begin later take the one set last.
-            threads = torch.get_num_threads()
-            self._meters = ThreadPoolExecutor(1, "exposure", torch.set_num_threads, (1,))
-            self._meters.submit(exposure_network).result()
-            torch.set_num_threads(threads)
-        return LiveGuide(self._exposure, self._meters)
+        # One thread of torch there: the others are the network's. The number is each thread's own,
+        # but threads that begin later take the one set last.
+        threads = torch.get_num_threads()
+        meters = ThreadPoolExecutor(1, "exposure", torch.set_num_threads, (1,))
+        meters.submit(exposure_network).result()
+        torch.set_num_threads(threads)
+        return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()
     def restore(self, frames: Sequence[Frame], level: int) -> list[bool]:
@@ -106,11 +104,11 @@ class LiveGuide:
     """Sets the motion of a camera's frames (`vdeblur.camera.scheduling.Guide`).
 
     Each is compared with the one before it, in some milliseconds. How long the shutter is open is
-    read off some of them in the thread of `meters`, which is for all cameras, takes a twentieth of
-    its time, and is not waited for: what it finds is for the frames after them.
+    read off some of them by `meters`, a thread that this takes a twentieth of, and that is not
+    waited for: what it finds is for the frames after them. `close` ends it.
     """
 
-    def __init__(self, exposure: Exposure, meters: ThreadPoolExecutor) -> None:
+    def __init__(self, exposure: Exposure, meters: Executor) -> None:
         self._asked, self._meters = exposure, meters
         self.exposure_seconds: float | None = exposure.seconds
         self._under_way: Future[None] | None = None
@@ -139,6 +137,10 @@ class LiveGuide:
             planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
             still = replace(frame, planes=planes, carrier=None, on_device=None)
             self._under_way = self._meters.submit(self._measure, self._meter, still, movement)
+
+    def close(self) -> None:
+        """See `Guide`."""
+        self._meters.shutdown(wait=False)
 
     def _measure(self, meter: Meter, frame: Frame, movement: Movement) -> None:
         began = time.monotonic()

@@ -47,6 +47,9 @@ class Guide(Protocol):
     def forget(self) -> None:
         """What comes next is another scene, or has another clock."""
 
+    def close(self) -> None:
+        """No more frames come."""
+
 
 @dataclass
 class Picture:

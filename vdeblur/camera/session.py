@@ -227,6 +227,7 @@ class Camera:
             self.event("motion_failed", reason=repr(error))
         finally:
             self.line.all_seen()
+            guide.close()
 
     def _run(self) -> None:
         try:
