@@ -96,13 +96,11 @@ def floor(seed: int, near: float = 3.0, far: float = WALL + 0.2, *, dim: float =
     """Rough ground with slabs and a white line."""
     r = rng(seed)
     c = Canvas(-16, far, 16, near, 40)
-    tone = (118 * dim, 114 * dim, 108 * dim)
-    colour = tuple(round(v) for v in tone)
     c.fill(-16, near, 32, far - near, lambda h, w: make.bricks(
-        r, h, w, c.scale * 3, (colour[0], colour[1], colour[2])))  # fmt: skip
-    white = round(210 * dim)
-    c.fill(-16, near + 1.2, 32, 0.15, (white, white, white))
-    return layer(c, None)
+        r, h, w, c.scale * 3, (118, 114, 108)))  # fmt: skip
+    c.fill(-16, near + 1.2, 32, 0.15, (210, 208, 200))
+    light = np.full((c.picture.height, c.picture.width), dim, np.float32)
+    return layer(c, None, light=light)
 
 
 def sky(seed: int) -> Layer:
@@ -215,7 +213,7 @@ def night() -> list[Layer]:
 
     body = make.van(rng(52))
     return [
-        floor(53, dim=0.25),
+        floor(53, dim=0.05),
         wall(54, (150, 110, 80), ("OPEN", "TAXI", "ROOMS"), dim=0.09),
         layer(lamps, 8.4, light=bright(lamps, 22)),
         layer(body, 6.4, going, light=bright(body, 0.08)),

@@ -91,7 +91,7 @@ def _film(name: str, photograph: Tensor, length: int, number: int, motion: bool)
 
     # Whole pixels at mid-exposure: the sharp picture is the photograph itself.
     middles = [np.round(path(k + 0.5)) for k in range(FRAMES)]
-    margin = length + 2
+    margin = length // 2 + 3
     low = np.min(middles, axis=0) - margin
     span = np.max(middles, axis=0) + margin - low
     columns, rows = (
@@ -108,33 +108,33 @@ def _film(name: str, photograph: Tensor, length: int, number: int, motion: bool)
     steps = 2 * length + 1
     layout = PlaneLayout(columns, rows, kind="rgb", full_range=True)
     for k, middle in enumerate(middles):
-        total = torch.zeros(1, 3, rows, columns)
-        for i in range(steps):
-            moved = path(k + 0.5 + SHUTTER * ((i + 0.5) / steps - 0.5)) - path(k + 0.5)
-            total += _window(linear, corner + middle + moved, (rows, columns))
+        times = k + 0.5 + SHUTTER * ((np.arange(steps) + 0.5) / steps - 0.5)
+        kernel = _kernel([path(time) - path(k + 0.5) for time in times], margin)
         x, y = (int(v) for v in corner + middle)
+        around = linear[..., y - margin : y + rows + margin, x - margin : x + columns + margin]
+        light = F.conv2d(around.transpose(0, 1), kernel).transpose(0, 1)
         sharp = photograph[..., y : y + rows, x : x + columns]
         chord = SHUTTER * (speed + turn * (k + 0.5))
         bend = 0.5 * turn * SHUTTER**2
         # The window follows the path; what it shows goes the other way.
         field = -np.concatenate([chord, bend]).astype(np.float32)[:, None, None]
-        time = number * FRAMES + k
-        blurred = _frame(_coded(total / steps), layout, time)
+        blurred = _frame(_coded(light), layout, number * FRAMES + k)
         blurred.motion = np.broadcast_to(field, (4, 2, 2)).copy() if motion else None
-        kept = _frame(sharp, layout, time)
+        kept = _frame(sharp, layout, number * FRAMES + k)
         if motion:
             kept.motion = np.zeros((4, 2, 2), np.float32)
         yield Pair(name, f"{k + 1}", _picture(blurred), _picture(kept), None, blurred, kept)
 
 
-def _window(picture: Tensor, corner: Vector, size: tuple[int, int]) -> Tensor:
-    """(1, 3, rows, columns) of a picture from a corner (x, y) between pixels; bicubic."""
-    x, y = (math.floor(v) for v in corner)
-    part = picture[..., y - 1 : y + size[0] + 2, x - 1 : x + size[1] + 2]
-    for axis, share in ((3, corner[0] - x), (2, corner[1] - y)):
-        kernel = _cubic(float(share)).reshape([4 if a == axis else 1 for a in range(4)])
-        part = F.conv2d(part.transpose(0, 1), kernel).transpose(0, 1)
-    return part
+def _kernel(places: list[Vector], reach: int) -> Tensor:
+    """(1, 1, 2·reach + 1, 2·reach + 1): the mean of a picture seen from places, bicubic."""
+    kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
+    for place in places:
+        x, y = (math.floor(v) for v in place)
+        across, down = _cubic(float(place[0] - x)), _cubic(float(place[1] - y))
+        left, top = reach + x - 1, reach + y - 1
+        kernel[top : top + 4, left : left + 4] += torch.outer(down, across) / len(places)
+    return kernel[None, None]
 
 
 def _cubic(share: float) -> Tensor:
