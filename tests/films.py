@@ -148,12 +148,12 @@ def lane() -> list[Layer]:
     """A road that leads away between boards and trees, for who rides along it."""
     layers = [sky(21), floor(22, 1.0, 60.0)]
     words = ("MILL", "FARM", "BRIDGE", "EGGS", "INN", "PORT")
+    tree = Canvas(-2.2, 5, 2.2, 0, 44)
+    tree.polygon([(-0.15, 0), (0.15, 0), (0.09, 3.4), (-0.09, 3.4)], (92, 78, 64))
+    tree.picture.alpha_composite(make.leaves(rng(29), 150, tree.picture.width, 900, 6))
     for i, depth in enumerate((44, 36, 29, 23, 18, 14, 11)):
         r = rng(30 + i)
         side = -1 if i % 2 else 1
-        tree = Canvas(-2.2, 5, 2.2, 0, 44)
-        tree.polygon([(-0.15, 0), (0.15, 0), (0.09, 3.4), (-0.09, 3.4)], (92, 78, 64))
-        tree.picture.alpha_composite(make.leaves(r, 150, tree.picture.width, 900, 6))
         board = Canvas(-1.6, 3.0, 1.6, 0, 60)
         board.fill(-1.6, 0.5, 3.2, 2.4, lambda h, w, r=r: make.bricks(r, h, w, 90, (160, 120, 96)))
         board.fill(-1.3, 1.4, 2.6, 1.2, (236, 232, 218))
