@@ -20,6 +20,9 @@ class Network(nn.Module, ABC):
     """
 
     config: dict[str, Any]
+    # Whether its input is a picture with its guidance (`vdeblur.models.taps`), of 3 + CHANNELS
+    # channels; one of 3 is then a picture without motion.
+    guided: ClassVar[bool] = False
     # The predictions that `stage` can choose between; the first is the one taken without a choice.
     stages: ClassVar[tuple[str, ...]] = ("full",)
     # A tile's edge, in pixels, that is computed and dropped where `halo` asks for more: chosen so
