@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.deblur import motion_of
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import InputError, UsageError
 from vdeblur.exposure import Guide
@@ -233,10 +234,7 @@ def _restored(
         group.clear()
 
     def kind(pair: Pair) -> object:
-        if pair.frame is None:
-            return pair.blurred.shape
-        motion = pair.frame.motion
-        return pair.frame.layout, None if motion is None else motion.shape
+        return pair.blurred.shape, pair.frame.layout if pair.frame else None
 
     for pair in pairs:
         if group and (len(group) == batch or kind(pair) != kind(group[0])):
@@ -250,12 +248,7 @@ def _in_planes(deblurrer: Deblurrer, frames: list[Frame]) -> tuple[list[Tensor],
     layout = frames[0].layout
     stacks = zip(*(frame.planes for frame in frames), strict=True)
     planes = [torch.from_numpy(np.stack(stack)) for stack in stacks]
-    moves = [frame.motion for frame in frames if frame.motion is not None]
-    if deblurrer.guided and moves:
-        motion = torch.from_numpy(np.stack(moves))
-        restored, replaced = deblurrer.restore_planes(planes, layout, motion)
-    else:
-        restored, replaced = deblurrer.restore_planes(planes, layout)
+    restored, replaced = deblurrer.restore_planes(planes, layout, motion_of(frames))
     restored = [plane.cpu() for plane in restored]
     pictures = [
         planes_rgb([plane[i : i + 1] for plane in restored], layout) for i in range(len(frames))

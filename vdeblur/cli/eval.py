@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vdeblur.cli.common import (
     check_new_file,
     deblurrer_of,
+    exposure_option,
     keep_pages,
     network_option_given,
     network_options,
@@ -97,12 +98,7 @@ def add(commands: Commands) -> None:
         "--baseline", action="store_true", help="score the blurred input only, without a network"
     )
     network_options(command)
-    command.add_argument(
-        "--exposure",
-        metavar="TIME",
-        help="how long the shutter of the videos was open: 1/60 (seconds), 0.5 (of a frame's "
-        "time), or auto, read off the pictures (default)",
-    )
+    exposure_option(command)
     command.add_argument(
         "--protocol",
         choices=("8bit", "float", "matlab"),
@@ -179,8 +175,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     if outputs and (args.baseline or args.sharp):
         raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
-    for option in ("lengths", "exposure"):
-        if getattr(args, option) is not None and (outputs or args.baseline):
+    for option, usual in (("lengths", None), ("exposure", "auto")):
+        if getattr(args, option) != usual and (outputs or args.baseline):
             raise UsageError(f"--{option} is for a network that is run: leave it out")
     unused = network_option_given(args) if outputs or args.baseline else None
     if unused is not None:
@@ -204,7 +200,7 @@ def _run(args: argparse.Namespace) -> int:
         limit=args.limit,
         panels=args.panels,
         panel_count=8 if args.panel_count is None else args.panel_count,
-        exposure=args.exposure or "auto",
+        exposure=args.exposure,
     )
     exposure_of(options.exposure)  # an impossible one is said before anything is scored
     sets = [
