@@ -103,7 +103,6 @@ def restore(
     *,
     model: str | Deblurrer = "mimo-unet-small",
     batch: int | Literal["auto"] = "auto",
-    exposure: str = "auto",
     encode: EncodeOptions | None = None,
     hwaccel: str | None = None,
     only_blurred: float | None = None,
@@ -161,7 +160,6 @@ def restore(
         job.output,
         model=deblurrer,
         batch=batch,
-        exposure=exposure,
         encode=encode,
         hwaccel=hwaccel,
         # libav does not know the name, but a .360 is an MP4.

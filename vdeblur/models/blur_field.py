@@ -134,7 +134,7 @@ def pooled(evidence: Tensor, prior: Tensor, *, reach: float, belief: float) -> T
     """
     radius = math.ceil(3 * reach)
     offsets = torch.arange(-radius, radius + 1, device=evidence.device)
-    weights = torch.exp(-offsets.float() ** 2 / (2 * reach**2))
+    weights = torch.exp(-(offsets.float() ** 2) / (2 * reach**2))
     each = evidence.clamp_min(-3).permute(2, 0, 1)[:, None]
     each = F.pad(each, (radius,) * 4, mode="replicate")
     each = F.conv2d(F.conv2d(each, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
