@@ -6,6 +6,7 @@ Blur, data and scores have tests of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -462,25 +463,22 @@ def test_a_guided_network_sees_the_motion_of_a_batch() -> None:
         scales="tenth",
         learning_rate=1e-2,
     )
-    blind, _ = losses_of(recipe, lambda first: moved(first, told=False))
-    guided, outcome = losses_of(recipe, lambda first: moved(first, told=True))
+    told: Batches = functools.partial(moved, told=True)
+    untold: Batches = functools.partial(moved, told=False)
+    blind, _ = losses_of(recipe, untold)
+    guided, outcome = losses_of(recipe, told)
     assert guided[0] == pytest.approx(blind[0], rel=1e-5)  # both begin as the identity
     assert sum(guided[-5:]) / 5 < sum(blind[-5:]) / 5 - 0.1
     # A network that is not guided takes no notice; either may be the other's teacher.
-    losses = [
-        losses_of(replace(TINY, steps=3), lambda first, t=told: moved(first, told=t))[0]
-        for told in (True, False)
-    ]
-    assert losses[0] == losses[1]
-    feed: Batches = lambda first: moved(first, told=True)  # noqa: E731
-    taught = replace(TINY, steps=2, teacher_weight=1.0)
-    losses_of(taught, feed, teacher=outcome.network)
-    with_patches = replace(recipe, steps=2, teacher_weight=1.0, patches=((0.0, 16),), batch=2)
-    assert len(losses_of(with_patches, feed, teacher=network_of())[0]) == 2
+    other = replace(TINY, steps=2)
+    assert losses_of(other, told)[0] == losses_of(other, untold)[0]
+    losses_of(replace(other, teacher_weight=1.0), told, teacher=outcome.network)
+    patches = replace(recipe, steps=2, teacher_weight=1.0, patches=((0.0, 16),))
+    assert len(losses_of(patches, told, teacher=network_of())[0]) == 2
     # What is seen is of full precision whatever the network's is.
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.02)):
         run = RunOptions(report_steps=1, precision=precision, accumulate=2, checkpointing=True)
-        losses, _ = losses_of(replace(recipe, steps=3), feed, run=run)
+        losses, _ = losses_of(replace(recipe, steps=3), told, run=run)
         assert losses == pytest.approx(guided[:3], rel=tolerance)
 
 
