@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vdeblur import checkpoints, cli
 from vdeblur import export as module
 from vdeblur.errors import ModelError, OutputError, UsageError
-from vdeblur.export import OPSET, Format, export, parameters_sha256, random_pictures
+from vdeblur.export import OPSET, Format, export, parameters_sha256, random_input, random_pictures
 from vdeblur.extras import installed, the_core
 from vdeblur.models import FAMILIES, Network
 from vdeblur.models.mimo_unet import MIMOUNet
@@ -28,6 +28,7 @@ TINY: list[tuple[str, dict[str, Any]]] = [
     ("mimo-unet", {"base": 8, "blocks": 1}),
     ("mimo-unet", {"base": 26, "blocks": 1, "unshuffle": 4}),
     ("mimo-unet-cfa", {"base": 4, "blocks": 1, "scales": 2}),
+    ("mimo-unet-guided", {"widths": [8, 8, 8], "blocks": [1, 1, 1]}),
     ("mimo-unet-lite", {"base": 26, "blocks": 1, "unshuffle": 4}),
     ("pss-nsc", {"sharing": "both", "base": 4, "units": 1, "scales": 2}),
     ("mprnet", {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1}),
@@ -40,7 +41,8 @@ def with_onnx(file: Path, x: Tensor) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["restored"], {"rgb": x.numpy()})[0])
+    name = session.get_inputs()[0].name
+    return torch.from_numpy(session.run(["restored"], {name: x.numpy()})[0])
 
 
 def with_openvino(file: Path, x: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def test_every_network_gives_the_same_picture_at_any_size(
     assert set(done.files) == set(tmp_path.iterdir())
     multiple = network.size_multiple
     least = -(-32 // multiple)
-    x = random_pictures(1, (least + 2) * multiple, (least + 1) * multiple)
+    x = random_input(network, 1, (least + 2) * multiple, (least + 1) * multiple)
     with torch.no_grad():
         expected = network(x)
     assert run(done.files[0], x).sub(expected).abs().max() <= 1e-5 * max(1, expected.max())

@@ -30,10 +30,11 @@ from vdeblur.color import (
     split_fields,
 )
 from vdeblur.errors import DeviceError, ModelError, UsageError
+from vdeblur.export import random_motion
 from vdeblur.frames import PlaneLayout
 from vdeblur.kernels import fused_color
 from vdeblur.memory import keep_pages
-from vdeblur.models import GlobalMean, Identity, Network, share_means
+from vdeblur.models import GlobalMean, Identity, Network, share_means, taps
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -180,6 +181,14 @@ class Deblurrer:
         for parameter in self.network.parameters():
             if parameter.ndim == 4:  # Module.to would ask it of five dimensions too, and fail
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        #: Whether the network takes motion; others are given the picture alone.
+        self.guided = bool(getattr(network, "guided", False))
+        if self.guided:
+            # Without motion, its channels would be 0 and their ranges nothing.
+            calibration = [
+                taps.with_guidance(pictures.float(), random_motion(len(pictures)))
+                for pictures in calibration
+            ]
         self._global = any(isinstance(layer, GlobalMean) for layer in network.modules())
         # Its correction is 0 by construction: nothing needs to be computed.
         self._changes_nothing = isinstance(network, Identity) or strength == 0
@@ -257,11 +266,14 @@ class Deblurrer:
         return self._changes_nothing
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) float RGB in [0, 1] on any device → the same shape, dtype and device,
         restored.
 
-        The result is clamped to [0, 1]. A picture that the network damages comes back as it was.
+        motion: (N, 4, h, w), how each place moves while the shutter is open, in pixels of the
+        pictures, at any size (see `vdeblur.models.taps`); of use to guided networks alone. None:
+        not known. The result is clamped to [0, 1]. A picture that the network damages comes back as
+        it was.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -270,9 +282,11 @@ class Deblurrer:
         if self._changes_nothing or not images.numel():
             return images.clone()
 
+        motion = self._usable(motion, images)
+
         def restore(start: int, end: int, tile: int | None) -> Tensor:
             rgb = images[start:end].to(self.device, torch.float32)
-            delta, _ = self._correction(rgb, tile)
+            delta, _ = self._correction(rgb, tile, _part(motion, start, end))
             return rgb.add(delta).clamp_(0, 1).to(images)
 
         height, width = images.shape[2:]
@@ -280,11 +294,12 @@ class Deblurrer:
 
     @torch.no_grad()
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout
+        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Planes (N, rows, columns) of `layout`, restored, on `self.device`; the given ones are
         kept.
 
+        motion: (N, 4, h, w) in pixels of the luma plane, as for `__call__`.
         Also returns which pictures were replaced by their source, bool (N,): those where the
         network's output was not finite or far from what a deblurrer does (`harmed`). Unchanged
         planes may be returned as the tensors that came in. The fields of interlaced pictures are
@@ -294,18 +309,23 @@ class Deblurrer:
         count = len(planes[0])
         if self._changes_nothing or not count:
             return planes, torch.zeros(count, dtype=torch.bool, device=self.device)
+        motion = self._usable(motion, planes[0])
 
         def restore(start: int, end: int, tile: int | None) -> tuple[list[Tensor], Tensor]:
             part, pictures = [plane[start:end] for plane in planes], layout
+            moved = _part(motion, start, end)
             if layout.interlaced:
                 part, pictures = split_fields(part, layout)
+                if moved is not None:  # a field has half the rows
+                    moved = moved.repeat_interleave(2, dim=0)
+                    moved = moved * moved.new_tensor([1.0, 0.5, 1.0, 0.5])[:, None, None]
             together = 2 if layout.interlaced else 1
             size = self._legal(pictures.height, pictures.width)
             if self.colour and self.colour.usable(part, pictures, size=size, dtype=self.dtype):
-                part, replaced = self._in_few_passes(part, pictures, tile, together=together)
+                part, replaced = self._in_few_passes(part, pictures, tile, moved, together=together)
             else:
                 delta, replaced = self._correction(
-                    planes_to_rgb(part, pictures), tile, together=together
+                    planes_to_rgb(part, pictures), tile, moved, together=together
                 )
                 part = add_correction(part, correction_to_planes(delta, pictures), pictures)
             return merge_fields(part, layout) if layout.interlaced else part, replaced
@@ -321,19 +341,31 @@ class Deblurrer:
         return restored, torch.cat([replaced for _, replaced in parts])
 
     @torch.no_grad()
-    def correction(self, rgb: Tensor) -> Tensor:
+    def correction(self, rgb: Tensor, motion: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) float32 RGB on the device → what is added to it, of the same kind.
 
-        The network's part of `restore_planes`, without colour conversion.
+        The network's part of `restore_planes`, without colour conversion; motion: as there.
         """
+        motion = self._usable(motion, rgb)
 
         def correct(start: int, end: int, tile: int | None) -> Tensor:
-            return self._correction(rgb[start:end], tile)[0]
+            return self._correction(rgb[start:end], tile, _part(motion, start, end))[0]
 
         return torch.cat(self._in_batches(correct, len(rgb), *rgb.shape[2:]))
 
+    def _usable(self, motion: Tensor | None, pictures: Tensor) -> Tensor | None:
+        """The motion on the device, where the network takes any; ValueError for a wrong shape."""
+        if motion is None or not self.guided:
+            return None
+        if motion.ndim != 4 or motion.shape[:2] != (len(pictures), taps.MOTION_CHANNELS):
+            raise ValueError(
+                f"motion is {tuple(motion.shape)}: pass ({len(pictures)}, {taps.MOTION_CHANNELS}, "
+                "h, w), chord x, y and bend x, y of each picture"
+            )
+        return motion.to(self.device, torch.float32, non_blocking=True)
+
     def _correction(
-        self, rgb: Tensor, tile: int | None, *, together: int = 1
+        self, rgb: Tensor, tile: int | None, motion: Tensor | None = None, *, together: int = 1
     ) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) float32 → Δ of the same shape, and which of N/together pictures it is 0 for.
 
@@ -346,8 +378,9 @@ class Deblurrer:
             # A reflection needs something to reflect; smaller pictures repeat their edge.
             mode = "reflect" if below < height and right < width else "replicate"
             rgb = F.pad(rgb, (0, right, 0, below), mode=mode)
+        motion = _fitted(motion, (height, width), (rows, columns))
         # What follows works channel by channel: twice as fast on planes of their own.
-        delta = self._computed(rgb, tile).float().contiguous()
+        delta = self._computed(rgb, tile, motion).float().contiguous()
         delta = delta[..., :height, :width]
         replaced = harmed(delta).view(-1, together).any(1)
         if self.strength != 1:
@@ -359,12 +392,19 @@ class Deblurrer:
         return delta, replaced
 
     def _in_few_passes(
-        self, planes: list[Tensor], layout: PlaneLayout, tile: int | None, *, together: int
+        self,
+        planes: list[Tensor],
+        layout: PlaneLayout,
+        tile: int | None,
+        motion: Tensor | None,
+        *,
+        together: int,
     ) -> tuple[list[Tensor], Tensor]:
         """What else `planes_to_rgb`, `_correction` and `add_correction` do, by `fused_color`."""
         size = self._legal(layout.height, layout.width)
         seen = fused_color.planes_to_input(planes, layout, size=size, dtype=self.dtype)
-        delta = self._computed(seen, tile)
+        motion = _fitted(motion, (layout.height, layout.width), size)
+        delta = self._computed(seen, tile, motion)
         if min(layout.height, layout.width) >= _HARM_BLOCK:
             replaced = fused_color.judge(
                 delta, layout, block=_HARM_BLOCK, block_mean=_HARM_BLOCK_MEAN, mean=_HARM_MEAN
@@ -381,19 +421,24 @@ class Deblurrer:
         """The size that the network takes pictures of this size in."""
         return height + -height % self.multiple, width + -width % self.multiple
 
-    def _computed(self, rgb: Tensor, tile: int | None) -> Tensor:
+    def _computed(self, rgb: Tensor, tile: int | None, motion: Tensor | None) -> Tensor:
         """(N, 3, H, W) of legal size → Δ, in the network's precision or in fp32."""
         if not self.ensemble:
-            return self._tiled(rgb, tile)
+            return self._tiled(self._input(rgb, motion), tile)
         views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
         delta = torch.zeros_like(rgb, dtype=torch.float32)
         for turns, mirror in views:
-            part = self._tiled(_turned(rgb, turns, mirror), tile)
+            view = None if motion is None else taps.turned(motion, turns, mirror)
+            part = self._tiled(self._input(_turned(rgb, turns, mirror), view), tile)
             delta += _turned_back(part, turns, mirror).float().div_(len(views))
         return delta
 
+    def _input(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
+        """What the network takes; the whole picture's, so that no tile cuts a motion off."""
+        return taps.with_guidance(rgb.float(), motion) if self.guided else rgb
+
     def _tiled(self, rgb: Tensor, tile: int | None) -> Tensor:
-        """(N, 3, H, W) of legal size → Δ, computed whole or in tiles."""
+        """The network's input of legal size → Δ (N, 3, H, W), computed whole or in tiles."""
         if tile is None or max(rgb.shape[2:]) <= tile:
             return self._delta(rgb)
 
@@ -426,7 +471,7 @@ class Deblurrer:
                 delta: Tensor = correction(seen)
             else:
                 output: Tensor = self.network(seen)
-                delta = output.float() - seen.float()
+                delta = output.float() - seen[:, :3].float()
         return delta
 
     def _in_batches(
@@ -573,6 +618,19 @@ def _context(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
     return context if own is None else min(own, context)
 
 
+def _part(motion: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if motion is None else motion[start:end]
+
+
+def _fitted(motion: Tensor | None, size: tuple[int, int], padded: tuple[int, int]) -> Tensor | None:
+    """The motion of pictures of `size` (height, width), for them padded below and to the right."""
+    if motion is None or padded == size:
+        return motion
+    motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
+    more = (0, padded[1] - size[1], 0, padded[0] - size[0])
+    return F.pad(motion, more, mode="replicate")
+
+
 def _turned(images: Tensor, turns: int, mirror: bool) -> Tensor:
     return torch.rot90(images.flip(3) if mirror else images, turns, (2, 3))
 
@@ -688,13 +746,14 @@ def in_tiles(
     multiple: int = 1,
     feather: int = FEATHER,
 ) -> Tensor:
-    """run(images) computed in tiles of one shape, faded into each other: (N, C, H, W) → float32.
+    """run(images) computed in tiles of one shape, faded into each other: (N, C, H, W) →
+    (N, 3, H, W) float32.
 
-    run keeps the shape. tile: side of the squares it is given, overlap included; rounded up to the
-    `multiple`, of which H and W are multiples and all tiles start at one. context: pixels at the
-    edge of a tile that are not used, unless the picture ends there; with the network's full halo,
-    the result is that of the whole picture to rounding. feather: pixels of the linear fade, at
-    least 1.
+    run keeps all but the channels. tile: side of the squares it is given, overlap included; rounded
+    up to the `multiple`, of which H and W are multiples and all tiles start at one. context: pixels
+    at the edge of a tile that are not used, unless the picture ends there; with the network's full
+    halo, the result is that of the whole picture to rounding. feather: pixels of the linear fade,
+    at least 1.
     """
     height, width = images.shape[2:]
     overlap = 2 * context + feather
@@ -702,7 +761,8 @@ def in_tiles(
     columns = _places(width, tile, overlap, multiple)
     row_weights = _fades(rows, height, context, feather, images.device)
     column_weights = _fades(columns, width, context, feather, images.device)
-    result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
+    shape = (len(images), 3, height, width)
+    result = torch.zeros(shape, dtype=torch.float32, device=images.device)
     for (top, bottom), down in zip(rows, row_weights, strict=True):
         for (left, right), across in zip(columns, column_weights, strict=True):
             part = run(images[..., top:bottom, left:right])

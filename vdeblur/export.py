@@ -2,8 +2,10 @@
 there. Knows no video.
 
 The graph takes "rgb" and gives "restored", both (N, 3, H, W) fp32 RGB in [0, 1], the second not
-clamped; N, H and W are free, H and W multiples of the network's `size_multiple`. What the network
-is stands in the file's metadata under METADATA_PREFIX.
+clamped; N, H and W are free, H and W multiples of the network's `size_multiple`. A guided network
+takes "rgb_and_guidance", (N, 3 + CHANNELS, H, W), as `vdeblur.models.taps.with_guidance` makes it:
+sampling along the motion is five times as fast outside the graph. What the network is stands in the
+file's metadata under METADATA_PREFIX.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from vdeblur import __version__
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.extras import optional, the_core
+from vdeblur.models import taps
 
 Format = Literal["onnx", "openvino", "torchscript"]
 
@@ -93,7 +96,9 @@ def export(
             parts = tuple(Path(folder) / file.name for file in files)
             _WRITERS[format](network, parts[0], opset, facts)
             frame = legal_size(network, *_CHECKED)
-            difference, tolerance = compare(network, lambda x: run(parts[0], x), frame)
+            difference, tolerance = compare(
+                network, lambda x: run(parts[0], x), random_input(network, *frame)
+            )
             if not difference <= tolerance:
                 raise ModelError(
                     f"the {format} network differs from torch by {difference:.1e} on a frame of "
@@ -120,7 +125,8 @@ def describe(network: nn.Module) -> dict[str, str]:
         "config": json.dumps(getattr(network, "config", {}), sort_keys=True),
         "size_multiple": str(getattr(network, "size_multiple", 1)),
         "parameters_sha256": parameters_sha256(network),
-        "input": "rgb: (N, 3, H, W) float32 RGB in 0..1",
+        "input": f"{input_name(network)}: (N, {input_channels(network)}, H, W) float32 RGB in 0..1"
+        + (", then its guidance" if input_channels(network) > 3 else ""),
         "output": "restored: the same shape, not clamped",
     }
     stage = getattr(network, "stage", None)
@@ -138,16 +144,13 @@ def parameters_sha256(network: nn.Module) -> str:
 
 
 def compare(
-    network: Callable[[Tensor], Tensor],
-    run: Callable[[Tensor], Tensor],
-    frame: tuple[int, int, int],
+    network: Callable[[Tensor], Tensor], run: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[float, float]:
-    """The largest absolute difference of run(x) to network(x) on `random_pictures` of `frame`
-    (N, H, W), and TOLERANCE times the range of network(x), at least TOLERANCE.
+    """The largest absolute difference of run(x) to network(x), and TOLERANCE times the range of
+    network(x), at least TOLERANCE. x: an input of the network, see `random_input`.
 
     An output of another shape, or one that is not finite, differs infinitely.
     """
-    x = random_pictures(*frame)
     with torch.no_grad():
         expected = network(x)
     output = run(x)
@@ -170,12 +173,12 @@ def to_onnx(
     # and needs onnxscript. Before torch 2.5 there was no choice.
     exporter: Any = torch.onnx.export
     by_tracing = {"dynamo": False} if "dynamo" in inspect.signature(exporter).parameters else {}
-    names = ("rgb", output)
+    names = (input_name(network), output)
     with _tracing():
         try:
             exporter(
                 network,
-                (random_pictures(*legal_size(network, *_TRACED)),),
+                (random_input(network, *legal_size(network, *_TRACED)),),
                 str(file),
                 opset_version=opset,
                 input_names=names[:1],
@@ -192,7 +195,7 @@ def to_onnx(
 def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
     """An `openvino.Model` of free batch, height and width. Needs the package openvino."""
     openvino = optional("openvino", extra="openvino", purpose="converting to OpenVINO")
-    shape = openvino.PartialShape([-1, 3, -1, -1])
+    shape = openvino.PartialShape([-1, input_channels(network), -1, -1])
     with _tracing():
         traced = to_torchscript(network)
         try:
@@ -200,14 +203,14 @@ def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
         except Exception as error:  # its converter raises bare exceptions of its own
             raise ModelError(f"the network cannot become OpenVINO: {_line(error)}") from error
     # Added, not set: the tensors of a network that returns its input are one and the same.
-    model.inputs[0].get_tensor().add_names({"rgb"})
+    model.inputs[0].get_tensor().add_names({input_name(network)})
     model.outputs[0].get_tensor().add_names({output})
     return model
 
 
 def to_torchscript(network: nn.Module) -> Any:
     """A traced `torch.jit.ScriptModule` of free batch, height and width."""
-    pictures = random_pictures(*legal_size(network, *_TRACED))
+    pictures = random_input(network, *legal_size(network, *_TRACED))
     trace: Any = torch.jit.trace  # it has no types
     with _tracing():
         try:
@@ -229,6 +232,30 @@ def random_pictures(count: int, height: int, width: int) -> Tensor:
     size = (height, width)
     soft = F.interpolate(spots, size=size, mode="bilinear", align_corners=False)
     return (soft + F.interpolate(squares, size=size)) / 2
+
+
+def random_input(network: nn.Module, count: int, height: int, width: int) -> Tensor:
+    """`random_pictures` as the network takes them: of a guided one, each place moves somewhere."""
+    pictures = random_pictures(count, height, width)
+    if not getattr(network, "guided", False):
+        return pictures
+    return taps.with_guidance(pictures, random_motion(count))
+
+
+def random_motion(count: int) -> Tensor:
+    """(N, 4, 3, 4): motion of some 10 pixels that differs from place to place, always the same."""
+    dice = torch.Generator().manual_seed(1)
+    return torch.randn(count, taps.MOTION_CHANNELS, 3, 4, generator=dice) * 8
+
+
+def input_channels(network: nn.Module) -> int:
+    """How many channels the network's input has."""
+    return 3 + taps.CHANNELS if getattr(network, "guided", False) else 3
+
+
+def input_name(network: nn.Module) -> str:
+    """What an exported graph calls its input."""
+    return "rgb_and_guidance" if getattr(network, "guided", False) else "rgb"
 
 
 @contextmanager
@@ -277,7 +304,7 @@ def _onnx_runtime() -> Callable[[Path, Tensor], Tensor]:
         options.log_severity_level = 3  # errors; its warnings go to standard error
         try:
             session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-            return torch.from_numpy(session.run(None, {"rgb": x.numpy()})[0])
+            return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
         except Exception as error:  # its exceptions share no class of their own
             raise ModelError(f"ONNX Runtime cannot run the export: {_line(error)}") from error
 

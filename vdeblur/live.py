@@ -99,7 +99,8 @@ def _reduced(frame: Frame, size: int) -> Frame:
         .astype(layout.dtype)
         for plane, shape in zip(frame.planes, smaller.shapes, strict=True)
     )
-    return replace(frame, planes=planes, layout=smaller, carrier=None)
+    motion = None if frame.motion is None else frame.motion / size
+    return replace(frame, planes=planes, layout=smaller, carrier=None, motion=motion)
 
 
 def _add_enlarged(frame: Frame, small: Frame, before: Sequence[Any], size: int) -> None:

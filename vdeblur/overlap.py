@@ -38,9 +38,11 @@ class BatchDeblurrer(Protocol):
         """Where `restore_planes` computes."""
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout
+        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Planes (N, rows, columns) → restored planes on the device, and bool (N,): replaced."""
+        """Planes (N, rows, columns), motion (N, 4, h, w) or None → restored planes on the device,
+        and bool (N,): replaced.
+        """
 
 
 class Backend(Protocol):
@@ -213,7 +215,9 @@ class Overlap:
                 torch.from_numpy(same[0][None] if len(same) == 1 else np.stack(same))
                 for same in _by_plane(batch)
             ]
-            restored, replaced = self.deblurrer.restore_planes(planes, batch.layout)
+            restored, replaced = self.deblurrer.restore_planes(
+                planes, batch.layout, _motion_of(batch)
+            )
             for before, after, same in zip(planes, restored, _by_plane(batch), strict=True):
                 if after is not before:
                     _write_back(after.cpu().numpy(), same)
@@ -284,12 +288,19 @@ class _InFlight:
                         backend.copy(resident[i], tensor)
                 for frame in batch.frames:
                     frame.on_device = None  # the device's memory is for what is under way
+            motion = _motion_of(batch)
+            if motion is not None:
+                staged = backend.pinned(tuple(motion.shape), torch.float32)
+                staged.copy_(motion)
+                motion = backend.resident(tuple(motion.shape), torch.float32)
+                backend.share(motion, backend.compute)
+                backend.copy(motion, staged)
             backend.record(slot.upload[1], backend.copy_in)
         with backend.on(backend.compute):
             backend.wait(backend.compute, slot.upload[1])
             backend.record(slot.compute[0], backend.compute)
             planes = [resident[:count] for resident in slot.resident]
-            restored, replaced = self._deblurrer.restore_planes(planes, batch.layout)
+            restored, replaced = self._deblurrer.restore_planes(planes, batch.layout, motion)
             backend.record(slot.compute[1], backend.compute)
         with backend.on(backend.copy_out):
             backend.wait(backend.copy_out, slot.compute[1])
@@ -348,6 +359,18 @@ class _InFlight:
             compute=(backend.event(), backend.event()),
             download=(backend.event(), backend.event()),
         )
+
+
+def _motion_of(batch: FrameBatch) -> Tensor | None:
+    """The motion of the batch's frames (N, 4, h, w), 0 where a frame's is not known; None where
+    none is.
+    """
+    known = [frame.motion for frame in batch.frames if frame.motion is not None]
+    if not known:
+        return None
+    still = np.zeros_like(known[0])
+    fields = [still if frame.motion is None else frame.motion for frame in batch.frames]
+    return torch.from_numpy(np.stack(fields))
 
 
 def _by_plane(batch: FrameBatch) -> list[tuple[Plane, ...]]:

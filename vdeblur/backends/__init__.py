@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vdeblur import __version__, cache
 from vdeblur.errors import DeviceError, ModelError, UsageError, VdeblurError
-from vdeblur.export import compare, legal_size, parameters_sha256, random_pictures
+from vdeblur.export import compare, legal_size, parameters_sha256, random_input
 from vdeblur.extras import installed
 from vdeblur.models import GlobalMean, Identity, Network
 
@@ -52,7 +52,7 @@ class Runner(Protocol):
     """A network in another runtime."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) fp32 RGB on the device → the network's correction, same shape and device."""
+        """The network's input, fp32 on the device → its correction (N, 3, H, W), there too."""
 
 
 class Elsewhere(nn.Module):
@@ -80,10 +80,10 @@ class Elsewhere(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
-        return x + self.correction(x)
+        return x[:, :3] + self.correction(x)
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x: (N, 3, H, W) → the same shape."""
+        """forward(x) − x, the picture of it: (N, 3 or more, H, W) → (N, 3, H, W)."""
         if any(mean.shared for mean in self._means):
             # Tiles that share their means (`share_means`): a converted graph cannot be told any.
             return correction_of(self.network)(x)
@@ -201,7 +201,7 @@ def prefers_bf16(network: nn.Module, backend: Backend) -> bool:
     ):
         return False
     plain = copy.deepcopy(network).eval().to(here, torch.float32)
-    x = random_pictures(*legal_size(network, *_CHECKED))
+    x = random_input(network, *legal_size(network, *_CHECKED))
     with torch.no_grad():
         expected = plain.correction(x)
         error = plain.to(torch.bfloat16).correction(x.to(torch.bfloat16)).float() - expected
@@ -270,16 +270,17 @@ class Correction(nn.Module):
         super().__init__()
         self.network = network
         self.size_multiple = int(getattr(network, "size_multiple", 1))
+        self.guided = bool(getattr(network, "guided", False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → the same shape."""
+        """The network's input → its correction (N, 3, H, W)."""
         return correction_of(self.network)(x)
 
 
 def correction_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """What `Deblurrer` asks a network for."""
     own: Callable[[Tensor], Tensor] | None = getattr(network, "correction", None)
-    return own if own is not None else lambda x: network(x) - x
+    return own if own is not None else lambda x: network(x) - x[:, :3]
 
 
 def facts_of(network: nn.Module, **more: str) -> dict[str, str] | None:
@@ -376,15 +377,14 @@ def check_against(
     def here(x: Tensor) -> Tensor:
         return correction(x.to(device)).cpu()
 
-    frame = legal_size(network, *_CHECKED)
+    x = random_input(network, *legal_size(network, *_CHECKED))
     if precision == "bf16":
-        x = random_pictures(*frame)
         with torch.no_grad():
             expected = here(x)
             error = runner(x.to(device)).cpu().float() - expected
         share = float(error.square().mean().sqrt() / expected.square().mean().sqrt().clamp(1e-6))
         return None if share <= 0.1 else f"differs from torch by {share:.0%} of the correction"
-    difference, tolerance = compare(here, lambda x: runner(x.to(device)).cpu(), frame)
+    difference, tolerance = compare(here, lambda x: runner(x.to(device)).cpu(), x)
     if difference <= tolerance:
         return None
     return f"differs from torch by {difference:.1e}, more than {tolerance:.0e}"

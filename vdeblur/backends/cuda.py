@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vdeblur.backends import Runner, correction_of
 from vdeblur.backends.samples import samples_of
 from vdeblur.errors import DeviceError, ModelError
-from vdeblur.export import legal_size, random_pictures
+from vdeblur.export import legal_size, random_input
 from vdeblur.kernels import fused as kernels
 from vdeblur.kernels import quantised
 
@@ -115,7 +115,7 @@ def differs(
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
     if x is None:
-        x = random_pictures(*legal_size(network, 1, 64, 96)).to(device, dtype)
+        x = random_input(network, *legal_size(network, 1, 64, 96)).to(device, dtype)
         x = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected, got = correction_of(network)(x).float(), call(x).float()

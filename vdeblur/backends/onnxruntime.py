@@ -89,17 +89,18 @@ class _Session:
             raise ModelError(
                 f"ONNX Runtime cannot run the network ({error}): use --backend torch"
             ) from error
+        self._input = self._session.get_inputs()[0].name
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) fp32 on the device → the same shape."""
+        """The network's input, fp32 on the device → (N, 3, H, W), there too."""
         x = x.float().contiguous()
         if self.device.type == "cpu":
-            return torch.from_numpy(self._session.run(None, {"rgb": x.numpy()})[0])
-        output = torch.empty_like(x)
+            return torch.from_numpy(self._session.run(None, {self._input: x.numpy()})[0])
+        output = torch.empty(len(x), 3, *x.shape[2:], device=x.device)
         binding = self._session.io_binding()
         index = self.device.index or 0
         for bind, name, tensor in (
-            (binding.bind_input, "rgb", x),
+            (binding.bind_input, self._input, x),
             (binding.bind_output, "correction", output),
         ):
             shape = tuple(tensor.shape)

@@ -126,12 +126,12 @@ class _Compiled:
         return min(streams, self._threads)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) fp32 on the CPU → the same shape."""
+        """The network's input, fp32 on the CPU → (N, 3, H, W)."""
         x = x.float().contiguous()
         count, streams = len(x), self._streams(len(x))
         if streams not in self._models:
             self._prepare(streams)
-        corrections = torch.empty_like(x)
+        corrections = torch.empty(count, 3, *x.shape[2:])
         requests: list[Any] = []
         for _ in range(min(streams, count)):
             # Taken in one operation: no two threads get the same.

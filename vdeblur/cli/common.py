@@ -126,6 +126,18 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def exposure_option(parser: argparse.ArgumentParser) -> None:
+    """--exposure, for commands that restore films."""
+    parser.add_argument(
+        "--exposure",
+        default="auto",
+        metavar="TIME",
+        help="how long the shutter was open: seconds such as 1/60 or 0.004s, a share of a frame's "
+        "time such as 0.5, or auto: read off the pictures (default); for networks that are guided "
+        "by motion",
+    )
+
+
 def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
     """The Deblurrer that the options of `network_options` ask for, with `more` of its own."""
     from vdeblur.deblurrer import Deblurrer

@@ -8,7 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import bitrate, deblurrer_of, keep_pages, network_options, say
+from vdeblur.cli.common import (
+    bitrate,
+    deblurrer_of,
+    exposure_option,
+    keep_pages,
+    network_options,
+    say,
+)
 from vdeblur.errors import OutputError, UsageError, VdeblurError
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ def add(commands: Commands) -> None:
     )
     gopro.add_argument("--force", action="store_true", help="replace outputs that exist")
     network_options(gopro)
+    exposure_option(gopro)
     gopro.add_argument("--encoder", default="auto", help="libav encoder name, nvenc or auto")
     gopro.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
     gopro.add_argument("--bitrate", type=bitrate, help="bits a second, such as 60M")
@@ -173,6 +181,7 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             job,
             model=deblurrer,
             batch=args.batch,
+            exposure=args.exposure,
             encode=encode,
             hwaccel=args.hwaccel,
             only_blurred=args.only_blurred,

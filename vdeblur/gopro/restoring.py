@@ -100,6 +100,7 @@ def restore(
     *,
     model: str | Deblurrer = "mimo-unet-small",
     batch: int | Literal["auto"] = "auto",
+    exposure: str = "auto",
     encode: EncodeOptions | None = None,
     hwaccel: str | None = None,
     only_blurred: float | None = None,
@@ -110,10 +111,10 @@ def restore(
 ) -> Report:
     """Restore a job's recording into its output, and keep all that the camera recorded.
 
-    model, batch, encode, hwaccel: as in `vdeblur.deblur_video`. only_blurred: frames whose blur is
-    shorter, in pixels, stay as they are (all are restored where there is no telemetry). focal: the
-    lens's focal length in pixels, where the telemetry does not say. Raises the errors of
-    `vdeblur.errors`; the output takes its name when it is complete.
+    model, batch, exposure, encode, hwaccel: as in `vdeblur.deblur_video`. only_blurred: frames
+    whose blur is shorter, in pixels, stay as they are (all are restored where there is no
+    telemetry). focal: the lens's focal length in pixels, where the telemetry does not say. Raises
+    the errors of `vdeblur.errors`; the output takes its name when it is complete.
     """
     if not allow_missing:
         check_complete(job)
@@ -154,6 +155,7 @@ def restore(
         job.output,
         model=model,
         batch=batch,
+        exposure=exposure,
         encode=encode,
         hwaccel=hwaccel,
         # libav does not know the name, but a .360 is an MP4.

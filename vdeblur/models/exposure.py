@@ -1,9 +1,9 @@
 """How long was the shutter open? Read off the picture, given how things move between frames.
 
-A blur along a known direction leaves slopes in pairs, one blur length apart. A small network is shown
-the slopes of the picture along a candidate motion, at fractions of it, and says for each place how many
-times too long the candidate is, with its uncertainty. It is trained on candidates of 0.3 to 4.5 times
-the true motion, and on sharp pictures. Knows tensors only.
+A blur along a known direction leaves slopes in pairs, one blur length apart. A small network is
+shown the slopes of the picture along a candidate motion, at fractions of it, and says for each
+place how many times too long the candidate is, with its uncertainty. It is trained on candidates of
+0.3 to 4.5 times the true motion, and on sharp pictures. Knows tensors only.
 """
 
 from __future__ import annotations

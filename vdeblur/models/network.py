@@ -20,8 +20,8 @@ class Network(nn.Module, ABC):
     """
 
     config: dict[str, Any]
-    # Whether its input is a picture with its guidance (`vdeblur.models.taps`), 3 + CHANNELS channels;
-    # one of 3 is then a picture without motion.
+    # Whether its input is a picture with its guidance (`vdeblur.models.taps`), of 3 + CHANNELS
+    # channels; one of 3 is then a picture without motion.
     guided: ClassVar[bool] = False
     # The predictions that `stage` can choose between; the first is the one taken without a choice.
     stages: ClassVar[tuple[str, ...]] = ("full",)

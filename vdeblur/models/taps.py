@@ -1,14 +1,15 @@
 """Samples of a picture along its motion, in lengths of its blur: what a guided network sees.
 
-A straight blur of length L turns a sharp f into g(x) = 1/L ∫ f along the motion. Sampled at fractions
-of L along that line, every direction and every length is the same problem: what undoes the blur is
-one set of weights, the inverse of a box of length 1. `OFFSETS` are the places that a Wiener filter for
-such boxes (0.85 to 1.18 long, against a 1/f² picture with a thousandth of noise) chooses first; ten of
-them on each side recover 3.4 of the 3.4 dB that sixteen evenly spaced ones do.
+A straight blur of length L turns a sharp f into g(x) = 1/L ∫ f along the motion. Sampled at
+fractions of L along that line, every direction and every length is the same problem: what undoes
+the blur is one set of weights, the inverse of a box of length 1. `OFFSETS` are the places that
+lower the error of a Wiener filter for such boxes most, chosen one after another (boxes of 0.85 to
+1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
+at every eighth of a length.
 
 A motion field says for each place where it went while the shutter was open, as a parabola:
-c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y, then
-bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
+c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y,
+then bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ from torch import Tensor
 
 #: Places along the chord, on both sides, in lengths of the blur.
 OFFSETS = (0.3125, 0.375, 0.5, 0.5625, 0.625, 0.6875, 0.75, 1.0625, 1.4375, 1.8125)
+#: Places along the chord where the picture's slope along it is taken: a blur as long as the motion
+#: leaves no slope steeper than the contrast over that length, so that steeper ones tell a sharp
+#: picture from a blurred one.
+SLOPES = (-0.5, 0.0, 0.5)
 MOTION_CHANNELS = 4
-#: Length, cosine and sine of twice the direction, bend x and y; then the samples, − before +.
+#: Length, cosine and sine of twice the direction, bend x and y.
 SHAPE_CHANNELS = 5
-CHANNELS = SHAPE_CHANNELS + 2 * len(OFFSETS)
+#: The shape of the motion, the slopes, then the samples, − before +.
+CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
 #: Pixels that the shape channels are measured in, so that they are about 1.
 UNIT = 16.0
+# Slopes are times the length, in these pixels, but no longer than that.
+_SLOPE_UNIT, _SLOPE_LONGEST = 4.0, 24.0
 _LUMA = (0.299, 0.587, 0.114)  # of coded R'G'B'; only to find and follow detail
 
 
@@ -51,9 +59,36 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     turned = torch.where(x < 0, -1.0, 1.0)
     on = length / (length + 0.5)
     shape = torch.cat([length, (x * x - y * y) / safe, 2 * x * y / safe, bend], 1) / UNIT
+    x, y = x * turned, y * turned
+    u, v = x / safe, y / safe
+    middles = luma.new_tensor(SLOPES)[:, None, None]
+    ends = [samples(luma, x * middles + s * u, y * middles + s * v) for s in (1.0, -1.0)]
+    slopes = (ends[0] - ends[1]) * (length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT))
     places = luma.new_tensor([side * o for o in OFFSETS for side in (-1.0, 1.0)])[:, None, None]
-    found = samples(luma, x * turned * places, y * turned * places)
-    return torch.cat([shape, (found - luma) * on], dim=1)
+    found = samples(luma, x * places, y * places)
+    return torch.cat([shape, slopes, (found - luma) * on], dim=1)
+
+
+def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
+    """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
+    guided network. motion None: nothing is known to move.
+    """
+    if motion is None:
+        return torch.cat([rgb, rgb.new_zeros(len(rgb), CHANNELS, *rgb.shape[2:])], dim=1)
+    return torch.cat([rgb, guidance(luma_of(rgb), motion)], dim=1)
+
+
+def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The motion (N, 4, h, w) of a picture that is mirrored left to right and then turned by 90°
+    counter-clockwise `turns` times, as torch.rot90 does.
+    """
+    if mirror:
+        motion = motion.flip(3) * motion.new_tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
+    for _ in range(turns % 4):
+        # What went right goes up, what went down goes right.
+        motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
+        motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    return motion
 
 
 def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
