@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -76,6 +76,16 @@ class Report:
         return asdict(self) | {"frames_per_second": round(self.frames_per_second, 3)}
 
 
+class Guiding(Protocol):
+    """Gives frames their motion; see `vdeblur.exposure.Guide`."""
+
+    def run(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items in their order, frames with their `motion`."""
+
+    def notes(self) -> list[str]:
+        """What a report should say of it."""
+
+
 def default_output(source: str | Path) -> str:
     """`ride.mp4` → `ride_deblurred.mp4`; a pattern keeps its number; `-` stays a pipe.
 
@@ -114,6 +124,7 @@ def deblur_video(
     overwrite: bool = False,
     check: bool = True,
     choose: Callable[[Frame], bool] | None = None,
+    guide: Guiding | None = None,
     complete: Callable[[VideoReader, VideoWriter], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
     cancel: threading.Event | None = None,
@@ -128,9 +139,10 @@ def deblur_video(
     shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. start,
     duration: seconds. hwaccel: libav device type for decoding. check: compare the output with the
     source (cheaply) before it gets its final name. choose: frames for which it is False go to the
-    encoder as they were decoded. complete: called with the finished output under its temporary
-    name, before the check. on_progress(frames so far, frames expected or None) is called from this
-    thread. cancel: when set, Cancelled is raised and nothing is left behind.
+    encoder as they were decoded. guide: what gives frames their motion instead, where more than
+    pictures tells it. complete: called with the finished output under its temporary name, before
+    the check. on_progress(frames so far, frames expected or None) is called from this thread.
+    cancel: when set, Cancelled is raised and nothing is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
@@ -149,7 +161,7 @@ def deblur_video(
         )
     )
     batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
-    guide = Guide(exposure)  # and so is an impossible exposure
+    guide = guide or Guide(exposure)  # and so is an impossible exposure
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
     before = len(deblurrer.notes)
@@ -364,6 +376,7 @@ def deblur_stream(
     precision: Precision = "auto",
     degrade: Sequence[str] = (),
     max_latency: float = 0.3,
+    exposure: str | float | Fraction | Exposure = AUTO,
     options: SessionOptions | None = None,
     on_event: Callable[..., None] = lambda name, **facts: None,
 ) -> Stream:
@@ -373,8 +386,10 @@ def deblur_stream(
     alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
     stopped (`stop`); see `vdeblur.camera.stream.Stream`. model, weights, device, precision: as for
     `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
-    short. options: all the rest; max_latency and degrade go before it. on_event(name, **facts) is
-    called, from other threads, when a connection comes or goes, a segment begins, a step is taken.
+    short. exposure: how long the shutter is open, for networks that are guided by motion: "auto",
+    "1/60", or the share of a frame's time, such as 0.5. options: all the rest; max_latency and
+    degrade go before it. on_event(name, **facts) is called, from other threads, when a connection
+    comes or goes, a segment begins, a step is taken.
 
     Raises UsageError, InputError or OutputError where it cannot begin; later faults are waited out.
     """
@@ -384,8 +399,13 @@ def deblur_stream(
         else Deblurrer(model, weights=weights, device=device, precision=precision)
     )
     settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
-    restorer = LiveDeblurrer(deblurrer, degrade)
-    return Stream(many(source), many(sink), restorer, options=settings, on_event=on_event)
+    restorer = LiveDeblurrer(deblurrer, degrade, exposure=exposure)
+    return Stream(
+        *(many(source), many(sink), restorer),
+        options=settings,
+        guide=restorer.guide,
+        on_event=on_event,
+    )
 
 
 def batch_size(

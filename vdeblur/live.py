@@ -1,12 +1,15 @@
 """A network for live pictures: the asked-for one, and smaller ways to run it when time is short.
 
-Made for `vdeblur.camera`, which knows no torch. Knows no files, no threads and no libav.
+Made for `vdeblur.camera`, which knows no torch. Knows no files and no libav.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,16 @@ from torch import Tensor
 
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import UsageError
+from vdeblur.exposure import (
+    AUTO,
+    USUAL_SHARE,
+    Exposure,
+    Meter,
+    exposure_network,
+    exposure_of,
+)
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
+from vdeblur.motion import Movement, Watch
 from vdeblur.overlap import Overlap
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
@@ -28,10 +40,20 @@ class LiveDeblurrer:
     degrade: what may follow the asked-for network, in order: `half`, `third` or `quarter` (the
     network sees the picture at that size, and its correction is enlarged: the picture itself keeps
     its size and its detail), or the name of another network. Names of networks hold for the sizes
-    after them. options: of `Deblurrer`, for those other networks.
+    after them. exposure: for `guide`, as `vdeblur.exposure.exposure_of` takes it. options: of
+    `Deblurrer`, for those other networks.
     """
 
-    def __init__(self, deblurrer: Deblurrer, degrade: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        deblurrer: Deblurrer,
+        degrade: Sequence[str] = (),
+        *,
+        exposure: str | float | Fraction | Exposure = AUTO,
+        **options: Any,
+    ) -> None:
+        self._exposure = exposure_of(exposure)
+        self._guided = deblurrer.guided
         self._steps: list[tuple[str, Overlap, int]] = []
         overlap = Overlap(deblurrer, depth=1)
         self.deblurrer = deblurrer
@@ -42,6 +64,7 @@ class LiveDeblurrer:
                                     overlap, _SIZES[step]))  # fmt: skip
             else:
                 smaller = Deblurrer(step, device=deblurrer.device, **options)
+                self._guided = self._guided or smaller.guided
                 overlap = Overlap(smaller, depth=1)
                 self._steps.append((smaller.name, overlap, 1))
 
@@ -49,6 +72,18 @@ class LiveDeblurrer:
     def levels(self) -> Sequence[str]:
         """What each step is called."""
         return [name for name, _, _ in self._steps]
+
+    def guide(self) -> LiveGuide | None:
+        """What tells a camera's frames how they move; None if no step is guided by that."""
+        if not self._guided:
+            return None
+        # One thread of torch there: the others are the network's. The number is each thread's own,
+        # but threads that begin later take the one set last.
+        threads = torch.get_num_threads()
+        meters = ThreadPoolExecutor(1, "exposure", torch.set_num_threads, (1,))
+        meters.submit(exposure_network).result()
+        torch.set_num_threads(threads)
+        return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()
     def restore(self, frames: Sequence[Frame], level: int) -> list[bool]:
@@ -63,6 +98,57 @@ class LiveDeblurrer:
         for frame, least, was in zip(frames, small, before, strict=True):
             _add_enlarged(frame, least, was, size)
         return replaced
+
+
+class LiveGuide:
+    """Sets the motion of a camera's frames (`vdeblur.camera.scheduling.Guide`).
+
+    Each is compared with the one before it, in some milliseconds. How long the shutter is open is
+    read off some of them by `meters`, a thread that this takes a twentieth of, and that is not
+    waited for: what it finds is for the frames after them. `close` ends it.
+    """
+
+    def __init__(self, exposure: Exposure, meters: Executor) -> None:
+        self._asked, self._meters = exposure, meters
+        self.exposure_seconds: float | None = exposure.seconds
+        self._under_way: Future[None] | None = None
+        self._rest_until = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """See `Guide`. The exposure stays until there is a better one: it is the same camera."""
+        self._watch, self._meter = Watch(), Meter()
+
+    def see(self, frame: Frame) -> None:
+        """See `Guide`."""
+        movement = self._watch.see(frame)
+        frame.motion = None
+        if movement is None:
+            return
+        interval = movement.interval_seconds
+        if self._asked.share is not None:
+            self.exposure_seconds = self._asked.share * interval
+        seconds = self.exposure_seconds
+        frame.motion = movement.during(USUAL_SHARE * interval if seconds is None else seconds)
+        idle = self._under_way is None or self._under_way.done()
+        if self._asked == AUTO and idle and time.monotonic() >= self._rest_until:
+            # A copy: the frame may be restored before it has been looked at.
+            seen = 3 if frame.layout.kind == "rgb" else 1
+            planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
+            still = replace(frame, planes=planes, carrier=None, on_device=None)
+            self._under_way = self._meters.submit(self._measure, self._meter, still, movement)
+
+    def close(self) -> None:
+        """See `Guide`."""
+        self._meters.shutdown(wait=False)
+
+    def _measure(self, meter: Meter, frame: Frame, movement: Movement) -> None:
+        began = time.monotonic()
+        meter.see(frame, movement)
+        if meter.measured:
+            self.exposure_seconds = meter.seconds(movement.interval_seconds)
+        now = time.monotonic()
+        self._rest_until = now + (19 * (now - began) if meter.settled else 0)
 
 
 def degrade_steps(text: str) -> list[str]:
@@ -99,7 +185,7 @@ def _reduced(frame: Frame, size: int) -> Frame:
         .astype(layout.dtype)
         for plane, shape in zip(frame.planes, smaller.shapes, strict=True)
     )
-    motion = None if frame.motion is None else frame.motion / size
+    motion = None if frame.motion is None else frame.motion / np.float32(size)
     return replace(frame, planes=planes, layout=smaller, carrier=None, motion=motion)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from vdeblur.frames import Frame, Plane
 
-State = Literal["waiting", "working", "done", "pass"]
+State = Literal["new", "waiting", "working", "done", "pass"]
 #: Seconds that a frame leaves before its limit: threads do not wake to the millisecond.
 _MARGIN = 0.01
 
@@ -35,9 +35,28 @@ class Restorer(Protocol):
         """Restore frames of one layout in place; True for each whose source was kept instead."""
 
 
+class Guide(Protocol):
+    """What tells one camera's frames how their places move, each from those before it alone."""
+
+    #: Seconds that the shutter is open, as it shows or was asked for; None: not known.
+    exposure_seconds: float | None
+
+    def see(self, frame: Frame) -> None:
+        """Set the next frame's `motion`; frames may be left out."""
+
+    def forget(self) -> None:
+        """What comes next is another scene, or has another clock."""
+
+    def close(self) -> None:
+        """No more frames come."""
+
+
 @dataclass
 class Picture:
-    """A frame on its way. captured, arrived, ready: monotonic seconds; network: seconds it took."""
+    """A frame on its way. captured, arrived, ready: monotonic seconds; network: seconds it took.
+
+    shot: another number is another connection, or comes after a jump of the source's times.
+    """
 
     frame: Frame
     captured: float
@@ -47,6 +66,7 @@ class Picture:
     network: float = 0.0
     restored: tuple[Plane, ...] | None = None
     level: int = 0
+    shot: int = 0
 
 
 @dataclass
@@ -63,6 +83,9 @@ class Line:
     limit: seconds from capture to the end of encoding. A frame leaves at the latest when its limit
     is reached, restored or not; at the earliest as late as the restored ones of the last seconds
     were, so that the picture goes evenly, whichever frames the network took.
+
+    guided: a frame goes to the network only when `seen` has been said of it. Whoever says that
+    takes the newest too; what it leaves out passes.
     """
 
     def __init__(
@@ -72,8 +95,10 @@ class Line:
         capacity: int = 64,
         clock: Callable[[], float] = time.monotonic,
         changed: threading.Condition | None = None,
+        guided: bool = False,
     ) -> None:
         self.limit, self.capacity, self.clock = limit, capacity, clock
+        self.guided = guided
         self.changed = changed or threading.Condition()
         self.reserve = 0.02  # seconds that encoding takes, as it shows
         self.offered = self.restored = self.passed = self.dropped = self.late = 0
@@ -92,6 +117,8 @@ class Line:
                 self._pictures += 1
                 if self.pass_all:
                     item.state, item.ready = "pass", self.clock()
+                elif self.guided:
+                    item.state = "new"
                 if self._pictures > self.capacity:
                     self._drop_oldest()
             elif len(self._items) > 4 * self.capacity + 64:
@@ -113,18 +140,52 @@ class Line:
         return picture.captured + max(0.0, self.limit - self.reserve - _MARGIN)
 
     def candidate(self) -> Picture | None:
-        """The newest frame, if it has not been given to the network. Hold `changed`."""
+        """The newest frame that can, if it has not been given to the network. Hold `changed`."""
         for item in reversed(self._items):
-            if isinstance(item, Picture):
+            if isinstance(item, Picture) and item.state != "new":
                 return item if item.state == "waiting" else None
         return None
+
+    def unseen(self, timeout: float) -> Picture | None:
+        """The newest frame, if it was not `seen`; None after `timeout` seconds without."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._closed or self._newest_is_new(), timeout)
+            return self._newest() if self._newest_is_new() else None
+
+    def seen(self, picture: Picture) -> None:
+        """The frame may go to the network, if it has not left."""
+        with self.changed:
+            if picture.state == "new":
+                picture.state = "waiting"
+            self.changed.notify_all()
+
+    def all_seen(self) -> None:
+        """From now on frames go to the network as they come."""
+        with self.changed:
+            self.guided = False
+            for item in self._items:
+                if isinstance(item, Picture) and item.state == "new":
+                    item.state = "waiting"
+            self.changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more frames come."""
+        return self._closed
+
+    def _newest(self) -> Picture | None:
+        return next((item for item in reversed(self._items) if isinstance(item, Picture)), None)
+
+    def _newest_is_new(self) -> bool:
+        newest = self._newest()
+        return newest is not None and newest.state == "new"
 
     def pass_older(self, than: Picture) -> None:
         """Frames that wait before this one pass untouched. Hold `changed`."""
         for item in self._items:
             if item is than:
                 return
-            if isinstance(item, Picture) and item.state == "waiting":
+            if isinstance(item, Picture) and item.state in ("new", "waiting"):
                 item.state, item.ready = "pass", self.clock()
 
     def next(self, timeout: float = 0.5) -> Picture | Notice | None:
@@ -161,7 +222,7 @@ class Line:
     def _leaves(self, picture: Picture, now: float) -> float:
         """When a frame leaves, as things stand."""
         due = self.due(picture)
-        if self._closed or picture.state in ("waiting", "working"):
+        if self._closed or picture.state in ("new", "waiting", "working"):
             return due if not self._closed or picture.state == "working" else now
         return min(due, picture.captured + self._delays.value(now))
 

@@ -25,7 +25,15 @@ from vdeblur.camera.addresses import Scene, masked, numbered, resolve, sink_kind
 from vdeblur.camera.encoding import Chunk, LiveEncoding, PictureEncoder, Sound, copy_of
 from vdeblur.camera.receiving import Format, Receiver, RetryOptions
 from vdeblur.camera.recording import FileSink, HlsSink
-from vdeblur.camera.scheduling import Line, Notice, Picture, Restorer, Scheduler, write_back
+from vdeblur.camera.scheduling import (
+    Guide,
+    Line,
+    Notice,
+    Picture,
+    Restorer,
+    Scheduler,
+    write_back,
+)
 from vdeblur.camera.sending import FfmpegSink, PipeSink, PushSink
 from vdeblur.camera.sinks import Sink, SinkOptions
 from vdeblur.camera.sources import SourceOptions
@@ -95,11 +103,13 @@ class Camera:
         options: SessionOptions,
         viewers: Sequence[Viewer],
         on_event: Callable[..., None],
+        guide: Guide | None = None,
     ) -> None:
+        self.guide, self._shot = guide, 0
         self.number, self.options, self.viewers = number, options, viewers
         self._tell = on_event
         self.watch = Watch(number, masked(address))
-        self.line = Line(options.max_latency, capacity=64)
+        self.line = Line(options.max_latency, capacity=64, guided=guide is not None)
         self.receiver = Receiver(
             address, self, options=options.source, retry=options.retry, limit=options.max_latency
         )
@@ -117,6 +127,7 @@ class Camera:
         self._sound: deque[tuple[Chunk, float]] = deque()
         self._sound_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
+        self._seeing = threading.Thread(target=self._see, name="motion", daemon=True)
 
     # -- what the receiver gives (vdeblur.camera.receiving.Taker) --------------------------------
 
@@ -125,13 +136,14 @@ class Camera:
         per_limit = self.options.max_latency * float(format.rate)
         self.line.capacity = max(8, min(256, int(per_limit) + 6))
         self.line.forget()
+        self._shot += 1
         self.line.put(Notice("format", (format, sound)))
 
     def frame(self, frame: Frame, captured: float, arrived: float, decoding: float) -> None:
         """See `Taker`."""
         self.watch.received += 1
         self.watch.stages["decode"].add(decoding)
-        self.line.put(Picture(frame, captured, arrived))
+        self.line.put(Picture(frame, captured, arrived, shot=self._shot))
 
     def sound(self, chunks: list[Any], captured: float) -> None:
         """See `Taker`."""
@@ -170,6 +182,7 @@ class Camera:
             self.line.left_out(facts["frames"])
         elif name == "jump":
             watch.jumps += 1
+            self._shot += 1
             self.line.put(Notice("jump"))
         elif name in ("ended", "failed"):
             self._state(name)
@@ -188,7 +201,33 @@ class Camera:
         for sink in self.sinks:
             sink.start()
         self._thread.start()
+        if self.guide is not None:
+            self._seeing.start()
         self.receiver.start()
+
+    def _see(self) -> None:
+        """Beside the network, which has the frame before: what is seen meanwhile costs no time."""
+        guide, shot = self.guide, 0
+        assert guide is not None
+        try:
+            while not self.finished.is_set():
+                picture = self.line.unseen(0.5)
+                if picture is None:
+                    if self.line.closed:
+                        return
+                    continue
+                if picture.shot != shot:
+                    guide.forget()
+                    shot = picture.shot
+                began = time.monotonic()
+                guide.see(picture.frame)
+                self.watch.stages["motion"].add(time.monotonic() - began)
+                self.line.seen(picture)
+        except Exception as error:
+            self.event("motion_failed", reason=repr(error))
+        finally:
+            self.line.all_seen()
+            guide.close()
 
     def _run(self) -> None:
         try:
@@ -369,6 +408,7 @@ class Camera:
             "level": scheduler.level,
             "level_name": scheduler.restorer.levels[scheduler.level],
             "network_ms": round(scheduler.seconds_a_call() * 1000, 1),
+            "exposure_ms": self._exposure_ms(),
             "latency_ms": quantiles_ms(watch.latency),
             "stage_ms": {name: quantiles_ms(r) for name, r in watch.stages.items()},
             "sinks": [
@@ -384,6 +424,10 @@ class Camera:
                 for sink in self.sinks
             ],
         }
+
+    def _exposure_ms(self) -> float | None:
+        seconds = self.guide.exposure_seconds if self.guide is not None else None
+        return None if seconds is None else round(seconds * 1000, 2)
 
     def stop(self) -> None:
         """Take no more; what is in the line goes out."""
@@ -402,6 +446,8 @@ class Camera:
             return True
         self._thread.join(left())
         done = not self._thread.is_alive()
+        if self._seeing.ident is not None:
+            self._seeing.join(left())
         for sink in self.sinks:
             done = sink.join(left()) and done
         # A read under way ends by its own time limit; nothing depends on it any more.
@@ -413,7 +459,8 @@ class Session:
     """All cameras of a process: a context manager that finishes its files when it is left.
 
     sources, sinks: addresses (`{camera}` in a sink stands for the camera's number). restorer: the
-    network. viewers: who looks at pictures. on_event(name, camera=…, **facts) is called from
+    network. guide: makes each camera's, where the network is guided by motion. viewers: who looks
+    at pictures. on_event(name, camera=…, **facts) is called from
     several threads, and must not wait. UsageError, OutputError and EncoderError for what cannot
     begin.
     """
@@ -425,6 +472,7 @@ class Session:
         restorer: Restorer,
         *,
         options: SessionOptions | None = None,
+        guide: Callable[[], Guide | None] = lambda: None,
         viewers: Sequence[Viewer] = (),
         on_event: Callable[..., None] = lambda name, **facts: None,
     ) -> None:
@@ -445,7 +493,9 @@ class Session:
             chosen = [numbered(resolve(sink), number, len(found)) for sink in sinks]
             if len(set(chosen)) < len(chosen):
                 raise UsageError("the same sink is named twice: name each once")
-            self.cameras.append(Camera(number, source, chosen, self.options, viewers, on_event))
+            self.cameras.append(
+                Camera(number, source, chosen, self.options, viewers, on_event, guide())
+            )
         self.scheduler = Scheduler(
             restorer,
             [camera.line for camera in self.cameras],

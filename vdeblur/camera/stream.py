@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.camera.encoding import copy_of
-from vdeblur.camera.scheduling import Picture, Restorer
+from vdeblur.camera.scheduling import Guide, Picture, Restorer
 from vdeblur.camera.session import Session, SessionOptions
 from vdeblur.camera.watching import Snapshot
 
@@ -57,6 +57,7 @@ class Stream:
         restorer: Restorer,
         *,
         options: SessionOptions | None = None,
+        guide: Callable[[], Guide | None] = lambda: None,
         on_event: Callable[..., None] = lambda name, **facts: None,
     ) -> None:
         self.missed = 0
@@ -64,7 +65,13 @@ class Stream:
         self._changed = threading.Condition()
         self._begun = self._stopped = self._iterated = False
         self._session = Session(
-            sources, sinks, restorer, options=options, viewers=[self], on_event=on_event
+            sources,
+            sinks,
+            restorer,
+            options=options,
+            guide=guide,
+            viewers=[self],
+            on_event=on_event,
         )
 
     def __enter__(self) -> Self:

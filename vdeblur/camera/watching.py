@@ -51,8 +51,9 @@ class Recent:
         return count / seconds
 
 
-#: What times are taken of: decoding; from arrival to encoding, the network's part of it, encoding.
-STAGES = ("decode", "wait", "network", "encode")
+#: What times are taken of: decoding; from arrival to encoding; parts of that, the finding of motion
+#: and the network; encoding.
+STAGES = ("decode", "wait", "motion", "network", "encode")
 
 
 @dataclass
@@ -195,6 +196,13 @@ class _Collector:
             for c in cameras:
                 gauge.add_metric((str(c["camera"]),), float(c[key]))
             yield gauge
+        exposure = core.GaugeMetricFamily(
+            "vdeblur_exposure_seconds", "How long the shutter is open", labels=("camera",)
+        )
+        for c in cameras:
+            if c["exposure_ms"] is not None:
+                exposure.add_metric((str(c["camera"]),), c["exposure_ms"] / 1000)
+        yield exposure
         latency = core.GaugeMetricFamily(
             "vdeblur_latency_seconds",
             "From capture to the end of encoding, over the last minute",

@@ -12,7 +12,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from vdeblur.cli.common import bitrate, deblurrer_of, keep_pages, network_options, rate, say
+from vdeblur.cli.common import (
+    bitrate,
+    deblurrer_of,
+    exposure_option,
+    keep_pages,
+    network_options,
+    rate,
+    say,
+)
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ def add(commands: Commands) -> None:
         "the number of each",
     )
     network_options(command)
+    exposure_option(command)
     command.add_argument("--strength", type=float, default=1.0, help="of the correction (1)")
     live = command.add_argument_group("time")
     live.add_argument(
@@ -198,6 +207,7 @@ def _live(args: argparse.Namespace) -> int:
         restorer = LiveDeblurrer(
             deblurrer_of(args, strength=args.strength),
             steps,
+            exposure=args.exposure,
             strength=args.strength,
             precision=args.precision,
             backend=args.backend,
@@ -205,6 +215,7 @@ def _live(args: argparse.Namespace) -> int:
         session = Session(
             *(args.sources, args.output, restorer),
             options=options,
+            guide=restorer.guide,
             viewers=viewers,
             on_event=told.event,
         )
@@ -351,6 +362,8 @@ def _status(status: Snapshot, several: bool) -> str:
         f"{status['restored']} restored, {status['passed']} passed, {status['dropped']} dropped",
         f"latency p95 {latency:.0f} ms" if latency is not None else "no picture yet",
     ]
+    if status["exposure_ms"] is not None:
+        parts.append(f"exposure {_exposure(status)}")
     if status["level"]:
         parts.append(status["level_name"])
     if status["state"] == "live" and (gone := _gone(status)):
@@ -368,7 +381,14 @@ def _sum(status: Snapshot, several: bool) -> str:
         parts.append(f"{status['outages']} outages, {status['outage_seconds']:.0f} s in all")
     if (latency := status["latency_ms"]["p95"]) is not None:
         parts.append(f"latency p95 {latency:.0f} ms in the last minute")
+    if status["exposure_ms"] is not None:
+        parts.append(f"the shutter was open for about {_exposure(status)} in the end")
     return (_whose(status, several) or "in all: ") + "; ".join(parts)
+
+
+def _exposure(status: Snapshot) -> str:
+    seconds = status["exposure_ms"] / 1000
+    return f"1/{1 / seconds:.0f} s" if 0 < seconds < 0.5 else f"{seconds:.2g} s"
 
 
 def _said(name: str, facts: dict[str, Any], several: bool) -> str:
@@ -384,6 +404,7 @@ def _said(name: str, facts: dict[str, Any], several: bool) -> str:
         "sink_back": "{sink}: back",
         "sink_ended": "{sink}: {reason}",
         "level": "the network is now {level} ({share:.0%} of the frames were restored)",
+        "motion_failed": "motion is not looked at any more: {reason}",
         "network_failed": "the network failed, frames pass untouched: {reason}",
         "decoding": "decoding {frames} frames",
         "ended": "the source ended",

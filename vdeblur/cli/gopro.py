@@ -93,7 +93,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.crf is not None and args.bitrate is not None:
         raise UsageError("--crf and --bitrate exclude each other: give one")
     from vdeblur.encoders import EncodeOptions
+    from vdeblur.exposure import exposure_of
 
+    exposure_of(args.exposure)  # a wrong one is said before anything is opened
     jobs = _jobs(args)
     encode = EncodeOptions(
         encoder=args.encoder, crf=args.crf, bitrate=args.bitrate, preset=args.preset
@@ -181,11 +183,11 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             job,
             model=deblurrer,
             batch=args.batch,
-            exposure=args.exposure,
             encode=encode,
             hwaccel=args.hwaccel,
             only_blurred=args.only_blurred,
             focal=args.focal,
+            exposure=args.exposure,
             allow_missing=args.allow_missing,
             overwrite=args.force,
             on_progress=progress,

@@ -11,22 +11,25 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vdeblur import boxes
-from vdeblur.deblur import Report, deblur_video
+from vdeblur.deblur import Guiding, Report, deblur_video
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.encoders import EncodeOptions
-from vdeblur.errors import InputError, OutputError, VdeblurError
+from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
+from vdeblur.exposure import AUTO, Exposure, Guide, exposure_of
 from vdeblur.files import replacing
 from vdeblur.frames import Frame
 from vdeblur.gopro import telemetry
 from vdeblur.gopro.chapters import SUFFIX, Recording
 from vdeblur.gopro.dress import dress
 from vdeblur.gopro.joining import join
+from vdeblur.gopro.motion import SensorGuide, compare
 from vdeblur.joined import Joined
 from vdeblur.reader import VideoReader
 from vdeblur.writer import VideoWriter
@@ -100,11 +103,11 @@ def restore(
     *,
     model: str | Deblurrer = "mimo-unet-small",
     batch: int | Literal["auto"] = "auto",
-    exposure: str = "auto",
     encode: EncodeOptions | None = None,
     hwaccel: str | None = None,
     only_blurred: float | None = None,
     focal: float | None = None,
+    exposure: str | float | Fraction | Exposure = AUTO,
     allow_missing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
@@ -133,6 +136,8 @@ def restore(
             choose = gate(source, only_blurred, focal=focal)
         except InputError as error:
             notes.append(f"{error}: every frame is restored")
+    deblurrer = model if isinstance(model, Deblurrer) else Deblurrer(model)
+    guide = guide_of(source, exposure, focal=focal) if deblurrer.guided else None
     with contextlib.suppress(OSError):
         job.output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(job.output)
@@ -153,15 +158,15 @@ def restore(
     report = deblur_video(
         source,
         job.output,
-        model=model,
+        model=deblurrer,
         batch=batch,
-        exposure=exposure,
         encode=encode,
         hwaccel=hwaccel,
         # libav does not know the name, but a .360 is an MP4.
         format="mp4" if source.suffix.lower() == ".360" else None,
         overwrite=overwrite,
         choose=choose,
+        guide=guide,
         complete=complete,
         on_progress=on_progress,
     )
@@ -172,20 +177,39 @@ def restore(
     return report
 
 
+def guide_of(
+    source: Path,
+    exposure: str | float | Fraction | Exposure = AUTO,
+    *,
+    focal: float | None = None,
+) -> Guiding:
+    """What gives frames their motion: the telemetry, where there is some; else the pictures."""
+    asked = exposure_of(exposure)
+    try:
+        sensors = _sensors(source, focal)
+    except (InputError, UsageError):  # none recorded, or no package to read it with
+        return Guide(asked)
+    return SensorGuide(sensors, compare(source, sensors), asked)
+
+
 def gate(source: Path, threshold: float, *, focal: float | None = None) -> Callable[[Frame], bool]:
     """Whether a frame's blur is `threshold` pixels or longer, or not known, by the telemetry.
 
     InputError when the source has none; UsageError without telemetry-parser.
     """
-    with VideoReader(source) as reader:
-        info = reader.info
-    sensors = telemetry.read(source, size=(info.width, info.height), fps=info.fps, focal=focal)
+    sensors = _sensors(source, focal)
 
     def choose(frame: Frame) -> bool:
         length = float(sensors.blur(np.array(frame.time_seconds)))
         return not length < threshold
 
     return choose
+
+
+def _sensors(source: Path, focal: float | None) -> telemetry.Telemetry:
+    with VideoReader(source) as reader:
+        info = reader.info
+    return telemetry.read(source, size=(info.width, info.height), fps=info.fps, focal=focal)
 
 
 # --- what is finished ---------------------------------------------------------------------------

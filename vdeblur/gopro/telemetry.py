@@ -40,9 +40,11 @@ class Telemetry:
     """What a recording's sensors say of its blur.
 
     times (n,): seconds from the first frame; angles (n, 3): how far the camera has turned by then,
-    in rad about its right, up and optical axis. exposure_times, exposures (m,): when a frame is
+    in rad about its up, left and backward axis. exposure_times, exposures (m,): when a frame is
     taken and for how long it is exposed, in seconds. focal: focal length in pixels; focal_source:
     how that is known. readout: seconds from the first row to the last. size: picture in pixels.
+    straight: whether the lens draws straight lines straight, as distance from the middle = focal
+    length × tan(angle) does; else it is focal length × angle, as of a GoPro's.
     """
 
     camera: str
@@ -55,6 +57,11 @@ class Telemetry:
     readout: float
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
+    straight: bool = False
+
+    def turned(self, start: Floats, end: Floats) -> Floats:
+        """How far (…, 3) the camera turns from times to times in seconds, rad about its axes."""
+        return self._angles(end) - self._angles(start)
 
     def exposure(self, times: Floats) -> Floats:
         """Exposure times in seconds of frames at times in seconds."""
@@ -64,7 +71,7 @@ class Telemetry:
     def rate(self, times: Floats) -> Floats:
         """How fast the camera turns at times in seconds, rad/s, over the exposure."""
         half = np.maximum(self.exposure(times), 1e-4) / 2
-        turned = self._angles(times + half) - self._angles(times - half)
+        turned = self.turned(times - half, times + half)
         result: Floats = np.linalg.norm(turned, axis=-1) / (2 * half)
         return result
 
@@ -78,7 +85,7 @@ class Telemetry:
         width, height = self.size
         at = np.asarray(times, np.float64)[..., None] + np.linspace(0, self.readout, _ROWS)
         half = self.exposure(np.asarray(times, np.float64))[..., None] / 2
-        turned = self._angles(at + half) - self._angles(at - half)
+        turned = self.turned(at - half, at + half)
         across = turned[..., 0] ** 2 + turned[..., 1] ** 2
         about = turned[..., 2] ** 2 * (width**2 + height**2) / 12
         result: Floats = np.sqrt(self.focal**2 * across + about).max(axis=-1)
@@ -158,7 +165,7 @@ def read(
     angles = np.cumsum(np.where(steps > 0.5, 0, mean * steps), axis=0)
     return Telemetry(
         camera or "camera", times, angles, exposure_times, exposures, length, source,
-        readout, size, tuple(parts.notes),
+        readout, size, tuple(parts.notes), _straight(groups),
     )  # fmt: skip
 
 
@@ -288,6 +295,15 @@ def _focal(packets: Sequence[Any], size: tuple[int, int]) -> tuple[float, str]:
             known = f"field of view {view[:1]}" + (", zoomed in by an unknown factor" * zoom)
             return _FOCAL_OF_VIEW[view[:1]] * width, known
     return _FOCAL_OF_VIEW["W"] * width, "not said: taken as a GoPro's wide view"
+
+
+def _straight(packets: Sequence[Any]) -> bool:
+    """Whether the lens draws straight lines straight: rectilinear ones, and GoPro's linear view."""
+    views = list(_values(packets, "Default", _VFOV))
+    if views:
+        return str(views[0])[:1] == "L"
+    angle = _first(packets, "Default", _ZFOV)
+    return angle is None and not any(True for _ in _values(packets, "Lens", "Data"))
 
 
 def _readout(packets: Sequence[Any]) -> float:

@@ -1,9 +1,10 @@
 """How did each place move while the shutter was open? Read off one picture.
 
-A straight blur multiplies the spectrum of a picture with a sinc along the motion: dark stripes across
-it, the closer the longer the blur. Hardly any of that can be seen in the pixels of a patch, and nearly
-all of it in the logarithm of its power spectrum, which a small network reads window by window. What
-windows nearby say is pooled, for blur changes slowly from place to place. Knows tensors only.
+A straight blur multiplies the spectrum of a picture with a sinc along the motion: dark stripes
+across it, the closer the longer the blur. Hardly any of that can be seen in the pixels of a patch,
+and nearly all of it in the logarithm of its power spectrum, which a small network reads window by
+window. What windows nearby say is pooled, for blur changes slowly from place to place. Knows
+tensors only.
 
 Window spectra for blind motion estimation: M. Cannon, "Blind deconvolution of spatially invariant
 image blurs with phase", IEEE Trans. ASSP 1976; a network over kernels of patches: J. Sun et al.,
@@ -133,7 +134,7 @@ def pooled(evidence: Tensor, prior: Tensor, *, reach: float, belief: float) -> T
     """
     radius = math.ceil(3 * reach)
     offsets = torch.arange(-radius, radius + 1, device=evidence.device)
-    weights = torch.exp(-offsets.float() ** 2 / (2 * reach**2))
+    weights = torch.exp(-(offsets.float() ** 2) / (2 * reach**2))
     each = evidence.clamp_min(-3).permute(2, 0, 1)[:, None]
     each = F.pad(each, (radius,) * 4, mode="replicate")
     each = F.conv2d(F.conv2d(each, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))

@@ -56,10 +56,10 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     length = (x * x + y * y).sqrt()
     safe = length.clamp_min(1e-3)
     # Half of all motions are turned round, so that one line is always sampled in one order.
-    turned = torch.where(x < 0, -1.0, 1.0)
+    sign = torch.where(x < 0, -1.0, 1.0)
     on = length / (length + 0.5)
     shape = torch.cat([length, (x * x - y * y) / safe, 2 * x * y / safe, bend], 1) / UNIT
-    x, y = x * turned, y * turned
+    x, y = x * sign, y * sign
     u, v = x / safe, y / safe
     middles = luma.new_tensor(SLOPES)[:, None, None]
     ends = [samples(luma, x * middles + s * u, y * middles + s * v) for s in (1.0, -1.0)]
@@ -67,28 +67,6 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     places = luma.new_tensor([side * o for o in OFFSETS for side in (-1.0, 1.0)])[:, None, None]
     found = samples(luma, x * places, y * places)
     return torch.cat([shape, slopes, (found - luma) * on], dim=1)
-
-
-def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
-    """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
-    guided network. motion None: nothing is known to move.
-    """
-    if motion is None:
-        return torch.cat([rgb, rgb.new_zeros(len(rgb), CHANNELS, *rgb.shape[2:])], dim=1)
-    return torch.cat([rgb, guidance(luma_of(rgb), motion)], dim=1)
-
-
-def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
-    """The motion (N, 4, h, w) of a picture that is mirrored left to right and then turned by 90°
-    counter-clockwise `turns` times, as torch.rot90 does.
-    """
-    if mirror:
-        motion = motion.flip(3) * motion.new_tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
-    for _ in range(turns % 4):
-        # What went right goes up, what went down goes right.
-        motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
-        motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
-    return motion
 
 
 def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
