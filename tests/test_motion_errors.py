@@ -26,7 +26,8 @@ def motions(count: int, chord: tuple[float, float] = (6.0, -8.0), bend: float = 
 
 
 def lengths(motion: Tensor) -> Tensor:
-    return motion[:, :2].norm(dim=1)
+    x, y = motion[:, 0], motion[:, 1]
+    return torch.hypot(x, y)
 
 
 # --- pools ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Blur, data and scores have tests of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 
 from vdeblur.checkpoints import load, save_weights
 from vdeblur.errors import InputError, ModelError, UsageError, VdeblurError
-from vdeblur.models import build, names, spec
+from vdeblur.models import build, names, spec, taps
 from vdeblur.models.layers import BasicConv
 from vdeblur.models.mimo_unet import MIMOUNet
+from vdeblur.models.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.models.network import Network
 from vdeblur.training.distill import distance_to_teacher
 from vdeblur.training.health import dead_share, revive, start_well
@@ -442,46 +444,49 @@ def test_small_batches_are_parts_of_a_batch() -> None:
 GUIDED = {"widths": [4, 8, 8], "blocks": [1, 1, 1]}
 
 
+class Noting(MIMOUNetGuided):
+    """A guided network that keeps what it was given."""
+
+    def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.given = [*getattr(self, "given", []), x.detach().clone()]
+        return super().forward_scales(x)
+
+
+def moved(first: int, *, told: bool) -> Iterator[Batch]:
+    """The batches above with the motion of a blur along rows, or without it."""
+    motion = torch.tensor([5.0, 0, 1, 0])[:, None, None].expand(2, 4, 8, 8)
+    for blurred, sharp in batches(first):
+        yield Batch(blurred, sharp, motion if told else None)
+
+
 def test_a_guided_network_sees_the_motion_of_a_batch() -> None:
-    """Its filters undo a blur of known length; without a motion there is none to see."""
-
-    def moved(first: int, *, told: bool) -> Iterator[Batch]:
-        for number in itertools.count(first):
-            _, checks = next(batches(number))
-            sharp = checks.float().div(255)
-            blurred = F.avg_pool2d(F.pad(sharp, (3, 3, 0, 0), mode="replicate"), (1, 7), 1)
-            motion = torch.tensor([7.0, 0, 0, 0])[:, None, None].expand(2, 4, 8, 8)
-            yield Batch(blurred, sharp, motion if told else None)
-
-    recipe = replace(
-        TINY,
-        network="mimo-unet-guided",
-        config=GUIDED,
-        steps=30,
-        loss="log_mse",
-        scales="tenth",
-        learning_rate=1e-2,
-    )
-    blind, _ = losses_of(recipe, lambda first: moved(first, told=False))
-    guided, outcome = losses_of(recipe, lambda first: moved(first, told=True))
-    assert guided[0] == pytest.approx(blind[0], rel=1e-5)  # both begin as the identity
-    assert sum(guided[-5:]) / 5 < sum(blind[-5:]) / 5 - 0.1
+    told: Batches = functools.partial(moved, told=True)
+    untold: Batches = functools.partial(moved, told=False)
+    recipe = replace(TINY, network="mimo-unet-guided", config=GUIDED, steps=1, loss="log_mse")
+    blurred = next(batches(0))[0].float().div(255)
+    motion = next(moved(0, told=True)).motion
+    for precision in ("fp32", "bf16"):  # what is seen is of full precision in both
+        network = Noting(**GUIDED)
+        losses_of(recipe, told, network=network, run=RunOptions(precision=precision))
+        (seen,) = network.given
+        assert torch.equal(seen, taps.with_guidance(blurred, motion))
+        assert float(seen[:, 3:].abs().amax()) > 0.1
+    network = Noting(**GUIDED)
+    losses_of(recipe, untold, network=network)
+    assert torch.equal(network.given[0], blurred)
+    # In parts: patches of what was sampled as a whole, then a gradient from each half.
+    network, whole = Noting(**GUIDED), taps.with_guidance(blurred, motion)
+    patches = replace(recipe, patches=((0.0, 16),))
+    losses_of(patches, told, network=network, run=RunOptions(accumulate=2))
+    assert torch.equal(torch.cat(network.given), cut(whole, 16))
     # A network that is not guided takes no notice; either may be the other's teacher.
-    losses = [
-        losses_of(replace(TINY, steps=3), lambda first, t=told: moved(first, told=t))[0]
-        for told in (True, False)
-    ]
-    assert losses[0] == losses[1]
-    feed: Batches = lambda first: moved(first, told=True)  # noqa: E731
-    taught = replace(TINY, steps=2, teacher_weight=1.0)
-    losses_of(taught, feed, teacher=outcome.network)
-    with_patches = replace(recipe, steps=2, teacher_weight=1.0, patches=((0.0, 16),), batch=2)
-    assert len(losses_of(with_patches, feed, teacher=network_of())[0]) == 2
-    # What is seen is of full precision whatever the network's is.
-    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.02)):
-        run = RunOptions(report_steps=1, precision=precision, accumulate=2, checkpointing=True)
-        losses, _ = losses_of(replace(recipe, steps=3), feed, run=run)
-        assert losses == pytest.approx(guided[:3], rel=tolerance)
+    plain = replace(TINY, steps=2)
+    assert losses_of(plain, told)[0] == losses_of(plain, untold)[0]
+    losses_of(replace(plain, steps=1, teacher_weight=1.0), told, teacher=network.eval())
+    assert torch.equal(network.given[-1], whole)
+    taught = Noting(**GUIDED)
+    losses_of(replace(recipe, teacher_weight=1.0), told, network=taught, teacher=network_of())
+    assert torch.equal(taught.given[0], whole)
 
 
 def test_a_run_says_how_much_of_it_is_done() -> None:

@@ -202,7 +202,7 @@ def take(batches: object, count: int) -> list[Batch]:
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
     return all(
-        x is y is None or torch.equal(x, y)
+        x is y is None or (x is not None and y is not None and torch.equal(x, y))
         for p, q in zip(a, b, strict=True)
         for x, y in zip(p, q, strict=True)
     )

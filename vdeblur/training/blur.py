@@ -27,17 +27,17 @@ from vdeblur.training.degrade import Response, choose
 class BlurOptions:
     """What the synthetic camera does. Lengths in pixels of the training crop, shares in 0..1.
 
-    Motion. max_length: longest camera path; calm_share: paths that turn and change their speed
-    little, as most do in the time that a video's shutter is open, the others being wilder;
-    length_power: path length is max_length·u^power, u uniform, so that larger means more light
-    blur. light_share: pairs whose paths are no longer than
-    light_length. sharp_share: pairs without blur, which are to come back as they are, noise and
-    coding included: their sharp picture is their blurred one. frames_share: exposures made of 7 to
-    13 shorter ones with gaps, as averaged frames are. varying_share: pairs whose path depends on
-    the place: by roll and tilt (degrees), zoom and depth (by how much a path is longer at the edge
-    of the crop than at its middle), each at most. anchors: transfer functions along each side where
-    that matters much, two where little. layer_share: pairs with one to `layers` moving layers;
-    at_rest_share: of these, those whose camera, or whose layer, is at rest.
+    Motion. max_length: longest camera path; length_power: path length is max_length·u^power, u
+    uniform, so that larger means more light blur. calm_share: paths that turn and change their
+    speed little, as most do in the time that a video's shutter is open; the others are wilder.
+    light_share: pairs whose paths are no longer than light_length. sharp_share: pairs without blur,
+    which are to come back as they are, noise and coding included: their sharp picture is their
+    blurred one. frames_share: exposures made of 7 to 13 shorter ones with gaps, as averaged frames
+    are. varying_share: pairs whose path depends on the place: by roll and tilt (degrees), zoom and
+    depth (by how much a path is longer at the edge of the crop than at its middle), each at most.
+    anchors: transfer functions along each side where that matters much, two where little.
+    layer_share: pairs with one to `layers` moving layers; at_rest_share: of these, those whose
+    camera, or whose layer, is at rest.
 
     Light. coded_share: pairs averaged in coded values, as GoPro's `blur` folders are; the others
     have a response curve of a gamma out of `gammas` with an offset up to max_offset (see
