@@ -207,10 +207,10 @@ class _Track:
         usual = self._usual()
         if seconds <= 0:
             return usual or 1 / 30
+        self._recent.append((seconds, shown))
         if not self._look_ahead and usual:
             # A network's times of arrival jitter: a whole number of the usual intervals.
-            seconds = max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
-        self._recent.append((seconds, shown))
+            return max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
         often = [n for _, n in self._recent]
         if max(often) > 1 and max(often) - min(often) <= 1:
             # A film of 24 frames/s in 30: its pictures were taken evenly, but are not shown so.
@@ -218,7 +218,12 @@ class _Track:
         return seconds
 
     def _usual(self) -> float:
-        return median(s for s, _ in self._recent) if self._recent else 0.0
+        lengths = sorted(seconds for seconds, _ in self._recent)
+        if not lengths or self._look_ahead:
+            return median(lengths) if lengths else 0.0
+        # Of live pictures some are left out: their intervals are several in one.
+        least = lengths[len(lengths) // 4]
+        return median(seconds / max(1, round(seconds / least)) for seconds in lengths)
 
     def _give(self, picture: _Picture, ahead: Flow | None, seconds: float) -> None:
         back, back_seconds = picture.back, picture.back_seconds
