@@ -515,3 +515,116 @@ def test_one_deblurrer_for_many(tmp_path: Path, colours: Path) -> None:
     (frame,) = deblur_frames(arrays((16, 16)), model=deblurrer)
     assert frame.shape == (16, 16, 3)
     assert Fraction(len(rgb(tmp_path / "a.mkv"))) == 7
+
+
+# --- guided by motion ---------------------------------------------------------------------------
+
+
+class Guided(Deblurrer):
+    """Restores nothing, and remembers which motion it was given."""
+
+    guided = True
+
+    def __init__(self) -> None:
+        super().__init__(Echo())
+        self.given: list[Tensor | None] = []
+
+    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
+        self.given.append(motion)
+        return images.clone()
+
+    def restore_planes(
+        self, planes: Any, layout: Any, motion: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        return list(planes), torch.zeros(len(planes[0]), dtype=torch.bool)
+
+
+def panning(count: int, step: int = 5) -> list[NDArray[np.uint8]]:
+    """(96, 160, 3) RGB pictures of a scene that moves by (step, 0) a frame."""
+    rng = np.random.default_rng(0)
+    wide = rng.integers(0, 256, (12, 60, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    return [wide[:, 200 - step * k : 360 - step * k].copy() for k in range(count)]
+
+
+def test_frames_of_a_film_know_their_motion(tmp_path: Path) -> None:
+    source = write_frames(
+        tmp_path / "pan.mkv",
+        [
+            av.VideoFrame.from_ndarray(p, format="rgb24").reformat(format="yuv420p")
+            for p in panning(9)
+        ],
+        sound="pcm_s16le",
+    )
+    seen: list[NDArray[np.float32] | None] = []
+    deblurrer = Guided()
+
+    def look(frame: Any) -> bool:
+        seen.append(frame.motion)
+        return True
+
+    report = deblur_video(
+        source,
+        tmp_path / "out.mkv",
+        model=deblurrer,
+        exposure="1/100",
+        choose=look,
+        encode=EncodeOptions(encoder="ffv1"),
+    )
+    assert report.frames == 9
+    assert not report.differences
+    assert [stage.name for stage in report.stages] == ["decode", "motion", "encode"]
+    assert same_frames(source, tmp_path / "out.mkv")
+    for motion in seen:
+        assert motion is not None
+        assert np.median(motion[0]) == pytest.approx(5 * 25 / 100, abs=0.15)
+    auto = deblur_video(source, tmp_path / "auto.mkv", model=deblurrer)
+    assert any("the shutter was open" in note for note in auto.notes)
+
+
+def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:
+    seen = []
+    report = deblur_video(
+        colours,
+        tmp_path / "out.mkv",
+        model=Echo(),
+        choose=lambda frame: seen.append(frame.motion) or True,
+    )
+    assert [stage.name for stage in report.stages] == ["decode", "encode"]
+    assert set(seen) == {None}
+
+
+def test_a_still_has_no_motion(tmp_path: Path) -> None:
+    path = tmp_path / "still.png"
+    write_frames(
+        path, [av.VideoFrame.from_ndarray(panning(1)[0], format="rgb24")], "png", form="image2"
+    )
+    seen = []
+    deblur_video(
+        path, tmp_path / "o.png", model=Guided(), choose=lambda f: seen.append(f.motion) or True
+    )
+    assert seen == [None]
+
+
+def test_frames_in_memory_know_their_motion() -> None:
+    deblurrer = Guided()
+    given = panning(7)
+    out = list(deblur_frames(given, model=deblurrer, batch=2, exposure=0.5))
+    assert all(np.array_equal(a, b) for a, b in zip(given, out, strict=True))
+    for motion in deblurrer.given:
+        assert motion is not None
+        assert float(motion[:, 0].median()) == pytest.approx(2.5, abs=0.3)
+    assert sum(len(motion) for motion in deblurrer.given if motion is not None) == 7
+
+
+def test_a_single_picture_in_memory_has_no_motion() -> None:
+    deblurrer = Guided()
+    assert len(list(deblur_frames(panning(1), model=deblurrer))) == 1
+    assert deblurrer.given == [None]
+
+
+def test_impossible_exposures(tmp_path: Path, colours: Path) -> None:
+    with pytest.raises(UsageError, match="give auto, seconds such as 1/60"):
+        deblur_video(colours, tmp_path / "out.mkv", model="identity", exposure="long")
+    assert not (tmp_path / "out.mkv").exists()
+    with pytest.raises(UsageError, match="have no seconds"):
+        list(deblur_frames(panning(2), model="identity", exposure="1/60"))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,8 +26,8 @@ from vdeblur.camera.stream import Stream, many
 from vdeblur.deblurrer import Deblurrer, Precision
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, OutputError, UsageError
-from vdeblur.exposure import AUTO, Exposure
-from vdeblur.frames import Frame, FrameBatch
+from vdeblur.exposure import AUTO, Exposure, Guide, exposure_of
+from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.live import LiveDeblurrer
 from vdeblur.on_device import adopt
 from vdeblur.overlap import Overlap
@@ -76,7 +77,7 @@ class Report:
 
 
 class Guiding(Protocol):
-    """Gives frames their motion; see `vdeblur.exposure.Guide`."""
+    """Gives frames their motion: `vdeblur.exposure.Guide` by their pictures."""
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items in their order, frames with their `motion`."""
@@ -112,6 +113,7 @@ def deblur_video(
     batch: int | Literal["auto"] = "auto",
     tile: int | Literal["auto"] | None = "auto",
     strength: float = 1.0,
+    exposure: str | float | Fraction | Exposure = AUTO,
     encode: EncodeOptions | None = None,
     start: float | None = None,
     duration: float | None = None,
@@ -133,13 +135,14 @@ def deblur_video(
     start_number), or `-` for standard input. output: None is `default_output(source)`. model: a
     name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
     precision, tile and strength); None is the network of the weights, or mimo-unet-small. batch:
-    frames at once; see `batch_size`. start, duration: seconds. hwaccel: libav device type for
-    decoding. check: compare the output with the source (cheaply) before it gets its final name.
-    choose: frames for which it is False go to the encoder as they were decoded. guide: what gives
-    frames their motion, for networks that take it. complete: called
-    with the finished output under its temporary name, before the check. on_progress(frames so far,
-    frames expected or None) is called from this thread. cancel: when set, Cancelled is raised and
-    nothing is left behind.
+    frames at once; see `batch_size`. exposure: for a network that is guided by motion, how long the
+    shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. start,
+    duration: seconds. hwaccel: libav device type for decoding. check: compare the output with the
+    source (cheaply) before it gets its final name. choose: frames for which it is False go to the
+    encoder as they were decoded. guide: what knows more of the motion than the pictures, and of the
+    exposure. complete: called with the finished output under its temporary name, before the check.
+    on_progress(frames so far, frames expected or None) is called from this thread. cancel: when
+    set, Cancelled is raised and nothing is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
@@ -158,6 +161,9 @@ def deblur_video(
         )
     )
     batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
+    asked = exposure_of(exposure)  # and so is an impossible exposure
+    guide = guide or Guide(asked)
+    guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
     before = len(deblurrer.notes)
     on_gpu = deblurrer.device.type == "cuda"
@@ -178,16 +184,25 @@ def deblur_video(
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         depth = size * _QUEUE_BATCHES
         source_items = reader.items()
-        if guide is not None and deblurrer.guided:
-            source_items = guide.run(source_items)
         if on_gpu:
             source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
-        with (
-            background(
-                source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0
-            ) as items,
-            Drain(writer.write, depth=depth, name="encode") as encoded,
-        ):
+        with ExitStack() as running:
+            items = decoded = running.enter_context(
+                background(
+                    source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0
+                )
+            )
+            if guided:
+                items = running.enter_context(
+                    background(
+                        guide.run(decoded),
+                        depth=depth,
+                        name="motion",
+                        cancel=cancel,
+                        patience_seconds=1.0,
+                    )
+                )
+            encoded = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
             chosen = _Chosen(choose)
             for item, replaced in restore(items, Overlap(deblurrer), size, choose=chosen):
                 encoded.put(item)
@@ -197,7 +212,8 @@ def deblur_video(
                     if on_progress is not None:
                         on_progress(report.frames, reader.info.frame_count)
             encoded.close()
-            report.stages = [items.times, encoded.times]
+            stages = (decoded, items, encoded) if guided else (decoded, encoded)
+            report.stages = [stage.times for stage in stages]
         writer.close()
         report.frames, report.unchosen = writer.frames_written, chosen.refused
         if complete is not None:
@@ -208,8 +224,7 @@ def deblur_video(
         report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
         told = deblurrer.notes[: deblurrer.notes_at_first] + deblurrer.notes[before:]
-        guided = guide.notes() if guide is not None and deblurrer.guided else []
-        report.notes = [*reader.notes, *deblurrer.about, *guided, *told]
+        report.notes = [*reader.notes, *deblurrer.about, *guide.notes(), *told]
     report.seconds = time.monotonic() - began
     return report
 
@@ -284,12 +299,21 @@ def deblur_frames(
     precision: Precision = "auto",
     batch: int | Literal["auto"] = "auto",
     strength: float = 1.0,
+    exposure: str | float | Exposure = AUTO,
 ) -> Iterator[NDArray[np.uint8]]:
     """Restore pictures one after another: (H, W, 3) uint8 RGB in, the same out, in order.
 
-    A generator: at most a batch of frames is held. Sizes may change from frame to frame. InputError
-    for an array of another shape or dtype.
+    A generator: at most a batch of frames is held, and for a network that is guided by motion a few
+    more. Sizes may change from frame to frame; frames that show different scenes, and a single one,
+    have no motion. exposure: as for `deblur_video`, though there are no seconds here. InputError
+    for an array of another shape or dtype, UsageError for an exposure in seconds.
     """
+    asked = exposure_of(exposure)
+    if asked.seconds is not None:
+        raise UsageError(
+            f"exposure is {exposure!r}, and frames without times have no seconds: give the share "
+            "of a frame's time, such as 0.5"
+        )
     deblurrer = (
         model
         if isinstance(model, Deblurrer)
@@ -298,29 +322,49 @@ def deblur_frames(
         )
     )
     size = batch_size(batch, deblurrer)
-    source = iter(frames)
-    pending: list[NDArray[np.uint8]] = []
+    guided = getattr(deblurrer, "guided", False)
+    pending: list[Frame] = []
+
+    def checked() -> Iterator[Frame]:
+        for number, frame in enumerate(frames):
+            array = np.asarray(frame)
+            if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+                raise InputError(
+                    f"a frame has shape {array.shape} and dtype {array.dtype}: "
+                    "pass (height, width, 3) uint8 RGB"
+                )
+            planes = tuple(array[..., channel] for channel in (1, 2, 0))
+            layout = PlaneLayout(array.shape[1], array.shape[0], 8, "rgb", (0, 0), True)
+            yield Frame(planes, layout, number, Fraction(1), carrier=array)
 
     def flush() -> Iterator[NDArray[np.uint8]]:
         if pending:
-            stack = torch.from_numpy(np.stack(pending)).permute(0, 3, 1, 2).float().div_(255)
-            restored = deblurrer(stack).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
-            yield from restored.cpu().numpy()
+            pictures = np.stack([frame.carrier for frame in pending])
+            stack = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
+            motion = motion_of(pending)
+            more: dict[str, Any] = {} if motion is None else {"motion": motion}
+            restored = deblurrer(stack, **more).mul_(255).round_().to(torch.uint8)
+            yield from restored.permute(0, 2, 3, 1).cpu().numpy()
             pending.clear()
 
-    for frame in source:
-        array = np.asarray(frame)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-            raise InputError(
-                f"a frame has shape {array.shape} and dtype {array.dtype}: "
-                "pass (height, width, 3) uint8 RGB"
-            )
-        if pending and array.shape != pending[0].shape:
+    for frame in Guide(asked).run(checked()) if guided else checked():
+        if pending and frame.layout != pending[0].layout:
             yield from flush()
-        pending.append(array)
+        pending.append(frame)
         if len(pending) == size:
             yield from flush()
     yield from flush()
+
+
+def motion_of(frames: Sequence[Frame]) -> torch.Tensor | None:
+    """The motion of frames of one size, (N, 4, h, w) float32: 0 where unknown; None if all is."""
+    known = [frame.motion for frame in frames if frame.motion is not None]
+    if not known:
+        return None
+    still = np.zeros_like(known[0])
+    return torch.from_numpy(
+        np.stack([still if frame.motion is None else frame.motion for frame in frames])
+    )
 
 
 def deblur_stream(

@@ -1,9 +1,10 @@
 """How long the shutter was open, and so how far every place of a frame moved meanwhile.
 
-The exposure is what was asked for, or read off the pictures: a small network looks at a few crops that
-move and have texture, and says which share of the way to the next picture their blur is long. A
-camera has one exposure, which changes slowly: what places say is pooled over places and over time,
-and anew after a cut. Gives `Frame.motion` to the frames of a stream. Knows no files and no threads.
+The exposure is what was asked for, or read off the pictures: a small network looks at a few crops
+that move and have texture, and says which share of the way to the next picture their blur is long.
+A camera has one exposure, which changes slowly: what places say is pooled over places and over
+time, and anew after a cut. Gives `Frame.motion` to the frames of a stream. Knows no files and no
+threads.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 WEIGHTS = Path(__file__).parent / "weights" / "exposure.safetensors"
 
-_CROP = 160  # pixels a side that the network sees
+_CROP = 128  # pixels a side that the network sees
 _PLACE = 8  # pixels of a crop to one of its answers
+_MOST_PLACES = 8  # of a frame, that are looked at in turn
 _EDGE = 2  # answers at a crop's edge that are dropped
 _SHORTEST, _LONGEST = 2.5, 36.0  # pixels of candidate motion that it can read
 _EAGER, _EAGER_CROPS = 4, 2  # frames of a shot that are measured at once, and crops of each
-_EVERY = 8  # after those, a crop of every so many frames
-_ENOUGH = 3  # measurements before a film's first frame is given out
+_EVERY = 12  # after those, a crop of every so many frames
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # measurements that count, the last ones
-_FULL_EVIDENCE = 60.0  # weight of answers from which a measurement is believed
-_SHARP_SHARE, _BLURRED_SHARE = 0.14, 0.3  # of the candidate: below is a sharp picture's answer
+_FULL_EVIDENCE = 100.0  # weight of answers from which a measurement is believed
+_SHARP_SHARE, _BLURRED_SHARE = 0.13, 0.24  # of the candidate: below is a sharp picture's answer
 
 
 @dataclass(frozen=True)
@@ -199,26 +200,28 @@ class Meter:
         self.shot = -1
         self.measured = False
         self._known: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # seconds, evidence
-        self._frames = 0  # of this shot
+        self._frames, self._stale = 0, False  # of this shot; whether what is known is another's
 
     @property
     def settled(self) -> bool:
         """Whether waiting for more frames would not tell much more."""
-        return self._frames >= _EAGER or len(self._known) >= _ENOUGH
+        return self._frames >= _EAGER
 
     def see(self, frame: Frame, movement: Movement | None) -> None:
         """Measure, if it is time to."""
         if movement is None:
             return
         if movement.shot != self.shot:
-            self.shot, self._frames = movement.shot, 0
+            # What was known stays until the new shot tells.
+            self.shot, self._frames, self._stale = movement.shot, 0, True
         eager = self._frames < _EAGER
         turn, self._frames = self._frames, self._frames + 1
         if eager or turn % _EVERY == 0:
             found = measured(frame, movement, crops=_EAGER_CROPS if eager else 1, turn=turn)
             if found is not None:
-                if turn < _EAGER and self._known and len(self._known) > turn:
-                    self._known.clear()  # another shot's
+                if self._stale:
+                    self._known.clear()
+                self._stale = False
                 self._known.append(found)
                 self.measured = True
 
@@ -228,7 +231,7 @@ class Meter:
         if not self._known:
             return usual
         values, weights = (np.array(part) for part in zip(*self._known, strict=True))
-        middle = float(weighted_quantile(values, weights, 0.5))
+        middle = weighted_quantile(values, weights, 0.5)
         # Little evidence may shorten an exposure, but not lengthen it.
         belief = min(1.0, float(weights.sum()) / _FULL_EVIDENCE)
         if middle > usual:
@@ -273,20 +276,19 @@ def measured(
         share = torch.exp(-log)[0, 0].numpy()[inner, inner]
         sure = spread[0, 0].numpy()[inner, inner]
         shares.append(share.ravel())
-        weights.append((trust[inner, inner] / sure**2).ravel())
+        weights.append((trust[inner, inner] / sure).ravel())
     if not shares:
         return None
     every, weight = np.concatenate(shares), np.concatenate(weights)
     if weight.sum() <= 1:
         return None
-    share = float(weighted_quantile(every, weight, 0.5))
-    share *= min(1.0, max(0.0, (share - _SHARP_SHARE) / (_BLURRED_SHARE - _SHARP_SHARE)))
-    return share * interval, float(weight.sum())
+    middle = weighted_quantile(every, weight, 0.5)
+    # Below what the network can tell, a picture is sharp.
+    middle *= min(1.0, max(0.0, (middle - _SHARP_SHARE) / (_BLURRED_SHARE - _SHARP_SHARE)))
+    return middle * interval, float(weight.sum())
 
 
-def weighted_quantile(
-    values: NDArray[Any], weights: NDArray[Any], share: float
-) -> NDArray[Any] | float:
+def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
     """The value below which this share of the weight lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - 0.5 * weights[order]
@@ -314,7 +316,7 @@ def _places(
 ) -> list[tuple[int, int]]:
     """Row and column of the first pixel of the crops that can tell most, each apart from the rest.
 
-    turn: as many of the best are left out, in turns of three, so that another look sees others.
+    turn: another number takes others of the best, in turn: places differ in what they say.
     """
     height, width = shape[0], shape[1]
     window = (
@@ -323,15 +325,16 @@ def _places(
     )
     sums = cv2.boxFilter(worth, -1, window, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     sums = sums[: worth.shape[0] - window[1] + 1, : worth.shape[1] - window[0] + 1].copy()
-    best, found = float(sums.max()), []
-    while len(found) < count + turn % 3:
+    best = float(sums.max())
+    found: list[tuple[int, int]] = []
+    while len(found) < _MOST_PLACES:
         _, value, _, (x, y) = cv2.minMaxLoc(sums)
         if value <= 0.02 or value < 0.4 * best:
             break
         found.append((round(y * height / worth.shape[0]), round(x * width / worth.shape[1])))
         top, left = max(0, y - window[1] // 2), max(0, x - window[0] // 2)
         sums[top : y + window[1] // 2 + 1, left : x + window[0] // 2 + 1] = 0
-    return found[-count:]
+    return [found[(turn * count + k) % len(found)] for k in range(min(count, len(found)))]
 
 
 def _cut(
@@ -348,23 +351,25 @@ def _cut(
     if layout.kind == "rgb":
         blue, red = (plane[::2] if layout.interlaced else plane for plane in frame.planes[1:])
         part = 0.587 * part + 0.114 * blue[region] + 0.299 * red[region]
-    top = (1 << layout.depth) - 1
     black, white = (
-        (0.0, float(top))
+        (0.0, (1 << layout.depth) - 1.0)
         if layout.full_range or layout.kind == "rgb"
         else (16.0 * (1 << (layout.depth - 8)), 235.0 * (1 << (layout.depth - 8)))
     )
     height, width = (n // shrink // _PLACE * _PLACE for n in part.shape)
     height, width = max(height, _PLACE), max(width, _PLACE)
-    luma = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
-    luma = (luma - black) / (white - black)
+    luma = np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    luma = (luma - np.float32(black)) / np.float32(white - black)
     # Of the field, the middle of each place of the crop.
     down, right = motion.shape[1] / rows.shape[0], motion.shape[2] / rows.shape[1]
     y = (region[0].start + (np.arange(height // _PLACE) + 0.5) * _PLACE * shrink) * down - 0.5
     x = (region[1].start + (np.arange(width // _PLACE) + 0.5) * _PLACE * shrink) * right - 0.5
     columns, lines = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
     fields = [
-        cv2.remap(f, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        np.asarray(
+            cv2.remap(f, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
+            np.float32,
+        )
         for f in (motion[0] / shrink, motion[1] / shrink, worth)
     ]
     return luma[None, None], np.stack(fields[:2])[None], fields[2]

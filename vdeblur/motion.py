@@ -33,10 +33,11 @@ _STEP = 4
 #: Kernels, in steps, that vectors are averaged with, and how much each counts: where nothing near
 #: is sure, what is farther away decides.
 _KERNELS = ((0.75, 1.0), (3.0, 0.02), (12.0, 0.0004))
-#: Share of places that are found again on the way back (measured: below 0.11 in 300 cuts; in
-#: one scene that moved as a whole, 0.83 and more). Below the first, a shift of the whole picture is
-#: tried first; below the second it is a cut.
-_SURE, _CUT = 0.4, 0.12
+#: Share of places that are found again on the way back (measured: 0.16 at most in 300 cuts, 0.37
+#: with a shift; in one scene that moved as a whole, 0.83 and more). Below the first, a shift of the
+#: whole picture is tried; below the second it is a cut; between them the detail of both has to be
+#: alike, once matched (a correlation; of cuts, 0.25 at most).
+_SURE, _CUT, _ALIKE = 0.5, 0.12, 0.35
 #: A picture shown more often than this is frozen, and not waited for.
 _MOST_SHOWN = 6
 #: Items that may wait for a neighbour: another stream's frames, packets. Then it is given up.
@@ -211,19 +212,30 @@ class _Track:
         if not self._look_ahead and usual:
             # A network's times of arrival jitter: a whole number of the usual intervals.
             return max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
-        often = [n for _, n in self._recent]
-        if max(often) > 1 and max(often) - min(often) <= 1:
-            # A film of 24 frames/s in 30: its pictures were taken evenly, but are not shown so.
-            return sum(s for s, _ in self._recent) / len(self._recent)
-        return seconds
+        return self._usual() if self._pulled_down() else seconds
+
+    def _pulled_down(self) -> bool:
+        """Whether pictures are shown in turn once and twice, or thrice, as 24 frames/s are in 30 or
+        60: they were taken evenly, but are not shown so.
+        """
+        often = [shown for _, shown in self._recent]
+        return max(often, default=1) > 1 and max(often) - min(often) <= 1
 
     def _usual(self) -> float:
-        lengths = sorted(seconds for seconds, _ in self._recent)
-        if not lengths or self._look_ahead:
-            return median(lengths) if lengths else 0.0
-        # Of live pictures some are left out: their intervals are several in one.
-        least = lengths[len(lengths) // 4]
-        return median(seconds / max(1, round(seconds / least)) for seconds in lengths)
+        """Seconds from one picture to the next, 0 if that is not known yet."""
+        if not self._recent:
+            return 0.0
+        seconds = sorted(s for s, _ in self._recent)
+        if self._pulled_down():
+            return sum(seconds) / len(seconds)
+        if self._look_ahead:
+            return median(seconds)
+        # Of live pictures some are left out: all are about a whole number of the usual interval.
+        for usual in reversed(seconds[: (len(seconds) + 1) // 2]):
+            counts = [max(1, round(s / usual)) for s in seconds]
+            if all(abs(s / usual - n) < 0.4 for s, n in zip(seconds, counts, strict=True)):
+                return median(s / n for s, n in zip(seconds, counts, strict=True))
+        return median(seconds)
 
     def _give(self, picture: _Picture, ahead: Flow | None, seconds: float) -> None:
         back, back_seconds = picture.back, picture.back_seconds
@@ -310,6 +322,9 @@ def match(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[Flow, Flow
     """Flow from one reduced picture to another, and back; None where they show different scenes."""
     if min(here.shape) < _LEAST:
         return None
+    contrasts = sorted(float(cv2.meanStdDev(picture)[1][0, 0]) for picture in (here, there))
+    if contrasts[0] < 0.1 * contrasts[1] - 0.2:
+        return None  # a scene and a blank
     there = _in_light_of(here, there)
     found = _both_ways(here, there, None)
     if found.share < _SURE:
@@ -318,9 +333,13 @@ def match(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[Flow, Flow
         moved = None if shift is None else _both_ways(here, there, shift)
         if moved is not None and moved.share > max(_SURE, found.share):
             found = moved
-        elif found.share < _CUT:
+        elif found.share < _CUT or _likeness(here, there, found.forth) < _ALIKE:
             return None
-    return _smoothed(found.forth, found.sure_forth), _smoothed(found.back, found.sure_back)
+    # Cuts are told by a strict measure; places are better weighed by a lenient one.
+    return (
+        _smoothed(found.forth, np.sqrt(np.sqrt(found.sure_forth))),
+        _smoothed(found.back, np.sqrt(np.sqrt(found.sure_back))),
+    )
 
 
 @dataclass(frozen=True)
@@ -390,8 +409,8 @@ def _shift(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[float, fl
 
 def _places(flow: Floats) -> tuple[Floats, Floats]:
     height, width = flow.shape[:2]
-    x: Floats = flow[..., 0] + np.arange(width, dtype=np.float32)
-    y: Floats = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    x = np.asarray(flow[..., 0] + np.arange(width), np.float32)
+    y = np.asarray(flow[..., 1] + np.arange(height)[:, None], np.float32)
     return x, y
 
 
@@ -405,9 +424,29 @@ def _returns(flow: Floats, back: Floats) -> Floats:
     apart = flow + there
     error = apart[..., 0] ** 2 + apart[..., 1] ** 2
     length = flow[..., 0] ** 2 + flow[..., 1] ** 2
-    sure: Floats = np.exp(-error / (0.02 * length + 0.125))
-    sure[(x < 0) | (y < 0) | (x > flow.shape[1] - 1) | (y > flow.shape[0] - 1)] = 0
-    return sure
+    inside = (x >= 0) & (y >= 0) & (x <= flow.shape[1] - 1) & (y <= flow.shape[0] - 1)
+    return np.asarray(inside * np.exp(-error / (0.02 * length + 0.125)), np.float32)
+
+
+def _likeness(here: NDArray[np.uint8], there: NDArray[np.uint8], flow: Floats) -> float:
+    """Correlation, −1 … 1, of the detail of `here` with that of `there` brought to its places.
+
+    Light that changes does not count. Where there is no detail but grain, it is about 0.
+    """
+    x, y = _places(flow)
+    size = flow.shape[1], flow.shape[0]
+    a, b = (
+        np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA), np.float32)
+        for p in (here, there)
+    )
+    b = np.asarray(
+        cv2.remap(b, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+    )
+    inside = (x >= 0) & (y >= 0) & (x <= size[0] - 1) & (y <= size[1] - 1)
+    if not inside.any():
+        return 0.0
+    a, b = ((p - cv2.GaussianBlur(p, (0, 0), 3))[inside] for p in (a, b))
+    return float(np.dot(a, b) / np.sqrt((np.dot(a, a) + a.size) * (np.dot(b, b) + a.size)))
 
 
 def _smoothed(flow: Floats, sure: Floats) -> Flow:

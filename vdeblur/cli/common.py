@@ -126,14 +126,15 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def exposure_option(parser: argparse._ActionsContainer) -> None:
-    """How long the shutter is open, for networks that are guided by motion."""
+def exposure_option(parser: argparse.ArgumentParser) -> None:
+    """--exposure, for commands that restore films."""
     parser.add_argument(
         "--exposure",
         default="auto",
         metavar="TIME",
-        help="how long the shutter is open: 1/60, 4ms, or the share of a frame's time such as 0.5 "
-        "(default auto: as recorded, else read off the pictures)",
+        help="how long the shutter was open: seconds such as 1/60 or 0.004s, a share of a frame's "
+        "time such as 0.5, or auto: as a GoPro recorded it, else read off the pictures (default); "
+        "for networks that are guided by motion",
     )
 
 

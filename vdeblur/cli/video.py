@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vdeblur.cli.common import (
     bitrate,
     deblurrer_of,
+    exposure_option,
     keep_pages,
     network_options,
     rate,
@@ -74,6 +75,7 @@ def add(commands: Commands) -> None:
     )
     video.add_argument("--force", action="store_true", help="replace an output that exists")
     network_options(video)
+    exposure_option(video)
     video.add_argument(
         "--strength",
         type=float,
@@ -250,6 +252,7 @@ def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespac
             output,
             model=deblurrer,
             batch=args.batch,
+            exposure=args.exposure,
             encode=EncodeOptions(
                 encoder=args.encoder,
                 crf=args.crf,

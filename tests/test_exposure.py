@@ -1,0 +1,234 @@
+"""Exposure: what may be asked for, what is read off blurred films, and how it reaches frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.test_motion import FPS, film, frame, pan, texture
+from vdeblur.errors import UsageError
+from vdeblur.exposure import AUTO, USUAL_SHARE, Exposure, Guide, Meter, exposure_of, measured
+from vdeblur.frames import Frame
+from vdeblur.motion import follow
+
+SIZE = (448, 320)
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        ("auto", AUTO),
+        (" Auto ", AUTO),
+        ("1/60", Exposure(seconds=1 / 60)),
+        ("1/60s", Exposure(seconds=1 / 60)),
+        (Fraction(1, 60), Exposure(seconds=1 / 60)),
+        (Fraction(1), Exposure(seconds=1)),
+        ("0.004s", Exposure(seconds=0.004)),
+        ("4 ms", Exposure(seconds=0.004)),
+        ("0.5", Exposure(share=0.5)),
+        (".5", Exposure(share=0.5)),
+        (1, Exposure(share=1)),
+        (0.25, Exposure(share=0.25)),
+        (Exposure(share=0.3), Exposure(share=0.3)),
+    ],
+)
+def test_seconds_and_shares_are_told_apart(value: Any, asked: Exposure) -> None:
+    found = exposure_of(value)
+    assert found.seconds == pytest.approx(asked.seconds)
+    assert found.share == pytest.approx(asked.share)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "0", "-1", "1/0", "nan", "inf", "3", "60/1", "half", "1/60/2", "5s", "0s", 0, -0.5],
+)
+def test_nonsense_is_refused_in_one_sentence(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"give auto, seconds such as 1/60") as caught:
+        exposure_of(value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_angle_is_explained() -> None:
+    with pytest.raises(UsageError, match=r"180 degrees is 0\.5"):
+        exposure_of("180")
+
+
+@cache
+def detailed(seed: int) -> NDArray[np.float32]:
+    """As sharp as pictures get: lettering and edges over texture."""
+    world = np.clip(texture(700, 2600, seed) * 0.5 + 60, 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(seed)
+    for _ in range(700):
+        x, y = int(rng.integers(0, 2600)), int(rng.integers(0, 700))
+        text = "".join(chr(c) for c in rng.integers(65, 91, 4))
+        code = int(rng.integers(0, 256))
+        cv2.putText(world, text, (x, y), 0, float(rng.uniform(0.4, 1.6)), code, 2, cv2.LINE_AA)
+    return world.astype(np.float32)
+
+
+def blurred(share: float, speed: tuple[float, float], count: int, seed: int = 0) -> Iterator[Any]:
+    """A pan with the shutter open for `share` of each interval, coded values averaged."""
+    world, (width, height) = detailed(seed), SIZE
+    for k in range(count):
+        times = k + share * ((np.arange(25) + 0.5) / 25 - 0.5)
+        total = np.zeros((height, width), np.float32)
+        for t in times:
+            x, y = 1300 - speed[0] * (t - count / 2), 350 - speed[1] * (t - count / 2)
+            total += cv2.getRectSubPix(world, SIZE, (x, y))
+        yield np.clip(total / len(times), 0, 255).round().astype(np.uint8)
+
+
+def estimates(share: float, speed: tuple[float, float], seed: int = 0) -> float:
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(blurred(share, speed, 7, seed))]
+    guide = Guide()
+    out = list(guide.run(frames))
+    movements = [m for _, m in follow([frame(f.planes[0], f.pts) for f in frames])]
+    movement = movements[3]
+    assert movement is not None
+    assert out[3].motion is not None
+    whole = movement.during(movement.interval_seconds)
+    return float(np.median(np.hypot(*out[3].motion[:2])) / np.median(np.hypot(*whole[:2])))
+
+
+@pytest.mark.parametrize("speed", [(14, 5), (-3, 22)])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_the_exposure_is_read_off_the_picture(share: float, speed: tuple[float, float]) -> None:
+    """Too short by less than half, which is safe, and hardly too long."""
+    assert 0.55 * share < estimates(share, speed) < 1.25 * share
+
+
+def test_sharp_pictures_have_hardly_any_motion() -> None:
+    assert estimates(0.0, (14, 5)) < 0.12
+
+
+def test_where_nothing_tells_the_usual_share_is_taken() -> None:
+    guide = Guide()
+    frames = list(guide.run(film(pan(0.7), 5)))  # too slow to be read
+    assert np.median(frames[2].motion[0]) == pytest.approx(0.7 * USUAL_SHARE, abs=0.1)
+    assert guide.notes() == [
+        "the pictures do not tell how long the shutter was open: taken as 0.5 of a frame's time"
+    ]
+
+
+def test_seconds_and_shares_scale_chord_and_bend() -> None:
+    def bent() -> list[Frame]:
+        return film(lambda k: (-6 * k - 2 * k * k, 0), 3)
+
+    whole = next(m for n, (_, m) in enumerate(follow(bent())) if n == 1)
+    assert whole is not None
+    for asked, seconds in (("0.5", 0.5 / FPS), ("1/120", 1 / 120)):
+        guide = Guide(asked)
+        middle = list(guide.run(bent()))[1]
+        assert np.allclose(middle.motion, whole.during(seconds), atol=1e-4)
+        assert guide.notes() == []
+
+
+def test_it_is_told_in_the_report() -> None:
+    guide = Guide()
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(blurred(0.5, (14, 5), 7))]
+    list(guide.run(frames))
+    (note,) = guide.notes()
+    assert note.startswith("the shutter was open for about 0.")
+    assert "of a frame's time (1/" in note
+
+
+def test_order_and_packets_stay_and_the_first_frames_know_already() -> None:
+    items: list[Any] = []
+    for k, picture in enumerate(blurred(0.5, (14, 5), 12)):
+        items += [frame(picture, k, full_range=True), f"packet {k}"]
+    asked = 0
+
+    def source() -> Iterator[Any]:
+        nonlocal asked
+        for item in items:
+            asked += 1
+            yield item
+
+    out = []
+    for item in Guide().run(source()):
+        out.append(item)
+        assert asked - len(out) <= 2 * 9  # frames and packets that wait
+    assert out == items
+    first, last = items[0], items[-2]
+    assert np.median(first.motion[0]) == pytest.approx(np.median(last.motion[0]), rel=0.1)
+
+
+def test_it_is_learned_again_after_a_cut() -> None:
+    pictures = [*blurred(0.9, (14, 5), 6), *blurred(0.3, (-14, 5), 6, seed=4)]
+    guide = Guide()
+    frames = list(guide.run(frame(p, k, full_range=True) for k, p in enumerate(pictures)))
+    lengths = [float(np.median(np.hypot(*f.motion[:2]))) for f in frames]
+    assert min(lengths[:6]) > 1.8 * max(lengths[6:])
+
+
+def test_live_frames_do_not_wait() -> None:
+    guide = Guide(look_ahead=False)
+    for k, picture in enumerate(blurred(0.5, (14, 5), 6)):
+        item = frame(picture, k, full_range=True)
+        guide.see(item)
+        assert (item.motion is None) == (k == 0)
+    assert np.median(item.motion[0]) == pytest.approx(7, rel=0.35)
+
+
+def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def count(*args: Any, **options: Any) -> tuple[float, float]:
+        calls.append(options)
+        return 0.5 / FPS, 1000.0
+
+    monkeypatch.setattr("vdeblur.exposure.measured", count)
+    list(Guide().run(film(pan(5), 36)))
+    assert len(calls) == 4 + 2
+
+
+def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.MonkeyPatch) -> None:
+    movement = next(m for n, (_, m) in enumerate(follow(film(pan(5), 2))) if n == 1)
+    for share, evidence, given in ((0.9, 1.0, 0.5), (0.9, 1e4, 0.9), (0.2, 1.0, 0.2)):
+        monkeypatch.setattr(
+            "vdeblur.exposure.measured", lambda *a, s=share, e=evidence, **o: (s / FPS, e)
+        )
+        meter = Meter()
+        meter.see(film(pan(5), 1)[0], movement)
+        assert meter.seconds(1 / FPS) * FPS == pytest.approx(given, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"interlaced": True},
+        {"depth": 10},
+        {"full_range": True},
+    ],
+)
+def test_layouts_are_measured_alike(layout: dict[str, Any]) -> None:
+    frames = []
+    for k, picture in enumerate(blurred(0.6, (14, 0), 3)):
+        limited = picture if layout.get("full_range") else 16 + picture * (219 / 255)
+        codes = np.asarray(limited * (4 if "depth" in layout else 1))
+        kind = np.uint16 if "depth" in layout else np.uint8
+        frames.append(frame(codes.round().astype(kind), k, **layout))
+    item, movement = list(follow(frames))[1]
+    assert movement is not None
+    found = measured(item, movement, crops=2)
+    assert found is not None
+    assert found[0] * FPS == pytest.approx(0.6, rel=0.35)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (64, 40), (40, 300)])
+def test_small_pictures(size: tuple[int, int]) -> None:
+    frames = [frame(cv2.getRectSubPix(detailed(1), size, (900 - 4 * k, 300)).astype(np.uint8), k)
+              for k in range(4)]  # fmt: skip
+    for item in Guide().run(frames):
+        assert item.motion is None or np.isfinite(item.motion).all()
+
+
+def test_a_long_blur_is_read_off_a_smaller_picture() -> None:
+    assert estimates(0.5, (70, 0), seed=2) == pytest.approx(0.5, rel=0.35)
