@@ -202,11 +202,11 @@ def test_what_fails_is_told_and_frames_go_on(tmp_path: Path) -> None:
 def test_a_guided_network_in_a_stream() -> None:
     deblurrer = Deblurrer(MIMOUNetGuided(), device="cpu", backend="torch")
     with vdeblur.deblur_stream(
-        "test:160x90@5", model=deblurrer, max_latency=20.0, exposure=0.5
+        "test:160x90@5", model=deblurrer, max_latency=20.0, exposure="1/10"
     ) as stream:
         peers.until(lambda: stream.stats()[0]["restored"] >= 3, 60)
         (status,) = stream.stats()
-    assert status["exposure_ms"] == pytest.approx(100, rel=0.1)
+    assert status["exposure_ms"] == 100
     assert LiveDeblurrer(Deblurrer("identity", device="cpu")).guide() is None
     guide = LiveDeblurrer(deblurrer, ["half"]).guide()
     assert guide is not None
@@ -232,7 +232,7 @@ def test_the_speed_is_right_whatever_comes(kind: str, texture: Any) -> None:
     for n in range(24):
         if kind == "dropped" and n % 3 == 1:
             continue
-        jitter = dice.uniform(-0.012, 0.012) if kind == "jittering" else 0
+        jitter = dice.uniform(-0.006, 0.006) if kind == "jittering" else 0
         seen = frame(texture, 6 * n, at=n / RATE + jitter)
         guide.see(seen)
         assert (seen.motion is None) == (n == 0)

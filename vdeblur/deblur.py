@@ -77,7 +77,7 @@ class Report:
 
 
 class Guiding(Protocol):
-    """Gives frames their motion; see `vdeblur.exposure.Guide`."""
+    """Gives frames their motion: `vdeblur.exposure.Guide` by their pictures."""
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items in their order, frames with their `motion`."""
@@ -139,10 +139,10 @@ def deblur_video(
     shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. start,
     duration: seconds. hwaccel: libav device type for decoding. check: compare the output with the
     source (cheaply) before it gets its final name. choose: frames for which it is False go to the
-    encoder as they were decoded. guide: what gives frames their motion instead, where more than
-    pictures tells it. complete: called with the finished output under its temporary name, before
-    the check. on_progress(frames so far, frames expected or None) is called from this thread.
-    cancel: when set, Cancelled is raised and nothing is left behind.
+    encoder as they were decoded. guide: what knows more of the motion than the pictures, and of the
+    exposure. complete: called with the finished output under its temporary name, before the check.
+    on_progress(frames so far, frames expected or None) is called from this thread. cancel: when
+    set, Cancelled is raised and nothing is left behind.
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
@@ -161,7 +161,8 @@ def deblur_video(
         )
     )
     batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
-    guide = guide or Guide(exposure)  # and so is an impossible exposure
+    asked = exposure_of(exposure)  # and so is an impossible exposure
+    guide = guide or Guide(asked)
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
     before = len(deblurrer.notes)

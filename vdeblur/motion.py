@@ -208,10 +208,10 @@ class _Track:
         usual = self._usual()
         if seconds <= 0:
             return usual or 1 / 30
+        self._recent.append((seconds, shown))
         if not self._look_ahead and usual:
             # A network's times of arrival jitter: a whole number of the usual intervals.
-            seconds = max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
-        self._recent.append((seconds, shown))
+            return max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
         return self._usual() if self._pulled_down() else seconds
 
     def _pulled_down(self) -> bool:
@@ -225,8 +225,17 @@ class _Track:
         """Seconds from one picture to the next, 0 if that is not known yet."""
         if not self._recent:
             return 0.0
-        seconds = [s for s, _ in self._recent]
-        return sum(seconds) / len(seconds) if self._pulled_down() else median(seconds)
+        seconds = sorted(s for s, _ in self._recent)
+        if self._pulled_down():
+            return sum(seconds) / len(seconds)
+        if self._look_ahead:
+            return median(seconds)
+        # Of live pictures some are left out: all are about a whole number of the usual interval.
+        for usual in reversed(seconds[: (len(seconds) + 1) // 2]):
+            counts = [max(1, round(s / usual)) for s in seconds]
+            if all(abs(s / usual - n) < 0.4 for s, n in zip(seconds, counts, strict=True)):
+                return median(s / n for s, n in zip(seconds, counts, strict=True))
+        return median(seconds)
 
     def _give(self, picture: _Picture, ahead: Flow | None, seconds: float) -> None:
         back, back_seconds = picture.back, picture.back_seconds

@@ -132,9 +132,9 @@ def exposure_option(parser: argparse._ActionsContainer) -> None:
         "--exposure",
         default="auto",
         metavar="TIME",
-        help="how long the shutter is open: 1/60, 4ms, or the share of a frame's time such as 0.5 "
-        "(default auto: as recorded, else read off the pictures); for networks that are guided by "
-        "motion",
+        help="how long the shutter was open: seconds such as 1/60 or 0.004s, a share of a frame's "
+        "time such as 0.5, or auto: as a GoPro recorded it, else read off the pictures (default); "
+        "for networks that are guided by motion",
     )
 
 

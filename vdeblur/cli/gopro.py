@@ -187,7 +187,6 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             hwaccel=args.hwaccel,
             only_blurred=args.only_blurred,
             focal=args.focal,
-            exposure=args.exposure,
             allow_missing=args.allow_missing,
             overwrite=args.force,
             on_progress=progress,

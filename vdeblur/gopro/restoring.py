@@ -103,11 +103,11 @@ def restore(
     *,
     model: str | Deblurrer = "mimo-unet-small",
     batch: int | Literal["auto"] = "auto",
+    exposure: str | float | Fraction | Exposure = AUTO,
     encode: EncodeOptions | None = None,
     hwaccel: str | None = None,
     only_blurred: float | None = None,
     focal: float | None = None,
-    exposure: str | float | Fraction | Exposure = AUTO,
     allow_missing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
@@ -116,8 +116,9 @@ def restore(
 
     model, batch, exposure, encode, hwaccel: as in `vdeblur.deblur_video`. only_blurred: frames
     whose blur is shorter, in pixels, stay as they are (all are restored where there is no
-    telemetry). focal: the lens's focal length in pixels, where the telemetry does not say. Raises
-    the errors of `vdeblur.errors`; the output takes its name when it is complete.
+    telemetry). focal: the lens's focal length in pixels, where the telemetry does not say. Where
+    there is telemetry, exposure "auto" is what that says. Raises the errors of `vdeblur.errors`;
+    the output takes its name when it is complete.
     """
     if not allow_missing:
         check_complete(job)
@@ -137,7 +138,8 @@ def restore(
         except InputError as error:
             notes.append(f"{error}: every frame is restored")
     deblurrer = model if isinstance(model, Deblurrer) else Deblurrer(model)
-    guide = guide_of(source, exposure, focal=focal) if deblurrer.guided else None
+    guided = deblurrer.guided and not deblurrer.changes_nothing
+    guide = guide_of(source, exposure, focal=focal) if guided else None
     with contextlib.suppress(OSError):
         job.output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(job.output)
