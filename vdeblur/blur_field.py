@@ -21,7 +21,6 @@ from vdeblur.frames import Frame
 from vdeblur.models.blur_field import (
     WINDOW,
     BlurFieldNetwork,
-    class_shares,
     mean_chord,
     pooled,
     spectra,
@@ -89,6 +88,3 @@ def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
     flat = windows.flatten(0, 1)
     parts = [network.evidence(spectra(part)) for part in flat.split(_AT_ONCE)]
     return torch.cat(parts).view(rows, columns, -1)
-
-
-__all__ = ["blur_field_network", "class_shares", "luma_plane", "still_motion", "window_evidence"]

@@ -1,10 +1,10 @@
 """How long the shutter was open, and so how far every place of a frame moved meanwhile.
 
-The exposure is what was asked for, or read off the pictures: a small network looks at a few crops
-that move and have texture, and says which share of the way to the next picture their blur is long.
-A camera has one exposure, which changes slowly: what places say is pooled over places and over
-time, and anew after a cut. Gives `Frame.motion` to the frames of a stream. Knows no files and no
-threads.
+The exposure is what was asked for, or read off the pictures: what moves between two frames says
+which way each place is blurred, and how long the blur is says for how long it moved. A network
+reads that off the spectra of some windows (`vdeblur.models.blur_field`). A camera has one exposure,
+which changes slowly: what windows say is pooled over places and over time, and anew after a cut.
+Gives `Frame.motion` to the frames of a stream. Knows no files and no threads.
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file
 
+from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.models.exposure import ExposureNetwork, exposure_guidance
-from vdeblur.motion import Floats, Movement, Watch, follow, plane_rows, reduced
+from vdeblur.models.blur_field import WINDOW, class_shares, spectra, windows_of
+from vdeblur.motion import Floats, Movement, Watch, follow, reduced
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
-WEIGHTS = Path(__file__).parent / "weights" / "exposure.safetensors"
 
-_CROP = 128  # pixels a side that the network sees
-_PLACE = 8  # pixels of a crop to one of its answers
-_MOST_PLACES = 8  # of a frame, that are looked at in turn
-_EDGE = 2  # answers at a crop's edge that are dropped
-_SHORTEST, _LONGEST = 2.5, 36.0  # pixels of candidate motion that it can read
-_EAGER, _EAGER_CROPS = 4, 2  # frames of a shot that are measured at once, and crops of each
-_EVERY = 12  # after those, a crop of every so many frames
+#: Exposures that are told apart, seconds: none at all, then each a fourteenth longer than the last.
+_SECONDS = np.concatenate([[0.0], 2.0 ** (np.arange(-150, 11) / 10)])
+#: What is expected before any picture is seen: some third to threefold of the usual share, or, as
+#: likely as a tenth of all others, no blur at all.
+_SPREAD = 0.9  # of the logarithm
+
+_AREA = 1280 * 720  # pixels that larger pictures are reduced to
+#: Pixels to the next picture that a window can be asked about.
+_SHORTEST, _LONGEST = 4.0, 48.0
+_EAGER = 4  # frames of a shot that are read at once
+_EVERY = 8  # after those, one of so many
+_WINDOWS = 32  # that are read of a frame
+_BELIEF = 0.3  # what a window's evidence counts: neighbours say in part the same
+_ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
-_KEPT = 12  # measurements that count, the last ones
-_FULL_EVIDENCE = 100.0  # weight of answers from which a measurement is believed
-_SHARP_SHARE, _BLURRED_SHARE = 0.13, 0.24  # of the candidate: below is a sharp picture's answer
+_KEPT = 12  # readings that count, the last ones
+_CLEAR = 2.0  # how much likelier a blur must be than none, as a logarithm
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Guide:
     def _give(self, frame: Frame, movement: Movement | None) -> None:
         frame.motion = None
         if movement is None:
+            # No neighbour shows the same scene: what the picture says by itself.
+            frame.motion = still_of(frame)
             return
         interval = movement.interval_seconds
         if self.exposure.seconds is not None:
@@ -193,183 +197,124 @@ class Guide:
         frame.motion = movement.during(seconds)
 
 
+def still_of(frame: Frame) -> Floats | None:
+    """`still_motion` of a frame, in pixels of its luma plane."""
+    luma = luma_plane(frame)
+    motion = still_motion(luma)
+    if motion is not None:
+        motion[1::2] *= frame.layout.height / luma.shape[0]
+    return motion
+
+
 class Meter:
     """The exposure of one stream, from what its pictures show."""
 
     def __init__(self) -> None:
         self.shot = -1
-        self.measured = False
-        self._known: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # seconds, evidence
-        self._frames, self._stale = 0, False  # of this shot; whether what is known is another's
+        self._anew = False
+        self._known: deque[Floats] = deque(maxlen=_KEPT)
+        self._frames = 0  # of this shot
+
+    @property
+    def measured(self) -> bool:
+        """Whether the pictures say anything of it."""
+        return len(self._known) > 0
 
     @property
     def settled(self) -> bool:
         """Whether waiting for more frames would not tell much more."""
-        return self._frames >= _EAGER
+        return self._frames >= _EAGER or len(self._known) >= _ENOUGH
 
     def see(self, frame: Frame, movement: Movement | None) -> None:
-        """Measure, if it is time to."""
+        """Read the frame, if it is time to."""
         if movement is None:
             return
         if movement.shot != self.shot:
-            # What was known stays until the new shot tells.
-            self.shot, self._frames, self._stale = movement.shot, 0, True
-        eager = self._frames < _EAGER
+            self.shot, self._frames, self._anew = movement.shot, 0, True
         turn, self._frames = self._frames, self._frames + 1
-        if eager or turn % _EVERY == 0:
-            found = measured(frame, movement, crops=_EAGER_CROPS if eager else 1, turn=turn)
+        if turn < _EAGER or turn % _EVERY == 0:
+            found = reading(frame, movement, turn=turn)
             if found is not None:
-                if self._stale:
-                    self._known.clear()
-                self._stale = False
+                if self._anew:
+                    self._known.clear()  # another shot's
+                self._anew = False
                 self._known.append(found)
-                self.measured = True
 
     def seconds(self, interval: float) -> float:
         """How long the shutter is open, where pictures come `interval` seconds apart."""
         usual = USUAL_SHARE * interval
         if not self._known:
             return usual
-        values, weights = (np.array(part) for part in zip(*self._known, strict=True))
-        middle = weighted_quantile(values, weights, 0.5)
-        # Little evidence may shorten an exposure, but not lengthen it.
-        belief = min(1.0, float(weights.sum()) / _FULL_EVIDENCE)
-        if middle > usual:
-            middle = usual + belief * (middle - usual)
-        return min(middle, _LONGEST_SHARE * interval)
+        apart = np.log(np.maximum(_SECONDS, 1e-9) / usual) / _SPREAD
+        expected = np.where(_SECONDS > 0, -(apart**2) / 2, -2.0)
+        told = np.sum(self._known, axis=0)
+        if told[0] >= told.max() - _CLEAR:
+            return 0.0  # what may well be sharp is left alone
+        belief = told + expected
+        belief[_LONGEST_SHARE * interval < _SECONDS] = -np.inf
+        likely = np.exp(belief - belief.max())
+        return float(_SECONDS[np.searchsorted(np.cumsum(likely), 0.5 * likely.sum())])
 
 
-@cache
-def exposure_network() -> ExposureNetwork:
-    """The network with the weights that ship, for inference on the CPU."""
-    network = ExposureNetwork()
-    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
-    return network.eval().requires_grad_(False)
-
-
-def measured(
-    frame: Frame, movement: Movement, *, crops: int = 1, turn: int = 0
-) -> tuple[float, float] | None:
-    """The exposure of one frame in seconds, and the evidence for it; None if nothing tells.
-
-    crops: how many places are looked at; turn: another number looks at others.
+def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Floats | None:
+    """What one frame says of its exposure: for each of `_SECONDS` the logarithm of how likely it
+    is, but for a constant; None if nothing tells. turn: another number looks at other windows.
     """
-    interval = movement.interval_seconds
-    rows = plane_rows(frame)
-    across = np.array([1.0, rows.shape[0] / frame.layout.height], np.float32)
-    motion = movement.during(interval)[:2] * across[:, None, None]
-    length = np.hypot(motion[0], motion[1])
-    if not (length > _SHORTEST).any():
+    luma = luma_plane(frame)
+    shrink = max(1, round(math.sqrt(luma.size / _AREA)))
+    velocity = (
+        movement.field[:2] * np.array([1.0, luma.shape[0] / frame.layout.height])[:, None, None]
+    )
+    way = np.hypot(*velocity) * movement.interval_seconds
+    moving = way[way > _SHORTEST]
+    if not moving.size:
         return None
     # A long blur is read off a smaller picture.
-    usual = float(np.median(length[length > _SHORTEST]))
-    shrink = max(1, 2 ** math.ceil(math.log2(usual / _LONGEST)))
-    worth = _worth(frame, movement, motion / shrink)
-    shares, weights = [], []
-    for y, x in _places(worth, rows.shape, _CROP * shrink, crops, turn):
-        region = slice(y, y + _CROP * shrink), slice(x, x + _CROP * shrink)
-        luma, candidate, trust = _cut(frame, rows, motion, worth, region, shrink)
-        with torch.inference_mode():
-            seen = exposure_guidance(torch.from_numpy(luma), torch.from_numpy(candidate))
-            log, spread = exposure_network()(seen)
-        inner = slice(_EDGE, -_EDGE or None)
-        share = torch.exp(-log)[0, 0].numpy()[inner, inner]
-        sure = spread[0, 0].numpy()[inner, inner]
-        shares.append(share.ravel())
-        weights.append((trust[inner, inner] / sure).ravel())
-    if not shares:
+    shrink *= max(1, 2 ** math.ceil(math.log2(float(np.median(moving)) / shrink / _LONGEST)))
+    size = luma.shape[1] // shrink, luma.shape[0] // shrink
+    if min(size) < WINDOW:
         return None
-    every, weight = np.concatenate(shares), np.concatenate(weights)
-    if weight.sum() <= 1:
+    if shrink > 1:
+        luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
+    windows = windows_of(torch.from_numpy(np.ascontiguousarray(luma)))
+    rows, columns = windows.shape[:2]
+    grid = columns, rows
+    along = np.stack(
+        [cv2.resize(v.astype(np.float32), grid, interpolation=cv2.INTER_AREA) for v in velocity]
+    )
+    along /= shrink
+    worth = cv2.resize(_worth(frame, movement), grid, interpolation=cv2.INTER_AREA).ravel()
+    way = np.hypot(*along).ravel() * movement.interval_seconds
+    worth[(way < _SHORTEST) | (way > 2 * _LONGEST)] = 0
+    order = np.argsort(-worth)[: int((worth > 0.02).sum())]
+    if len(order) > 2 * _WINDOWS:
+        order = order[turn % 2 : 2 * _WINDOWS : 2]
+    if len(order) < 2:
         return None
-    middle = weighted_quantile(every, weight, 0.5)
-    # Below what the network can tell, a picture is sharp.
-    middle *= min(1.0, max(0.0, (middle - _SHARP_SHARE) / (_BLURRED_SHARE - _SHARP_SHARE)))
-    return middle * interval, float(weight.sum())
+    order = order[:_WINDOWS]
+    with torch.inference_mode():
+        chosen = windows.flatten(0, 1)[torch.from_numpy(order)]
+        evidence = blur_field_network().evidence(spectra(chosen)).clamp_min(-4)
+        speed = torch.from_numpy(along.reshape(2, -1).T[order].astype(np.float32))
+        times = torch.from_numpy(_SECONDS.astype(np.float32))
+        shares = class_shares((speed[:, None] * times[:, None]).flatten(0, 1))
+        shares = shares.view(len(order), len(times), -1)
+        # A length between two classes is as likely as the network's division between them is near
+        # to its own: without its entropy the likeliest would always be a class's own length.
+        found = (shares * evidence[:, None] - torch.xlogy(shares, shares)).sum((0, 2))
+    return np.asarray(found.numpy() * _BELIEF, np.float32)
 
 
-def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
-    """The value below which this share of the weight lies."""
-    order = np.argsort(values)
-    below = np.cumsum(weights[order]) - 0.5 * weights[order]
-    return float(np.interp(share * weights.sum(), below, values[order]))
-
-
-def _worth(frame: Frame, movement: Movement, motion: Floats) -> Floats:
-    """What each place of the field can tell, (h, w): slopes along a known motion of fit length."""
+def _worth(frame: Frame, movement: Movement) -> Floats:
+    """What each place of the field can tell, (h, w): slopes along a known motion."""
     small, _ = reduced(frame)
-    size = motion.shape[2], motion.shape[1]
-    length = np.hypot(motion[0], motion[1])
-    safe = np.maximum(length, 1e-3)
+    field = movement.field
+    size = field.shape[2], field.shape[1]
+    speed = np.maximum(np.hypot(field[0], field[1]), 1e-3)
     slopes = [
         cv2.resize(np.abs(cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8)), size, interpolation=3)
         for dx, dy in ((1, 0), (0, 1))
     ]
-    slope = (np.abs(motion[0]) * slopes[0] + np.abs(motion[1]) * slopes[1]) / safe
-    fit = (length > _SHORTEST) & (length < 2 * _LONGEST)
-    worth: Floats = movement.trust * fit * (slope / (slope + 3)).astype(np.float32)
+    slope = (np.abs(field[0]) * slopes[0] + np.abs(field[1]) * slopes[1]) / speed
+    worth: Floats = (movement.trust * slope / (slope + 3)).astype(np.float32)
     return worth
-
-
-def _places(
-    worth: Floats, shape: tuple[int, ...], side: int, count: int, turn: int
-) -> list[tuple[int, int]]:
-    """Row and column of the first pixel of the crops that can tell most, each apart from the rest.
-
-    turn: another number takes others of the best, in turn: places differ in what they say.
-    """
-    height, width = shape[0], shape[1]
-    window = (
-        max(1, min(worth.shape[1], round(worth.shape[1] * side / width))),
-        max(1, min(worth.shape[0], round(worth.shape[0] * side / height))),
-    )
-    sums = cv2.boxFilter(worth, -1, window, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-    sums = sums[: worth.shape[0] - window[1] + 1, : worth.shape[1] - window[0] + 1].copy()
-    best = float(sums.max())
-    found: list[tuple[int, int]] = []
-    while len(found) < _MOST_PLACES:
-        _, value, _, (x, y) = cv2.minMaxLoc(sums)
-        if value <= 0.02 or value < 0.4 * best:
-            break
-        found.append((round(y * height / worth.shape[0]), round(x * width / worth.shape[1])))
-        top, left = max(0, y - window[1] // 2), max(0, x - window[0] // 2)
-        sums[top : y + window[1] // 2 + 1, left : x + window[0] // 2 + 1] = 0
-    return [found[(turn * count + k) % len(found)] for k in range(min(count, len(found)))]
-
-
-def _cut(
-    frame: Frame,
-    rows: NDArray[Any],
-    motion: Floats,
-    worth: Floats,
-    region: tuple[slice, slice],
-    shrink: int,
-) -> tuple[Floats, Floats, Floats]:
-    """Of a region: luma (1, 1, H, W) in [0, 1], motion (1, 2, H / 8, W / 8), and worth."""
-    layout = frame.layout
-    part = rows[region].astype(np.float32)
-    if layout.kind == "rgb":
-        blue, red = (plane[::2] if layout.interlaced else plane for plane in frame.planes[1:])
-        part = 0.587 * part + 0.114 * blue[region] + 0.299 * red[region]
-    black, white = (
-        (0.0, (1 << layout.depth) - 1.0)
-        if layout.full_range or layout.kind == "rgb"
-        else (16.0 * (1 << (layout.depth - 8)), 235.0 * (1 << (layout.depth - 8)))
-    )
-    height, width = (n // shrink // _PLACE * _PLACE for n in part.shape)
-    height, width = max(height, _PLACE), max(width, _PLACE)
-    luma = np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    luma = (luma - np.float32(black)) / np.float32(white - black)
-    # Of the field, the middle of each place of the crop.
-    down, right = motion.shape[1] / rows.shape[0], motion.shape[2] / rows.shape[1]
-    y = (region[0].start + (np.arange(height // _PLACE) + 0.5) * _PLACE * shrink) * down - 0.5
-    x = (region[1].start + (np.arange(width // _PLACE) + 0.5) * _PLACE * shrink) * right - 0.5
-    columns, lines = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-    fields = [
-        np.asarray(
-            cv2.remap(f, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
-            np.float32,
-        )
-        for f in (motion[0] / shrink, motion[1] / shrink, worth)
-    ]
-    return luma[None, None], np.stack(fields[:2])[None], fields[2]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.blur_field import blur_field_network
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
@@ -24,7 +25,6 @@ from vdeblur.exposure import (
     USUAL_SHARE,
     Exposure,
     Meter,
-    exposure_network,
     exposure_of,
 )
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
@@ -81,7 +81,7 @@ class LiveDeblurrer:
         # but threads that begin later take the one set last.
         threads = torch.get_num_threads()
         meters = ThreadPoolExecutor(1, "exposure", torch.set_num_threads, (1,))
-        meters.submit(exposure_network).result()
+        meters.submit(blur_field_network).result()
         torch.set_num_threads(threads)
         return LiveGuide(self._exposure, meters)
 
