@@ -1,11 +1,13 @@
-"""Makes the sample clips: a street that this file paints, filmed by hand with a slow shutter.
+"""Makes the sample clips: streets that this file paints, filmed by hand with a slow shutter.
 
-    python samples/make_samples.py OUTDIR
+    python samples/make_samples.py OUTDIR [street] [walk]
 
-writes street_blurred.mp4 and street_sharp.mp4. The street is a handful of flat layers standing at
-their distances from a camera that pans, shakes, rolls and zooms; a van, a ball and a hanging sign
-move on their own. A blurred frame is the mean of the pictures during its exposure, taken in linear
-light; the sharp frame is the picture at mid-exposure. Every run gives the same pictures.
+writes street_blurred.mp4, street_sharp.mp4, walk_blurred.mp4 and walk_sharp.mp4. Each scene is a
+handful of flat layers standing at their distances from a camera. The street's pans, shakes, rolls
+and zooms, and a van, a ball and a hanging sign move on their own; the walk's sways and bobs as a
+telephone in a walking hand does, past a cyclist, somebody walking and a sign. A blurred frame is
+the mean of the pictures during its exposure, taken in linear light; the sharp frame is the picture
+at mid-exposure. Every run gives the same pictures.
 
 Knows nothing of vdeblur, so that the clips can judge it. Needs numpy, torch, Pillow and PyAV.
 """
@@ -14,8 +16,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -643,13 +645,35 @@ def street() -> list[Layer]:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the camera stands (x, in metres), how it is turned (radians), its focal length."""
+    """Where the camera stands (metres), how it is turned (radians), its focal length (pixels)."""
 
     x: float
     yaw: float
     pitch: float
     roll: float
     focal: float
+    y: float = EYE
+    z: float = 0.0
+
+
+@dataclass(frozen=True)
+class Film:
+    """A scene and the camera that films it.
+
+    title, chapters: what the clip says of itself. layers: all of the scene, the farthest first.
+    pose: of the camera at a time in seconds. shade: the share of light that reaches the ground at
+    (time, x, z). shutter: open for this share of a frame's time.
+    """
+
+    title: str
+    chapters: tuple[str, str]
+    layers: Callable[[], list[Layer]]
+    pose: Callable[[float], Pose]
+    shade: Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
+    shutter: float
+    width: int = WIDTH
+    height: int = HEIGHT
+    fps: int = FPS
 
 
 def pose(t: float) -> Pose:
@@ -678,59 +702,125 @@ def rotation(p: Pose) -> NDArray[np.float64]:
     return np.asarray(yaw @ pitch @ roll)
 
 
-def render(t: float, detail: int = 2) -> torch.Tensor:
-    """The street at an instant: (3, 360, 640) linear light, from `detail`² samples a pixel."""
-    camera = pose(t)
+def rays(film: Film, t: float, detail: int) -> tuple[Pose, NDArray[np.float64], list[torch.Tensor]]:
+    """The camera at `t`, its rotation, and x, y, z of the direction in which each sample looks."""
+    camera = film.pose(t)
     turn = rotation(camera)
-    rows, columns, focal = HEIGHT * detail, WIDTH * detail, camera.focal * detail
+    rows, columns, focal = film.height * detail, film.width * detail, camera.focal * detail
     u = (torch.arange(columns, dtype=torch.float32) + 0.5 - columns / 2) / focal
     v = (rows / 2 - torch.arange(rows, dtype=torch.float32) - 0.5)[:, None] / focal
-    ray = [float(r[0]) * u + float(r[1]) * v + float(r[2]) for r in turn]
+    return camera, turn, [float(r[0]) * u + float(r[1]) * v + float(r[2]) for r in turn]
+
+
+def meet(
+    part: Layer, t: float, camera: Pose, ray: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The point of a layer's canvas that each ray meets."""
+    if part.depth is None:
+        # Pixels above the horizon see no ground.
+        reach = torch.where(ray[1] < -0.02, -camera.y / ray[1].clamp(max=-0.02), 1e4)
+        return camera.x + reach * ray[0], camera.z + reach * ray[2]
+    x0, y0, angle = part.place(t)
+    a, b, d = ray
+    reach = (part.depth - camera.z) / d
+    x, y = camera.x + reach * a - x0, camera.y + reach * b - y0
+    if angle:
+        c, s = math.cos(angle), math.sin(angle)
+        x, y = c * x + s * y, c * y - s * x
+    return x, y
+
+
+def texture_at(part: Layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(4, rows, columns) of a layer's texture at points of its canvas; zeros outside."""
+    left, top, right, bottom = part.bounds
+    grid = torch.stack(
+        [2 * (x - left) / (right - left) - 1, 2 * (top - y) / (top - bottom) - 1], -1
+    )
+    return F.grid_sample(part.texture, grid[None], align_corners=False)[0]
+
+
+def render(t: float, film: Film | None = None, detail: int = 2) -> torch.Tensor:
+    """A film's scene at an instant: (3, height, width) linear light, `detail`² samples a pixel."""
+    film = film or STREET
+    camera, turn, ray = rays(film, t, detail)
+    rows, columns, focal = film.height * detail, film.width * detail, camera.focal * detail
     picture = torch.zeros(3, rows, columns)
-    for part in street():
-        x0, y0, angle = part.place(t)
-        left, top, right, bottom = part.bounds
+    for part in film.layers():
         rectangle = slice(0, rows), slice(0, columns)
-        if part.depth is None:
-            # Pixels above the horizon see no ground.
-            reach = torch.where(ray[1] < -0.02, -EYE / ray[1].clamp(max=-0.02), 1e4)
-            x, y = camera.x + reach * ray[0], reach * ray[2]
-            shade = ground_shade(t, x, y)
-        else:
-            rectangle = seen(part, x0, y0, camera, turn, focal, rows, columns)
+        if part.depth is not None:
+            rectangle = seen(part, t, camera, turn, focal, rows, columns)
             if rectangle[0].start >= rectangle[0].stop or rectangle[1].start >= rectangle[1].stop:
                 continue
-            a, b, d = (r[rectangle] for r in ray)
-            reach = part.depth / d
-            x, y = camera.x + reach * a - x0, EYE + reach * b - y0
-            if angle:
-                c, s = math.cos(angle), math.sin(angle)
-                x, y = c * x + s * y, c * y - s * x
-            shade = None
-        grid = torch.stack(
-            [2 * (x - left) / (right - left) - 1, 2 * (top - y) / (top - bottom) - 1], -1
-        )
-        sample = F.grid_sample(part.texture, grid[None], align_corners=False)[0]  # zeros outside
+        x, y = meet(part, t, camera, [r[rectangle] for r in ray])
+        sample = texture_at(part, x, y)
         colour, cover = sample[:3], sample[3:]
-        if shade is not None:
-            colour = colour * shade
+        if part.depth is None:
+            colour = colour * film.shade(t, x, y)
         area = picture[:, rectangle[0], rectangle[1]]
         area.mul_(1 - cover).add_(colour)
     return F.avg_pool2d(picture[None], detail)[0]
 
 
+def project(
+    part: Layer, t: float, film: Film, x: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where points of a layer's canvas stand in the picture at `t`, in pixels."""
+    camera = film.pose(t)
+    turn = rotation(camera)
+    if part.depth is None:
+        place = [x - camera.x, torch.full_like(x, -camera.y), y - camera.z]
+    else:
+        x0, y0, angle = part.place(t)
+        c, s = math.cos(angle), math.sin(angle)
+        place = [
+            c * x - s * y + (x0 - camera.x),
+            s * x + c * y + (y0 - camera.y),
+            torch.full_like(x, part.depth - camera.z),
+        ]
+    right, up, ahead = (sum(float(turn[i, k]) * place[i] for i in range(3)) for k in range(3))
+    ahead = torch.as_tensor(ahead).clamp(min=0.05)
+    return (
+        right / ahead * camera.focal + film.width / 2,
+        film.height / 2 - up / ahead * camera.focal,
+    )
+
+
+def motion(index: int, film: Film | None = None) -> Array:
+    """How what each pixel shows moves while the shutter is open: (4, rows, columns) float32.
+
+    chord x, chord y, bend x, bend y in pixels (y down): seen s of the exposure (−½ to ½) after its
+    middle, it stands at chord·s + bend·s² from where it is in the sharp picture.
+    """
+    film = film or STREET
+    middle, half = (index + 0.5) / film.fps, film.shutter / 2 / film.fps
+    camera, _, ray = rays(film, middle, 1)
+    field = torch.zeros(4, film.height, film.width)
+    for part in film.layers():
+        x, y = meet(part, middle, camera, ray)
+        x, y = (v.broadcast_to(film.height, film.width).clamp(-1e4, 1e4) for v in (x, y))
+        shown = texture_at(part, x, y)[3] > 0.5
+        before, now, after = (
+            torch.stack(project(part, t, film, x[shown], y[shown]))
+            for t in (middle - half, middle, middle + half)
+        )
+        field[:, shown] = torch.cat([after - before, 2 * (after + before - 2 * now)])
+    return field.numpy()
+
+
 def seen(
-    part: Layer, x0: float, y0: float, camera: Pose, turn: NDArray[np.float64], focal: float,
+    part: Layer, t: float, camera: Pose, turn: NDArray[np.float64], focal: float,
     rows: int, columns: int,
 ) -> tuple[slice, slice]:  # fmt: skip
     """The rows and columns of the picture in which a standing layer may show."""
     assert part.depth is not None
+    x0, y0, _ = part.place(t)
     left, top, right, bottom = part.bounds
     reach = max(math.hypot(a, b) for a in (left, right) for b in (top, bottom))
     if any(part.place(0.1 * k)[2] for k in range(3)):  # a turning layer stays in its circle
         left, right, bottom, top = -reach, reach, -reach, reach
     ends = [(a, b) for a in (left, right) for b in (top, bottom)]
-    corners = np.array([(x0 + a - camera.x, y0 + b - EYE, part.depth) for a, b in ends])
+    away = part.depth - camera.z
+    corners = np.array([(x0 + a - camera.x, y0 + b - camera.y, away) for a, b in ends])
     ahead = corners @ turn
     if (ahead[:, 2] < 0.1).any():  # reaches behind the camera
         return slice(0, rows), slice(0, columns)
@@ -755,16 +845,484 @@ def ground_shade(t: float, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     return light * (1 - 0.6 * blot)
 
 
-def frame(index: int, subframes: int = SUBFRAMES) -> tuple[torch.Tensor, torch.Tensor]:
-    """(blurred, sharp) pictures of a frame: sRGB values 0..1, each (3, 360, 640)."""
+def frame(
+    index: int, subframes: int = SUBFRAMES, film: Film | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(blurred, sharp) pictures of a frame: sRGB values 0..1, each (3, height, width)."""
+    film = film or STREET
     middle = subframes // 2
-    total, sharp = torch.zeros(3, HEIGHT, WIDTH), torch.zeros(3, HEIGHT, WIDTH)
+    total = torch.zeros(3, film.height, film.width)
+    sharp = torch.zeros_like(total)
     for k in range(subframes):
-        picture = render((index + 0.5 + SHUTTER * (k - middle) / subframes) / FPS)
+        t = (index + 0.5 + film.shutter * (k - middle) / subframes) / film.fps
+        picture = render(t, film)
         total += picture
         if k == middle:
             sharp = picture
     return encode(total / subframes), encode(sharp)
+
+
+STREET = Film(
+    "Mill Lane, filmed by hand", ("The optician", "The garage"), street, pose, ground_shade, SHUTTER
+)
+
+
+# --------------------------------------------------------------------------- the walk
+
+
+def corner_house(c: Canvas, rng: np.random.Generator) -> None:
+    """A dark brick house with the street's name, a door and a window with a notice."""
+    c.fill(-15.2, 0, 7.6, 6.3, lambda h, w: bricks(rng, h, w, c.scale, (126, 92, 80)))
+    c.fill(-15.2, 0, 7.6, 0.5, lambda h, w: plaster(rng, h, w, (120, 118, 116)))
+    for x in (-14.2, -12.4, -10.4, -8.9):
+        c.window(x, 3.9, 0.95, 1.5, (2, 3))
+    c.window(-14.6, 1.2, 1.5, 1.5, (3, 2))
+    c.window(-12.3, 1.2, 1.5, 1.5, (3, 2))
+    door(c, rng, -10.3, "7", (44, 76, 68))
+    c.fill(-8.95, 2.42, 1.2, 0.5, (30, 34, 40))
+    c.fill(-8.92, 2.45, 1.14, 0.44, (240, 238, 230))
+    c.text("STATION RD", -8.35, 2.71, 0.19, (22, 26, 34), 0.025)
+    c.text("leading to Harbour", -8.35, 2.53, 0.115, (150, 40, 34))
+    c.fill(-8.75, 1.1, 0.8, 1.05, (238, 232, 214))
+    c.text("ROOM", -8.35, 1.99, 0.19, (150, 36, 34), 0.03)
+    c.text("TO LET", -8.35, 1.8, 0.19, (150, 36, 34), 0.03)
+    for row, words in enumerate(
+        ("two windows, quiet,", "share of the garden;", "ask for Mrs Lund")
+    ):
+        c.text(words, -8.35, 1.56 - 0.13 * row, 0.082, (40, 38, 40))
+
+
+def pharmacy(c: Canvas, rng: np.random.Generator) -> None:
+    """A white shop with shelves of bottles and boxes behind glass."""
+    c.fill(-7.6, 0, 6.0, 6.3, lambda h, w: plaster(rng, h, w, (214, 212, 204)))
+    c.fill(-7.6, 3.66, 6.0, 0.14, (184, 182, 174))
+    for x in (-7.0, -5.1, -3.2):
+        c.window(x, 4.05, 1.1, 1.45, (2, 3))
+    c.fill(-7.4, 2.78, 5.6, 0.68, (34, 92, 70))
+    c.text("GREENWOOD PHARMACY", -4.35, 3.14, 0.4, (240, 240, 232), 0.025)
+    for wide, tall in ((0.42, 0.14), (0.14, 0.42)):
+        c.fill(-7.1 - wide / 2, 3.12 - tall / 2, wide, tall, (150, 226, 160))
+    c.fill(-7.35, 0.45, 3.9, 2.15, (70, 78, 76))
+    c.fill(-7.25, 0.55, 3.7, 1.95, glass)
+    for shelf in range(3):
+        y, x = 0.62 + 0.36 * shelf, -7.2
+        c.fill(-7.25, y - 0.04, 3.7, 0.04, (196, 198, 194))
+        while x < -3.75:
+            wide, tall = rng.uniform(0.07, 0.18), rng.uniform(0.16, 0.29)
+            tints = ((232, 230, 222), (70, 126, 160), (188, 84, 62), (120, 156, 92), (216, 184, 92),
+                     (96, 62, 44))  # fmt: skip
+            c.fill(x, y, wide - 0.015, tall, tints[rng.integers(6)])
+            c.fill(x + 0.012, y + tall * 0.3, wide - 0.039, tall * 0.34, (244, 242, 236))
+            c.fill(x + 0.012, y + tall * 0.42, wide - 0.05, 0.016, (60, 64, 70))
+            x += wide
+    c.fill(-7.15, 1.72, 1.5, 0.7, (246, 244, 236))
+    c.text("PRESCRIPTIONS", -6.4, 2.26, 0.165, (30, 84, 64), 0.025)
+    c.text("while you wait", -6.4, 2.06, 0.14, (50, 52, 54))
+    c.text("vaccines  tests  advice", -6.4, 1.86, 0.115, (50, 52, 54))
+    c.fill(-5.45, 1.72, 0.82, 0.7, (196, 62, 52))
+    c.text("SUN CARE", -5.04, 2.25, 0.145, (248, 240, 224), 0.025)
+    c.text("3 for 2", -5.04, 1.98, 0.24, (248, 226, 150), 0.02)
+    c.text("until Sunday", -5.04, 1.8, 0.105, (248, 240, 224))
+    c.fill(-4.45, 1.72, 0.78, 0.7, lambda h, w: bars(w, h).transpose(1, 0, 2))
+    c.fill(-3.25, 0, 1.3, 2.5, (226, 224, 216))
+    c.fill(-3.15, 0.05, 1.1, 2.35, glass)
+    c.fill(-3.15, 0.05, 1.1, 0.3, (60, 92, 80))
+    c.fill(-2.25, 1.0, 0.05, 0.7, (206, 204, 196))
+    c.fill(-3.02, 1.35, 0.7, 0.78, (244, 242, 234))
+    c.text("OPEN", -2.67, 2.0, 0.17, (176, 44, 38), 0.03)
+    for row, words in enumerate(("Mon  8 to 6", "Tue  8 to 6", "Wed  8 to 1", "Sat  9 to 4")):
+        c.text(words, -2.67, 1.82 - 0.12 * row, 0.105, (36, 38, 42))
+
+
+def cinema(c: Canvas, rng: np.random.Generator) -> None:
+    """A red picture house: a board with the films of the week, framed posters, double doors."""
+    c.fill(-1.6, 0, 6.4, 6.3, lambda h, w: plaster(rng, h, w, (158, 74, 62)))
+    for x in (-1.6, 0.35, 2.55, 4.5):
+        c.fill(x, 0, 0.3, 6.3, lambda h, w: plaster(rng, h, w, (204, 178, 148)))
+    c.fill(-1.2, 4.75, 5.6, 1.1, (44, 36, 44))
+    c.text("REGAL", 1.6, 5.28, 1.0, (246, 214, 130), 0.03)
+    for i in range(28):
+        for y in (4.83, 5.77):
+            c.disc(-1.1 + 0.2 * i, y, 0.045, (250, 228, 160))
+    c.shadow(-1.4, 2.5, 6.0, 0.35, 0.5)
+    c.fill(-1.5, 2.85, 6.2, 1.4, (196, 166, 96))
+    c.fill(-1.42, 2.93, 6.04, 1.24, (244, 240, 226))
+    for row, words in enumerate(
+        ("THE LAST FERRY   5.15  7.30  9.45", "A WINTER IN LISBON   6.00  8.20",
+         "MATINEE SUN 2.00  KITES AND BRASS")
+    ):  # fmt: skip
+        c.text(words, 1.6, 3.92 - 0.37 * row, 0.29, (30, 28, 32), 0.02)
+        c.fill(-1.42, 3.72 - 0.37 * row, 6.04, 0.02, (206, 200, 184))
+    bill(c, rng, -1.15, ("THE LAST", "FERRY"), "a film by Ana Reis", (40, 92, 124))
+    bill(c, rng, 2.98, ("KITES", "& BRASS"), "from Friday 14 June", (212, 128, 60))
+    for x in (0.78, 1.68):
+        c.fill(x - 0.06, 0, 0.96, 2.42, (92, 62, 40))
+        c.fill(x, 0.08, 0.84, 2.26, lambda h, w: planks(rng, h, w, c.scale, (124, 66, 44)))
+        c.fill(x + 0.14, 1.1, 0.56, 1.05, glass)
+        c.fill(x + 0.14, 0.9, 0.56, 0.05, (214, 184, 106))
+    c.fill(0.98, 1.5, 0.46, 0.3, (240, 236, 222))
+    c.text("PULL", 1.21, 1.65, 0.15, (30, 32, 36), 0.03)
+
+
+def bill(
+    c: Canvas, rng: np.random.Generator, x: float, title: tuple[str, str], note: str, tint: Colour
+) -> None:
+    """A film's poster in a frame: a sky and a sun over hills, the title, small print."""
+    c.shadow(x + 0.02, 0.55, 1.34, 1.84, 0.4)
+    c.fill(x, 0.6, 1.34, 1.84, (52, 44, 40))
+    c.fill(x + 0.07, 0.67, 1.2, 1.7, lambda h, w: np.clip(
+        np.linspace(1.5, 0.55, h)[:, None, None] * np.array(tint, np.float32)
+        * (1 + 0.16 * noise(rng, h, w, 1.2)[..., None]), 0, 255))  # fmt: skip
+    c.disc(x + 0.9, 1.98, 0.17, (250, 232, 190))
+    hills = [(x + 0.07, 1.3), (x + 0.35, 1.62), (x + 0.6, 1.44), (x + 0.86, 1.7), (x + 1.27, 1.34),
+             (x + 1.27, 0.67), (x + 0.07, 0.67)]  # fmt: skip
+    c.polygon(hills, (34, 38, 52))
+    for row, words in enumerate(title):
+        c.text(words, x + 0.67, 1.27 - 0.2 * row, 0.23, (248, 240, 220), 0.025)
+    c.text(note, x + 0.67, 0.87, 0.12, (240, 232, 214))
+    c.text("sound and picture restored", x + 0.67, 0.75, 0.085, (220, 214, 200))
+
+
+def grocer(c: Canvas, rng: np.random.Generator) -> None:
+    """A yellow-brick greengrocer's: an awning, slates with prices, crates of fruit."""
+    c.fill(4.8, 0, 5.2, 6.3, lambda h, w: bricks(rng, h, w, c.scale, (178, 150, 112)))
+    for x in (5.3, 7.0, 8.7):
+        c.window(x, 4.1, 0.95, 1.4, (2, 2))
+    c.fill(5.0, 3.02, 4.8, 0.6, (52, 74, 46))
+    c.text("Finch's Fruit & Veg", 7.4, 3.31, 0.46, (244, 236, 206), 0.015)
+    c.fill(5.1, 0.4, 4.6, 2.3, (60, 66, 54))
+    c.fill(5.2, 0.5, 4.4, 2.1, glass)
+    slates = (("PEARS", "1.80"), ("PLUMS", "2.40"), ("LEEKS", "0.95"), ("EGGS", "12 for 3"),
+              ("HONEY", "5.50"))  # fmt: skip
+    for i, (what, price) in enumerate(slates):
+        c.fill(5.3 + 0.86 * i, 1.62, 0.74, 0.56, (40, 44, 44))
+        c.text(what, 5.67 + 0.86 * i, 2.03, 0.17, (240, 238, 228), 0.02)
+        c.text(price, 5.67 + 0.86 * i, 1.79, 0.19, (250, 224, 130), 0.02)
+    fruit = ((176, 44, 40), (222, 140, 48), (120, 150, 56), (232, 200, 84), (98, 52, 84),
+             (204, 92, 60))  # fmt: skip
+    for shelf in range(2):
+        for crate in range(6):
+            x, y = 5.16 + 0.75 * crate, 0.36 + 0.56 * shelf
+            c.fill(x, y, 0.71, 0.46, (70, 52, 36))
+            tone = np.array(fruit[(crate + 2 * shelf) % 6])
+            for _ in range(60):
+                r = rng.uniform(0.034, 0.048)
+                px, py = x + rng.uniform(0.05, 0.66), y + rng.uniform(0.2, 0.46)
+                lit = np.clip(tone * rng.uniform(0.7, 1.15), 0, 255).astype(int).tolist()
+                c.disc(px, py, r, (lit[0], lit[1], lit[2]))
+                shine = [min(255, v + 50) for v in lit]
+                c.disc(px - r * 0.3, py + r * 0.3, r * 0.3, (shine[0], shine[1], shine[2]))
+            c.fill(x, y, 0.71, 0.2, lambda h, w: planks(rng, w, h, c.scale, (172, 136, 92))
+                   .transpose(1, 0, 2))  # fmt: skip
+    c.shadow(5.0, 2.1, 4.8, 0.35, 0.45)
+    for i in range(24):
+        tone = (226, 222, 206) if i % 2 else (70, 110, 66)
+        x0, x1 = 4.95 + 0.204 * i, 4.95 + 0.204 * (i + 1)
+        c.polygon([(x0 + 0.03, 3.0), (x1 + 0.03, 3.0), (x1, 2.42), (x0, 2.42)], tone)
+        c.disc((x0 + x1) / 2, 2.42, 0.1, tone)
+    c.fill(10.0, 0, 5.2, 2.1, lambda h, w: planks(rng, h, w, c.scale, (104, 112, 108)))
+    c.fill(10.3, 0.8, 0.9, 1.1, (242, 238, 226))
+    c.text("LOST CAT", 10.75, 1.74, 0.17, (30, 30, 34), 0.03)
+    c.fill(10.42, 1.06, 0.66, 0.56, (176, 196, 206))
+    for dx in (-0.09, 0.09):
+        ear = [(10.75 + dx - 0.06, 1.4), (10.75 + dx + 0.06, 1.4), (10.75 + 1.5 * dx, 1.54)]
+        c.polygon(ear, (96, 94, 98))
+    c.disc(10.75, 1.15, 0.17, (112, 110, 114))
+    c.disc(10.75, 1.35, 0.14, (96, 94, 98))
+    for dx in (-0.06, 0.06):
+        c.disc(10.75 + dx, 1.38, 0.025, (224, 204, 84))
+    c.text("answers to Biscuit", 10.75, 0.95, 0.09, (30, 30, 34))
+
+
+def parade(rng: np.random.Generator) -> Layer:
+    """The row of shops that the walk passes, in soft light from the left."""
+    c = Canvas(-15.2, 6.3, 15.2, 0, 108)
+    corner_house(c, rng)
+    pharmacy(c, rng)
+    cinema(c, rng)
+    grocer(c, rng)
+    rows, columns = c.picture.height, c.picture.width
+    y = np.linspace(c.top, c.bottom, rows, dtype=np.float32)[:, None]
+    light = 0.74 + 0.26 * np.clip(y / 0.9, 0, 1)
+    light = light * (1 + 0.05 * noise(rng, rows, columns, 1.6))
+    light = light * (1 + 0.03 * noise(rng, rows, columns, 0.4))
+    return layer(c, FACADE, light=light.astype(np.float32))
+
+
+def pavement(rng: np.random.Generator) -> Layer:
+    """A brick pavement, a kerb of granite and a road with a white line; y is the distance."""
+    c = Canvas(-16.5, FACADE + 0.2, 15, 3.2, 80)
+    c.fill(-16.5, 3.2, 33, 4, lambda h, w: tinted(
+        1 + 0.16 * noise(rng, h, w, 0.25) + 0.07 * noise(rng, h, w, 1.4),
+        (92, 94, 98)))  # fmt: skip
+    for i in range(11):
+        c.fill(-16.5 + 3.1 * i, 5.0, 1.7, 0.12, lambda h, w: plaster(rng, h, w, (204, 202, 194)))
+    c.fill(
+        -16.5, PAVEMENT, 33, 2.1, lambda h, w: bricks(rng, h, w, c.scale * 0.85, (150, 118, 104))
+    )
+    for i in range(33):
+        c.fill(-16.5 + i, PAVEMENT - 0.05, 0.985, 0.24, lambda h, w: tinted(
+            1 + 0.12 * noise(rng, h, w, 0.3), (170, 168, 164)))  # fmt: skip
+    return layer(c, None)
+
+
+def limb(length: float, thick: float, thin: float, colour: Colour, end: float = 0.0) -> Canvas:
+    """An arm or a part of a leg that hangs from its anchor; `end` is the length of a shoe."""
+    c = Canvas(-0.16, 0.1, 0.3, -length - 0.12, 150)
+    c.disc(0, 0, thick / 2, colour)
+    c.polygon([(-thick / 2, 0), (thick / 2, 0), (thin / 2, -length), (-thin / 2, -length)], colour)
+    c.disc(0, -length, thin / 2, colour)
+    if end:
+        foot = [(-0.06, 0.02), (0.05, 0.03), (end, -0.05), (end, -0.09), (-0.07, -0.09)]
+        c.polygon([(x, y - length) for x, y in foot], (34, 30, 32))
+    return c
+
+
+def walker(rng: np.random.Generator) -> Canvas:
+    """A person in a striped jumper with a bag, from the hips up; the anchor is the hip."""
+    c = Canvas(-0.5, 1.0, 0.5, -0.3, 150)
+    c.polygon([(-0.16, -0.08), (0.15, -0.08), (0.19, 0.45), (0.1, 0.56), (-0.1, 0.57),
+               (-0.2, 0.45)], (206, 198, 180))  # fmt: skip
+    for i in range(7):
+        c.polygon([(-0.17, 0.0 + 0.07 * i), (0.16, 0.0 + 0.07 * i), (0.165, 0.03 + 0.07 * i),
+                   (-0.175, 0.03 + 0.07 * i)], (52, 66, 108))  # fmt: skip
+    c.polygon([(-0.04, 0.52), (0.06, 0.52), (0.06, 0.66), (-0.03, 0.66)], (196, 146, 116))
+    c.disc(0.02, 0.75, 0.125, (202, 152, 122))
+    c.polygon([(-0.12, 0.66), (-0.13, 0.82), (-0.02, 0.9), (0.11, 0.88), (0.13, 0.8), (0.0, 0.8),
+               (-0.05, 0.66)], (66, 44, 34))  # fmt: skip
+    c.fill(-0.46, -0.22, 0.4, 0.42, (192, 70, 58))
+    c.text("BOOKS", -0.26, 0.02, 0.13, (244, 236, 214), 0.03)
+    c.polygon([(-0.42, 0.18), (-0.38, 0.18), (0.1, 0.5), (0.06, 0.52)], (150, 52, 44))
+    return c
+
+
+def bicycle() -> Canvas:
+    """Frame and rider's body; the anchor is the road under the bottom bracket."""
+    c = Canvas(-1.0, 1.85, 1.0, 0, 130)
+    steel = (48, 92, 140)
+
+    def tube(x0: float, y0: float, x1: float, y1: float, wide: float, colour: Colour) -> None:
+        length = math.hypot(x1 - x0, y1 - y0)
+        a, b = -(y1 - y0) / length * wide / 2, (x1 - x0) / length * wide / 2
+        c.polygon([(x0 + a, y0 + b), (x1 + a, y1 + b), (x1 - a, y1 - b), (x0 - a, y0 - b)], colour)
+
+    for x0, y0, x1, y1 in ((0, 0.3, -0.17, 0.82), (0, 0.3, 0.42, 0.78), (-0.15, 0.76, 0.4, 0.84),
+                           (0, 0.3, -0.45, 0.35), (-0.45, 0.35, -0.15, 0.76)):  # fmt: skip
+        tube(x0, y0, x1, y1, 0.045, steel)
+    tube(0.39, 0.92, 0.56, 0.35, 0.04, (190, 194, 198))
+    tube(0.38, 0.92, 0.46, 1.02, 0.035, (40, 40, 42))
+    tube(-0.28, 0.88, -0.04, 0.88, 0.07, (44, 36, 32))
+    c.polygon([(-0.27, 0.9), (-0.05, 0.86), (0.24, 1.3), (0.16, 1.44), (0.02, 1.46)],
+              (226, 176, 46))  # fmt: skip
+    tube(0.14, 1.36, 0.44, 1.03, 0.085, (226, 176, 46))
+    c.disc(0.45, 1.03, 0.05, (206, 156, 126))
+    c.disc(0.22, 1.58, 0.12, (206, 156, 126))
+    c.polygon([(0.08, 1.6), (0.1, 1.7), (0.2, 1.75), (0.32, 1.7), (0.36, 1.62)], (210, 60, 50))
+    c.text("14", -0.02, 1.24, 0.24, (40, 38, 44), 0.03)
+    return c
+
+
+def bicycle_wheel() -> Canvas:
+    """Tyre, rim and spokes around a hub."""
+    c = Canvas(-0.37, 0.37, 0.37, -0.37, 150)
+    rim = [math.tau * i / 90 for i in range(91)]
+    for outer, inner, tone in ((0.35, 0.315, (34, 34, 36)), (0.315, 0.295, (186, 188, 190))):
+        ring = [(outer * math.cos(a), outer * math.sin(a)) for a in rim]
+        c.polygon(ring + [(inner * math.cos(a), inner * math.sin(a)) for a in reversed(rim)], tone)
+    for i in range(14):
+        a = math.tau * i / 14
+        s, k = 0.007 * math.sin(a), 0.007 * math.cos(a)
+        x, y = 0.3 * math.cos(a), 0.3 * math.sin(a)
+        c.polygon([(-s, k), (x - s, y + k), (x + s, y - k), (s, -k)], (150, 154, 156))
+    c.disc(0, 0, 0.04, (90, 92, 94))
+    return c
+
+
+def parked_car(rng: np.random.Generator) -> Canvas:
+    """A small car from behind, with its number plate; the anchor is the ground below it."""
+    c = Canvas(-1.0, 1.6, 1.0, 0, 140)
+    body = [(-0.84, 0.26), (0.84, 0.26), (0.86, 0.8), (0.8, 0.92), (0.62, 1.42), (0.48, 1.5),
+            (-0.48, 1.5), (-0.62, 1.42), (-0.8, 0.92), (-0.86, 0.8)]  # fmt: skip
+    c.fill(-0.82, 0.0, 0.2, 0.4, (28, 28, 30))
+    c.fill(0.62, 0.0, 0.2, 0.4, (28, 28, 30))
+    under = c.picture.copy()
+    c.picture = Image.new("RGBA", c.picture.size)
+    c.polygon(body, (170, 60, 52))
+    rows, columns = c.picture.height, c.picture.width
+    fall = np.interp(
+        np.linspace(1.6, 0, rows), [0.2, 0.6, 0.8, 0.9, 1.5], [0.5, 0.8, 1.1, 0.9, 1.3]
+    )
+    sheen = fall[:, None] * (1 + 0.05 * noise(rng, rows, columns, 1.4))
+    painted = Image.fromarray(tinted(sheen.astype(np.float32), (164, 58, 50)).astype(np.uint8))
+    shaded = painted.convert("RGBA")
+    shaded.putalpha(c.picture.getchannel("A"))
+    under.alpha_composite(shaded)
+    c.picture = under
+    c.polygon([(-0.64, 0.96), (0.64, 0.96), (0.5, 1.38), (-0.5, 1.38)], (44, 52, 58))
+    c.polygon([(-0.3, 0.96), (0.0, 0.96), (0.16, 1.38), (-0.08, 1.38)], (96, 110, 118))
+    for x in (-0.82, 0.6):
+        c.fill(x, 0.68, 0.22, 0.2, (120, 20, 22))
+        c.fill(x + 0.04, 0.72, 0.14, 0.06, (240, 150, 90))
+    c.fill(-0.86, 0.3, 1.72, 0.2, (52, 50, 52))
+    c.fill(-0.33, 0.58, 0.66, 0.19, (30, 32, 34))
+    c.fill(-0.32, 0.59, 0.64, 0.17, (244, 214, 84))
+    c.text("LK24 VRX", 0, 0.67, 0.13, (22, 22, 26), 0.03)
+    return c
+
+
+def bus_stop() -> Canvas:
+    """A pole with a flag, a number and a timetable."""
+    c = Canvas(-0.6, 2.9, 0.6, 0, 130)
+    c.fill(-0.035, 0, 0.07, 2.9, (70, 74, 78))
+    c.fill(0.03, 2.1, 0.52, 0.74, (196, 44, 40))
+    c.text("BUS", 0.29, 2.66, 0.2, (248, 244, 236), 0.03)
+    c.text("STOP", 0.29, 2.47, 0.17, (248, 244, 236), 0.03)
+    c.text("24  N7", 0.29, 2.25, 0.16, (250, 220, 120), 0.02)
+    c.fill(-0.26, 1.05, 0.52, 0.72, (54, 58, 62))
+    c.fill(-0.24, 1.07, 0.48, 0.68, (244, 242, 234))
+    c.text("24 Harbour", 0, 1.67, 0.085, (30, 30, 36), 0.02)
+    for row in range(6):
+        c.text(f"{7 + row}.05 .25 .45", 0, 1.56 - 0.08 * row, 0.07, (40, 40, 46))
+    return c
+
+
+def cyclist_at(t: float) -> float:
+    """The cyclist's place along the street, in metres."""
+    return -4.6 + 3.9 * t
+
+
+def walker_at(t: float) -> tuple[float, float]:
+    """The walker's hip: going right, and rising twice a stride."""
+    return 0.3 + 1.25 * t, 0.9 + 0.02 * math.cos(math.tau * 1.9 * t)
+
+
+Turned = tuple[float, float, float]  # where something hangs, x and y, and its turn
+
+
+def leg(
+    hip: tuple[float, float], foot: tuple[float, float], thigh: float, shin: float
+) -> tuple[Turned, Turned]:
+    """Thigh and shin of a leg that bends forward, to the right; lengths in metres."""
+    dx, dy = foot[0] - hip[0], foot[1] - hip[1]
+    reach = min(math.hypot(dx, dy), 0.999 * (thigh + shin))
+    lean = math.acos((thigh**2 + reach**2 - shin**2) / (2 * thigh * reach))
+    upper = math.atan2(dx, -dy) + lean  # from straight down, towards the right
+    knee = hip[0] + thigh * math.sin(upper), hip[1] - thigh * math.cos(upper)
+    lower = math.atan2(foot[0] - knee[0], knee[1] - foot[1])
+    return (*hip, upper), (*knee, lower)
+
+
+def walking_leg(t: float, side: float) -> tuple[Turned, Turned]:
+    """The walker's leg: a foot that stands for one half of the stride and swings for the other."""
+    x, y = walker_at(t)
+    phase = (0.95 * t + side) % 1
+    swing = math.cos(math.tau * phase)
+    foot = x + 0.32 * swing, 0.1 + 0.1 * max(0.0, -math.sin(math.tau * phase))
+    return leg((x, y - 0.02), foot, 0.42, 0.41)
+
+
+def riding_leg(t: float, side: float) -> tuple[Turned, Turned]:
+    """The cyclist's leg, its foot on a pedal that goes round."""
+    x, turn = cyclist_at(t), -math.tau * (1.3 * t + side)
+    pedal = x + 0.17 * math.cos(turn), 0.36 + 0.17 * math.sin(turn)
+    return leg((x - 0.16, 0.93), pedal, 0.42, 0.42)
+
+
+def swinging_sign() -> Canvas:
+    """A board that swings below its hinge, the anchor."""
+    c = Canvas(-0.62, 0.06, 0.62, -1.1, 130)
+    c.fill(-0.4, -0.22, 0.02, 0.26, (40, 40, 42))
+    c.fill(0.38, -0.22, 0.02, 0.26, (40, 40, 42))
+    c.fill(-0.58, -1.06, 1.16, 0.84, (226, 214, 184))
+    c.fill(-0.54, -1.02, 1.08, 0.76, (34, 52, 84))
+    c.text("SHOES", 0, -0.5, 0.3, (246, 226, 160), 0.03)
+    c.text("soled & heeled", 0, -0.76, 0.155, (240, 232, 210))
+    return c
+
+
+@cache
+def shops() -> list[Layer]:
+    """All layers of the walk, the farthest first."""
+
+    def at(x: float, y: float = 0.0) -> Callable[[float], Turned]:
+        return lambda _: (x, y, 0.0)
+
+    def rng(seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed)
+
+    def legs(
+        legs_at: Callable[[float, float], tuple[Turned, Turned]], depth: float, colour: Colour
+    ) -> list[list[Layer]]:
+        """The far leg and the near one: thigh and shin of each."""
+
+        def part(side: float, which: int) -> Callable[[float], Turned]:
+            return lambda t: legs_at(t, side)[which]
+
+        limbs = limb(0.42, 0.17, 0.12, colour), limb(0.41, 0.12, 0.08, colour, end=0.17)
+        return [[layer(limbs[k], depth, part(side, k)) for k in (0, 1)] for side in (0.5, 0.0)]
+
+    def sway(t: float) -> Turned:
+        return 4.75, 4.45, 0.26 * math.sin(math.tau * 0.9 * t + 1.2)
+
+    def wheel_at(offset: float) -> Callable[[float], Turned]:
+        return lambda t: (cyclist_at(t) + offset, 0.35, -cyclist_at(t) / 0.35)
+
+    walking = legs(walking_leg, 7.8, (70, 74, 92))
+    riding = legs(riding_leg, 5.9, (52, 56, 62))
+    tyre = bicycle_wheel()
+    return [
+        replace(backdrop(rng(21)), depth=45),
+        layer(tree(rng(22), 7, 7.5, 70), 15, at(14)),
+        pavement(rng(23)),
+        parade(rng(24)),
+        layer(swinging_sign(), 8.6, sway),
+        layer(planter(rng(25)), 8.5, at(-6.9)),
+        layer(planter(rng(26)), 8.5, at(12.6)),
+        *walking[0],
+        layer(walker(rng(27)), 7.8, lambda t: (*walker_at(t), 0.0)),
+        *walking[1],
+        layer(bus_stop(), 7.4, at(-3.3)),
+        layer(parked_car(rng(28)), 7.0, at(5.3)),
+        *riding[0],
+        *(layer(tyre, 5.9, wheel_at(x)) for x in (-0.45, 0.56)),
+        layer(bicycle(), 5.9, lambda t: (cyclist_at(t), 0.0, 0.0)),
+        *riding[1],
+    ]
+
+
+def walk_shade(t: float, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Light on the ground: less at the walls' foot and under what stands or goes on it."""
+    light = 1 - 0.45 * torch.exp((z - FACADE).clamp(max=0) / 0.25)
+    for middle, wide, away, depth in (
+        (5.3, 0.85, 7.2, 0.65), (walker_at(t)[0], 0.22, 7.8, 0.4), (cyclist_at(t), 0.6, 5.9, 0.4)
+    ):  # fmt: skip
+        cover = torch.sigmoid((wide - (x - middle).abs()) / 0.08)
+        light = light * (1 - depth * cover * torch.exp(-(((z - away) / 0.25) ** 2)))
+    return light
+
+
+def walk_pose(t: float) -> Pose:
+    """A walk to the left, looking along the shops: the body sways once and bobs twice a stride."""
+    stride = math.tau * 0.95 * t
+
+    def wave(amplitude: float, hertz: float, phase: float) -> float:
+        return amplitude * math.sin(math.tau * hertz * t + phase)
+
+    return Pose(
+        x=1.47 - 1.4 * t + 0.02 * math.sin(stride),
+        yaw=0.5 - 0.5 * t + 0.02 * math.sin(stride) + wave(0.004, 3.7, 1.0),
+        pitch=0.03 + 0.026 * math.sin(2 * stride) + wave(0.0025, 5.3, 2.0),
+        roll=0.016 * math.sin(stride + 0.9) + wave(0.003, 4.1, 0.0),
+        focal=FOCAL,
+        y=EYE + 0.025 * math.sin(2 * stride),
+        z=0.12 * t,
+    )
+
+
+WALK = Film(
+    "Station Road, a walk", ("The grocer", "The pharmacy"), shops, walk_pose, walk_shade, 0.5
+)
+FILMS = {"street": STREET, "walk": WALK}
 
 
 # --------------------------------------------------------------------------- the files
@@ -781,7 +1339,7 @@ def to_planes(picture: torch.Tensor) -> NDArray[np.uint8]:
     small = F.conv2d(padded, weights[None, None], stride=2)
     parts = [(16 + 219 * luma).reshape(-1), (128 + 224 * small).reshape(-1)]
     codes = torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
-    return codes.reshape(HEIGHT * 3 // 2, WIDTH).numpy()
+    return codes.reshape(luma.shape[0] * 3 // 2, luma.shape[1]).numpy()
 
 
 def tune() -> Array:
@@ -806,7 +1364,9 @@ def tune() -> Array:
     return np.asarray(0.7 * sound / np.abs(sound).max(), np.float32)
 
 
-def write(path: Path, pictures: Iterator[NDArray[np.uint8]], title: str) -> None:
+def write(
+    path: Path, pictures: Iterable[NDArray[np.uint8]], title: str, chapters: tuple[str, str]
+) -> None:
     """One clip: H.264 and AAC in MP4, with a title and two chapters."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as output:
         output.metadata["title"] = title
@@ -821,7 +1381,7 @@ def write(path: Path, pictures: Iterator[NDArray[np.uint8]], title: str) -> None
                     "time_base": Fraction(1, 1000),
                     "metadata": {"title": name},
                 }
-                for i, name in enumerate(("The optician", "The garage"))
+                for i, name in enumerate(chapters)
             ]
         )
         video = output.add_stream("libx264", rate=FPS, options={"crf": "14", "preset": "veryslow"})
@@ -845,19 +1405,26 @@ def write(path: Path, pictures: Iterator[NDArray[np.uint8]], title: str) -> None
 
 
 def main() -> None:
-    """Render all frames, then write both clips."""
+    """Render all frames, then write the clips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("outdir", type=Path, metavar="OUTDIR")
-    outdir: Path = parser.parse_args().outdir
-    outdir.mkdir(parents=True, exist_ok=True)
-    blurred, sharp = [], []
-    for index in range(FRAMES):
-        pair = frame(index)
-        blurred.append(to_planes(pair[0]))
-        sharp.append(to_planes(pair[1]))
-        print(f"frame {index + 1} of {FRAMES}")
-    write(outdir / "street_blurred.mp4", iter(blurred), "Mill Lane, filmed by hand (blurred)")
-    write(outdir / "street_sharp.mp4", iter(sharp), "Mill Lane, filmed by hand (sharp)")
+    parser.add_argument("films", nargs="*", metavar="FILM", help=f"of {', '.join(FILMS)}: all")
+    args = parser.parse_args()
+    unknown = [name for name in args.films if name not in FILMS]
+    if unknown:
+        parser.error(f"there is no film {unknown[0]}: choose {', '.join(FILMS)}")
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    for name in args.films or FILMS:
+        film = FILMS[name]
+        blurred, sharp = [], []
+        for index in range(FRAMES):
+            pair = frame(index, film=film)
+            blurred.append(to_planes(pair[0]))
+            sharp.append(to_planes(pair[1]))
+            print(f"{name}: frame {index + 1} of {FRAMES}")
+        for kind, pictures in (("blurred", blurred), ("sharp", sharp)):
+            path = args.outdir / f"{name}_{kind}.mp4"
+            write(path, pictures, f"{film.title} ({kind})", film.chapters)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from vdeblur.training.blur import (
     BlurOptions,
     Motion,
     camera_blur,
+    chord_and_bend,
     convolve,
+    lightly,
     make_pairs,
     random_masks,
     random_paths,
@@ -67,6 +69,43 @@ def test_paths() -> None:
     assert float(length.max()) > 12
     light = random_paths(64, replace(options, light_share=1.0, light_length=3), seeded())
     assert float((light[:, 1:] - light[:, :-1]).norm(dim=-1).sum(dim=1).max()) <= 3.001
+
+
+def shares(steps: int) -> Tensor:
+    """The moments of an exposure's steps, from −½ to ½: (steps, 1)."""
+    return ((torch.arange(steps) + 0.5) / steps - 0.5)[:, None]
+
+
+def test_the_chord_and_the_bend_of_a_parabola() -> None:
+    s, start = shares(64), torch.tensor([3.0, -2.0])
+    chord, bend = torch.tensor([7.0, -5.0]), torch.tensor([0.5, 9.0])
+    path = start + chord * s + bend * s * s
+    assert torch.allclose(chord_and_bend(path), torch.cat([chord, bend]), atol=1e-4)
+    several = torch.stack([path, 2 * path, 0 * path]).view(3, 1, 64, 2)
+    found = chord_and_bend(several)
+    assert found.shape == (3, 1, 4)
+    assert torch.allclose(found[1, 0], 2 * found[0, 0], atol=1e-4)
+    assert float(found[2].abs().max()) == 0
+    # What a parabola cannot follow is left out: a cubic has the chord of its slope on the whole.
+    cubic = torch.cat([s**3, 0 * s], dim=1)
+    assert chord_and_bend(cubic).tolist() == pytest.approx([0.15, 0, 0, 0], abs=1e-3)
+
+
+def test_calm_paths_are_nearly_parabolas() -> None:
+    missed = {}
+    for calm in (0.0, 1.0):
+        options = BlurOptions(calm_share=calm, light_share=0, length_power=0, max_length=20)
+        paths = random_paths(200, options, seeded())
+        fitted = chord_and_bend(paths)
+        s = shares(options.steps)
+        parabolas = fitted[:, None, :2] * s + fitted[:, None, 2:] * s * s
+        rest = paths - parabolas
+        off = (rest - rest.mean(dim=1, keepdim=True)).norm(dim=-1).amax(dim=1)
+        missed[calm] = float(off.median())
+    assert missed[1.0] < 0.5  # of 20 pixels
+    assert missed[0.0] > 2 * missed[1.0]
+    bends = chord_and_bend(random_paths(200, BlurOptions(calm_share=1.0), seeded()))[:, 2:]
+    assert float(bends.norm(dim=1).quantile(0.9)) > 1  # but not straight
 
 
 def test_averaged_frames_have_gaps() -> None:
@@ -256,7 +295,7 @@ def test_h264_takes_more_at_a_higher_rate_factor() -> None:
 
 
 def test_pairs() -> None:
-    blurred, target = make_pairs(sharp(), margin=8, options=PURE, generator=seeded())
+    blurred, target, _ = make_pairs(sharp(), margin=8, options=PURE, generator=seeded())
     assert blurred.shape == target.shape == (4, 3, 32, 32)
     assert torch.equal(target, sharp()[..., 8:-8, 8:-8])
     assert float((blurred - target).abs().mean()) > 0.01
@@ -268,13 +307,80 @@ def test_pairs() -> None:
 
 def test_sharp_pairs_come_back_as_they_are() -> None:
     options = BlurOptions(sharp_share=1.0, varying_share=1.0, layer_share=1.0, noise_share=1.0)
-    blurred, target = make_pairs(sharp(), margin=8, options=options, generator=seeded())
+    blurred, target, _ = make_pairs(sharp(), margin=8, options=options, generator=seeded())
     assert torch.equal(blurred, target)
     bare = replace(PURE, sharp_share=1.0, varying_share=1.0, layer_share=1.0)
     for options in (bare, replace(PURE, max_length=0.0)):
-        blurred, target = make_pairs(sharp(), margin=8, options=options, generator=seeded())
+        blurred, target, motion = make_pairs(sharp(), margin=8, options=options, generator=seeded())
+        assert float(motion.abs().max()) < 1e-4
         assert torch.allclose(blurred, target, atol=2e-3)
         assert torch.allclose(target, sharp()[..., 8:-8, 8:-8], atol=2e-3)
+
+
+_LONGER = 64 / 63  # 64 steps that lie 63 gaps apart are an exposure of 64
+
+
+def test_pairs_know_their_motion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A straight path, one that bends, and a roll, as they were drawn."""
+    time = torch.linspace(-0.5, 0.5, PURE.steps)[:, None]
+    straight = torch.tensor([10.0, -6.0]) * time
+    bent = straight + torch.tensor([4.0, 8.0]) * time * time
+    for path in (straight, bent):
+        motion = Motion(path.expand(2, -1, -1))
+        monkeypatch.setattr("vdeblur.training.blur._camera_motion", lambda *_, m=motion: m)
+        pairs = make_pairs(sharp(2, 64), margin=16, options=PURE, generator=seeded())
+        assert pairs.motion.shape == (2, 4, 8, 8)
+        bend = _LONGER**2 * torch.tensor([4.0, 8.0]) * (path is bent)
+        expected = torch.cat([_LONGER * torch.tensor([10.0, -6.0]), bend])
+        assert torch.allclose(pairs.motion, expected[:, None, None].expand(2, 4, 8, 8), atol=0.05)
+    # A roll moves each place across the line from the middle of the picture.
+    roll = Motion(torch.zeros(2, PURE.steps, 2), roll=0.1 * time[:, 0].expand(2, -1))
+    monkeypatch.setattr("vdeblur.training.blur._camera_motion", lambda *_: roll)
+    pairs = make_pairs(sharp(2, 96), margin=16, options=PURE, generator=seeded())
+    off = torch.arange(16) * 4 + 2.0 - 32  # the middles of cells, from the picture's
+    assert torch.allclose(
+        pairs.motion[0, 0], -0.1 * _LONGER * off[:, None].expand(16, 16), atol=0.01
+    )
+    assert torch.allclose(pairs.motion[0, 1], 0.1 * _LONGER * off.expand(16, 16), atol=0.01)
+    assert float(pairs.motion[:, 2:].abs().max()) < 0.01
+
+
+def test_layers_bring_their_own_motion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer on the left half; the camera is at rest, so that nothing else moves."""
+    time = torch.linspace(-0.5, 0.5, PURE.steps)[:, None]
+
+    def paths(count: int, *_: object) -> Tensor:
+        return (torch.tensor([0.0, 12.0]) * time).expand(count, -1, -1)
+
+    def left(count: int, size: tuple[int, int], *_: object) -> Tensor:
+        mask = torch.zeros(count, 1, *size)
+        mask[..., : size[1] // 2 + 2] = 1.0  # to the middle of a cell of four pixels
+        return mask
+
+    still = Motion(torch.zeros(2, PURE.steps, 2))
+    monkeypatch.setattr("vdeblur.training.blur._camera_motion", lambda *_: still)
+    monkeypatch.setattr("vdeblur.training.blur.random_paths", paths)
+    monkeypatch.setattr("vdeblur.training.blur.random_masks", left)
+    options = replace(PURE, layer_share=1.0, layers=1, at_rest_share=0.0)
+    pairs = make_pairs(sharp(2, 64), margin=16, options=options, generator=seeded())
+    across = pairs.motion[0, 1, 4]
+    assert across.tolist() == pytest.approx(
+        [12 * _LONGER] * 4 + [6 * _LONGER] + [0.0] * 3, abs=0.01
+    )
+    assert float(pairs.motion[:, [0, 2]].abs().max()) < 0.01
+    assert torch.allclose(pairs.blurred[..., 20:], pairs.sharp[..., 20:], atol=1e-3)
+
+
+def test_light_degradation_leaves_motion_alone() -> None:
+    mild = lightly(BlurOptions(max_length=50))
+    assert (mild.max_length, mild.layer_share) == (50, BlurOptions().layer_share)
+    assert mild.noise < BlurOptions().noise
+    assert mild.h264_share == 0
+    assert lightly(PURE) == replace(PURE, **{k: getattr(lightly(PURE), k) for k in _UNUSED})
+
+
+#: Of what PURE has a share of 0 of.
+_UNUSED = ("noise", "sharpen", "jpeg_quality")
 
 
 def test_light_is_averaged_as_light() -> None:
@@ -286,7 +392,7 @@ def test_light_is_averaged_as_light() -> None:
         options = replace(
             PURE, coded_share=share, gammas=(2.2, 2.2), max_offset=0.0, contrasts=(0, 0)
         )
-        blurred, target = make_pairs(bars, margin=20, options=options, generator=seeded(2))
+        blurred, target, _ = make_pairs(bars, margin=20, options=options, generator=seeded(2))
         means[name] = float(blurred.mean() - target.mean())
     assert abs(means["coded"]) < 0.02
     assert means["light"] > 0.05
@@ -304,7 +410,7 @@ def test_highlights_saturate_after_averaging() -> None:
     assert torch.equal(plain[1], bright[1])  # white is white in the sharp picture
     assert float((bright[0] > 0.95).float().mean()) > 1.3 * float((plain[0] > 0.95).float().mean())
     lit = replace(PURE, lights_share=1.0)
-    blurred, target = make_pairs(lamp * 0, margin=24, options=lit, generator=seeded(3))
+    blurred, target, _ = make_pairs(lamp * 0, margin=24, options=lit, generator=seeded(3))
     assert float(target.max()) == 1.0
     assert float(blurred.max()) > 0.3
 
@@ -312,14 +418,14 @@ def test_highlights_saturate_after_averaging() -> None:
 def test_layers_cover_what_is_behind_them() -> None:
     options = replace(PURE, layer_share=1.0, max_length=12.0)
     plain = make_pairs(sharp(4, 64), margin=16, options=PURE, generator=seeded(4))
-    blurred, target = make_pairs(sharp(4, 64), margin=16, options=options, generator=seeded(4))
+    blurred, target, _ = make_pairs(sharp(4, 64), margin=16, options=options, generator=seeded(4))
     changed = (target - plain[1]).abs().amax(dim=1) > 0.05
     assert 0.02 < float(changed.float().mean()) < 0.9
     assert float(blurred.min()) >= 0
     assert not torch.equal(blurred, target)
     # A camera at rest leaves sharp what no layer covers.
     rest = replace(options, at_rest_share=2.0)
-    blurred, target = make_pairs(sharp(8, 64), margin=16, options=rest, generator=seeded(4))
+    blurred, target, _ = make_pairs(sharp(8, 64), margin=16, options=rest, generator=seeded(4))
     same = ((blurred - target).abs().amax(dim=1) < 2e-3).float().mean(dim=(1, 2))
     assert float(same.max()) > 0.3
 
@@ -329,7 +435,7 @@ def test_a_camera_sharpens_both_and_adds_noise_to_one() -> None:
     picture = smooth(4, 64)
     crop = picture[..., 16:-16, 16:-16]
     sharpened = replace(still, sharpen_share=1.0, sharpen=2.0)
-    blurred, target = make_pairs(picture, margin=16, options=sharpened, generator=seeded())
+    blurred, target, _ = make_pairs(picture, margin=16, options=sharpened, generator=seeded())
     assert torch.allclose(blurred, target, atol=2e-3)
     assert float(target.diff().abs().mean()) > 1.05 * float(crop.diff().abs().mean())
     for dirty in (
@@ -338,7 +444,7 @@ def test_a_camera_sharpens_both_and_adds_noise_to_one() -> None:
         replace(still, jpeg_share=1.0, jpeg_quality=(20, 30)),
         replace(still, h264_share=1.0, h264_crf=(34.0, 36.0)),
     ):
-        blurred, target = make_pairs(picture, margin=16, options=dirty, generator=seeded())
+        blurred, target, _ = make_pairs(picture, margin=16, options=dirty, generator=seeded())
         assert torch.allclose(target, crop, atol=1e-3)
         assert level(blurred, target) < 45
 
@@ -358,7 +464,7 @@ def test_the_same_seed_makes_the_same_pairs() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_draw_gives_pictures(seed: int) -> None:
-    blurred, target = make_pairs(
+    blurred, target, _ = make_pairs(
         sharp(3, 56), margin=12, options=BlurOptions(), generator=seeded(seed)
     )
     for picture in (blurred, target):
@@ -374,11 +480,12 @@ def test_nothing_of_a_pair_is_made_on_another_device(monkeypatch: pytest.MonkeyP
     shares |= {"jpeg_share": 0.5, "h264_share": 0.5}
     options = from_texts(BlurOptions(), {name: str(share) for name, share in shares.items()})
     for seed in range(3):
-        blurred, target = make_pairs(
+        blurred, target, motion = make_pairs(
             sharp(5, 64).to("meta"), margin=16, options=options, generator=seeded(seed)
         )
-        assert blurred.device.type == target.device.type == "meta"
+        assert blurred.device.type == target.device.type == motion.device.type == "meta"
         assert blurred.shape == target.shape == (5, 3, 32, 32)
+        assert motion.shape == (5, 4, 8, 8)
 
 
 no_cuda = not torch.cuda.is_available() and not os.environ.get("VDEBLUR_REQUIRE_CUDA")

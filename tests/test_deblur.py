@@ -582,12 +582,17 @@ def test_frames_of_a_film_know_their_motion(tmp_path: Path) -> None:
 
 
 def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:
-    seen = []
+    seen: list[Any] = []
+
+    def look(frame: Any) -> bool:
+        seen.append(frame.motion)
+        return True
+
     report = deblur_video(
         colours,
         tmp_path / "out.mkv",
         model=Echo(),
-        choose=lambda frame: seen.append(frame.motion) or True,
+        choose=look,
     )
     assert [stage.name for stage in report.stages] == ["decode", "encode"]
     assert set(seen) == {None}
@@ -598,10 +603,13 @@ def test_a_still_has_no_motion(tmp_path: Path) -> None:
     write_frames(
         path, [av.VideoFrame.from_ndarray(panning(1)[0], format="rgb24")], "png", form="image2"
     )
-    seen = []
-    deblur_video(
-        path, tmp_path / "o.png", model=Guided(), choose=lambda f: seen.append(f.motion) or True
-    )
+    seen: list[Any] = []
+
+    def look(frame: Any) -> bool:
+        seen.append(frame.motion)
+        return True
+
+    deblur_video(path, tmp_path / "o.png", model=Guided(), choose=look)
     assert seen == [None]
 
 

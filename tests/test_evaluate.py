@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
 import sys
 import types
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,8 +25,11 @@ from tests.media import write_frames
 from vdeblur import Deblurrer, InputError
 from vdeblur.cli import main
 from vdeblur.evaluate import EvalOptions, evaluate
+from vdeblur.frames import PlaneLayout
 from vdeblur.metrics import psnr, ssim
+from vdeblur.models.taps import samples
 from vdeblur.pairs import open_pairs
+from vdeblur.pans import SHUTTER, pans
 from vdeblur.pictures import (
     frame_to_rgb,
     label,
@@ -34,7 +40,8 @@ from vdeblur.pictures import (
     write_png,
 )
 from vdeblur.reader import VideoReader
-from vdeblur.scores import as_markdown, score_table
+from vdeblur.report import Gallery
+from vdeblur.scores import Score, as_markdown, score_table
 
 HEIGHT, WIDTH = 36, 48
 Array = NDArray[np.uint8]
@@ -456,3 +463,219 @@ def test_a_picture_comes_back_from_its_png(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
     with pytest.raises(InputError, match="does not exist"):
         read_rgb(tmp_path / "b.png")
+
+
+# -- motion, the page, and lengths of blur ---------------------------------------------------------
+
+
+class Told:
+    """A guided network that leaves pictures as they are, and keeps what it was told."""
+
+    guided = True
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.motions: list[NDArray[np.float32] | None] = []
+
+    def restore_planes(
+        self, planes: list[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        count = len(planes[0])
+        self.motions += [None] * count if motion is None else list(motion.numpy())
+        return planes, torch.zeros(count, dtype=torch.bool)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.motions += [None] * len(images)
+        return images
+
+
+def panned(folder: Path, count: int = 6, step: int = 4) -> list[Path]:
+    """A blurred and a sharp video of texture that moves left by `step` pixels a frame."""
+    rng = np.random.default_rng(5)
+    texture = rng.normal(0, 1, (128, 256 + step * count))
+    for axis in (0, 1):
+        for _ in range(3):
+            texture = (texture + np.roll(texture, 1, axis)) / 2
+    texture = np.clip(128 + 220 * texture, 0, 255)
+    wide = np.repeat(texture[..., None], 3, 2)
+
+    def view(offset: int) -> Array:
+        cut: Array = wide[:, offset : offset + 192].astype(np.uint8)
+        return cut
+
+    sharp = [view(step * n + 2) for n in range(count)]
+    means = [np.mean([view(step * n + k) for k in (1, 2, 3)], axis=0) for n in range(count)]
+    blurred = [mean.astype(np.uint8) for mean in means]
+    return [film(folder / "blurred.mkv", blurred), film(folder / "sharp.mkv", sharp)]
+
+
+def test_videos_are_restored_along_their_motion(tmp_path: Path) -> None:
+    pairs = open_pairs(panned(tmp_path))
+    network: Any = Told()
+    scores = evaluate(pairs, network, options=EvalOptions(exposure="0.5", temporal=False), batch=4)
+    assert [score.values["psnr_gain"] for score in scores.pictures] == [0] * 6
+    assert len(network.motions) == 6
+    for motion in network.motions:
+        assert motion is not None
+        assert np.median(motion[0]) == pytest.approx(-2, abs=0.3)  # half of the way to the next
+        assert abs(np.median(motion[1])) < 0.3
+    every = Told()
+    told: Any = every
+    evaluate(pairs, told, options=EvalOptions(exposure="0.25", every=3, sharp=True))
+    assert len(every.motions) == 4  # frames 1 and 4, blurred and sharp
+    for moved in every.motions:
+        assert moved is not None
+        # Of neighbours, not of the frames that are scored.
+        assert np.median(moved[0]) == pytest.approx(-1, abs=0.2)
+    blind: Any = Told()
+    evaluate(pairs, blind, options=EvalOptions(estimate=False, temporal=False))
+    assert blind.motions == [None] * 6
+    stills: Any = Told()
+    evaluate(open_pairs([gopro(tmp_path / "stills", ("one",))]), stills)
+    assert set(stills.motions) == {None}
+    unguided: Any = Told()
+    unguided.guided = False
+    evaluate(pairs, unguided, options=EvalOptions(temporal=False))
+    assert unguided.motions == [None] * 6
+
+
+def test_an_exposure_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = gopro(tmp_path / "data", ("one",), 1)
+    said = refused(capsys, "--pairs", data, "--model", "identity", "--exposure", "long")
+    assert "exposure is 'long'" in said
+    said = refused(capsys, "--pairs", data, "--baseline", "--exposure", "0.5")
+    assert "--exposure is for a network" in said
+    assert "--lengths is for a network" in refused(
+        capsys, "--pairs", data, "--baseline", "--lengths"
+    )
+
+
+def test_a_pan_is_blurred_along_the_motion_it_tells() -> None:
+    rng = np.random.default_rng(3)
+    picture = torch.from_numpy(rng.uniform(0, 1, (1, 3, 80, 120)).astype(np.float32))
+    photograph = F.interpolate(picture, (480, 720), mode="bicubic").clamp(0, 1)
+    found = list(pans([("one", lambda: photograph)], 8, motion=True))
+    assert [(pair.sequence, pair.name) for pair in found] == [("one", str(n)) for n in (1, 2, 3)]
+    for pair in found:
+        assert pair.frame is not None
+        assert pair.frame.motion is not None
+        motion = torch.from_numpy(pair.frame.motion[:, 0, 0])
+        assert float(motion[:2].norm()) == pytest.approx(8, rel=0.05)
+        light = pair.sharp[0, :, None] ** 2.2
+        total = torch.zeros_like(light)
+        for s in np.linspace(-0.5, 0.5, 33)[1::2]:
+            x, y = (torch.full((1, 1, *light.shape[2:]), float(-m)) for m in
+                    motion[:2] * s + motion[2:] * s * s)  # fmt: skip
+            total += torch.stack([samples(c[None], x, y)[0] for c in light]) / 16
+        made = to_picture((total[:, 0] ** (1 / 2.2))[None])[16:-16, 16:-16]
+        blurred = to_picture(pair.blurred)[16:-16, 16:-16]
+        assert psnr(made, blurred) > psnr(to_picture(pair.sharp)[16:-16, 16:-16], blurred) + 12
+    unknown = list(pans([("one", lambda: photograph)], 8, motion=False))
+    assert all(pair.frame is not None and pair.frame.motion is None for pair in unknown)
+    assert torch.equal(unknown[1].blurred, found[1].blurred)
+    # The motion points to the next frame.
+    (first, second), way = found[:2], found[0].frame.motion  # type: ignore[union-attr]
+    assert way is not None
+    x, y = (int(np.round(v / SHUTTER)) for v in way[:2, 0, 0])
+    here, there = first.sharp[0, :, 60:-60, 60:-60], second.sharp[0]
+    rows, columns = here.shape[1:]
+    assert (
+        psnr(
+            to_picture(here[None]),
+            to_picture(there[None, :, 60 + y : 60 + y + rows, 60 + x : 60 + x + columns]),
+        )
+        > 20
+    )
+    with pytest.raises(InputError, match="is 120×80: a pan with 32 pixels of blur needs"):
+        list(pans([("small", lambda: picture)], 32, motion=False))
+
+
+def test_gain_by_length_of_blur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = gopro(tmp_path / "data", ("one",), 1)
+    base = ["--pairs", data, "--model", "identity", "--lengths"]
+    assert "give larger photographs" in refused(capsys, *base)  # the pairs' own are 48×36
+    assert "is not a folder" in refused(capsys, *base, tmp_path / "none")
+    photos = tmp_path / "photos"
+    wide = np.tile(sharp_picture(0), (7, 7, 1))
+    write_png(photos / "a.png", wide)
+    shown = run(capsys, *base, photos, "--json", tmp_path / "s.json")
+    lines = [line.split() for line in shown.splitlines() if " px " in line]
+    assert [line[0] for line in lines] == ["2", "4", "8", "16", "32"]
+    assert all(line[-1] == "+0.00" for line in lines)
+    assert float(lines[0][2]) > float(lines[4][2]) + 3
+    told = json.loads((tmp_path / "s.json").read_text())["by_length"]
+    assert told["8"]["gain"]["total"]["pictures"] == 3
+
+
+class Page(HTMLParser):
+    """Of a page: its pictures, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.sources.append(values["src"] or "")
+        self.links += [v or "" for k, v in attrs if k in ("href", "src") and tag != "img"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_one_page_with_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = gopro(tmp_path / "a & b", ("one",), 3)
+    rough = data / "test" / "one" / "blur" / "000002.png"
+    write_png(rough, 255 - blurred_picture(1))  # the worst by far
+    report = tmp_path / "page.html"
+    base = ["--pairs", data, "--model", "identity", "--sharp"]
+    run(capsys, *base, "--report", report)
+    page = Page(report.read_text(encoding="utf-8"))
+    assert page.links == []  # it needs nothing else
+    assert "a & b" in page.text
+    assert "worst: one/000002, gain +0.00 dB" not in page.text  # identity: all gain nothing
+    assert len(page.sources) == 6
+    crops = []
+    for number, source in enumerate(page.sources):
+        kind, _, code = source.partition(",")
+        assert kind == "data:image/png;base64"
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(base64.b64decode(code))
+        crops.append(to_picture(read_rgb(path)))
+    # Pictures that are smaller than the place are shown whole, as they are.
+    assert np.array_equal(crops[2], sharp_picture(0))
+    assert np.array_equal(crops[0], crops[1])
+    assert "use --force to replace it" in refused(capsys, *base, "--report", report)
+    assert "both go to" in refused(capsys, *base, "--report", report, "--json", report)
+    run(capsys, "--pairs", data, "--baseline", "--report", report, "--force")
+    page = Page(report.read_text(encoding="utf-8"))
+    assert len(page.sources) == 4  # blurred and sharp
+    worst = psnr(255 - blurred_picture(1), sharp_picture(1))
+    assert f"worst: one/000002blurred, {worst:.2f} dB" in page.text.replace("\n", "")
+
+
+def test_a_gallery_keeps_the_worst_and_the_middle() -> None:
+    gallery = Gallery()
+    scores = []
+    gains = [math.sin(n * 1.7) * n for n in range(200)] + [-math.inf]
+    for number, gain in enumerate(gains):
+        shade = torch.full((1, 3, 12, 16), number / 255)
+        score = Score("", str(number), {"psnr_blurred": 20.0, "psnr_gain": gain})
+        scores.append(score)
+        gallery.look(score, shade, shade, torch.zeros(1, 3, 12, 16))
+    assert gallery.worst is not None
+    assert gallery.worst.score.name == "200"
+    assert gallery.worst.crops["restored"][0, 0, 0] == 200
+    middle = gallery.median(scores)
+    assert middle is not None
+    below = sum(gain < middle.score.values["psnr_gain"] for gain in gains)
+    assert 85 < below < 115
+    assert len(gallery._some) <= 33

@@ -70,7 +70,7 @@ def detailed(seed: int) -> NDArray[np.float32]:
         text = "".join(chr(c) for c in rng.integers(65, 91, 4))
         code = int(rng.integers(0, 256))
         cv2.putText(world, text, (x, y), 0, float(rng.uniform(0.4, 1.6)), code, 2, cv2.LINE_AA)
-    return world.astype(np.float32)
+    return np.asarray(world, np.float32)
 
 
 def blurred(share: float, speed: tuple[float, float], count: int, seed: int = 0) -> Iterator[Any]:
@@ -111,6 +111,7 @@ def test_sharp_pictures_have_hardly_any_motion() -> None:
 def test_where_nothing_tells_the_usual_share_is_taken() -> None:
     guide = Guide()
     frames = list(guide.run(film(pan(0.7), 5)))  # too slow to be read
+    assert frames[2].motion is not None
     assert np.median(frames[2].motion[0]) == pytest.approx(0.7 * USUAL_SHARE, abs=0.1)
     assert guide.notes() == [
         "the pictures do not tell how long the shutter was open: taken as 0.5 of a frame's time"
@@ -174,6 +175,7 @@ def test_live_frames_do_not_wait() -> None:
         item = frame(picture, k, full_range=True)
         guide.see(item)
         assert (item.motion is None) == (k == 0)
+    assert item.motion is not None
     assert np.median(item.motion[0]) == pytest.approx(7, rel=0.35)
 
 

@@ -19,8 +19,9 @@ from PIL import Image, ImageFilter
 from vdeblur.checkpoints import load, shipped_weights
 from vdeblur.cli import main
 from vdeblur.extras import installed
+from vdeblur.training.data import LENGTHS, Batch
 from vdeblur.training.log import RunLog, read_metrics
-from vdeblur.training.run import Validation, validation_of
+from vdeblur.training.run import Both, ByLength, Validation, validation_of
 
 QUICK = ["--batch", "2", "--crop", "32", "--workers", "0", "--device", "cpu"]
 TINY = ["--model", "mimo-unet", "--config", "base=4", "--config", "blocks=1", *QUICK]
@@ -135,6 +136,33 @@ def test_a_budget_from_photographs(tmp_path: Path) -> None:
     assert card["wall_seconds"] >= 1
     assert card["recipe"]["blur"]["max_length"] == 8
     assert card["scores"]["validation_gain_db"] <= 0  # blurred and sharp are one picture
+
+
+def test_a_guided_network_from_photographs(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        picture(number, (160, 128)).save(photos / f"{number}.png")
+    out = tmp_path / "run"
+    options = ["--data", f"synth:{photos}", "--out", out, "--recipe", "mimo-unet-guided", *QUICK]
+    small = ["--config", "widths=[4,8,8]", "--config", "blocks=[1,1,1]", "--set", "pool.pairs=4"]
+    assert run(*options, *small, "--set", "updates=0:1", "--steps", 2, "--seed", 1) == 0
+    assert "of exact motion" in capsys.readouterr().err
+    card = json.loads((out / "weights.json").read_text())
+    assert card["network"] == "mimo-unet-guided"
+    assert card["recipe"]["pool"]["pairs"] == 4
+    row = read_metrics(out / "metrics.jsonl")[-1]
+    kinds = [f"{kind}_{length}_db" for kind in ("exact", "measured", "none") for length in LENGTHS]
+    for name in (*kinds, "sharp_false_db", "exact_db"):
+        assert card["scores"][f"synthetic_{name}"] == row[name]
+    assert row["gain_db"] == pytest.approx(row["measured_db"], abs=1e-3)
+    # It goes on with pairs of unknown motion, from a loading process.
+    again = ["--init", out / "weights.safetensors", "--data", gopro, "--out", tmp_path / "again"]
+    recipe = ["--recipe", "mimo-unet-guided", *QUICK, "--workers", 1, "--set", "updates=0:1"]
+    assert run(*again, *recipe, "--steps", 1) == 0
+    assert load(None, tmp_path / "again" / "weights.safetensors").network.config == card["config"]
 
 
 def test_lighter_networks_and_other_starts(
@@ -330,6 +358,47 @@ def test_tensorboard_receives_curves_and_pictures(gopro: Path, tmp_path: Path) -
     events.Reload()
     assert {"loss", "gain_db"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"]
+
+
+def test_validation_by_length_tells_what_it_was_told() -> None:
+    """A network that adds a level for each pixel of motion that it is given."""
+
+    class Adder(torch.nn.Module):
+        size_multiple, guided = 8, True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.tensor(1 / 255))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            length = x[:, 3:4] * 16 if x.shape[1] > 3 else torch.zeros_like(x[:, :1])
+            return x[:, :3] + self.by * length
+
+        def forward_scales(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self(x),)
+
+    sharp = torch.full((10, 3, 16, 16), 100, dtype=torch.uint8)
+    off = torch.tensor(LENGTHS).repeat_interleave(2)  # what a motion of that length makes good
+    blurred = (sharp - off[:, None, None, None]).byte()
+    motion = torch.zeros(10, 4, 4, 4)
+    motion[:, 0] = off[:, None, None].float()
+    known = ByLength(Batch(blurred, sharp, motion))
+    scores, shown = known.score(Adder())  # type: ignore[arg-type]
+    for length in LENGTHS:
+        before = 20 * np.log10(255 / length)
+        assert scores.more[f"exact_{length}_db"] == pytest.approx(99 - before)
+        assert scores.more[f"none_{length}_db"] == 0
+        assert 0 < scores.more[f"measured_{length}_db"] <= 99 - before
+    assert scores.more["measured_db"] == scores.gain < scores.more["exact_db"]
+    assert scores.sharp_kept == 99
+    assert scores.more["sharp_false_db"] == pytest.approx(
+        10 * np.log10(255**2) - (20 * np.log10([8, 32])).mean()
+    )
+    assert shown.shape == (3, 16, 48)
+    # Beside other pairs, whose gain counts.
+    both, _ = Both(Validation(blurred[:1], sharp[:1]), known).score(Adder())  # type: ignore[arg-type]
+    assert both.gain == 0
+    assert both.more == scores.more
 
 
 def test_validation_by_hand() -> None:

@@ -6,6 +6,7 @@ Blur, data and scores have tests of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 
 from vdeblur.checkpoints import load, save_weights
 from vdeblur.errors import InputError, ModelError, UsageError, VdeblurError
-from vdeblur.models import build, names, spec
+from vdeblur.models import build, names, spec, taps
 from vdeblur.models.layers import BasicConv
 from vdeblur.models.mimo_unet import MIMOUNet
+from vdeblur.models.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.models.network import Network
 from vdeblur.training.distill import distance_to_teacher
 from vdeblur.training.health import dead_share, revive, start_well
@@ -54,6 +56,7 @@ from vdeblur.training.losses import (
     ssim,
     targets_for,
 )
+from vdeblur.training.pool import Batch
 from vdeblur.training.prune import operations, prune
 from vdeblur.training.recipes import RECIPES, Recipe, facts, recipe_of, with_values
 from vdeblur.training.schedules import Schedule
@@ -111,6 +114,11 @@ def test_losses_by_hand() -> None:
     both = [torch.fft.rfft2(picture) for picture in (sharp * 0.5, sharp)]
     apart = (both[0].real - both[1].real).abs() + (both[0].imag - both[1].imag).abs()
     assert float(msfr(sharp * 0.5, sharp)) == pytest.approx(float(apart.mean()) / 2, rel=1e-4)
+    # A picture a tenth as wrong counts for as much less as one that is ten times as good.
+    off = torch.tensor([0.3, 0.03]).view(2, 1, 1, 1)
+    pair = [torch.zeros(2, 3, 4, 4) + off, torch.zeros(2, 3, 4, 4)]
+    expected = (math.log(91) + math.log(1.9)) / 2  # the floor is 10⁻³
+    assert float(LOSSES["log_mse"](*pair)) == pytest.approx(expected, rel=1e-4)
     # An edge loss sees no change of level, and sees a checkerboard more than L1 does.
     assert float(edge(sharp + 0.2, sharp)) == pytest.approx(1e-3, abs=1e-5)
     ones = torch.ones(16, 16)
@@ -132,16 +140,18 @@ def test_sums_over_scales() -> None:
     assert weights == [0.25, 0.5, 1]
     total = multi_scale(outputs, sharp, {"l1": 2}, weights)
     assert float(total) == pytest.approx(2 * 0.175, abs=1e-5)
+    assert scale_weights([*outputs, sharp], "tenth") == [0.1, 0.1, 1, 1]
     # Coarse scales first: one after another.
     shares = [scale_weights(outputs, share=s, coarse_first=0.3) for s in (0, 0.11, 0.21)]
     assert shares == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    with pytest.raises(UsageError, match="neither equal nor halving"):
+    with pytest.raises(UsageError, match="none of equal, halving, tenth"):
         scale_weights(outputs, "cubic")
 
 
 def test_a_loss_is_read_from_text() -> None:
     assert parse_loss("l1") == {"l1": 1}
     assert parse_loss("charbonnier + 0.05*edge") == {"charbonnier": 1, "edge": 0.05}
+    assert parse_loss("log_mse") == {"log_mse": 1}
     assert parse_loss("1e-1*msfr+l1") == {"msfr": 0.1, "l1": 1}
     for wrong in ("", "l3", "l1 + l1", "-1*l1", "l1 +", "1..2*l1"):
         with pytest.raises(UsageError, match="is not a loss"):
@@ -212,8 +222,16 @@ def test_values_of_a_recipe_from_text() -> None:
             "schedule.warmup": "0.1",
             "patches": "0:16,0.5:32",
             "identity_start": "false",
+            "updates": "0:2,0.5:1",
+            "pool.reuse": "4",
+            "pool.clean_first": "0.5",
+            "errors.length": "0.3",
+            "errors.bend": "0,1",
         },
     )
+    assert changed.updates == ((0.0, 2), (0.5, 1))
+    assert (changed.pool.reuse, changed.pool.clean_first) == (4, 0.5)
+    assert (changed.errors.length, changed.errors.bend) == (0.3, (0, 1))
     assert changed.clip == 0
     assert changed.betas == (0.8, 0.99)
     assert (changed.schedule.shape, changed.schedule.warmup) == ("cosine", 0.1)
@@ -228,6 +246,10 @@ def test_values_of_a_recipe_from_text() -> None:
         ("identity_start", "maybe"),
         ("patches", "0:64"),  # larger than the crop
         ("ema", "1"),
+        ("updates", "0:3"),  # more than crops
+        ("pool.reuse", "0"),
+        ("errors.none_share", "1.5"),
+        ("errors.size", "1"),
     ):
         with pytest.raises(UsageError):
             with_values(TINY, {key: text})
@@ -304,6 +326,7 @@ def test_training_lowers_the_loss() -> None:
     [
         {"patches": ((0.0, 16), (0.5, 32)), "coarse_first": 0.6, "keep_sharp": 0.3},
         {"loss": "charbonnier + 0.05*edge", "optimiser": "adam", "schedule": Schedule("step")},
+        {"loss": "log_mse", "scales": "tenth", "updates": ((0.0, 2), (0.5, 1))},
     ],
 )
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
@@ -402,6 +425,76 @@ def test_a_budget_of_time_ends_in_averaged_weights_at_a_rate_of_zero() -> None:
     assert reports[-1].images_per_second > 0
 
 
+def test_small_batches_are_parts_of_a_batch() -> None:
+    """Two updates a batch of two are what batches of one are."""
+
+    def single(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in itertools.count(first):
+            blurred, sharp = next(batches(number // 2))
+            here = slice(number % 2, number % 2 + 1)
+            yield blurred[here], sharp[here]
+
+    _, split = losses_of(replace(TINY, steps=4, updates=((0.0, 2),)))
+    _, ones = losses_of(replace(TINY, steps=8, batch=1), single)
+    assert all(map(torch.equal, weights_of(split.network), weights_of(ones.network)))
+    _, never = losses_of(replace(TINY, steps=4, updates=((1.0, 2),)))
+    assert not all(map(torch.equal, weights_of(split.last), weights_of(never.last)))
+
+
+GUIDED = {"widths": [4, 8, 8], "blocks": [1, 1, 1]}
+
+
+class Noting(MIMOUNetGuided):
+    """A guided network that keeps what it was given."""
+
+    def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.given = [*getattr(self, "given", []), x.detach().clone()]
+        return super().forward_scales(x)
+
+
+def moved(first: int, *, told: bool) -> Iterator[Batch]:
+    """The batches above with the motion of a blur along rows, or without it."""
+    motion = torch.tensor([5.0, 0, 1, 0])[:, None, None].expand(2, 4, 8, 8)
+    for blurred, sharp in batches(first):
+        yield Batch(blurred, sharp, motion if told else None)
+
+
+def test_a_guided_network_sees_the_motion_of_a_batch() -> None:
+    told: Batches = functools.partial(moved, told=True)
+    untold: Batches = functools.partial(moved, told=False)
+    recipe = replace(TINY, network="mimo-unet-guided", config=GUIDED, steps=1, loss="log_mse")
+    blurred = next(batches(0))[0].float().div(255)
+    motion = next(moved(0, told=True)).motion
+    for precision in ("fp32", "bf16"):  # what is seen is of full precision in both
+        network = Noting(**GUIDED)
+        losses_of(recipe, told, network=network, run=RunOptions(precision=precision))
+        (seen,) = network.given
+        assert torch.equal(seen, taps.with_guidance(blurred, motion))
+        assert float(seen[:, 3:].abs().amax()) > 0.1
+    network = Noting(**GUIDED)
+    losses_of(recipe, untold, network=network)
+    assert torch.equal(network.given[0], blurred)
+    # In parts: patches of what was sampled as a whole, then a gradient from each half.
+    network, whole = Noting(**GUIDED), taps.with_guidance(blurred, motion)
+    patches = replace(recipe, patches=((0.0, 16),))
+    losses_of(patches, told, network=network, run=RunOptions(accumulate=2))
+    assert torch.equal(torch.cat(network.given), cut(whole, 16))
+    # A network that is not guided takes no notice; either may be the other's teacher.
+    plain = replace(TINY, steps=2)
+    assert losses_of(plain, told)[0] == losses_of(plain, untold)[0]
+    losses_of(replace(plain, steps=1, teacher_weight=1.0), told, teacher=network.eval())
+    assert torch.equal(network.given[-1], whole)
+    taught = Noting(**GUIDED)
+    losses_of(replace(recipe, teacher_weight=1.0), told, network=taught, teacher=network_of())
+    assert torch.equal(taught.given[0], whole)
+
+
+def test_a_run_says_how_much_of_it_is_done() -> None:
+    said: list[float] = []
+    losses_of(replace(TINY, steps=4), on_share=said.append)
+    assert said == [0, 0, 0.25, 0.5, 0.75]  # first of all to whoever makes batches ahead
+
+
 def test_average_of_weights() -> None:
     _, without = losses_of(replace(TINY, ema=0.0))
     assert without.network is without.last
@@ -480,6 +573,7 @@ def test_patches_and_sharp_inputs() -> None:
 
 
 FAMILY_SAMPLES: dict[str, dict[str, Any]] = {
+    "mimo-unet-guided": GUIDED,
     "mimo-unet": {"base": 4, "blocks": 1},
     "mimo-unet-lite": {"base": 8, "blocks": 1, "unshuffle": 1},
     "mimo-unet-cfa": {"base": 8, "blocks": 1, "scales": 3},

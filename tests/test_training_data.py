@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from tests.media import write_frames
 from vdeblur.cli import main
@@ -25,11 +25,14 @@ from vdeblur.training.average import (
     blur_measure,
     response_table,
 )
-from vdeblur.training.blur import BlurOptions, Motion, camera_blur
+from vdeblur.training.blur import PURE, BlurOptions, Motion, camera_blur
 from vdeblur.training.check import check_folder, grey, light_gamma, shift_between
 from vdeblur.training.data import (
+    LENGTHS,
     VALIDATION,
     Augment,
+    Batch,
+    Course,
     FolderPairs,
     SyntheticPairs,
     load_picture,
@@ -38,6 +41,8 @@ from vdeblur.training.data import (
     picture_files,
 )
 from vdeblur.training.layouts import LAYOUTS, Pair, find_pairs, recognise
+from vdeblur.training.motion_errors import MotionErrors
+from vdeblur.training.pool import PoolOptions
 
 Picture = NDArray[np.uint8]
 
@@ -190,14 +195,16 @@ def test_folders_that_are_none(tmp_path: Path, photos: Path) -> None:
 # --- batches -------------------------------------------------------------------------------------
 
 
-def take(batches: object, count: int) -> list[tuple[Tensor, Tensor]]:
+def take(batches: object, count: int) -> list[Batch]:
     assert isinstance(batches, Iterator) or hasattr(batches, "__iter__")
     return list(itertools.islice(iter(batches), count))
 
 
-def equal(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+def equal(a: list[Batch], b: list[Batch]) -> bool:
     return all(
-        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+        x is y is None or (x is not None and y is not None and torch.equal(x, y))
+        for p, q in zip(a, b, strict=True)
+        for x, y in zip(p, q, strict=True)
     )
 
 
@@ -208,9 +215,11 @@ def test_photographs(photos: Path, tmp_path: Path) -> None:
     runs = [
         take(SyntheticPairs(files, batch=2, crop=32, margin=8, seed=seed), 3) for seed in (0, 0, 1)
     ]
-    for blurred, target in runs[0]:
+    for blurred, target, motion in runs[0]:
         assert blurred.shape == target.shape == (2, 3, 32, 32)
         assert blurred.dtype == target.dtype == torch.uint8
+        assert motion is not None
+        assert motion.shape == (2, 4, 8, 8)
     assert equal(runs[0], runs[1])
     assert not torch.equal(runs[0][0][0], runs[2][0][0])
     assert not torch.equal(runs[0][0][0], runs[0][1][0])
@@ -221,10 +230,13 @@ def test_photographs(photos: Path, tmp_path: Path) -> None:
         load_picture(tmp_path / "a.png")
 
 
-@pytest.fixture(params=["photographs", "pairs"])
+@pytest.fixture(params=["photographs", "pool", "pairs"])
 def opened(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Callable[[], object]:
     if request.param == "photographs":
         return lambda: open_data(f"synth:{photos}", batch=2, crop=24, seed=3)
+    if request.param == "pool":  # of three batches each
+        pool = PoolOptions(reuse=2, pairs=3)
+        return lambda: open_data(f"synth:{photos}", batch=2, crop=24, seed=3, pool=pool)
     for number in range(5):
         put(tmp_path / "blur" / f"{number}.png", seed=number)
         put(tmp_path / "sharp" / f"{number}.png", seed=number + 10)
@@ -244,11 +256,51 @@ def test_a_batch_depends_on_seed_and_number_alone(opened: Callable[[], object]) 
     assert not torch.equal(halves[0][0][0], halves[1][0][0])
     if isinstance(data, FolderPairs):
         joined = [
-            (torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*halves, strict=True)
+            Batch(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))
+            for a, b in zip(*halves, strict=True)
         ]
         assert equal(joined, whole[:2])
     with pytest.raises(UsageError, match="shared by 3"):
         data.feed(shard=(0, 3))
+
+
+def test_what_changes_in_the_course_of_a_run(photos: Path) -> None:
+    """Clean pairs first, and errors of the motion that grow; by steps, or as the loop says."""
+    dirty = replace(PURE, max_length=0.0, noise_share=1.0, noise=0.3)
+    data = open_data(
+        f"synth:{photos}",
+        batch=4,
+        crop=24,
+        options=dirty,
+        pool=PoolOptions(clean_first=1.0, clean_last=0.0),
+        errors=MotionErrors(none_share=0, false_share=1, length=1, widest=2),
+    )
+    by_time = Course()
+
+    def at_the_end(course: Course) -> tuple[float, float]:
+        """How noisy the ninth batch is, and how far its motion."""
+        batch = take(data.feed(course=course)(8), 1)[0]
+        assert batch.motion is not None
+        noise = (batch.blurred.float() - batch.sharp.float()).abs().mean()
+        return float(noise), float(batch.motion.abs().max())
+
+    first, late = at_the_end(Course(10**6)), at_the_end(Course(9))
+    assert late[0] > 3 * first[0]
+    assert late[1] != first[1]
+    assert at_the_end(by_time) == pytest.approx(first, rel=1e-4)
+    by_time.note(8 / 9)
+    assert at_the_end(by_time) == pytest.approx(late, rel=1e-4)
+    assert Course(4).at(9) == 1
+
+
+def test_flat_parts_of_photographs_are_seldom_taken(tmp_path: Path) -> None:
+    picture = np.full((200, 400, 3), 90, np.uint8)
+    picture[:, 200:] = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    data = SyntheticPairs([tmp_path / "a.png"], batch=64, crop=24, margin=8, reduce=(1.0, 1.0))
+    sharp = data.batch_at(0).sharp.float()
+    flat = (sharp.amax(dim=(1, 2, 3)) - sharp.amin(dim=(1, 2, 3)) < 60).float().mean()
+    assert float(flat) < 0.15  # about 0.45 of all parts are
 
 
 def test_every_pair_once_an_epoch(tmp_path: Path) -> None:
@@ -262,11 +314,12 @@ def test_every_pair_once_an_epoch(tmp_path: Path) -> None:
     data = FolderPairs(pairs, batch=3, crop=16)
     assert data.pairs == 4
     batches = take(data.feed()(0), 8)
-    values = [int(v) for blurred, _ in batches for v in blurred[:, 0, 0, 0]]
+    values = [int(v) for batch in batches for v in batch.blurred[:, 0, 0, 0]]
     epochs = [values[i : i + 4] for i in range(0, 24, 4)]
     assert all(sorted(epoch) == [0, 50, 100, 150] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1  # each in an order of its own
-    assert all(bool((sharp == blurred + 7).all()) for blurred, sharp in batches)
+    assert all(bool((b.sharp == b.blurred + 7).all()) for b in batches)
+    assert all(b.motion is None for b in batches)
 
 
 def test_pictures_are_decoded_once_for_all_workers(
@@ -342,10 +395,15 @@ def test_validation_is_held_out_and_always_the_same(tmp_path: Path) -> None:
     pairs, again = data.held_out(side=64), other.held_out(side=64)
     assert pairs is not None
     assert again is not None
-    assert all(map(torch.equal, pairs, again))
-    assert pairs[0].shape == pairs[1].shape == (8 * len(VALIDATION), 3, 64, 64)
-    # Every one is blurred.
+    assert equal([pairs], [again])
+    count = 2 * len(VALIDATION)
+    assert pairs[0].shape == pairs[1].shape == (count * len(LENGTHS), 3, 64, 64)
+    # Every one is blurred, by about the length that is said: paths turn, and depend on the place.
     assert float((pairs[0].float() - pairs[1].float()).abs().mean(dim=(1, 2, 3)).min()) > 0.1
+    assert pairs.motion is not None
+    far = pairs.motion[:, :2].norm(dim=1).flatten(1).amax(dim=1).view(len(LENGTHS), count)
+    for length, chords in zip(LENGTHS, far, strict=True):
+        assert 0.5 * length < float(chords.median()) < 1.7 * length + 2
     build(tmp_path / "gopro", "gopro")
     aside = open_data(tmp_path / "gopro", crop=16).held_out()
     assert aside is not None

@@ -1,13 +1,15 @@
 """What a network is worth on pairs of blurred and sharp pictures or videos: `vdeblur eval`.
 
 Pairs come one by one (`pairs.py`), go through a network unless their outputs exist, and are scored;
-nothing is kept of them but their scores. Measures live in `metrics.py`, tables in `scores.py`.
+nothing is kept of them but their scores. Measures live in `metrics.py`, tables in `scores.py`, the
+page with pictures in `report.py`.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.deblur import motion_of
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import InputError, UsageError
+from vdeblur.exposure import Guide
 from vdeblur.extras import optional
 from vdeblur.flow import optical_flow, visible
-from vdeblur.frames import PlaneLayout
+from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.metrics import WINDOW, flicker, psnr, ssim, warp_error
 from vdeblur.pairs import Pair, PairSet
 from vdeblur.pictures import (
@@ -37,6 +41,8 @@ from vdeblur.pictures import (
 from vdeblur.scores import Score, SetScores
 
 Protocol = Literal["8bit", "float", "matlab"]
+#: Called with each pair's score and its blurred, restored and sharp picture, (1, 3, H, W).
+Look = Callable[[Score, Tensor, Tensor | None, Tensor], None]
 
 #: How each protocol measures, in words: printed under every table.
 PROTOCOLS: dict[str, str] = {
@@ -63,7 +69,9 @@ class EvalOptions:
     protocol: a key of PROTOCOLS. sharp: put the sharp pictures through the network too. unsharp:
     the best unsharp mask of a grid. lpips: AlexNet's LPIPS. temporal: flicker and warped-frame
     error; None is for videos only. every: one pair in so many. limit: so many pairs of a set.
-    panels: a folder for pictures to look at, `panel_count` of each set, evenly spread.
+    panels: a folder for pictures to look at, `panel_count` of each set, evenly spread. estimate:
+    tell a guided network the motion of a video's frames as `vdeblur video` finds it; else only what
+    they bear already. exposure: as `vdeblur.exposure.exposure_of` takes it.
     """
 
     protocol: Protocol = "8bit"
@@ -75,6 +83,8 @@ class EvalOptions:
     limit: int | None = None
     panels: Path | None = None
     panel_count: int = 8
+    estimate: bool = True
+    exposure: str = "auto"
 
 
 def evaluate(
@@ -84,13 +94,14 @@ def evaluate(
     options: EvalOptions | None = None,
     batch: int = 1,
     label: str = "restored",
+    look: Look | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> SetScores:
     """Score every pair: the blurred picture, and the restored one by `deblurrer` or as it came.
 
-    A video's frames are restored as `vdeblur video` does, planes in and planes out, before any
-    encoder. label: what to call the restored picture on panels. on_progress(pairs done, pairs
-    expected or None).
+    A video's frames are restored as `vdeblur video` does, planes in and planes out, along their
+    motion where the network is guided, before any encoder. label: what to call the restored picture
+    on panels. on_progress(pairs done, pairs expected or None).
 
     UsageError for options that cannot be had; InputError for pairs that do not fit each other.
     """
@@ -110,7 +121,14 @@ def evaluate(
     steadiness: dict[str, _Steadiness] = {}
     grid = _UnsharpGrid() if options.unsharp else None
     spread = max(1, (expected or 10 * options.panel_count) // max(1, options.panel_count))
-    chosen = islice(pairs, 0, None, options.every)
+    streams = ("frame", "sharp_frame") if options.sharp else ("frame",)
+    guides: list[Guide] = []
+    moved: Iterable[Pair] = pairs
+    if options.estimate and pairs.video and deblurrer is not None and deblurrer.guided:
+        for stream in streams:
+            guides.append(Guide(options.exposure))
+            moved = _moved(moved, guides[-1], stream)
+    chosen = islice(moved, 0, None, options.every)
     some = islice(chosen, options.limit)
     for number, (pair, unsound) in enumerate(_restored(some, deblurrer, batch)):
         _check_pair(pair)
@@ -120,11 +138,16 @@ def evaluate(
         if grid is not None:
             grid.add(blurred, sharp, values["psnr_blurred"])
         if options.sharp and deblurrer is not None:
-            kept, flags = _through(deblurrer, sharp)
+            if pair.sharp_frame is None:
+                (kept,), flags = _through(deblurrer, sharp)
+            else:
+                (kept,), flags = _in_planes(deblurrer, [pair.sharp_frame])
             unsound = unsound or flags[0]
-            values["sharp_kept"] = _psnr(kept, sharp, options.protocol)
+            values["sharp_kept"] = _psnr(kept.to(device), sharp, options.protocol)
         result.unsound += unsound
         result.pictures.append(Score(pair.sequence, pair.name, values))
+        if look is not None:
+            look(result.pictures[-1], blurred, restored, sharp)
         if temporal:
             views = {"blurred": blurred, "restored": restored, "sharp": sharp}
             steadiness.setdefault(pair.sequence, _Steadiness()).push(
@@ -140,6 +163,7 @@ def evaluate(
         raise InputError(f"{pairs.name} has no pair: give pictures or videos with some")
     if grid is not None:
         result.unsharp = grid.conclude(result.pictures)
+    result.notes = guides[0].notes() if guides else []
     result.temporal = {name: steady.means() for name, steady in steadiness.items()}
     return result
 
@@ -172,6 +196,19 @@ def _check_pair(pair: Pair) -> None:
 # -- restoring and scoring -----------------------------------------------------------------------
 
 
+def _moved(pairs: Iterable[Pair], guide: Guide, stream: str) -> Iterator[Pair]:
+    """The pairs, their `stream` ("frame", "sharp_frame") with its motion: a few wait for that."""
+    waiting: deque[Pair] = deque()
+
+    def frames() -> Iterator[Frame]:
+        for pair in pairs:
+            waiting.append(pair)
+            yield getattr(pair, stream)
+
+    for _ in guide.run(frames()):
+        yield waiting.popleft()
+
+
 def _restored(
     pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int
 ) -> Iterator[tuple[Pair, bool]]:
@@ -188,19 +225,10 @@ def _restored(
         if not group:
             return
         frames = [pair.frame for pair in group if pair.frame is not None]
-        if not frames:
-            restored, unsound = _through(deblurrer, torch.cat([pair.blurred for pair in group]))
-            results = torch.split(restored, 1)
+        if frames:
+            results, unsound = _in_planes(deblurrer, frames)
         else:
-            stacks = zip(*(frame.planes for frame in frames), strict=True)
-            planes, replaced = deblurrer.restore_planes(
-                [torch.from_numpy(np.stack(stack)) for stack in stacks], frames[0].layout
-            )
-            planes, unsound = [plane.cpu() for plane in planes], replaced.tolist()
-            results = tuple(
-                planes_rgb([plane[i : i + 1] for plane in planes], frames[0].layout)
-                for i in range(len(frames))
-            )
+            results, unsound = _through(deblurrer, torch.cat([pair.blurred for pair in group]))
         for pair, result, flag in zip(group, results, unsound, strict=True):
             yield replace(pair, restored=result), flag
         group.clear()
@@ -215,8 +243,21 @@ def _restored(
     yield from flush()
 
 
-def _through(deblurrer: Deblurrer, images: Tensor) -> tuple[Tensor, list[bool]]:
-    """(N, 3, H, W) restored, and of which pictures the network's result was unsound.
+def _in_planes(deblurrer: Deblurrer, frames: list[Frame]) -> tuple[list[Tensor], list[bool]]:
+    """Frames of one kind restored as `vdeblur video` does: (1, 3, H, W) each, and which unsound."""
+    layout = frames[0].layout
+    stacks = zip(*(frame.planes for frame in frames), strict=True)
+    planes = [torch.from_numpy(np.stack(stack)) for stack in stacks]
+    restored, replaced = deblurrer.restore_planes(planes, layout, motion_of(frames))
+    restored = [plane.cpu() for plane in restored]
+    pictures = [
+        planes_rgb([plane[i : i + 1] for plane in restored], layout) for i in range(len(frames))
+    ]
+    return pictures, replaced.tolist()
+
+
+def _through(deblurrer: Deblurrer, images: Tensor) -> tuple[list[Tensor], list[bool]]:
+    """(N, 3, H, W) restored, (1, 3, H, W) each, and of which the network's result was unsound.
 
     Those come back as they were. So do pictures that the network leaves alone: of the few that are
     unchanged to the last bit, `restore_planes` tells.
@@ -229,7 +270,7 @@ def _through(deblurrer: Deblurrer, images: Tensor) -> tuple[Tensor, list[bool]]:
             red, green, blue = before[:, None].clamp(0, 1).mul(255).round().byte()
             _, replaced = deblurrer.restore_planes([green, blue, red], layout)
             unsound[number] = bool(replaced[0])
-    return restored, unsound
+    return list(torch.split(restored, 1)), unsound
 
 
 def _measure(

@@ -24,7 +24,7 @@ from vdeblur.training.layouts import find_pairs, picture_files, recognise
 class Pair:
     """A blurred and a sharp picture, (1, 3, H, W) RGB in [0, 1], and perhaps a restored one.
 
-    frame: the blurred picture as decoded, where it comes from a video.
+    frame, sharp_frame: the pictures as decoded, where they come from a video.
     """
 
     sequence: str
@@ -33,6 +33,7 @@ class Pair:
     sharp: Tensor
     restored: Tensor | None = None
     frame: Frame | None = None
+    sharp_frame: Frame | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _video_pairs(blurred: Path, sharp: Path, restored: Path | None) -> PairSet:
                     )
                 views = [frame_to_rgb(frame) for frame in frames if frame is not None]
                 done = views[2] if restored else None
-                yield Pair("", f"{number:05d}", views[0], views[1], done, frames[0])
+                yield Pair("", f"{number:05d}", views[0], views[1], done, frames[0], frames[1])
         finally:
             for reader in readers:
                 reader.close()

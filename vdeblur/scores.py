@@ -43,7 +43,8 @@ class SetScores:
 
     unsharp: (sigma in pixels, amount) of the best unsharp mask. temporal: by sequence, warp_ and
     flicker_ blurred, restored, sharp (8-bit levels) and ratio (restored / blurred). unsound: of how
-    many pictures the network's result was rejected, so that they were scored as they came.
+    many pictures the network's result was rejected, so that they were scored as they came. notes:
+    what else a reader should know, such as the exposure that was found.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SetScores:
     temporal: dict[str, dict[str, float]] = field(default_factory=dict)
     unsharp: tuple[float, float] | None = None
     unsound: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> Row:
@@ -91,6 +93,7 @@ class SetScores:
         return {
             "name": self.name,
             "unsound": self.unsound,
+            "notes": self.notes,
             "total": row(self.total),
             "sequences": [row(sequence) for sequence in self.sequences],
             "temporal": {name or self.name: _plain(v) for name, v in self.temporal.items()},
@@ -184,6 +187,42 @@ def temporal_table(sets: Sequence[SetScores], *, label: str = "restored") -> Tab
     shown = [name for name in _TEMPORAL if any(name in values for _, values in lines)]
     heading = ["", *(_TEMPORAL[name][0].format(label=label) for name in shown)]
     return [heading, *([name, *(_cell(v, n, _TEMPORAL) for n in shown)] for name, v in lines)]
+
+
+def summary_table(sets: Sequence[SetScores], *, label: str = "restored") -> Table:
+    """A line a set: its means, its worst picture, how steady it is, what is left of sharp ones."""
+    heading = [
+        "", "pictures", "PSNR blurred", label, "gain", "worst picture", "SSIM blurred", label,
+        "gain", "flicker, restored / blurred", "sharp kept",
+    ]  # fmt: skip
+    shown = (
+        "psnr_blurred", "psnr_restored", "psnr_gain", "psnr_worst", "ssim_blurred", "ssim_restored",
+        "ssim_gain", "flicker_ratio", "sharp_kept",
+    )  # fmt: skip
+    columns = _COLUMNS | _TEMPORAL | {"psnr_worst": _COLUMNS["psnr_gain"]}
+    lines = []
+    for scores in sets:
+        values = dict(scores.total.values)
+        gains = [s.values["psnr_gain"] for s in scores.pictures if "psnr_gain" in s.values]
+        if gains:
+            values["psnr_worst"] = min(gains)
+        ratios = [v["flicker_ratio"] for v in scores.temporal.values() if "flicker_ratio" in v]
+        if ratios:
+            values["flicker_ratio"] = _average(ratios)
+        cells = [_cell(values, name, columns) for name in shown]
+        lines.append([scores.name, str(len(scores.pictures)), *cells])
+    return [heading, *lines]
+
+
+def length_table(by_length: dict[int, dict[str, SetScores]]) -> Table:
+    """A line for each length of blur in pixels: the blurred PSNR, and the gain by what was told."""
+    told = list(dict.fromkeys(name for sets in by_length.values() for name in sets))
+    lines = []
+    for pixels, sets in by_length.items():
+        totals = [sets[name].total.values for name in told]
+        blurred = _cell(totals[0], "psnr_blurred", _COLUMNS)
+        lines.append([f"{pixels} px", blurred, *(_cell(t, "psnr_gain", _COLUMNS) for t in totals)])
+    return [["length of blur", "PSNR blurred", *told], *lines]
 
 
 def _cell(values: dict[str, float], name: str, columns: dict[str, tuple[str, _Format]]) -> str:

@@ -126,8 +126,8 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def exposure_option(parser: argparse.ArgumentParser) -> None:
-    """--exposure, for commands that restore films."""
+def exposure_option(parser: argparse._ActionsContainer) -> None:
+    """How long the shutter is open, for networks that are guided by motion."""
     parser.add_argument(
         "--exposure",
         default="auto",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vdeblur.cli.common import (
     check_new_file,
     deblurrer_of,
+    exposure_option,
     keep_pages,
     network_option_given,
     network_options,
@@ -19,8 +20,10 @@ from vdeblur.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from vdeblur.cli.common import Commands
-    from vdeblur.evaluate import EvalOptions
+    from vdeblur.evaluate import EvalOptions, Look
     from vdeblur.pairs import PairSet
+    from vdeblur.pans import Photograph
+    from vdeblur.report import Gallery
     from vdeblur.scores import SetScores
 
 _MODEL = "mimo-unet-small"
@@ -48,6 +51,9 @@ perfect restoration would have):
                       (Lai et al., ECCV 2018)
   flicker             mean of |frame t minus the mean of frames t-1 and t+1 brought to it|
   restored / blurred  1: as steady as the source; more: the restoration added unrest
+
+motion: a guided network is told how the frames of a video move, estimated as by `vdeblur video`;
+of pairs of pictures there is nothing to tell.
 """
 
 
@@ -92,6 +98,7 @@ def add(commands: Commands) -> None:
         "--baseline", action="store_true", help="score the blurred input only, without a network"
     )
     network_options(command)
+    exposure_option(command)
     command.add_argument(
         "--protocol",
         choices=("8bit", "float", "matlab"),
@@ -105,6 +112,15 @@ def add(commands: Commands) -> None:
         "--sharp",
         action="store_true",
         help="also put the sharp pictures through the network: their PSNR to themselves",
+    )
+    command.add_argument(
+        "--lengths",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="also the gain by length of blur (2 to 32 pixels), on pans over photographs of DIR, "
+        "or over sharp pictures of the pairs; a guided network is told the true motion, the "
+        "estimated, and none",
     )
     command.add_argument(
         "--lpips", action="store_true", help="also LPIPS (AlexNet), by the package lpips"
@@ -132,6 +148,12 @@ def add(commands: Commands) -> None:
         "--json", metavar="FILE", help="write everything as JSON; - for standard output"
     )
     command.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write one HTML page: tables, and each set's worst and median picture at 100 %%",
+    )
+    command.add_argument(
         "--panels",
         type=Path,
         metavar="DIR",
@@ -153,6 +175,9 @@ def _run(args: argparse.Namespace) -> int:
         )
     if outputs and (args.baseline or args.sharp):
         raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
+    for option, usual in (("lengths", None), ("exposure", "auto")):
+        if getattr(args, option) != usual and (outputs or args.baseline):
+            raise UsageError(f"--{option} is for a network that is run: leave it out")
     unused = network_option_given(args) if outputs or args.baseline else None
     if unused is not None:
         chosen = "--restored scores outputs that exist" if outputs else "--baseline runs no network"
@@ -160,7 +185,10 @@ def _run(args: argparse.Namespace) -> int:
 
     from vdeblur.deblur import batch_size
     from vdeblur.evaluate import EvalOptions
+    from vdeblur.exposure import exposure_of
     from vdeblur.pairs import open_pairs
+    from vdeblur.pans import photographs_in, photographs_of
+    from vdeblur.report import Gallery
 
     options = EvalOptions(
         protocol=args.protocol,
@@ -172,31 +200,61 @@ def _run(args: argparse.Namespace) -> int:
         limit=args.limit,
         panels=args.panels,
         panel_count=8 if args.panel_count is None else args.panel_count,
+        exposure=args.exposure,
     )
+    exposure_of(options.exposure)  # an impossible one is said before anything is scored
     sets = [
         open_pairs(paths, restored=output, layout=args.layout, split=args.split)
         for paths, output in zip(args.pairs, outputs or [None] * len(args.pairs), strict=True)
     ]
+    photographs = None
+    if args.lengths is not None:
+        photographs = photographs_in(Path(args.lengths)) if args.lengths else photographs_of(sets)
     deblurrer = None if args.baseline or outputs else deblurrer_of(args)
     label = "restored" if deblurrer is None else args.model or _weights_name(args.weights)
     size = 1 if deblurrer is None else batch_size(args.batch, deblurrer)
+    galleries = [Gallery() for _ in sets]
     scores = [
-        _one_set(pairs, deblurrer, options=options, batch=size, label=label, quiet=args.quiet)
-        for pairs in sets
+        _one_set(
+            pairs,
+            deblurrer,
+            options=options,
+            batch=size,
+            label=label,
+            look=None if args.report is None else gallery.look,
+            quiet=args.quiet,
+        )
+        for pairs, gallery in zip(sets, galleries, strict=True)
     ]
+    by_length = {}
+    if photographs is not None and deblurrer is not None:
+        by_length = _by_length(photographs, deblurrer, options, size, quiet=args.quiet)
+    for one in scores:
+        for note in one.notes:
+            say(f"  {one.name}: {note}")
     for note in deblurrer.notes if deblurrer is not None else []:
         say(f"  note: {note}")
     unsound = sum(one.unsound for one in scores)
     if unsound:
         say(f"  {unsound} pictures were scored as they came: the network's result was unsound")
-    _write(args, scores, label, str(deblurrer.device) if deblurrer is not None else None)
+    device = str(deblurrer.device) if deblurrer is not None else None
+    _write(args, scores, by_length, label, device)
+    if args.report is not None:
+        _write_report(args, list(zip(scores, galleries, strict=True)), by_length, label)
     return 3 if unsound else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    files = [name for name in (args.csv, args.json) if name is not None]
-    if len(set(files)) < len(files):
-        raise UsageError(f"--csv and --json would both go to {files[0]}: give two names")
+    named = {"--csv": args.csv, "--json": args.json, "--report": args.report}
+    files: dict[str, str] = {}
+    for option, name in named.items():
+        if name is None:
+            continue
+        if str(name) in files:
+            raise UsageError(
+                f"{files[str(name)]} and {option} would both go to {name}: give two names"
+            )
+        files[str(name)] = option
     for name in files:
         if name != "-":
             check_new_file(Path(name), force=args.force)
@@ -218,7 +276,14 @@ def _weights_name(weights: str | None) -> str:
 
 
 def _one_set(
-    pairs: PairSet, deblurrer: Any, *, options: EvalOptions, batch: int, label: str, quiet: bool
+    pairs: PairSet,
+    deblurrer: Any,
+    *,
+    options: EvalOptions,
+    batch: int,
+    label: str,
+    look: Look | None = None,
+    quiet: bool,
 ) -> SetScores:
     from tqdm import tqdm
 
@@ -231,16 +296,62 @@ def _one_set(
             bar.update(done - bar.n)
 
         return evaluate(
-            pairs, deblurrer, options=options, batch=batch, label=label, on_progress=progress
+            pairs,
+            deblurrer,
+            options=options,
+            batch=batch,
+            label=label,
+            look=look,
+            on_progress=progress,
         )
 
 
+def _by_length(
+    photographs: list[Photograph],
+    deblurrer: Any,
+    options: EvalOptions,
+    batch: int,
+    *,
+    quiet: bool,
+) -> dict[int, dict[str, SetScores]]:
+    """The scores of pans, by length of blur and by what the network is told of their motion."""
+    from vdeblur.evaluate import EvalOptions
+    from vdeblur.pans import LENGTHS, pans
+
+    told = ("exact motion", "estimated", "no motion") if deblurrer.guided else ("gain",)
+    found: dict[int, dict[str, SetScores]] = {}
+    for length in LENGTHS:
+        for name in told:
+            found.setdefault(length, {})[name] = _one_set(
+                pans(photographs, length, motion=name == "exact motion"),
+                deblurrer,
+                options=EvalOptions(
+                    protocol=options.protocol, temporal=False, estimate=name == "estimated"
+                ),
+                batch=batch,
+                label=name,
+                quiet=quiet,
+            )
+    return found
+
+
 def _write(
-    args: argparse.Namespace, scores: list[SetScores], label: str, device: str | None
+    args: argparse.Namespace,
+    scores: list[SetScores],
+    by_length: dict[int, dict[str, SetScores]],
+    label: str,
+    device: str | None,
 ) -> None:
     from vdeblur.evaluate import PROTOCOLS
     from vdeblur.pictures import write_bytes
-    from vdeblur.scores import as_csv, as_markdown, as_text, score_table, temporal_table
+    from vdeblur.scores import (
+        as_csv,
+        as_markdown,
+        as_text,
+        length_table,
+        score_table,
+        temporal_table,
+    )
 
     if args.csv is not None:
         table = as_csv(scores)
@@ -255,6 +366,10 @@ def _write(
             "restored": None if args.baseline else label,
             "device": device,
             "sets": [one.as_dict() for one in scores],
+            "by_length": {
+                str(pixels): {name: one.as_dict() for name, one in told.items()}
+                for pixels, told in by_length.items()
+            },
         }
         text = json.dumps(told, indent=1) + "\n"
         if args.json == "-":
@@ -268,6 +383,8 @@ def _write(
     steady = temporal_table(scores, label=label)
     if len(steady) > 1:
         print(f"\n{form(steady)}")
+    if by_length:
+        print(f"\n{form(length_table(by_length))}")
     print(f"\nPSNR and its gains in dB; {args.protocol}: {PROTOCOLS[args.protocol]}.")
     for one in scores:
         if one.unsharp is not None:
@@ -283,3 +400,30 @@ def _write(
         )
     if args.panels is not None:
         say(f"panels in {args.panels}")
+
+
+def _write_report(
+    args: argparse.Namespace,
+    sets: list[tuple[SetScores, Gallery]],
+    by_length: dict[int, dict[str, SetScores]],
+    label: str,
+) -> None:
+    from vdeblur.evaluate import PROTOCOLS
+    from vdeblur.pictures import write_bytes
+    from vdeblur.report import page
+    from vdeblur.scores import length_table, score_table, summary_table
+
+    scores = [one for one, _ in sets]
+    tables = [("All sets", summary_table(scores, label=label))]
+    if by_length:
+        tables.append(("By length of blur", length_table(by_length)))
+    if any(len(one.sequences) > 1 for one in scores):
+        tables.append(("Sequences", score_table(scores, rows="sequence", label=label)))
+    notes = [f"PSNR and its gains in dB; {args.protocol}: {PROTOCOLS[args.protocol]}."]
+    if by_length:
+        notes.append(
+            "By length of blur: pans over photographs, shutter open for half of a frame's time; "
+            "pixels that a place moves meanwhile."
+        )
+    write_bytes(args.report, page(sets, tables, label=label, notes=notes).encode())
+    say(f"report in {args.report}")

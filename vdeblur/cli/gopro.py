@@ -183,7 +183,6 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             job,
             model=deblurrer,
             batch=args.batch,
-            exposure=args.exposure,
             encode=encode,
             hwaccel=args.hwaccel,
             only_blurred=args.only_blurred,

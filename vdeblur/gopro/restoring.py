@@ -162,7 +162,6 @@ def restore(
         job.output,
         model=deblurrer,
         batch=batch,
-        exposure=exposure,
         encode=encode,
         hwaccel=hwaccel,
         # libav does not know the name, but a .360 is an MP4.

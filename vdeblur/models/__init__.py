@@ -71,7 +71,7 @@ class NetworkSpec:
     scores: tuple[Score, ...] = ()
 
 
-DEFAULT = "mimo-unet-small"  # where neither a name nor weights are given
+DEFAULT = "mimo-unet-guided"  # where neither a name nor weights are given
 
 FAMILIES: dict[str, type[Network]] = {
     "mimo-unet": MIMOUNet,
@@ -93,16 +93,17 @@ _CATALOGUE = {
     entry.name: entry
     for entry in (
         NetworkSpec(
+            "mimo-unet-guided",
+            "mimo-unet-guided",
+            "told how each place moved while the shutter was open; near real time without a GPU",
+            ships=True,
+        ),
+        NetworkSpec(
             "mimo-unet-small",
             "mimo-unet",
             "a narrow MIMO-UNet on a pixel-unshuffled image; near real time without a GPU",
             {"base": 32, "blocks": 2, "unshuffle": 4},
             ships=True,
-        ),
-        NetworkSpec(
-            "mimo-unet-guided",
-            "mimo-unet-guided",
-            "told how each place moved while the shutter was open; near real time without a GPU",
         ),
         NetworkSpec(
             "mimo-unet",

@@ -23,11 +23,12 @@ _BANK_LENGTHS = (0.7, 0.85, 1.0, 1.0, 1.0, 1.18, 1.4)
 _BANK_NOISES = (1e-3, 1e-3, 2e-4, 1e-3, 1e-2, 1e-3, 1e-3)
 
 
-class GuidedBlock(nn.Module):
-    """A residual block of two 3×3 convolutions: (N, C, H, W) → the same shape.
+#: The share of negative values that activations let through, so that no channel dies.
+LEAK = 0.1
 
-    Its activation lets a tenth of negative values through, so that no channel dies.
-    """
+
+class GuidedBlock(nn.Module):
+    """A residual block of two 3×3 convolutions: (N, C, H, W) → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class GuidedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        out: Tensor = x + self.last(F.leaky_relu(self.first(x), 0.1))
+        out: Tensor = x + self.last(F.leaky_relu(self.first(x), LEAK))
         return out
 
 
@@ -82,6 +83,7 @@ class MIMOUNetGuided(Network):
         )
         self.encoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
         self.decoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
+        self.pack, self.unpack = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
         # A 1×1 convolution and a rearrangement: a doubling of the size that costs no 3×3.
         self.up = nn.ModuleList([nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)])
         self.heads = nn.ModuleList(
@@ -93,7 +95,7 @@ class MIMOUNetGuided(Network):
         )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, a=0.1)
+                nn.init.kaiming_normal_(layer.weight, a=LEAK)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         for layer in self.modules():
@@ -138,7 +140,7 @@ class MIMOUNetGuided(Network):
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3 or 3 + taps.CHANNELS, H, W) → restored pictures at 1/4, 1/2 and full size."""
         features, filtered, images = self._features(x)
-        half, quarter = (images[s] + F.pixel_shuffle(self.heads[s](features[s]), 2) for s in (1, 2))
+        half, quarter = (images[s] + self.unpack(self.heads[s](features[s])) for s in (1, 2))
         return quarter, half, images[0] + self._full(features[0], filtered)
 
     def start_as_identity(self) -> None:
@@ -159,8 +161,8 @@ class MIMOUNetGuided(Network):
 
     def _full(self, features: Tensor, filtered: Tensor) -> Tensor:
         head = self.heads[0](features)
-        own = F.pixel_shuffle(head[:, :12], 2)
-        share = F.pixel_shuffle(head[:, 12:], 2)
+        own = self.unpack(head[:, :12])
+        share = self.unpack(head[:, 12:])
         return own + (share * filtered).sum(1, keepdim=True)
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
@@ -174,8 +176,8 @@ class MIMOUNetGuided(Network):
             [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)], dim=1
         )
         filtered = self.bank(samples)
-        packed = [F.pixel_unshuffle(image - 0.45, 2) for image in images]
-        detail = F.pixel_unshuffle(torch.cat([slopes, filtered], dim=1), 2)
+        packed = [self.pack(image - 0.45) for image in images]
+        detail = self.pack(torch.cat([slopes, filtered], dim=1))
         packed[0] = torch.cat([packed[0], F.avg_pool2d(shape, 2), detail], dim=1)
         z = self.encoder[0](self.inputs[0](packed[0]))
         encoded = [z]
@@ -184,6 +186,6 @@ class MIMOUNetGuided(Network):
             encoded.append(z)
         decoded = [self.decoder[2](z)]
         for s in (1, 0):
-            deep = F.pixel_shuffle(self.up[s](decoded[0]), 2)
+            deep = self.unpack(self.up[s](decoded[0]))
             decoded.insert(0, self.decoder[s](deep + encoded[s]))
         return decoded, filtered, images

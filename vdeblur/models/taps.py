@@ -56,10 +56,10 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     length = (x * x + y * y).sqrt()
     safe = length.clamp_min(1e-3)
     # Half of all motions are turned round, so that one line is always sampled in one order.
-    turned = torch.where(x < 0, -1.0, 1.0)
+    sign = torch.where(x < 0, -1.0, 1.0)
     on = length / (length + 0.5)
     shape = torch.cat([length, (x * x - y * y) / safe, 2 * x * y / safe, bend], 1) / UNIT
-    x, y = x * turned, y * turned
+    x, y = x * sign, y * sign
     u, v = x / safe, y / safe
     middles = luma.new_tensor(SLOPES)[:, None, None]
     ends = [samples(luma, x * middles + s * u, y * middles + s * v) for s in (1.0, -1.0)]

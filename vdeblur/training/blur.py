@@ -29,14 +29,15 @@ class BlurOptions:
 
     Motion. max_length: longest camera path; length_power: path length is max_length·u^power, u
     uniform, so that larger means more light blur. calm_share: paths that turn and change their
-    speed little, as most do in the time that a video's shutter is open; the others are wilder. light_share: pairs whose paths are no
-    longer than light_length. sharp_share: pairs without blur, which are to come back as they are,
-    noise and coding included: their sharp picture is their blurred one. frames_share: exposures
-    made of 7 to 13 shorter ones with gaps, as averaged frames are. varying_share: pairs whose path
-    depends on the place: by roll and tilt (degrees), zoom and depth (by how much a path is longer
-    at the edge of the crop than at its middle), each at most. anchors: transfer functions along
-    each side where that matters much, two where little. layer_share: pairs with one to `layers`
-    moving layers; at_rest_share: of these, those whose camera, or whose layer, is at rest.
+    speed little, as most do in the time that a video's shutter is open; the others are wilder.
+    light_share: pairs whose paths are no longer than light_length. sharp_share: pairs without blur,
+    which are to come back as they are, noise and coding included: their sharp picture is their
+    blurred one. frames_share: exposures made of 7 to 13 shorter ones with gaps, as averaged frames
+    are. varying_share: pairs whose path depends on the place: by roll and tilt (degrees), zoom and
+    depth (by how much a path is longer at the edge of the crop than at its middle), each at most.
+    anchors: transfer functions along each side where that matters much, two where little.
+    layer_share: pairs with one to `layers` moving layers; at_rest_share: of these, those whose
+    camera, or whose layer, is at rest.
 
     Light. coded_share: pairs averaged in coded values, as GoPro's `blur` folders are; the others
     have a response curve of a gamma out of `gammas` with an offset up to max_offset (see
@@ -103,6 +104,24 @@ PURE = BlurOptions(
     jpeg_share=0,
     h264_share=0,
 )
+
+
+def lightly(options: BlurOptions) -> BlurOptions:
+    """The same motion before a better camera, in a better file: what a network learns first.
+
+    Much noise and coding hide a blur of a few pixels, and make all pictures alike bad.
+    """
+    return replace(
+        options,
+        noise_share=min(options.noise_share, 0.5),
+        noise=min(options.noise, 0.008),
+        smear_share=0.0,
+        sharpen_share=min(options.sharpen_share, 0.25),
+        sharpen=min(options.sharpen, 0.6),
+        jpeg_share=min(options.jpeg_share, 0.15),
+        jpeg_quality=(max(options.jpeg_quality[0], 80), max(options.jpeg_quality[1], 80)),
+        h264_share=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -204,15 +223,20 @@ def chord_and_bend(paths: Tensor) -> Tensor:
     steps = paths.shape[-2]
     s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
     fit = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
-    return (fit.to(paths) @ paths).flatten(-2)
+    fitted: Tensor = (fit.to(paths) @ paths).flatten(-2)
+    return fitted
 
 
 def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Chord and bend across a picture of `size` (h, w), on a grid of places: (N, 4, *grid)."""
     if not motion.varies:
         return chord_and_bend(motion.path)[:, :, None, None].expand(-1, -1, *grid)
+    # From the middle of the first cell of the grid to that of the last.
     places = [2 * k / (_FIELD_POINTS - 1) - 1 for k in range(_FIELD_POINTS)]
-    fitted = [[chord_and_bend(motion.at(x, y, size)) for x in places] for y in places]
+    down, across = (1 - MOTION_STEP / side for side in size)
+    fitted = [
+        [chord_and_bend(motion.at(across * x, down * y, size)) for x in places] for y in places
+    ]
     field = torch.stack([torch.stack(row, dim=-1) for row in fitted], dim=-2)
     return F.interpolate(field, size=grid, mode="bilinear", align_corners=True)
 

@@ -6,13 +6,15 @@ and several training processes see the same pictures. Knows no network.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import mmap
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +25,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vdeblur.errors import InputError, UsageError
 from vdeblur.extras import optional
-from vdeblur.training.blur import PURE, BlurOptions, make_pairs
+from vdeblur.training.blur import MOTION_STEP, PURE, BlurOptions, lightly, make_pairs
 from vdeblur.training.layouts import Pair, find_pairs, picture_files, picture_size, recognise
+from vdeblur.training.motion_errors import NO_ERRORS, MotionErrors, with_errors
+from vdeblur.training.pool import Batch, Pool, PoolOptions, cut_out, draw_places
 
 __all__ = [
+    "LENGTHS",
     "Augment",
+    "Batch",
+    "Course",
     "Data",
     "FolderPairs",
     "SyntheticPairs",
@@ -37,8 +44,16 @@ __all__ = [
     "picture_files",
 ]
 
-Batch = tuple[Tensor, Tensor]
 HELD_OUT = 20  # photographs kept for validation, the last by name
+#: Lengths of blur to score on, in pixels, each on so many pairs of each camera of VALIDATION.
+LENGTHS = (2, 4, 8, 16, 32)
+_PAIRS_OF_A_CAMERA = 2
+_FLAT = 0.025  # mean difference of neighbours, in rows and in columns together
+_TRIES = 4  # at a part of a photograph that is not flat
+#: Pictures that are blurred at once. More are slower on a CPU, whose caches they leave; on a GPU
+#: each time costs some thousand launches, however many pictures there are.
+_AT_ONCE = {"cpu": 8, "cuda": 128}
+_T = TypeVar("_T")
 
 
 def load_picture(path: Path) -> NDArray[np.uint8]:
@@ -85,7 +100,7 @@ class Augment:
     def colour(self, pictures: Tensor, rng: np.random.Generator) -> Tensor:
         """(K, 3, H, W) in 0..1: one scene's pictures, all changed alike."""
         if rng.random() < self.channels:
-            pictures = pictures[:, torch.from_numpy(rng.permutation(3)).to(pictures.device)]
+            pictures = torch.stack([pictures[:, k] for k in rng.permutation(3)], dim=1)
         factors = 1 + rng.uniform(-1, 1, 3) * (self.brightness, self.contrast, self.saturation)
         if np.all(factors == 1) or rng.random() < 0.5:
             return pictures
@@ -101,6 +116,26 @@ class Augment:
 PHOTO_COLOURS = Augment(brightness=0.3, contrast=0.25, saturation=0.4, channels=0.1)
 
 
+class Course:
+    """How much of a run is done when it sees a batch, for whoever makes it: 0..1.
+
+    Of a run that is counted in steps, by the batch's number; of one that has a budget of time, as
+    the loop last said, also in the processes that load data.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps = steps
+        self._now = torch.zeros((), dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def note(self, share: float) -> None:
+        """The loop says where it is."""
+        self._now.fill_(share)
+
+    def at(self, index: int) -> float:
+        """The share that is done when batch `index` is seen."""
+        return min(index / self.steps, 1.0) if self.steps else float(self._now)
+
+
 class Data(ABC):
     """Pairs to train on. pairs: how many an epoch has, None where they have no end."""
 
@@ -110,64 +145,84 @@ class Data(ABC):
     held_out_summary: str = ""
 
     @abstractmethod
-    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1)) -> Batch:
-        """Batch number `index`: (blurred, sharp) uint8 (N, 3, crop, crop).
+    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Batch:
+        """Batch number `index`: uint8 pictures (N, 3, crop, crop).
 
-        shard: (i, n) for the i-th of n equal parts of it.
+        shard: (i, n) for the i-th of n equal parts of it. share: how much of the run is done.
         """
 
     @abstractmethod
     def held_out(self, *, side: int = 256) -> Batch | None:
         """Pairs for validation, always the same; None where there are none.
 
-        uint8 (N, 3, S, S), S being `side` or, where files are smaller, less.
+        uint8 (N, 3, S, S), S being `side` or, where files are smaller, less. Where their motion is
+        known, it is so exactly, and there are equally many of each of LENGTHS, in this order.
         """
 
     def feed(
-        self, *, workers: int = 0, shard: tuple[int, int] = (0, 1), pin: bool = False
+        self,
+        *,
+        workers: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        pin: bool = False,
+        course: Course | None = None,
     ) -> Callable[[int], Iterable[Batch]]:
         """A function of a batch's number that gives the batches from it on, without end.
 
         workers: processes that make batches ahead of time. shard: (i, n), every process of n gets
-        the i-th part of each batch. pin: in page-locked memory, for a GPU.
+        the i-th part of each batch. pin: in page-locked memory, for a GPU. course: how much of the
+        run is done, for what changes in its course.
         """
         if self.batch % shard[1]:
             raise UsageError(f"a batch of {self.batch} cannot be shared by {shard[1]} evenly")
+        return functools.partial(self._from, workers, shard, pin, course or Course())
 
-        def batches(start: int) -> Iterable[Batch]:
-            stream = _Stream(self, start, shard)
-            if not workers:
-                return stream
-            return DataLoader(
-                stream,
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=4,
-                pin_memory=pin,
-                worker_init_fn=_ignore_interrupt,
-            )
-
-        return batches
+    def _from(
+        self, workers: int, shard: tuple[int, int], pin: bool, course: Course, start: int
+    ) -> Iterable[Batch]:
+        make = functools.partial(_batch_of, self, shard, course)
+        return _made(make, start, workers=workers, pin=pin, ahead=4)
 
 
-class _Stream(IterableDataset[Batch]):
-    """The batches of one process from `start` on.
+def _batch_of(data: Data, shard: tuple[int, int], course: Course, index: int) -> Batch:
+    return data.batch_at(index, shard, course.at(index))
 
-    A DataLoader asks its workers in turn, so that their batches come in the order of their numbers.
+
+def _made(
+    make: Callable[[int], _T], start: int, *, workers: int, pin: bool = False, ahead: int
+) -> Iterable[_T]:
+    """What `make` gives for the numbers from `start` on, by `workers` processes ahead of time."""
+    stream = _Stream(make, start)
+    if not workers:
+        return stream
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        pin_memory=pin,
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+class _Stream(IterableDataset[_T], Generic[_T]):
+    """What a function makes of the numbers from `start` on.
+
+    A DataLoader asks its workers in turn, so that what they make comes in the order of the numbers.
     """
 
-    def __init__(self, data: Data, start: int, shard: tuple[int, int]) -> None:
+    def __init__(self, make: Callable[[int], _T], start: int) -> None:
         super().__init__()
-        self.data, self.start, self.shard = data, start, shard
+        self.make, self.start = make, start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[_T]:
         info = torch.utils.data.get_worker_info()
         index, step = self.start, 1
         if info is not None:
             torch.set_num_threads(1)
             index, step = index + info.id, info.num_workers
         while True:
-            yield self.data.batch_at(index, self.shard)
+            yield self.make(index)
             index += step
 
 
@@ -182,9 +237,10 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
 
     device: where pairs are made and given. On a GPU the photographs lie in its memory and no worker
     is needed; on the CPU, give `feed` some workers. reduce: photographs are made smaller by a
-    factor out of it, which makes crops sharper and shows more of the scene. Iterating gives the
-    batches from the first on, shared among the workers of a DataLoader (with batch_size=None) that
-    it is given to.
+    factor out of it, which makes crops sharper and shows more of the scene; flat parts of them are
+    mostly left out. pool: whether pairs are used more than once, and how clean they are. errors:
+    what is wrong with the motion that is given with them. Iterating gives the batches from the
+    first on, shared among the workers of a DataLoader (with batch_size=None) that it is given to.
     """
 
     def __init__(
@@ -199,9 +255,13 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         seed: int = 0,
         device: torch.device | str = "cpu",
         held_out: Sequence[Path] = (),
-        reduce: tuple[float, float] = (1.0, 2.0),
+        reduce: tuple[float, float] = (1.0, 2.8),
+        pool: PoolOptions | None = None,
+        errors: MotionErrors | None = None,
     ) -> None:
         super().__init__()
+        self.pool, self.errors = pool or PoolOptions(), errors or MotionErrors()
+        self._last: tuple[Any, Pool] | None = None
         self.batch, self.crop, self.margin, self.seed = batch, crop, margin, seed
         self.options = options or BlurOptions()
         self.augment, self.reduce = augment or Augment(), reduce
@@ -215,8 +275,21 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
     def _load(self, file: Path) -> Tensor:
         return torch.from_numpy(load_picture(file)).permute(2, 0, 1).contiguous().to(self.device)
 
+    def _crops(self, rng: np.random.Generator, count: int) -> Tensor:
+        """Parts of photographs, (count, 3, side, side) in 0..1, seldom flat."""
+        crops = torch.stack([self._crop(rng) for _ in range(count)])
+        for _ in range(_TRIES - 1):
+            change = sum(crops.diff(dim=d).abs().mean(dim=(1, 2, 3)) for d in (2, 3))
+            assert isinstance(change, Tensor)
+            flat = (change < _FLAT).nonzero()[:, 0].tolist()
+            for number in flat:
+                crops[number] = self._crop(rng)
+            if not flat:
+                break
+        return crops
+
     def _crop(self, rng: np.random.Generator) -> Tensor:
-        size = self.crop + 2 * self.margin
+        size = self.pool.side(self.crop) + 2 * self.margin
         picture = self.pictures[int(rng.integers(len(self.pictures)))]
         _, height, width = picture.shape
         scale = min(float(rng.uniform(*self.reduce)), height / size, width / size)
@@ -229,54 +302,133 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             )[0]
         return self.augment.colour(self.augment.turn(part, rng)[None], rng)[0]
 
-    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1)) -> Batch:
-        """Batch number `index`: (blurred, sharp) uint8 (batch, 3, crop, crop) on the device.
+    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Batch:
+        """Batch number `index`: uint8 (batch, 3, crop, crop) on the device, with its motion.
 
         Of another number of shards the pairs are others.
         """
-        seeds = np.random.SeedSequence([self.seed, index, *shard])
-        rng = np.random.default_rng(seeds)
-        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        sharp = torch.stack([self._crop(rng) for _ in range(self.batch // shard[1])])
-        blurred, target, _ = make_pairs(
-            sharp, margin=self.margin, options=self.options, generator=generator
-        )
-        return blurred.mul(255).round().byte(), target.mul(255).round().byte()
+        number = index // self._batches_of_a_pool(shard)
+        if self._last is None or self._last[0] != (number, shard):
+            self._last = (number, shard), self.pool_at(number, shard, share)
+        return self._batch(self._last[1], index, shard, share)
+
+    def pool_at(self, number: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Pool:
+        """Pool number `number`, on the device; with pairs that are used once, that of one batch."""
+        rng, generator = self._random(number, *shard)
+        count = self._pairs_of_a_pool(shard)
+        most = _AT_ONCE.get(self.device.type, 8)
+        parts = []
+        for first in range(0, count, most):
+            clean = rng.random() < self.pool.clean(share)
+            blurred, sharp, motion = make_pairs(
+                self._crops(rng, min(most, count - first)),
+                margin=self.margin,
+                options=lightly(self.options) if clean else self.options,
+                generator=generator,
+            )
+            blurred, sharp = (picture.mul(255).round().byte() for picture in (blurred, sharp))
+            parts.append(Pool(blurred, sharp, motion))
+        return Pool(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _batch(self, pool: Pool, index: int, shard: tuple[int, int], share: float) -> Batch:
+        """Batch `index` out of the pool that it belongs to."""
+        rng, generator = self._random(index, *shard, 1)
+        batch = Batch(*pool)
+        if self.pool.reuse > 1:
+            number, place = divmod(index, self._batches_of_a_pool(shard))
+            order = np.random.default_rng([self.seed, number, *shard, 2])
+            passes = [order.permutation(len(pool.blurred)) for _ in range(self.pool.reuse)]
+            count = self.batch // shard[1]
+            places = draw_places(
+                np.concatenate(passes)[place * count : (place + 1) * count],
+                rng,
+                room=(pool.blurred.shape[-1] - self.crop) // MOTION_STEP,
+                flips=self.augment.flips,
+                rotations=self.augment.rotations,
+            )
+            batch = cut_out(pool, places, self.crop)
+        assert batch.motion is not None
+        return batch._replace(motion=with_errors(batch.motion, self.errors, generator, share=share))
+
+    def _random(self, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
+        seeds = np.random.SeedSequence([self.seed, *numbers])
+        state = int(seeds.generate_state(1, np.uint64)[0] >> 1)
+        return np.random.default_rng(seeds), torch.Generator().manual_seed(state)
+
+    def _pairs_of_a_pool(self, shard: tuple[int, int]) -> int:
+        count = self.batch // shard[1]
+        return count if self.pool.reuse == 1 else max(self.pool.pairs, count)
+
+    def _batches_of_a_pool(self, shard: tuple[int, int]) -> int:
+        return self._pairs_of_a_pool(shard) * self.pool.reuse // (self.batch // shard[1])
+
+    def _from(
+        self, workers: int, shard: tuple[int, int], pin: bool, course: Course, start: int
+    ) -> Iterator[Batch]:
+        # Pools are made ahead of time; crops of them are cut here, for which nothing need travel.
+        each = self._batches_of_a_pool(shard)
+        make = functools.partial(_pool_of, self, shard, course, each)
+        pools = _made(make, start // each, workers=workers, pin=pin, ahead=4 if each == 1 else 1)
+        for number, pool in zip(itertools.count(start // each), pools, strict=False):
+            for index in range(max(start, number * each), (number + 1) * each):
+                yield self._batch(pool, index, shard, course.at(index))
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_Stream(self, 0, (0, 1)))
+        return iter(_Stream(self.batch_at, 0))
 
-    def held_out(self, *, side: int = 256) -> Batch | None:
-        """24 pairs: 8 of each kind in VALIDATION, all blurred."""
+    def held_out(self, *, side: int = 192) -> Batch | None:
+        """Pairs of each of LENGTHS, by each camera in VALIDATION; all are blurred."""
         if not self._held_out:
             return None
-        kinds = [
-            SyntheticPairs(self._held_out, batch=8, crop=side, margin=48, options=options, seed=1)
-            for options in VALIDATION.values()
-        ]
-        batches = [kind.batch_at(number) for number, kind in enumerate(kinds)]
-        return torch.cat([b for b, _ in batches]), torch.cat([s for _, s in batches])
+        data = SyntheticPairs(
+            self._held_out,
+            batch=_PAIRS_OF_A_CAMERA,
+            crop=side,
+            margin=48,
+            seed=1,
+            errors=NO_ERRORS,
+        )
+        batches: list[Batch] = []
+        for length in LENGTHS:
+            for camera in VALIDATION.values():
+                data.options = replace(camera, max_length=float(length))
+                batches.append(data.batch_at(len(batches)))
+        return Batch(*(torch.cat(part) for part in zip(*batches, strict=True)))
+
+
+def _pool_of(
+    data: SyntheticPairs, shard: tuple[int, int], course: Course, each: int, number: int
+) -> Pool:
+    return data.pool_at(number, shard, course.at(number * each))
 
 
 #: Three cameras to score on: frames averaged in coded values, a bare camera with a response curve,
-#: and one that sharpens, is noisy and compresses. Paths are up to 40 pixels, evenly.
+#: and one that sharpens, is noisy and compresses. All that they see moves, along paths of the
+#: largest length.
 VALIDATION: dict[str, BlurOptions] = {
     "averaged": replace(
-        PURE, length_power=1.0, varying_share=0.5, layer_share=0.4, frames_share=1.0
+        PURE,
+        length_power=0.0,
+        varying_share=0.5,
+        layer_share=0.4,
+        at_rest_share=0.0,
+        frames_share=1.0,
     ),
     "linear": replace(
         PURE,
-        length_power=1.0,
+        length_power=0.0,
         varying_share=0.5,
         layer_share=0.4,
+        at_rest_share=0.0,
         coded_share=0.0,
         highlight_share=0.3,
     ),
     "camera": replace(
         BlurOptions(),
-        length_power=1.0,
+        length_power=0.0,
         light_share=0.0,
         sharp_share=0.0,
+        at_rest_share=0.0,
         noise_share=1.0,
         coded_share=0.0,
         sharpen_share=0.7,
@@ -357,8 +509,8 @@ class FolderPairs(Data):
         if held_out:
             self.held_out_summary = f"{min(24, len(held_out))} of {len(held_out)} pairs kept aside"
 
-    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1)) -> Batch:
-        """Batch number `index`: (blurred, sharp) uint8 (batch, 3, crop, crop)."""
+    def batch_at(self, index: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Batch:
+        """Batch number `index`: uint8 pictures (batch, 3, crop, crop), of unknown motion."""
         count = self.batch // shard[1]
         first = index * self.batch + shard[0] * count
         crops = []
@@ -367,7 +519,7 @@ class FolderPairs(Data):
             epoch, place = divmod(number, len(self.files))
             crops.append(self._crop(int(self._order(epoch)[place]), rng))
         blurred, sharp = torch.stack(crops, dim=1)
-        return blurred, sharp
+        return Batch(blurred, sharp)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.files))
@@ -401,8 +553,7 @@ class FolderPairs(Data):
             top, left = (pictures[0].shape[0] - side) // 2, (pictures[0].shape[1] - side) // 2
             both = np.stack([p[top : top + side, left : left + side] for p in pictures])
             cuts.append(torch.from_numpy(both).permute(0, 3, 1, 2))
-        batch = torch.stack(cuts, dim=1)
-        return batch[0], batch[1]
+        return Batch(*torch.stack(cuts, dim=1))
 
 
 def _sizes(pairs: Sequence[Pair], crop: int) -> list[tuple[int, int]]:
@@ -433,6 +584,8 @@ def open_data(
     augment: Augment | None = None,
     layout: str = "auto",
     device: torch.device | str = "cpu",
+    pool: PoolOptions | None = None,
+    errors: MotionErrors | None = None,
 ) -> Data:
     """What to train on: "synth:DIR" for a folder of sharp photographs, or a folder of pairs.
 
@@ -440,6 +593,7 @@ def open_data(
     more than 100); of pairs, those of the data set's own "val" or "test" split. options: how
     photographs are blurred. augment: by default flips and quarter turns, and colours of photographs
     too. device: a GPU makes the pairs of photographs itself; pairs of files come from the CPU.
+    pool, errors: as SyntheticPairs takes them, for photographs.
 
     InputError for a folder that is missing, empty or of no known layout.
     """
@@ -460,6 +614,8 @@ def open_data(
             seed=seed,
             device=device,
             held_out=files[-count:],
+            pool=pool,
+            errors=errors,
         )
     folder = Path(source)
     found = recognise(folder, layout=layout)

@@ -26,13 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 from vdeblur.files import replacing
+from vdeblur.models import taps
 from vdeblur.models.network import Network
 from vdeblur.training.distill import distance_to_teacher
 from vdeblur.training.losses import multi_scale, parse_loss, scale_weights
+from vdeblur.training.pool import Batch
 from vdeblur.training.recipes import Recipe, difference, facts
 
-Batch = tuple[Tensor, Tensor]
-Batches = Callable[[int], Iterable[Batch]]
+#: A function of a step's number, giving the batches from it on: `Batch`, or (blurred, sharp).
+Batches = Callable[[int], Iterable[Batch | tuple[Tensor, Tensor]]]
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HOPELESS = 30  # wild steps in a row end a run; fp16's scale has fallen by 2³⁰ by then
@@ -193,16 +195,18 @@ def train(
     state_file: Path | None = None,
     teacher: nn.Module | None = None,
     on_report: Callable[[Progress, Network], None] | None = None,
+    on_share: Callable[[float], None] = lambda share: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train `network` in place to the end of the recipe.
 
-    batches: called with a step's number, gives the batches from it on: (blurred, sharp), each
-    (N, 3, H, W), uint8 or floating point in 0..1, those of this process where there are several;
-    giving no more of them ends the run early. steps: the length, where the recipe counts epochs.
+    batches: called with a step's number, gives the batches from it on, those of this process where
+    there are several; giving no more of them ends the run early. A guided network sees the motion
+    of a batch that has one. steps: the length, where the recipe counts epochs.
     teacher: any network, RGB to RGB. state_file: written at every report (under a temporary name
     first) and resumed from when it exists; seed is held to the one in it, the learning rate is not.
-    stop: asked after every step.
+    on_share: called before every step with the share of the run that is done. stop: asked after
+    every step.
     Under torchrun the reports and the state are the first process's.
     InputError for a state that is damaged, UsageError for another recipe's, OutputError when it
     cannot be written; Diverged when the loss or the gradient stays infinite, or the loss far above
@@ -231,7 +235,7 @@ def train(
     )
     dtype = _PRECISIONS[run.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    used, step, images, pixels = 0.0, 0, 0, 0.0
+    used, step, updates, images, pixels = 0.0, 0, 0, 0, 0.0
     random_state: Tensor | None = None
     if state_file is not None and state_file.exists():
         state = read_state(state_file)
@@ -240,7 +244,8 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
-        used, step, images, pixels = (state[k] for k in ("used", "step", "images", "pixels"))
+        used, step, updates = (state[k] for k in ("used", "step", "updates"))
+        images, pixels = state["images"], state["pixels"]
         random_state = state["random"]
 
     if run.checkpointing:
@@ -270,6 +275,7 @@ def train(
             "seed": seed,
             "used": used,
             "step": step,
+            "updates": updates,
             "images": images,
             "pixels": pixels,
             "random": torch.get_rng_state(),
@@ -284,9 +290,11 @@ def train(
                 "when there is room"
             ) from error
 
+    guided = network.guided or getattr(teacher, "guided", False)
+
     def losses_of(x: Tensor, y: Tensor, weights_at: float) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            outputs: Sequence[Tensor] = model(x)
+            outputs: Sequence[Tensor] = model(x if network.guided else x[:, :3])
         weights = scale_weights(
             outputs, recipe.scales, share=weights_at, coarse_first=recipe.coarse_first
         )
@@ -300,6 +308,31 @@ def train(
             loss = loss + recipe.teacher_weight * distance_to_teacher(outputs, taught, weights)
         return loss
 
+    def update(blurred: Tensor, sharp: Tensor, share: float) -> tuple[float, bool]:
+        """One change of the weights: the loss, and whether it and its gradient are finite."""
+        blurred = blurred.contiguous(memory_format=layout)
+        optimiser.zero_grad(set_to_none=True)
+        parts = min(run.accumulate, len(blurred))
+        chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
+        losses = []
+        for number, (x, y) in enumerate(chunks):
+            last_part = number == len(chunks) - 1
+            with contextlib.nullcontext() if world == 1 or last_part else model.no_sync():
+                loss = losses_of(x, y, share) * (len(x) / len(blurred))
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
+        # The one wait for the device, so that times are those of the work.
+        value, size = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
+        finite = math.isfinite(value) and math.isfinite(size)
+        if finite:
+            scaler.step(optimiser)
+        else:
+            optimiser.zero_grad(set_to_none=True)
+        scaler.update()
+        return value, finite
+
     began = reported = time.monotonic()
     used_before = used
     waiting, total, counted, skipped, seen, rate = 0.0, 0.0, 0, 0, images, 0.0
@@ -311,6 +344,7 @@ def train(
     if finished:
         return Outcome(kept, network, progress, True)
     sound: dict[str, Tensor] | None = _copied(kept) if step else None
+    on_share(share_done())
     iterator = iter(batches(step))
     if random_state is not None:
         # After the loader has drawn its own seed: whatever the network draws goes on as it was.
@@ -324,41 +358,34 @@ def train(
         else:
             assert batch is not None
             share = share_done()
+            on_share(share)
             rate = recipe.schedule.rate(recipe.learning_rate, share)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            blurred, sharp = (_as_float(image.to(device, non_blocking=True)) for image in batch)
+            given = Batch(*batch)
+            blurred, sharp = (_as_float(p.to(device, non_blocking=True)) for p in given[:2])
             if recipe.keep_sharp:
                 first = images + rank * len(blurred)
                 blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
             images += len(blurred) * world
+            if guided and given.motion is not None:
+                motion = given.motion.to(device, non_blocking=True)
+                with torch.no_grad():
+                    blurred = taps.with_guidance(blurred, motion)
             if side := _patch_side(recipe, share):
                 blurred, sharp = cut(blurred, side), cut(sharp, side)
-            blurred = blurred.contiguous(memory_format=layout)
-            optimiser.zero_grad(set_to_none=True)
-            parts = min(run.accumulate, len(blurred))
-            loss_value = 0.0
-            chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
-            for number, (x, y) in enumerate(chunks):
-                last_part = number == len(chunks) - 1
-                with contextlib.nullcontext() if world == 1 or last_part else model.no_sync():
-                    loss = losses_of(x, y, share) * (len(x) / len(blurred))
-                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                loss_value += float(loss.detach())
-            scaler.unscale_(optimiser)
-            # Reading the norm also waits for the device, so that times are those of the work.
-            norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf))
-            if math.isfinite(norm) and math.isfinite(loss_value):
-                scaler.step(optimiser)
-                total, counted = total + loss_value, counted + 1
-            else:
-                optimiser.zero_grad(set_to_none=True)
-                skipped += 1
-            watch.see(loss_value, finite=math.isfinite(norm) and math.isfinite(loss_value))
-            scaler.update()
             step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
-            if recipe.ema:
-                _average(averaged, network, min(recipe.ema, step / (step + 10)))
+            count = min(_at(recipe.updates, share, 1), len(blurred))
+            for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
+                loss_value, finite = update(*part, share)
+                if finite:
+                    total, counted = total + loss_value, counted + 1
+                else:
+                    skipped += 1
+                watch.see(loss_value, finite=finite)
+                updates += 1
+                if recipe.ema:
+                    _average(averaged, network, min(recipe.ema, updates / (updates + 10)))
             finished = False
         now = time.monotonic()
         used = used_before + now - began
@@ -438,7 +465,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """The content of a state file, on the CPU; InputError when it is none."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"model", "averaged", "optimiser", "recipe", "images"} <= set(state):
+        if not {"model", "averaged", "optimiser", "recipe", "images", "updates"} <= set(state):
             raise ValueError("something else is in it")
         return state
     except (
@@ -489,13 +516,19 @@ def _as_float(image: Tensor) -> Tensor:
 
 
 def _taught(teacher: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    x = x if getattr(teacher, "guided", False) else x[:, :3]
     return teacher.forward_scales(x) if isinstance(teacher, Network) else (teacher(x),)
 
 
 def _patch_side(recipe: Recipe, share: float) -> int:
     """The side of the patches at this share of the run; 0 for whole crops."""
-    sides = [side for start, side in recipe.patches if share >= start]
-    return sides[-1] if sides and sides[-1] != recipe.crop else 0
+    side = _at(recipe.patches, share, recipe.crop)
+    return 0 if side == recipe.crop else side
+
+
+def _at(changes: Sequence[tuple[float, int]], share: float, default: int) -> int:
+    """The value of the last of (share of the run, value) that has come; `default` before all."""
+    return next((value for start, value in reversed(changes) if share >= start), default)
 
 
 @torch.no_grad()

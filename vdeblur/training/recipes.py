@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vdeblur.errors import UsageError
 from vdeblur.models import spec
 from vdeblur.training.losses import SCALE_WEIGHTS, parse_loss
+from vdeblur.training.motion_errors import MotionErrors
+from vdeblur.training.pool import PoolOptions
 from vdeblur.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -30,11 +32,15 @@ class Recipe:
 
     network: a name of the catalogue; config: its configuration where it is not the catalogue's.
     loss: a sum of terms over all outputs, as `losses.parse_loss` reads it; scales: their weights,
-    "equal" or "halving" (1/2^i for an output i times halved).
+    as `losses.scale_weights` has them.
     Length: the first of seconds, steps and epochs that is not 0. An epoch is a crop of every pair.
     patches: (share of the run, side): from that share on, crops are cut into squares of that side,
-    as many as fit, so that small patches come first; () leaves crops whole. coarse_first: by this
-    share of the run the outputs have joined the loss one after another.
+    as many as fit, so that small patches come first; () leaves crops whole. updates: (share of the
+    run, count): from that share on, the weights are changed so many times a batch, by so many parts
+    of it, so that small batches come first. coarse_first: by this share of the run the outputs have
+    joined the loss one after another.
+    pool: how pairs are made from photographs; errors: what is wrong with the motion that a guided
+    network is given.
     ema: decay of the averaged weights, which are the ones kept; 0 keeps the last ones. clip:
     largest norm of the gradient; 0 for any. identity_start: the network first returns its input;
     start_well, revive: see `health`, for a start from scratch and from weights.
@@ -62,7 +68,10 @@ class Recipe:
     batch: int = 8
     crop: int = 192
     patches: tuple[tuple[float, int], ...] = ()
+    updates: tuple[tuple[float, int], ...] = ()
     coarse_first: float = 0.0
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    errors: MotionErrors = field(default_factory=MotionErrors)
     ema: float = 0.999
     clip: float = 0.5
     identity_start: bool = True
@@ -78,7 +87,11 @@ class Recipe:
         spec(self.network)
         parse_loss(self.loss)
         wrong = [
-            (self.scales not in SCALE_WEIGHTS, f"scales {self.scales!r}", "equal or halving"),
+            (
+                self.scales not in SCALE_WEIGHTS,
+                f"scales {self.scales!r}",
+                "one of " + ", ".join(SCALE_WEIGHTS),
+            ),
             (self.optimiser not in OPTIMISERS, f"optimiser {self.optimiser!r}", "adam or adamw"),
             (
                 not 0 < self.learning_rate < math.inf,
@@ -96,6 +109,11 @@ class Recipe:
                 any(not 16 <= side <= self.crop for _, side in self.patches),
                 f"patches {self.patches}",
                 f"of 16 to {self.crop} pixels, the crop's side",
+            ),
+            (
+                any(not 1 <= count <= self.batch for _, count in self.updates),
+                f"updates {self.updates}",
+                f"1 to {self.batch} a batch, the crops in it",
             ),
         ]
         for bad, received, right in wrong:
@@ -121,14 +139,18 @@ class Recipe:
 def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     """The recipe with fields set from text, as `--set KEY=VALUE` gives them.
 
-    Fields of the schedule are named "schedule.warmup" and so on. UsageError for an unknown field or
-    text that is no value of its type.
+    Fields of the schedule are named "schedule.warmup" and so on, those of the pool and of the
+    motion's errors alike. UsageError for an unknown field or text that is no value of its type.
     """
-    inner = {key[9:]: text for key, text in values.items() if key.startswith("schedule.")}
-    outer = {key: text for key, text in values.items() if not key.startswith("schedule.")}
-    if inner:
-        recipe = replace(recipe, schedule=from_texts(recipe.schedule, inner))
-    return from_texts(recipe, outer)
+    whole: dict[str, Any] = {}
+    rest = dict(values)
+    for name in ("schedule", "pool", "errors"):
+        of = f"{name}."
+        inner = {key: rest.pop(key) for key in values if key.startswith(of)}
+        if inner:
+            texts = {key.removeprefix(of): text for key, text in inner.items()}
+            whole[name] = from_texts(getattr(recipe, name), texts)
+    return from_texts(replace(recipe, **whole), rest)
 
 
 _T = TypeVar("_T", bound="DataclassInstance")
@@ -212,6 +234,15 @@ def _published(name: str, summary: str, network: str, **settings: Any) -> Recipe
     )
 
 
+_GUIDED: dict[str, Any] = {
+    "loss": "log_mse",
+    "scales": "tenth",
+    "start_well": False,  # it draws its weights well itself
+    "source": "our own: motion with the errors of its estimate, a log of squared errors, each pair "
+    "used several times: docs/training.md",
+}
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -232,6 +263,27 @@ RECIPES = {
             batch=64,
             crop=256,
             source=_FAST,
+        ),
+        Recipe(
+            "mimo-unet-guided",
+            "guided by motion, for any budget of time on a CPU; small batches first",
+            "mimo-unet-guided",
+            seconds=3600,
+            batch=4,
+            crop=128,
+            updates=((0.0, 2), (0.6, 1)),
+            pool=PoolOptions(reuse=8, pairs=128, clean_first=1.0, clean_last=0.3),
+            **_GUIDED,
+        ),
+        Recipe(
+            "mimo-unet-guided-gpu",
+            "the same network on a GPU: larger crops and batches",
+            "mimo-unet-guided",
+            seconds=1500,
+            batch=64,
+            crop=256,
+            pool=PoolOptions(reuse=4, pairs=512, clean_first=1.0, clean_last=0.3),
+            **_GUIDED,
         ),
         Recipe(
             "mimo-unet-gpu",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 
 from vdeblur.checkpoints import load, save_weights, write_card
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.models import build, names, spec
+from vdeblur.models import build, names, spec, taps
 from vdeblur.models.network import Network
 from vdeblur.training.blur import BlurOptions
-from vdeblur.training.data import Augment, Data, load_picture, open_data
+from vdeblur.training.data import LENGTHS, Augment, Batch, Course, Data, load_picture, open_data
 from vdeblur.training.health import dead_share, revive, start_well
 from vdeblur.training.layouts import find_pairs, recognise
 from vdeblur.training.log import METRICS, RunLog, read_metrics
@@ -40,6 +41,7 @@ from vdeblur.training.loop import (
     read_state,
     train,
 )
+from vdeblur.training.motion_errors import MotionErrors, with_errors
 from vdeblur.training.prune import operations, prune
 from vdeblur.training.recipes import Recipe, facts
 
@@ -77,11 +79,13 @@ class RunSettings:
 class Scores:
     """Means over the held-out pictures, in dB. gain: PSNR won on blurred input; sharp_kept: PSNR of
     what a sharp input becomes, to itself (at most 99). dead_share: see `health.dead_share`.
+    more: what else `ByLength` measures.
     """
 
     gain: float
     sharp_kept: float
     dead_share: float
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 class Validation:
@@ -98,16 +102,73 @@ class Validation:
         """
         gains, kept = [], []
         picture = torch.empty(0)
-        device = next(network.parameters()).device
         for blurred, sharp in self.pairs:
-            restored = _restored(network, blurred.to(device)).cpu()
-            again = _restored(network, sharp.to(device)).cpu()
+            restored = _restored(network, blurred)
             gains.append(_psnr(restored, sharp) - _psnr(blurred, sharp))
-            kept.append(_psnr(again, sharp))
+            kept.append(_psnr(_restored(network, sharp), sharp))
             if not len(picture):
-                picture = torch.cat([blurred, restored, sharp], dim=2).float().div(255)
-        dead = dead_share(network, _fitting(network, self.pairs[0][0].to(device)))
-        return Scores(sum(gains) / len(gains), sum(kept) / len(kept), dead), picture
+                picture = _side_by_side(blurred, restored, sharp)
+        scores = Scores(_mean(gains), _mean(kept), _dead(network, self.pairs[0][0]))
+        return scores, picture
+
+
+class ByLength(Validation):
+    """Held-out pairs of which the motion is known, equally many of each of LENGTHS, in its order.
+
+    A guided network sees it as it is, as it would be measured, and not at all; its gain is that of
+    motion as measured. Sharp pictures are given no motion, and a false one.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(list(batch.blurred), list(batch.sharp))
+        assert batch.motion is not None
+        generator = torch.Generator().manual_seed(1)
+        measured = with_errors(batch.motion, MotionErrors(none_share=0), generator)
+        self.motions = {"exact": batch.motion, "measured": measured, "none": None}
+        self.lengths = [length for length in LENGTHS for _ in range(len(measured) // len(LENGTHS))]
+
+    def score(self, network: Network) -> tuple[Scores, Tensor]:
+        """The scores and a picture, as `Validation` gives them; more holds the gain by length and
+        kind of motion (exact_8_db …), and for a guided network sharp_false_db.
+        """
+        before = [_psnr(blurred, sharp) for blurred, sharp in self.pairs]
+        kinds = self.motions if network.guided else {"none": None}
+        more: dict[str, float] = {}
+        means: dict[str, float] = {}
+        for kind, motion in kinds.items():
+            gains = [
+                _psnr(_restored(network, blurred, _nth(motion, i)), sharp) - before[i]
+                for i, (blurred, sharp) in enumerate(self.pairs)
+            ]
+            means[kind] = more[f"{kind}_db"] = _mean(gains)
+            for length in LENGTHS:
+                of_it = [g for g, at in zip(gains, self.lengths, strict=True) if at == length]
+                more[f"{kind}_{length}_db"] = _mean(of_it)
+        some = [sharp for _, sharp in self.pairs[:: len(LENGTHS)]]
+        kept = _mean([_psnr(_restored(network, sharp), sharp) for sharp in some])
+        if network.guided:
+            told = [_false_motion(i, len(some)) for i in range(len(some))]
+            more["sharp_false_db"] = _mean(
+                [_psnr(_restored(network, s, m), s) for s, m in zip(some, told, strict=True)]
+            )
+        longest = len(self.pairs) - 1
+        blurred, sharp = self.pairs[longest]
+        restored = _restored(network, blurred, _nth(self.motions["measured"], longest))
+        gain = means["measured" if network.guided else "none"]
+        scores = Scores(gain, kept, _dead(network, blurred), more)
+        return scores, _side_by_side(blurred, restored, sharp)
+
+
+class Both(Validation):
+    """Pairs to watch, whose gain counts, beside pairs of known motion."""
+
+    def __init__(self, watched: Validation, known: ByLength) -> None:
+        self.watched, self.known = watched, known
+
+    def score(self, network: Network) -> tuple[Scores, Tensor]:
+        """The scores and a picture of the watched pairs; more as of the others."""
+        scores, picture = self.watched.score(network)
+        return replace(scores, more=self.known.score(network)[0].more), picture
 
 
 def run_recipe(
@@ -177,6 +238,8 @@ def _run(
         augment=settings.augment,
         layout=settings.layout,
         device=run.device if on_device else "cpu",
+        pool=recipe.pool,
+        errors=recipe.errors,
     )
     validation = None if rank else _validation(settings, source)
     steps = recipe.total_steps(source.pairs)
@@ -189,10 +252,12 @@ def _run(
                 f"{multiple}, such as {max(multiple, side // multiple * multiple)}"
             )
     teacher = _teacher(settings.teacher) if recipe.teacher_weight else None
+    course = Course(steps)
     batches = source.feed(
         workers=0 if on_device else settings.workers,
         shard=(rank, world),
         pin=run.device.type == "cuda" and not on_device,
+        course=course,
     )
     log = None
     if not rank:
@@ -228,6 +293,7 @@ def _run(
                 scored, picture = validation.score(kept)
                 row |= {"gain_db": scored.gain, "sharp_kept_db": scored.sharp_kept}
                 row["dead_share"] = round(scored.dead_share, 4)
+                row |= {name: round(value, 3) for name, value in scored.more.items()}
         log.add(row, picture)
         say(_line(progress, scored if picture is not None else None))
 
@@ -242,6 +308,7 @@ def _run(
             state_file=state_file,
             teacher=teacher,
             on_report=on_report,
+            on_share=course.note,
             stop=stop,
         )
     except Diverged as error:
@@ -313,7 +380,7 @@ def _network(
     if recipe.revive or recipe.prune:
         network.to(device)
         batches = [source.batch_at(number) for number in range(_SAMPLE_BATCHES)]
-        sample = [(blurred.to(device), sharp.to(device)) for blurred, sharp in batches]
+        sample = [(batch.blurred.to(device), batch.sharp.to(device)) for batch in batches]
     if recipe.revive:
         count = revive(network, torch.cat([blurred for blurred, _ in sample]).float().div(255))
         init += f", {count} dead channels revived"
@@ -349,10 +416,16 @@ def validation_of(folder: str, *, layout: str = "auto", most: int = 24) -> Valid
 
 
 def _validation(settings: RunSettings, source: Data) -> Validation | None:
-    if settings.val is not None:
-        return validation_of(settings.val)
+    watched = None if settings.val is None else validation_of(settings.val)
+    if watched is not None and not settings.data.startswith("synth:"):
+        return watched
     pairs = source.held_out()
-    return None if pairs is None else Validation(list(pairs[0]), list(pairs[1]))
+    if pairs is None:
+        return watched
+    if pairs.motion is None:
+        return Validation(list(pairs.blurred), list(pairs.sharp))
+    known = ByLength(pairs)
+    return known if watched is None else Both(watched, known)
 
 
 def _write_weights(out: Path, recipe: Recipe, network: Network) -> Path:
@@ -404,7 +477,7 @@ def _card(
             "validation_gain_db": round(scored.gain, 3),
             "validation_sharp_kept_db": round(scored.sharp_kept, 1),
             "dead_channels_share": round(scored.dead_share, 3),
-        }
+        } | {f"synthetic_{name}": round(value, 3) for name, value in scored.more.items()}
     return card
 
 
@@ -453,17 +526,53 @@ def _line(progress: Progress, scores: Scores | None) -> str:
         line += f"  {progress.skipped} steps skipped (gradient not finite)"
     if scores is not None:
         line += f"  gain {scores.gain:+.3f} dB  sharp kept to {scores.sharp_kept:.1f} dB"
+        if "exact_db" in scores.more:
+            line += "  of exact motion " + " ".join(
+                f"{scores.more[f'exact_{length}_db']:+.2f} ({length} px)" for length in LENGTHS
+            )
         if scores.dead_share > 0.1:
             line += f"  {scores.dead_share:.0%} of the channels are dead"
     return line
 
 
 @torch.no_grad()
-def _restored(network: Network, picture: Tensor) -> Tensor:
-    """(3, H, W) uint8 → the same, through the network, padded to what it takes."""
+def _restored(network: Network, picture: Tensor, motion: Tensor | None = None) -> Tensor:
+    """(3, H, W) uint8 → the same, through the network, padded to what it takes.
+
+    motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
+    takes.
+    """
     height, width = picture.shape[-2:]
-    restored: Tensor = network(_fitting(network, picture))[0, :, :height, :width]
-    return restored.float().clamp(0, 1).mul(255).round().byte()
+    device = next(network.parameters()).device
+    x = _fitting(network, picture.to(device))
+    if motion is not None and network.guided:
+        x = taps.with_guidance(x, motion[None].to(device))
+    restored: Tensor = network(x)[0, :, :height, :width]
+    return restored.float().clamp(0, 1).mul(255).round().byte().cpu()
+
+
+def _nth(motion: Tensor | None, number: int) -> Tensor | None:
+    return None if motion is None else motion[number]
+
+
+def _false_motion(number: int, count: int) -> Tensor:
+    """A straight motion of 8 to 32 pixels, the same everywhere: (4, 1, 1)."""
+    far, angle = 8 + 24 * number / max(count - 1, 1), 2.4 * number
+    return torch.tensor([far * math.cos(angle), far * math.sin(angle), 0, 0]).view(4, 1, 1)
+
+
+def _dead(network: Network, picture: Tensor) -> float:
+    device = next(network.parameters()).device
+    return dead_share(network, _fitting(network, picture.to(device)))
+
+
+def _side_by_side(*pictures: Tensor) -> Tensor:
+    """(3, H, W) uint8 each → (3, H, n·W) in 0..1."""
+    return torch.cat(pictures, dim=2).float().div(255)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _fitting(network: Network, picture: Tensor) -> Tensor:

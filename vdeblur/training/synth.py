@@ -70,7 +70,7 @@ def write_pairs(
         for name in ("blur", "sharp"):
             (partial / name).mkdir(parents=True)
         for number in range(count):
-            for name, picture in zip(("blur", "sharp"), data.batch_at(number), strict=True):
+            for name, picture in zip(("blur", "sharp"), data.batch_at(number)[:2], strict=True):
                 pixels = picture[0].permute(1, 2, 0).numpy()
                 image.fromarray(np.ascontiguousarray(pixels)).save(
                     partial / name / f"{number + 1:06d}.png", compress_level=3
@@ -123,7 +123,7 @@ def write_sheet(
         data.options = chosen
         # Of a few, the one with most to see.
         drawn = [data.batch_at(_CANDIDATES * number + k) for k in range(_CANDIDATES)]
-        blurred, sharp = max(drawn, key=lambda pair: _detail(pair[1][0]))
+        blurred, sharp, _ = max(drawn, key=lambda pair: _detail(pair.sharp[0]))
         x, y = number % columns * cell[0], number // columns * cell[1]
         pen.text((x + 2, y + 1), name, fill="black", font=letters)
         sheet.paste(_image(image, sharp[0]), (x, y + label))

@@ -1,0 +1,128 @@
+"""The films that the tests render are blurred as their truth says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+pytest.importorskip("PIL", reason="the scenes are lettered with Pillow")
+
+from samples import make_samples
+from tests import films
+from tests.films import FILMS, Rendered
+from vdeblur.metrics import psnr
+from vdeblur.models.taps import samples
+from vdeblur.pictures import frame_to_rgb, to_picture
+from vdeblur.reader import VideoReader
+
+STEPS = 9
+
+
+def film(name: str, frames: int = 1) -> Rendered:
+    return films.render(name, frames, STEPS)
+
+
+def at(picture: NDArray[np.uint8], x: NDArray[np.float32], y: NDArray[np.float32]) -> torch.Tensor:
+    """A picture in linear light at places x, y pixels away: (3, H, W)."""
+    light = torch.from_numpy(make_samples.decode(picture.astype(np.float32) / 255))
+    way = [torch.from_numpy(v.astype(np.float32))[None, None] for v in (x, y)]
+    return torch.cat([samples(c[None, None], *way)[0] for c in light.unbind(2)])
+
+
+def inside(picture: torch.Tensor) -> NDArray[np.uint8]:
+    """Coded, without the edges, which show what came from outside."""
+    coded = make_samples.encode(picture)[:, 24:-24, 24:-24]
+    return coded.mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("name", ["walk", "bicycle", "pan", "cut", "follow"])
+def test_blur_is_what_the_motion_says(name: str) -> None:
+    shown = film(name)
+    blurred, sharp, motion = (a[0] for a in (shown.blurred, shown.sharp, shown.motion))
+    total = torch.zeros(3, films.HEIGHT, films.WIDTH)
+    for k in range(STEPS):
+        s = (k - STEPS // 2) / STEPS
+        # What is at a place at s came from where it is at mid-exposure.
+        x, y = (-motion[i] * s - motion[i + 2] * s * s for i in (0, 1))
+        total += at(sharp, x, y) / STEPS
+    before = psnr(blurred[24:-24, 24:-24], sharp[24:-24, 24:-24])
+    after = psnr(blurred[24:-24, 24:-24], inside(total))
+    # Where something hides another thing no motion of one picture makes the blur.
+    assert after > before + (1.5 if name == "follow" else 5)
+
+
+@pytest.mark.parametrize("name", ["walk", "pan"])
+def test_motion_points_to_the_next_frame(name: str) -> None:
+    shown = film(name, 2)
+    here, there = shown.sharp
+    way = shown.motion[0] / shown.shutter
+    back = shown.motion[1] / shown.shutter
+
+    def agreement(sign: int) -> float:
+        chord = sign * (way[:2] + back[:2]) / 2
+        light = at(there, chord[0], chord[1])
+        return psnr(inside(light), here[24:-24, 24:-24])
+
+    assert agreement(1) > agreement(-1) + 4
+    assert np.hypot(*shown.camera[0]) > 2
+    middle = shown.motion[0, :2, 96, 160]
+    if name == "pan":  # nothing there but the wall
+        assert shown.camera[0] == pytest.approx(middle, abs=0.05)
+
+
+def test_a_still_camera_sees_only_the_van_move() -> None:
+    shown = film("fence")
+    length = np.hypot(shown.motion[0, 0], shown.motion[0, 1])
+    van = 13.0 / 6.4 * films.FOCAL * shown.shutter / films.FPS  # m/s, metres away, pixels
+    assert np.median(length[length > 5]) == pytest.approx(van, rel=0.05)
+    assert 0.05 < (length > 5).mean() < 0.4
+    assert (length < 0.01).mean() > 0.5
+    still = length < 0.01
+    same = np.abs(shown.blurred[0].astype(int) - shown.sharp[0])[still].mean()
+    assert same < 3  # but for what the van hides for a while
+    assert np.abs(shown.blurred[0].astype(int) - shown.sharp[0])[~still].mean() > 4 * same
+    # Turning with it, the van stays and the rest goes.
+    followed = film("follow")
+    assert np.hypot(*followed.camera[0]) > 8
+    length = np.hypot(followed.motion[0, 0], followed.motion[0, 1])
+    assert 0.08 < (length < 2).mean() < 0.4
+
+
+def test_what_makes_each_film_hard() -> None:
+    sun = film("sun")
+    assert psnr(sun.blurred[0], sun.sharp[0]) > 45
+    night = film("night")
+    white = [(p.min(axis=2) >= 250).mean() for p in (night.sharp[0], night.blurred[0])]
+    assert white[1] > 1.5 * white[0] > 0  # lamps leave trails that are as white
+    quiet = make_samples.frame(0, STEPS, FILMS["night"].shots[0][0])[0]
+    noise = night.blurred[0].astype(float) - to_picture(quiet[None])
+    assert 1 < noise.std() < 12
+    assert abs(noise.mean()) < 1
+    shots = FILMS["cut"].shots
+    assert sum(count for _, count in shots) == films.FRAMES
+    longer = replace(FILMS["cut"], shots=((shots[0][0], 1), (shots[1][0], 1)))
+    FILMS["short"] = longer
+    try:
+        cut = film("short", 2)
+    finally:
+        del FILMS["short"]
+    assert cut.cuts == (1,)
+    assert psnr(cut.sharp[0], cut.sharp[1]) < 15
+
+
+def test_films_become_files(tmp_path: Path) -> None:
+    shown = film("walk", 2)
+    blurred, sharp = films.write(shown, tmp_path / "new")
+    assert (blurred.name, sharp.name) == ("walk_blurred.mp4", "walk_sharp.mp4")
+    for path, pictures in ((blurred, shown.blurred), (sharp, shown.sharp)):
+        with VideoReader(path) as reader:
+            frames = list(reader)
+            assert reader.info.fps == films.FPS
+        assert len(frames) == 2
+        for frame, picture in zip(frames, pictures, strict=True):
+            assert psnr(to_picture(frame_to_rgb(frame)), picture) > 32  # 4:2:0 takes its share

@@ -1,0 +1,94 @@
+"""The motion of a single picture, read off its own blur. Knows no files but its network's weights.
+
+For stills, and for frames that have no neighbour to tell. See `vdeblur.models.blur_field`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vdeblur.frames import Frame
+from vdeblur.models.blur_field import (
+    WINDOW,
+    BlurFieldNetwork,
+    class_shares,
+    mean_chord,
+    pooled,
+    spectra,
+    windows_of,
+)
+
+WEIGHTS = Path(__file__).parent / "weights" / "blur-field.safetensors"
+#: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.
+_AREA = 1280 * 720
+#: Windows over which evidence is pooled, and what each counts (four overlap in every place).
+_REACH, _BELIEF = 1.5, 0.3
+_AT_ONCE = 128  # windows
+
+
+@cache
+def blur_field_network() -> BlurFieldNetwork:
+    """The network with the weights that ship, for inference on the CPU."""
+    network = BlurFieldNetwork()
+    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    return network.eval().requires_grad_(False)
+
+
+def luma_plane(frame: Frame) -> NDArray[np.float32]:
+    """The luma of a frame, (rows, columns) in [0, 1]; of interlaced ones the upper field's."""
+    layout = frame.layout
+    step = 2 if layout.interlaced else 1
+    planes = [plane[::step].astype(np.float32) for plane in frame.planes]
+    top = float((1 << layout.depth) - 1)
+    if layout.kind == "rgb":
+        green, blue, red = planes
+        luma = (0.587 * green + 0.114 * blue + 0.299 * red) / top
+    elif layout.full_range:
+        luma = planes[0] / top
+    else:
+        unit = 1 << (layout.depth - 8)
+        luma = (planes[0] - 16 * unit) / (219 * unit)
+    return np.asarray(luma, np.float32)
+
+
+def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """How each place of a picture (H, W) in [0, 1] moved: (4, h, w) as `Frame.motion` has it, the
+    bend 0; None of one that is too small to tell.
+    """
+    height, width = luma.shape
+    reduced = max(1, round(math.sqrt(height * width / _AREA)))
+    if min(height, width) < WINDOW * reduced:
+        return None
+    size = (round(width / reduced), round(height / reduced))
+    small: Any = luma if reduced == 1 else cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+    network = blur_field_network()
+    with torch.inference_mode():
+        evidence = window_evidence(network, torch.from_numpy(np.ascontiguousarray(small)))
+        assert isinstance(network.prior, Tensor)
+        chord = mean_chord(pooled(evidence, network.prior, reach=_REACH, belief=_BELIEF))
+    scale = np.array([width / size[0], height / size[1]], np.float32)[:, None, None]
+    motion = np.zeros((4, *chord.shape[1:]), np.float32)
+    motion[:2] = chord.numpy() * scale
+    return motion
+
+
+def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
+    """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`."""
+    windows = windows_of(luma)
+    rows, columns = windows.shape[:2]
+    flat = windows.flatten(0, 1)
+    parts = [network.evidence(spectra(part)) for part in flat.split(_AT_ONCE)]
+    return torch.cat(parts).view(rows, columns, -1)
+
+
+__all__ = ["blur_field_network", "class_shares", "luma_plane", "still_motion", "window_evidence"]

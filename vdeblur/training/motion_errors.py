@@ -1,0 +1,107 @@
+"""What is wrong with a motion that is measured: true fields are made as wrong as at inference.
+
+Optical flow and the estimate of the exposure give the length of a motion to a fifth, its direction
+to a few degrees, smooth across the edges of what moves, and its bend badly or not at all. A network
+that was only shown true motion trusts it, and puts doubled edges where it is off. So training gives
+it motion with such errors, small at first: with large ones from the start it learns to ignore
+motion altogether. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdeblur.errors import UsageError
+
+
+@dataclass(frozen=True)
+class MotionErrors:
+    """How wrong the motion is that a network is given. Pixels are the picture's; shares in 0..1.
+
+    length: lengths are multiplied by up to e^±length. angle: standard deviation of the direction,
+    radians. drift, relative_drift: standard deviation of an error that changes slowly across the
+    picture, pixels and share of the length, each picture having a share of it. smooth_share:
+    pictures whose motion is levelled over 3 to 7 places. bend: bends are multiplied by a factor
+    out of it; straight_share: pictures whose bend is not known at all.
+    widest: by how much length, angle and drift are larger at the end of a run than at its start.
+
+    none_share: pictures whose motion is not known. false_share: of pictures in which nothing moved,
+    those that are given a motion, of up to false_length pixels: they are to come back untouched.
+    """
+
+    length: float = 0.22
+    angle: float = 0.06
+    drift: float = 0.15
+    relative_drift: float = 0.05
+    smooth_share: float = 0.5
+    bend: tuple[float, float] = (0.3, 1.2)
+    straight_share: float = 0.25
+    widest: float = 1.5
+    none_share: float = 0.12
+    false_share: float = 0.7
+    false_length: float = 34.0
+
+    def __post_init__(self) -> None:
+        shares = (self.smooth_share, self.straight_share, self.none_share, self.false_share)
+        if not all(0 <= share <= 1 for share in shares):
+            raise UsageError("shares of erroneous motion are from 0 to 1")
+        if min(self.length, self.angle, self.drift, self.relative_drift, self.widest) < 0:
+            raise UsageError("errors of a motion are 0 or more")
+
+    def widening(self, share: float) -> float:
+        """By how much errors are larger when `share` of a run is done than at its start."""
+        return 1 + (self.widest - 1) * min(max(share, 0.0), 1.0)
+
+
+#: Nothing is wrong and nothing is kept back.
+NO_ERRORS = MotionErrors(0, 0, 0, 0, 0, (1, 1), 0, 1, 0, 0)
+
+_STILL = 0.05  # pixels; where nothing moves farther, the picture is still
+_DRIFT_PLACES = 3  # along a side
+
+
+def with_errors(
+    motion: Tensor, errors: MotionErrors, generator: torch.Generator, *, share: float = 0.0
+) -> Tensor:
+    """A batch's motion as it would have been measured: (N, 4, h, w) float32, any device.
+
+    generator: a CPU generator, which alone decides the errors. share: how much of the run is done.
+    """
+    n, device = len(motion), motion.device
+    wide = errors.widening(share)
+    # All numbers are drawn here and brought to the device at once, without waiting for it.
+    even = torch.rand(n, 9, generator=generator)
+    normal = torch.randn(n, 1 + 2 * _DRIFT_PLACES**2, generator=generator)
+    side = 3 + 2 * int(torch.randint(3, (), generator=generator))
+    drawn = torch.cat([even, normal], dim=1)
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()
+    drawn = drawn.to(device, non_blocking=True)[..., None, None]
+    u = [drawn[:, k : k + 1] for k in range(even.shape[1])]
+
+    # What is still is given one motion, the same everywhere.
+    far = errors.false_length * u[0].square()
+    around = 2 * math.pi * u[1]
+    told = torch.cat([far * around.cos(), far * around.sin(), 0 * far, 0 * far], dim=1)
+    still = motion.abs().amax(dim=(1, 2, 3), keepdim=True) < _STILL
+    motion = torch.where(still & (u[2] < errors.false_share), told, motion)
+
+    chord, bend = motion[:, :2], motion[:, 2:]
+    scale = torch.exp(wide * errors.length * (2 * u[3] - 1))
+    angle = wide * errors.angle * drawn[:, 9:10]
+    x, y, cos, sin = chord[:, :1], chord[:, 1:], angle.cos(), angle.sin()
+    chord = scale * torch.cat([x * cos - y * sin, x * sin + y * cos], dim=1)
+    low, high = errors.bend
+    bend = bend * scale.square() * (low + (high - low) * u[4]) * (u[5] >= errors.straight_share)
+    levelled = F.avg_pool2d(F.pad(chord, (side // 2,) * 4, mode="replicate"), side, 1)
+    chord = torch.where(u[6] < errors.smooth_share, levelled, chord)
+    coarse = drawn[:, 10:].view(n, 2, _DRIFT_PLACES, _DRIFT_PLACES)
+    slow = F.interpolate(coarse, size=motion.shape[2:], mode="bicubic", align_corners=True)
+    size = errors.drift + errors.relative_drift * chord.square().sum(1, keepdim=True).sqrt()
+    moved = torch.cat([chord + wide * u[7] * size * slow, bend], dim=1)
+    return moved * (u[8] >= errors.none_share)
