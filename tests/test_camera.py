@@ -302,9 +302,11 @@ def test_a_smaller_size_helps_and_keeps_detail() -> None:
     from vdeblur.frames import PlaneLayout
     from vdeblur.live import LiveDeblurrer
 
-    restorer = LiveDeblurrer(Deblurrer(device="cpu"), ["half", "identity"])
-    names = ["mimo-unet-small", "mimo-unet-small at half size", "identity"]
-    assert list(restorer.levels) == names
+    deblurrer = Deblurrer(device="cpu")
+    restorer = LiveDeblurrer(deblurrer, ["half", "identity"])
+    assert list(restorer.levels) == [deblurrer.name, f"{deblurrer.name} at half size", "identity"]
+    moved = np.zeros((4, 2, 2), np.float32)
+    moved[0] = 9
     layout = PlaneLayout(160, 90)
     luma, blue, red = smeared(3)
     # What a picture of half the size cannot hold: a pattern of single pixels.
@@ -313,8 +315,12 @@ def test_a_smaller_size_helps_and_keeps_detail() -> None:
     planes = ((luma + fine).astype(np.uint8), blue, red)
     results = []
     for level in range(3):
-        frame = Frame(tuple(p.copy() for p in planes), layout, 0, Fraction(1, 25))
+        frame = Frame(
+            tuple(p.copy() for p in planes), layout, 0, Fraction(1, 25), motion=moved.copy()
+        )
         assert restorer.restore([frame], level) == [False]
+        assert frame.motion is not None
+        assert (frame.motion == moved).all()  # what the smaller picture had was its own
         results.append(frame.planes)
     assert all(np.array_equal(a, b) for a, b in zip(results[2], planes, strict=True))
     assert not np.array_equal(results[0][0], planes[0])

@@ -173,7 +173,7 @@ def test_no_frame_waits_for_the_next(tmp_path: Path) -> None:
 
 def test_what_fails_is_told_and_frames_go_on(tmp_path: Path) -> None:
     class Broken:
-        exposure_seconds = None
+        exposure_seconds: float | None = None
 
         def see(self, frame: Frame) -> None:
             raise ValueError("no such motion")
