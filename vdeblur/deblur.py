@@ -134,7 +134,7 @@ def deblur_video(
     source: a video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with framerate and
     start_number), or `-` for standard input. output: None is `default_output(source)`. model: a
     name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
-    precision, tile and strength); None is the network of the weights, or mimo-unet-small. batch:
+    precision, tile and strength); None is the network of the weights, or mimo-unet-guided. batch:
     frames at once; see `batch_size`. exposure: for a network that is guided by motion, how long the
     shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. start,
     duration: seconds. hwaccel: libav device type for decoding. check: compare the output with the

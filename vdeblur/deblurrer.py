@@ -80,7 +80,7 @@ class Deblurrer:
 
     network: a name of `vdeblur.models.names()`, or any module that maps (N, 3, H, W) RGB in [0, 1]
     to the same shape (see `vdeblur.models` for what it may say of itself); it is moved, not copied.
-    None is what the weights are for, or mimo-unet-small. weights: a file, or the name of kept ones
+    None is what the weights are for, or mimo-unet-guided. weights: a file, or the name of kept ones
     (see `vdeblur.checkpoints`); None for those that ship. What was loaded is named in `name`, and
     in `about` as lines for a report. device: "auto" is CUDA, else Apple's MPS, else the CPU.
     precision: "auto" is fp16 on CUDA where the network can; bf16 on a CPU with instructions for it

@@ -21,11 +21,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.models.blur_field import WINDOW, class_shares, spectra, windows_of
+from vdeblur.models.blur_field import WINDOW, length_along, spectra, windows_of
 from vdeblur.motion import Floats, Movement, Watch, follow, reduced
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
@@ -33,23 +34,21 @@ from vdeblur.motion import Floats, Movement, Watch, follow, reduced
 USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 
-#: Exposures that are told apart, seconds: none at all, then each a fourteenth longer than the last.
-_SECONDS = np.concatenate([[0.0], 2.0 ** (np.arange(-150, 11) / 10)])
-#: What is expected before any picture is seen: some third to threefold of the usual share, or, as
-#: likely as a tenth of all others, no blur at all.
-_SPREAD = 0.9  # of the logarithm
-
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about.
 _SHORTEST, _LONGEST = 4.0, 48.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
-_BELIEF = 0.3  # what a window's evidence counts: neighbours say in part the same
+_WORTH = 0.15  # least worth of a window to be read
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
-_CLEAR = 2.0  # how much likelier a blur must be than none, as a logarithm
+_FULL_WEIGHT = 20.0  # weight of windows from which they are believed
+#: Share of the windows' belief that is in a blur along the motion, against none at all: up to the
+#: first the picture is taken for sharp, from the second on for blurred. Blurred films have 0.8 of
+#: it, sharp ones under 0.1.
+_SHARP, _BLURRED = 0.35, 0.6
 
 
 @dataclass(frozen=True)
@@ -206,13 +205,25 @@ def still_of(frame: Frame) -> Floats | None:
     return motion
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What windows of one frame say: seconds, each one's exposure, and how far each is to be
+    believed. along, none: their belief, summed, in a blur along the motion and in none at all.
+    """
+
+    seconds: Floats
+    weights: Floats
+    along: float
+    none: float
+
+
 class Meter:
     """The exposure of one stream, from what its pictures show."""
 
     def __init__(self) -> None:
         self.shot = -1
         self._anew = False
-        self._known: deque[Floats] = deque(maxlen=_KEPT)
+        self._known: deque[Reading] = deque(maxlen=_KEPT)
         self._frames = 0  # of this shot
 
     @property
@@ -245,28 +256,30 @@ class Meter:
         usual = USUAL_SHARE * interval
         if not self._known:
             return usual
-        apart = np.log(np.maximum(_SECONDS, 1e-9) / usual) / _SPREAD
-        expected = np.where(_SECONDS > 0, -(apart**2) / 2, -2.0)
-        told = np.sum(self._known, axis=0)
-        if told[0] >= told.max() - _CLEAR:
-            return 0.0  # what may well be sharp is left alone
-        belief = told + expected
-        belief[_LONGEST_SHARE * interval < _SECONDS] = -np.inf
-        likely = np.exp(belief - belief.max())
-        return float(_SECONDS[np.searchsorted(np.cumsum(likely), 0.5 * likely.sum())])
+        values = np.concatenate([known.seconds for known in self._known])
+        weights = np.concatenate([known.weights for known in self._known])
+        middle = float(weighted_quantile(values, weights, 0.5))
+        # Little evidence may shorten an exposure, but not lengthen it.
+        belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
+        if middle > usual:
+            middle = usual + belief * (middle - usual)
+        along, none = (sum(getattr(k, name) for k in self._known) for name in ("along", "none"))
+        blurred = along / max(along + none, 1e-6)
+        middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
+        return min(middle, _LONGEST_SHARE * interval)
 
 
-def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Floats | None:
-    """What one frame says of its exposure: for each of `_SECONDS` the logarithm of how likely it
-    is, but for a constant; None if nothing tells. turn: another number looks at other windows.
+def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | None:
+    """What one frame says of its exposure; None if nothing tells. turn: another number looks at
+    other windows.
     """
     luma = luma_plane(frame)
     shrink = max(1, round(math.sqrt(luma.size / _AREA)))
-    velocity = (
-        movement.field[:2] * np.array([1.0, luma.shape[0] / frame.layout.height])[:, None, None]
-    )
-    way = np.hypot(*velocity) * movement.interval_seconds
-    moving = way[way > _SHORTEST]
+    rows_seen = luma.shape[0] / frame.layout.height  # of interlaced pictures, a field's
+    way = movement.field[:2] * np.array([1.0, rows_seen], np.float32)[:, None, None]
+    way = way * np.float32(movement.interval_seconds)
+    moving = np.hypot(*way)
+    moving = moving[moving > _SHORTEST]
     if not moving.size:
         return None
     # A long blur is read off a smaller picture.
@@ -277,44 +290,46 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Floats | None
     if shrink > 1:
         luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
     windows = windows_of(torch.from_numpy(np.ascontiguousarray(luma)))
-    rows, columns = windows.shape[:2]
-    grid = columns, rows
-    along = np.stack(
-        [cv2.resize(v.astype(np.float32), grid, interpolation=cv2.INTER_AREA) for v in velocity]
+    grid = windows.shape[1], windows.shape[0]
+    x, y, worth = (
+        cv2.resize(part, grid, interpolation=cv2.INTER_AREA).ravel()
+        for part in (way[0] / shrink, way[1] / shrink, _worth(frame, movement))
     )
-    along /= shrink
-    worth = cv2.resize(_worth(frame, movement), grid, interpolation=cv2.INTER_AREA).ravel()
-    way = np.hypot(*along).ravel() * movement.interval_seconds
-    worth[(way < _SHORTEST) | (way > 2 * _LONGEST)] = 0
-    order = np.argsort(-worth)[: int((worth > 0.02).sum())]
-    if len(order) > 2 * _WINDOWS:
-        order = order[turn % 2 : 2 * _WINDOWS : 2]
-    if len(order) < 2:
+    length = np.hypot(x, y)
+    worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
+    # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
+    order = np.flatnonzero(worth > _WORTH)
+    apart = max(1, round(len(order) / _WINDOWS))
+    order = order[turn % apart :: apart]
+    if not len(order):
         return None
-    order = order[:_WINDOWS]
     with torch.inference_mode():
         chosen = windows.flatten(0, 1)[torch.from_numpy(order)]
-        evidence = blur_field_network().evidence(spectra(chosen)).clamp_min(-4)
-        speed = torch.from_numpy(along.reshape(2, -1).T[order].astype(np.float32))
-        times = torch.from_numpy(_SECONDS.astype(np.float32))
-        shares = class_shares((speed[:, None] * times[:, None]).flatten(0, 1))
-        shares = shares.view(len(order), len(times), -1)
-        # A length between two classes is as likely as the network's division between them is near
-        # to its own: without its entropy the likeliest would always be a class's own length.
-        found = (shares * evidence[:, None] - torch.xlogy(shares, shares)).sum((0, 2))
-    return np.asarray(found.numpy() * _BELIEF, np.float32)
+        chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
+        lengths, weights, along, none = length_along(blur_field_network(), spectra(chosen), chords)
+    seconds = lengths.numpy() / length[order] * movement.interval_seconds
+    return Reading(
+        seconds.astype(np.float32), weights.numpy(), float(along.sum()), float(none.sum())
+    )
+
+
+def weighted_quantile(
+    values: NDArray[Any], weights: NDArray[Any], share: float
+) -> NDArray[Any] | float:
+    """The value below which this share of the weight lies."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) - 0.5 * weights[order]
+    return float(np.interp(share * weights.sum(), below, values[order]))
 
 
 def _worth(frame: Frame, movement: Movement) -> Floats:
-    """What each place of the field can tell, (h, w): slopes along a known motion."""
+    """What each place of the field can tell, (h, w): texture whose motion is known."""
     small, _ = reduced(frame)
-    field = movement.field
-    size = field.shape[2], field.shape[1]
-    speed = np.maximum(np.hypot(field[0], field[1]), 1e-3)
+    size = movement.field.shape[2], movement.field.shape[1]
     slopes = [
         cv2.resize(np.abs(cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8)), size, interpolation=3)
         for dx, dy in ((1, 0), (0, 1))
     ]
-    slope = (np.abs(field[0]) * slopes[0] + np.abs(field[1]) * slopes[1]) / speed
+    slope = np.hypot(*slopes)
     worth: Floats = (movement.trust * slope / (slope + 3)).astype(np.float32)
     return worth

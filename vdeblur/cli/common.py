@@ -63,7 +63,7 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="network (default mimo-unet-small; with --weights, the one that they are for)",
+        help="network (default mimo-unet-guided; with --weights, the one that they are for)",
     )
     parser.add_argument(
         "--weights",

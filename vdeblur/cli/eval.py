@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vdeblur.report import Gallery
     from vdeblur.scores import SetScores
 
-_MODEL = "mimo-unet-small"
+_MODEL = "mimo-unet-guided"
 _DESCRIPTION = """\
 Score a network, or outputs that exist, on pairs of blurred and sharp pictures or videos.
 

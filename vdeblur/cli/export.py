@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--model",
         metavar="NAME",
-        help="network (default: the one that --weights are for, or mimo-unet-small)",
+        help="network (default: the one that --weights are for, or mimo-unet-guided)",
     )
     export.add_argument(
         "--weights",

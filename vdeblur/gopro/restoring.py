@@ -101,7 +101,7 @@ def check_complete(job: Job) -> None:
 def restore(
     job: Job,
     *,
-    model: str | Deblurrer = "mimo-unet-small",
+    model: str | Deblurrer = "mimo-unet-guided",
     batch: int | Literal["auto"] = "auto",
     exposure: str | float | Fraction | Exposure = AUTO,
     encode: EncodeOptions | None = None,
