@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from tests.test_motion import FPS, film, frame, pan, texture
 from vdeblur.errors import UsageError
-from vdeblur.exposure import AUTO, USUAL_SHARE, Exposure, Guide, Meter, exposure_of, measured
+from vdeblur.exposure import (
+    AUTO,
+    USUAL_SHARE,
+    Exposure,
+    Guide,
+    Meter,
+    Reading,
+    exposure_of,
+    reading,
+)
 from vdeblur.frames import Frame
 from vdeblur.motion import follow
 

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
+from vdeblur.checkpoints import SHIPPED, checked_weights
+from vdeblur.errors import ModelError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import (
     WINDOW,
@@ -26,8 +27,8 @@ from vdeblur.models.blur_field import (
     spectra,
     windows_of,
 )
+from vdeblur.tensorfiles import read_tensors
 
-WEIGHTS = Path(__file__).parent / "weights" / "blur-field.safetensors"
 #: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.
 _AREA = 1280 * 720
 #: Windows over which evidence is pooled, and what each counts (four overlap in every place).
@@ -36,10 +37,17 @@ _AT_ONCE = 128  # windows
 
 
 @cache
-def blur_field_network() -> BlurFieldNetwork:
-    """The network with the weights that ship, for inference on the CPU."""
+def blur_field_network(weights: Path | None = None) -> BlurFieldNetwork:
+    """The network for inference on the CPU, with the weights that ship or those of another file.
+
+    ModelError when they are damaged, or another network's.
+    """
+    path = weights or checked_weights(SHIPPED / "blur-field.safetensors")
     network = BlurFieldNetwork()
-    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    try:
+        network.load_state_dict(read_tensors(path).groups[0])
+    except RuntimeError as error:
+        raise ModelError(f"{path} holds the weights of another network than blur-field") from error
     return network.eval().requires_grad_(False)
 
 

@@ -304,7 +304,7 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | Non
     if not len(order):
         return None
     with torch.inference_mode():
-        chosen = windows.flatten(0, 1)[torch.from_numpy(order)]
+        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, grid[0])))]
         chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
         lengths, weights, along, none = length_along(blur_field_network(), spectra(chosen), chords)
     seconds = lengths.numpy() / length[order] * movement.interval_seconds
