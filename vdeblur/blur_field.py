@@ -34,6 +34,7 @@ _AREA = 1280 * 720
 #: Windows over which evidence is pooled, and what each counts (four overlap in every place).
 _REACH, _BELIEF = 1.5, 0.3
 _AT_ONCE = 128  # windows
+_FAINT = 1 / 255**2  # mean square of slopes, below which detail is not to be believed
 
 
 @cache
@@ -93,6 +94,9 @@ def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
     """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`."""
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
-    flat = windows.flatten(0, 1)
-    parts = [network.evidence(spectra(part)) for part in flat.split(_AT_ONCE)]
+    parts = []
+    for part in windows.flatten(0, 1).split(_AT_ONCE):
+        # Where nothing is to be seen, what a spectrum looks like says nothing.
+        slopes = sum(part.diff(dim=d).square().mean(dim=(1, 2), keepdim=True) for d in (1, 2))
+        parts.append(network.evidence(spectra(part)) * (slopes / (slopes + _FAINT))[..., 0])
     return torch.cat(parts).view(rows, columns, -1)
