@@ -95,8 +95,9 @@ def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
     parts = []
-    for part in windows.flatten(0, 1).split(_AT_ONCE):
+    for part in torch.split(windows.flatten(0, 1), _AT_ONCE):
         # Where nothing is to be seen, what a spectrum looks like says nothing.
-        slopes = sum(part.diff(dim=d).square().mean(dim=(1, 2), keepdim=True) for d in (1, 2))
-        parts.append(network.evidence(spectra(part)) * (slopes / (slopes + _FAINT))[..., 0])
+        down, across = (part.diff(dim=d).square().mean(dim=(1, 2)) for d in (1, 2))
+        seen = (down + across) / (down + across + _FAINT)
+        parts.append(network.evidence(spectra(part)) * seen[:, None])
     return torch.cat(parts).view(rows, columns, -1)
