@@ -35,13 +35,13 @@ USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about, and of blur that is read well:
-#: from 16 pixels on windows say too little, 0.6 of 27 pixels.
-_SHORTEST, _LONGEST, _LONG_BLUR = 4.0, 48.0, 16.0
+#: Pixels to the next picture that a window can be asked about.
+_SHORTEST, _LONGEST = 4.0, 48.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
 _WORTH = 0.15  # least worth of a window to be read
+_LONG_BLUR = 16.0  # pixels; of longer ones windows say too little, of 27 pixels 0.6
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
