@@ -101,6 +101,7 @@ class Guide:
         self._look_ahead = look_ahead
         self._meters: dict[int, Meter] = {}
         self._watches: dict[int, Watch] = {}
+        self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -138,7 +139,7 @@ class Guide:
 
     def notes(self) -> list[str]:
         """What a report should say of the exposure, once frames were given out."""
-        if self.exposure != AUTO or not self._meters:
+        if self.exposure != AUTO or not self._moved:
             return []
         if not self._shares:
             return [
@@ -182,6 +183,7 @@ class Guide:
             # No neighbour shows the same scene: what the picture says by itself.
             frame.motion = still_of(frame)
             return
+        self._moved = True
         interval = movement.interval_seconds
         if self.exposure.seconds is not None:
             seconds = self.exposure.seconds
@@ -258,12 +260,12 @@ class Meter:
             return usual
         values = np.concatenate([known.seconds for known in self._known])
         weights = np.concatenate([known.weights for known in self._known])
-        middle = float(weighted_quantile(values, weights, 0.5))
+        middle = weighted_quantile(values, weights, 0.5)
         # Little evidence may shorten an exposure, but not lengthen it.
         belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
         if middle > usual:
             middle = usual + belief * (middle - usual)
-        along, none = (sum(getattr(k, name) for k in self._known) for name in ("along", "none"))
+        along, none = sum(k.along for k in self._known), sum(k.none for k in self._known)
         blurred = along / max(along + none, 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
         return min(middle, _LONGEST_SHARE * interval)
@@ -313,9 +315,7 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | Non
     )
 
 
-def weighted_quantile(
-    values: NDArray[Any], weights: NDArray[Any], share: float
-) -> NDArray[Any] | float:
+def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
     """The value below which this share of the weight lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - 0.5 * weights[order]

@@ -163,7 +163,8 @@ class MIMOUNetGuided(Network):
         head = self.heads[0](features)
         own = self.unpack(head[:, :12])
         share = self.unpack(head[:, 12:])
-        return own + (share * filtered).sum(1, keepdim=True)
+        taken: Tensor = own + (share * filtered).sum(1, keepdim=True)
+        return taken
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """What the heads see, from the finest scale on; the bank's results; the pyramid."""
@@ -172,9 +173,8 @@ class MIMOUNetGuided(Network):
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         half = F.avg_pool2d(rgb, 2)
         images = [rgb, half, F.avg_pool2d(half, 2)]
-        shape, slopes, samples = known.split(
-            [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)], dim=1
-        )
+        parts = [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)]
+        shape, slopes, samples = torch.split(known, parts, dim=1)
         filtered = self.bank(samples)
         packed = [self.pack(image - 0.45) for image in images]
         detail = self.pack(torch.cat([slopes, filtered], dim=1))
