@@ -37,6 +37,13 @@ _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for error
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about.
 _SHORTEST, _LONGEST = 4.0, 48.0
+#: Where the places of a picture bend by more than this share of their way, and pixels, from one
+#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
+#: found again (a cut that looks like none).
+_BENT, _BENT_PIXELS = 0.3, 0.5
+#: Share of its places whose motion the picture itself must bear out to be believed then; a place
+#: does, to half of the longer of the two and these pixels.
+_BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
@@ -196,6 +203,33 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
+        if self._look_ahead and seconds > 0 and doubtful(movement):
+            still = still_of(frame)
+            if still is not None and not borne_out(frame.motion, still):
+                frame.motion = still
+
+
+def doubtful(movement: Movement) -> bool:
+    """Whether a movement is known from one side only, or turns too fast to be followed."""
+    chord, bend = (
+        float(np.median(np.hypot(*part)))
+        for part in np.split(movement.during(movement.interval_seconds), 2)
+    )
+    return bend == 0 or bend > _BENT * chord + _BENT_PIXELS
+
+
+def borne_out(motion: Floats, still: Floats) -> bool:
+    """Whether the motion of a frame (4, h, w) is the one that the picture shows by itself, in most
+    of the places where that shows any.
+    """
+    size = still.shape[2], still.shape[1]
+    there = np.stack([cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in motion[:2]])
+    lengths = np.hypot(*there), np.hypot(*still[:2])
+    # A blur has no sign.
+    apart = np.minimum(np.hypot(*(there - still[:2])), np.hypot(*(there + still[:2])))
+    near = apart <= _APART * np.maximum(*lengths) + _APART_PIXELS
+    seen = np.maximum(*lengths) > _APART_PIXELS
+    return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
 def still_of(frame: Frame) -> Floats | None:
@@ -240,7 +274,7 @@ class Meter:
 
     def see(self, frame: Frame, movement: Movement | None) -> None:
         """Read the frame, if it is time to."""
-        if movement is None:
+        if movement is None or doubtful(movement):
             return
         if movement.shot != self.shot:
             self.shot, self._frames, self._anew = movement.shot, 0, True
