@@ -86,5 +86,5 @@ def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
     flat = windows.flatten(0, 1)
-    parts = [network.evidence(spectra(part)) for part in flat.split(_AT_ONCE)]
+    parts = [network.evidence(spectra(part)) for part in torch.split(flat, _AT_ONCE)]
     return torch.cat(parts).view(rows, columns, -1)

@@ -266,7 +266,7 @@ class Meter:
         along, none = (sum(getattr(k, name) for k in self._known) for name in ("along", "none"))
         blurred = along / max(along + none, 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
-        return min(middle, _LONGEST_SHARE * interval)
+        return float(min(middle, _LONGEST_SHARE * interval))
 
 
 def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | None:

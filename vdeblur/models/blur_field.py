@@ -149,7 +149,7 @@ def mean_chord(probabilities: Tensor) -> Tensor:
     """
     angle = torch.arange(DIRECTIONS, device=probabilities.device) * (math.pi / DIRECTIONS)
     length = probabilities.new_tensor(LENGTHS)
-    each = probabilities[..., :-1].unflatten(2, (DIRECTIONS, len(LENGTHS)))
+    each = probabilities[..., :-1].reshape(*probabilities.shape[:2], DIRECTIONS, len(LENGTHS))
     along = (each * (torch.cos(2 * angle)[:, None] * length)).sum((2, 3))
     across = (each * (torch.sin(2 * angle)[:, None] * length)).sum((2, 3))
     size, half = torch.hypot(along, across), torch.atan2(across, along) / 2
@@ -172,7 +172,7 @@ def length_along(
     near = (1.5 - torch.minimum(apart, DIRECTIONS - apart)).clamp(0, 1)[:, :, None]
 
     def along(probabilities: Tensor) -> Tensor:
-        return (probabilities[:, :-1].unflatten(1, (DIRECTIONS, len(LENGTHS))) * near).sum(1)
+        return (probabilities[:, :-1].reshape(-1, DIRECTIONS, len(LENGTHS)) * near).sum(1)
 
     # Of lengths that are alike likely before: the camera's is one, whatever training's were.
     flat = along(evidence.softmax(dim=1))

@@ -163,7 +163,8 @@ class MIMOUNetGuided(Network):
         head = self.heads[0](features)
         own = self.unpack(head[:, :12])
         share = self.unpack(head[:, 12:])
-        return own + (share * filtered).sum(1, keepdim=True)
+        correction: Tensor = own + (share * filtered).sum(1, keepdim=True)
+        return correction
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """What the heads see, from the finest scale on; the bank's results; the pyramid."""
@@ -172,7 +173,7 @@ class MIMOUNetGuided(Network):
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         half = F.avg_pool2d(rgb, 2)
         images = [rgb, half, F.avg_pool2d(half, 2)]
-        shape, slopes, samples = known.split(
+        shape, slopes, samples = known.split_with_sizes(
             [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)], dim=1
         )
         filtered = self.bank(samples)
