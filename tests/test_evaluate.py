@@ -423,7 +423,7 @@ def test_unsound_results_are_said_and_not_called_done(
         film(pair[1], [sharp_picture(n) for n in range(2)])
     else:
         pair = [gopro(tmp_path / "data", ("one",))]
-    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, rgb, tile: rgb * math.nan)
+    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, rgb, tile: rgb[:, :3] * math.nan)
     words = ["--pairs", *map(str, pair), "--device", "cpu", "--backend", "torch"]
     assert main(["eval", *words, "--json", str(tmp_path / "s.json"), "--quiet"]) == 3
     assert "2 pictures were scored as they came" in capsys.readouterr().err
