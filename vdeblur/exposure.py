@@ -37,6 +37,13 @@ _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for error
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about.
 _SHORTEST, _LONGEST = 4.0, 48.0
+#: Where the places of a picture bend by more than this share of their way, and pixels, from one
+#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
+#: found again (a cut that looks like none).
+_BENT, _BENT_PIXELS = 0.3, 0.5
+#: Share of its places whose motion the picture itself must bear out to be believed then; a place
+#: does, to half of the longer of the two and these pixels.
+_BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
@@ -101,6 +108,7 @@ class Guide:
         self._look_ahead = look_ahead
         self._meters: dict[int, Meter] = {}
         self._watches: dict[int, Watch] = {}
+        self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -138,7 +146,7 @@ class Guide:
 
     def notes(self) -> list[str]:
         """What a report should say of the exposure, once frames were given out."""
-        if self.exposure != AUTO or not self._meters:
+        if self.exposure != AUTO or not self._moved:
             return []
         if not self._shares:
             return [
@@ -182,6 +190,7 @@ class Guide:
             # No neighbour shows the same scene: what the picture says by itself.
             frame.motion = still_of(frame)
             return
+        self._moved = True
         interval = movement.interval_seconds
         if self.exposure.seconds is not None:
             seconds = self.exposure.seconds
@@ -194,6 +203,33 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
+        if self._look_ahead and seconds > 0 and doubtful(movement):
+            still = still_of(frame)
+            if still is not None and not borne_out(frame.motion, still):
+                frame.motion = still
+
+
+def doubtful(movement: Movement) -> bool:
+    """Whether a movement is known from one side only, or turns too fast to be followed."""
+    chord, bend = (
+        float(np.median(np.hypot(*part)))
+        for part in np.split(movement.during(movement.interval_seconds), 2)
+    )
+    return bend == 0 or bend > _BENT * chord + _BENT_PIXELS
+
+
+def borne_out(motion: Floats, still: Floats) -> bool:
+    """Whether the motion of a frame (4, h, w) is the one that the picture shows by itself, in most
+    of the places where that shows any.
+    """
+    size = still.shape[2], still.shape[1]
+    there = np.stack([cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in motion[:2]])
+    lengths = np.hypot(*there), np.hypot(*still[:2])
+    # A blur has no sign.
+    apart = np.minimum(np.hypot(*(there - still[:2])), np.hypot(*(there + still[:2])))
+    near = apart <= _APART * np.maximum(*lengths) + _APART_PIXELS
+    seen = np.maximum(*lengths) > _APART_PIXELS
+    return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
 def still_of(frame: Frame) -> Floats | None:
@@ -238,7 +274,7 @@ class Meter:
 
     def see(self, frame: Frame, movement: Movement | None) -> None:
         """Read the frame, if it is time to."""
-        if movement is None:
+        if movement is None or doubtful(movement):
             return
         if movement.shot != self.shot:
             self.shot, self._frames, self._anew = movement.shot, 0, True
@@ -258,12 +294,12 @@ class Meter:
             return usual
         values = np.concatenate([known.seconds for known in self._known])
         weights = np.concatenate([known.weights for known in self._known])
-        middle = float(weighted_quantile(values, weights, 0.5))
+        middle = weighted_quantile(values, weights, 0.5)
         # Little evidence may shorten an exposure, but not lengthen it.
         belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
         if middle > usual:
             middle = usual + belief * (middle - usual)
-        along, none = (sum(getattr(k, name) for k in self._known) for name in ("along", "none"))
+        along, none = sum(k.along for k in self._known), sum(k.none for k in self._known)
         blurred = along / max(along + none, 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
         return float(min(middle, _LONGEST_SHARE * interval))
@@ -313,9 +349,7 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | Non
     )
 
 
-def weighted_quantile(
-    values: NDArray[Any], weights: NDArray[Any], share: float
-) -> NDArray[Any] | float:
+def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
     """The value below which this share of the weight lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - 0.5 * weights[order]

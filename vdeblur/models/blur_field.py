@@ -172,7 +172,8 @@ def length_along(
     near = (1.5 - torch.minimum(apart, DIRECTIONS - apart)).clamp(0, 1)[:, :, None]
 
     def along(probabilities: Tensor) -> Tensor:
-        return (probabilities[:, :-1].reshape(-1, DIRECTIONS, len(LENGTHS)) * near).sum(1)
+        each = probabilities[:, :-1].reshape(-1, DIRECTIONS, len(LENGTHS))
+        return torch.sum(each * near, dim=1)
 
     # Of lengths that are alike likely before: the camera's is one, whatever training's were.
     flat = along(evidence.softmax(dim=1))
