@@ -307,7 +307,7 @@ class Meter:
         along = max(0.0, sum(known.along for known in self._known))
         blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
-        return min(middle, _LONGEST_SHARE * interval)
+        return float(min(middle, _LONGEST_SHARE * interval))
 
 
 def reading(
