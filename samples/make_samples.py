@@ -1004,11 +1004,11 @@ def grocer(c: Canvas, rng: np.random.Generator) -> None:
         for crate in range(6):
             x, y = 5.16 + 0.75 * crate, 0.36 + 0.56 * shelf
             c.fill(x, y, 0.71, 0.46, (70, 52, 36))
-            tone = np.array(fruit[(crate + 2 * shelf) % 6])
+            skin = np.array(fruit[(crate + 2 * shelf) % 6])
             for _ in range(60):
                 r = rng.uniform(0.034, 0.048)
                 px, py = x + rng.uniform(0.05, 0.66), y + rng.uniform(0.2, 0.46)
-                lit = np.clip(tone * rng.uniform(0.7, 1.15), 0, 255).astype(int).tolist()
+                lit = np.clip(skin * rng.uniform(0.7, 1.15), 0, 255).astype(int).tolist()
                 c.disc(px, py, r, (lit[0], lit[1], lit[2]))
                 shine = [min(255, v + 50) for v in lit]
                 c.disc(px - r * 0.3, py + r * 0.3, r * 0.3, (shine[0], shine[1], shine[2]))

@@ -12,7 +12,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def lane() -> list[Layer]:
         r = rng(30 + i)
         side = -1 if i % 2 else 1
         board = Canvas(-1.6, 3.0, 1.6, 0, 60)
-        board.fill(-1.6, 0.5, 3.2, 2.4, lambda h, w, r=r: make.bricks(r, h, w, 90, (160, 120, 96)))
+        board.fill(-1.6, 0.5, 3.2, 2.4, partial(make.bricks, r, scale=90, colour=(160, 120, 96)))
         board.fill(-1.3, 1.4, 2.6, 1.2, (236, 232, 218))
         board.text(words[i % 6], 0, 2.15, 0.7, (30, 40, 70), 0.03)
         board.text("half a mile", 0, 1.62, 0.34, (150, 40, 34), 0.02)
@@ -173,8 +173,8 @@ def race() -> list[Layer]:
     """A van that passes between a wall and a fence."""
     fence = Canvas(-9, 1.05, 9, 0, 90)
     for i in range(60):
-        fence.fill(-9 + 0.3 * i, 0, 0.09, 1.0, lambda h, w, i=i: make.planks(
-            rng(40 + i), h, w, fence.scale, (196, 176, 140)))  # fmt: skip
+        fence.fill(-9 + 0.3 * i, 0, 0.09, 1.0, partial(
+            make.planks, rng(40 + i), scale=fence.scale, colour=(196, 176, 140)))  # fmt: skip
     for y in (0.25, 0.75):
         fence.fill(-9, y, 18, 0.08, (150, 130, 100))
     wheel = make.wheel()
@@ -301,7 +301,8 @@ def render(name: str, frames: int | None = None, subframes: int = SUBFRAMES) -> 
     """The film of that name, or its first `frames`; a second or so a frame, once a process."""
     film = FILMS[name]
     seed = rng(7)
-    blurred, sharp, motion, camera, cuts = [], [], [], [], []
+    blurred: list[NDArray[np.uint8]] = []
+    sharp, motion, camera, cuts = [], [], [], []
     total = sum(count for _, count in film.shots)
     for shot, count in film.shots:
         if blurred and len(blurred) < (frames or total):

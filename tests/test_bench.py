@@ -31,7 +31,7 @@ from vdeblur.backends import cuda
 from vdeblur.backends.lean import LeanMIMOUNet
 from vdeblur.bench import STAGES, BenchResult, Rates, bench, format_result
 from vdeblur.deblur import batch_size, deblur_video
-from vdeblur.models import build
+from vdeblur.models import DEFAULT, build
 from vdeblur.models.mimo_unet import MIMOUNet
 from vdeblur.sweep import Sweep, Trial, format_sweep, tune
 from vdeblur.tuning import Setting
@@ -351,9 +351,9 @@ def test_a_tuned_batch_is_that_of_the_video(
     seen = []
     whole = Deblurrer.restore_planes
 
-    def restore_planes(self: Deblurrer, planes: Any, layout: Any) -> Any:
+    def restore_planes(self: Deblurrer, planes: Any, *more: Any) -> Any:
         seen.append(len(planes[0]))
-        return whole(self, planes, layout)
+        return whole(self, planes, *more)
 
     monkeypatch.setattr(Deblurrer, "restore_planes", restore_planes)
     tuning.keep(small(), CPU, (48, 64), Setting("torch", "fp32", 3, None, 5.0))
@@ -375,7 +375,7 @@ def test_a_sweep_keeps_the_fastest_that_agrees(capsys: pytest.CaptureFixture[str
     assert {t["tile"] for t in trials} == {None, 256}
     assert said["sweep"]["kept"]
     best = said["sweep"]["best"]
-    again = Deblurrer("mimo-unet-small", device="cpu")
+    again = Deblurrer(DEFAULT, device="cpu")
     assert again.tuned[32, 288].batch == best["batch"] == said["batch"]
 
 
@@ -390,7 +390,8 @@ def test_a_trial_s_batch_is_restored_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(LeanMIMOUNet, "correction", correction)
     # Larger than what a CPU takes several of by itself.
     monkeypatch.setattr("vdeblur.deblurrer._CPU_BATCH_PIXELS", 1)
-    tune(size=(64, 64), device="cpu", backend="torch", precision="fp32", batch=3, rounds=1)
+    options: Any = {"backend": "torch", "precision": "fp32", "batch": 3, "rounds": 1}
+    tune(model="mimo-unet-small", size=(64, 64), device="cpu", **options)
     assert (3, 3, 64, 64) in seen
 
 

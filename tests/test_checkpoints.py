@@ -28,7 +28,7 @@ from vdeblur import checkpoints, cli
 from vdeblur.checkpoints import load, load_network, recognise, save_weights
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import ModelError, UsageError
-from vdeblur.models import Identity, Network, build, names, spec
+from vdeblur.models import DEFAULT, Identity, Network, build, names, spec
 from vdeblur.models.mimo_unet import MIMOUNet
 
 TINY = {"base": 8, "blocks": 1}
@@ -211,7 +211,7 @@ def test_the_name_given_and_the_weights_must_agree(tmp_path: Path) -> None:
 
 def test_without_either_the_shipped_network_is_taken() -> None:
     loaded = load()
-    assert (loaded.name, loaded.notes) == ("mimo-unet-small", ())
+    assert (loaded.name, loaded.notes) == (DEFAULT, ())
     with pytest.raises(
         ModelError,
         match=r"no weights of 'mprnet' are here: pass .*https://.*add FILE --name mprnet",
@@ -224,7 +224,7 @@ def test_a_deblurrer_says_what_it_loaded(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), path)
     deblurrer = Deblurrer(weights=path, device="cpu")
     assert deblurrer.about == ("weights x.pth: mimo-unet (base 8, blocks 1, unshuffle 1)",)
-    assert Deblurrer(device="cpu").name == "mimo-unet-small"
+    assert Deblurrer(device="cpu").name == DEFAULT
     with pytest.raises(UsageError, match="weights go with a network's name"):
         Deblurrer(tiny(), weights=path, device="cpu")
 

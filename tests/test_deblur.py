@@ -523,10 +523,9 @@ def test_one_deblurrer_for_many(tmp_path: Path, colours: Path) -> None:
 class Guided(Deblurrer):
     """Restores nothing, and remembers which motion it was given."""
 
-    guided = True
-
     def __init__(self) -> None:
         super().__init__(Echo())
+        self.guided = True
         self.given: list[Tensor | None] = []
 
     def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
@@ -598,19 +597,33 @@ def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:
     assert set(seen) == {None}
 
 
-def test_a_still_has_no_motion(tmp_path: Path) -> None:
-    path = tmp_path / "still.png"
-    write_frames(
-        path, [av.VideoFrame.from_ndarray(panning(1)[0], format="rgb24")], "png", form="image2"
-    )
-    seen: list[Any] = []
+def smeared(length: int) -> NDArray[np.uint8]:
+    """(96, 160, 3) RGB: a picture of many edges that moved `length` pixels to the right."""
+    rng = np.random.default_rng(2)
+    sharp = rng.integers(0, 256, (48, 120)).repeat(2, 0).repeat(2, 1).astype(float)
+    mean = np.mean([sharp[:, k : k + 160] for k in range(length + 1)], axis=0)
+    return np.repeat(mean.round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def test_a_still_s_motion_is_read_off_its_blur(tmp_path: Path) -> None:
+    path, seen = tmp_path / "still.png", []
 
     def look(frame: Any) -> bool:
         seen.append(frame.motion)
         return True
 
-    deblur_video(path, tmp_path / "o.png", model=Guided(), choose=look)
-    assert seen == [None]
+    for size in (slice(None), slice(32)):
+        picture = np.ascontiguousarray(smeared(16)[size])
+        write_frames(
+            path, [av.VideoFrame.from_ndarray(picture, format="rgb24")], "png", form="image2"
+        )
+        deblur_video(path, tmp_path / "o.png", model=Guided(), choose=look, overwrite=True)
+        path.unlink()
+    found, small = seen
+    across, down = np.median(np.abs(found[:2]), axis=(1, 2))
+    assert across == pytest.approx(16, rel=0.3)
+    assert down < 3
+    assert small is None  # too little of it to tell
 
 
 def test_frames_in_memory_know_their_motion() -> None:
@@ -624,10 +637,14 @@ def test_frames_in_memory_know_their_motion() -> None:
     assert sum(len(motion) for motion in deblurrer.given if motion is not None) == 7
 
 
-def test_a_single_picture_in_memory_has_no_motion() -> None:
+def test_a_single_picture_in_memory_is_read_by_itself() -> None:
     deblurrer = Guided()
-    assert len(list(deblur_frames(panning(1), model=deblurrer))) == 1
-    assert deblurrer.given == [None]
+    for size in (slice(None), slice(32)):
+        assert len(list(deblur_frames([smeared(16)[size]], model=deblurrer))) == 1
+    found, small = deblurrer.given
+    assert found is not None
+    assert float(found[0, 0].abs().median()) == pytest.approx(16, rel=0.3)
+    assert small is None
 
 
 def test_impossible_exposures(tmp_path: Path, colours: Path) -> None:

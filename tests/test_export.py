@@ -20,7 +20,7 @@ from vdeblur import export as module
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.export import OPSET, Format, export, parameters_sha256, random_input, random_pictures
 from vdeblur.extras import installed, the_core
-from vdeblur.models import FAMILIES, Network
+from vdeblur.models import DEFAULT, FAMILIES, Network
 from vdeblur.models.mimo_unet import MIMOUNet
 
 # Smallest configurations of every family of the catalogue, and one on a rearranged image.
@@ -243,19 +243,19 @@ def test_the_command(
     assert cli.main(["export", "--format", "torchscript"]) == 0
     said = capfd.readouterr().err
     assert re.search(
-        r"^mimo-unet-small\.pt: mimo-unet-small as torchscript, .* multiples of 16$", said, re.M
+        rf"^{DEFAULT}\.pt: {DEFAULT} as torchscript, .* multiples of 8$", said, re.MULTILINE
     )
     assert re.search(r"differs from torch by \S+ at most \(tolerance \S+; 3 random frames", said)
     extra = {"vdeblur.weights_sha256": "", "vdeblur.model": ""}
     load: Any = torch.jit.load
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        load("mimo-unet-small.pt", _extra_files=extra)
-    shipped = checkpoints.shipped_weights("mimo-unet-small").read_bytes()
+        load(f"{DEFAULT}.pt", _extra_files=extra)
+    shipped = checkpoints.shipped_weights(DEFAULT).read_bytes()
     sha256, name = (bytes(value).decode() for value in extra.values())  # type: ignore[arg-type]
-    assert (sha256, name) == (hashlib.sha256(shipped).hexdigest(), "mimo-unet-small")
+    assert (sha256, name) == (hashlib.sha256(shipped).hexdigest(), DEFAULT)
 
-    assert cli.main(["export", "-o", "mimo-unet-small.pt"]) == 1
+    assert cli.main(["export", "-o", f"{DEFAULT}.pt"]) == 1
     assert "exists already: use --force" in capfd.readouterr().err
 
 
@@ -265,7 +265,7 @@ def test_the_command(
         ([], "what to write is missing"),
         (["-o", "net.pkl"], "the ending of net.pkl says no format"),
         (["--format", "torchscript", "--opset", "17"], "--opset is ONNX's alone"),
-        (["--format", "torchscript", "--stage", "4"], "--stage is '4': mimo-unet-small has full"),
+        (["--format", "torchscript", "--stage", "4"], "--stage is '4': mimo-unet-guided has full"),
         (["--format", "openvino", "-o", "net.bin"], "give a name ending in .xml"),
         (
             ["--format", "torchscript", "-o", "net.onnx"],

@@ -68,22 +68,16 @@ def test_a_motion_and_its_opposite_are_the_same_blur() -> None:
 
 
 def test_opencv_samples_as_torch_does() -> None:
-    luma = taps.luma_of(texture())
-    far = torch.randn(1, 5, 96, 128, generator=torch.Generator().manual_seed(1)) * 20
-    by_torch = F.grid_sample(
-        luma,
-        torch.stack(
-            [
-                (torch.arange(128.0) + far + 0.5) * (2 / 128) - 1,
-                (torch.arange(96.0)[:, None] - far + 0.5) * (2 / 96) - 1,
-            ],
-            dim=-1,
-        ).view(1, 5 * 96, 128, 2),
-        padding_mode="border",
-        align_corners=False,
-    ).view(1, 5, 96, 128)
-    # OpenCV rounds places to 1/32 of a pixel.
-    assert (taps.samples(luma, far, -far) - by_torch).abs().max() < 1 / 32
+    # Along a motion of x pixels, a sample at `o` lengths is the luma o·x to the right.
+    luma, motion = taps.luma_of(texture()), across(13.0)
+    seen = taps.guidance(luma, motion)[:, -2 * len(taps.OFFSETS) :] / (13 / 13.5) + luma
+    for number, offset in enumerate(side * o for o in taps.OFFSETS for side in (-1, 1)):
+        place = (torch.arange(128.0) + 13 * offset).expand(96, 128)
+        rows = torch.arange(96.0)[:, None].expand(96, 128)
+        grid = torch.stack([(place + 0.5) / 64 - 1, (rows + 0.5) / 48 - 1], dim=-1)[None]
+        by_torch = F.grid_sample(luma, grid, padding_mode="border", align_corners=False)
+        # OpenCV rounds places to 1/32 of a pixel.
+        assert (seen[:, number] - by_torch[:, 0]).abs().max() < 1 / 32
 
 
 def test_the_bank_undoes_a_straight_blur_before_any_training() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vdeblur.errors import ModelError
-from vdeblur.models import FAMILIES, build, names, spec
+from vdeblur.models import DEFAULT, FAMILIES, build, names, spec
 from vdeblur.models.mimo_unet import MIMOUNet
 
 
@@ -91,7 +91,8 @@ def test_the_published_halos() -> None:
 
 
 def test_the_catalogue() -> None:
-    assert names()[0] == "mimo-unet-small"
+    assert names()[0] == DEFAULT == "mimo-unet-guided"
+    assert spec(DEFAULT).ships
     parameters = {
         "mimo-unet": 6_807_171,
         "mimo-unet-plus": 16_107_651,
@@ -116,5 +117,5 @@ def test_the_catalogue() -> None:
     assert [name for name in names() if spec(name).ensemble] == ["mimo-unet-plusplus"]
     x = torch.rand(1, 3, 5, 7)
     assert torch.equal(build("identity")(x), x)
-    with pytest.raises(ModelError, match=r"no network 'nafnet': choose one of mimo-unet-small, "):
+    with pytest.raises(ModelError, match=r"no network 'nafnet': choose one of mimo-unet-guided, "):
         spec("nafnet")

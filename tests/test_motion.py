@@ -66,7 +66,8 @@ def inner(field: Any, edge: int = 5) -> Any:
 def velocity(movement: Movement | None) -> NDArray[np.float64]:
     """Median x and y in pixels a frame interval of FPS."""
     assert movement is not None
-    return np.median(inner(movement.field[:2]), axis=(1, 2)) / FPS
+    middle: NDArray[np.float64] = np.median(inner(movement.field[:2]), axis=(1, 2)) / FPS
+    return middle
 
 
 @pytest.mark.parametrize(("x", "y"), [(0.6, 0), (5, -3), (-21, 8), (0, 17)])

@@ -42,7 +42,7 @@ def make_batches(*sizes: int, layout: PlaneLayout = LAYOUT) -> list[FrameBatch]:
 
 
 class PlusOne:
-    """Adds 1 to every code; calls every seventh frame damaged."""
+    """Adds 1 to every code, and how far the frame moves; calls every seventh frame damaged."""
 
     device = torch.device("cpu")
 
@@ -50,14 +50,16 @@ class PlusOne:
         self.inputs: list[list[Tensor]] = []
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout
+        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         self.inputs.append(list(planes))
-        return [plane_plus_one(plane) for plane in planes], planes[0][:, 0, 0].int() % 7 == 0
+        damaged = planes[0][:, 0, 0].int() % 7 == 0
+        return [plane_plus_one(plane, motion) for plane in planes], damaged
 
 
-def plane_plus_one(plane: Tensor) -> Tensor:
-    return (plane.to(torch.int32) + 1).to(plane.dtype)
+def plane_plus_one(plane: Tensor, motion: Tensor | None) -> Tensor:
+    more = 0 if motion is None else motion[:, :1, -1, -1:].to(torch.int32)
+    return (plane.to(torch.int32) + 1 + more).to(plane.dtype)
 
 
 def check_restored(batches: list[FrameBatch], results: list[tuple[FrameBatch, list[bool]]]) -> None:
@@ -207,7 +209,7 @@ class LazyPlusOne(PlusOne):
         self.fake, self.fail_at, self.calls = device, fail_at, 0
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout
+        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         assert self.fake.current is self.fake.compute
         if self.calls == self.fail_at:
@@ -218,7 +220,7 @@ class LazyPlusOne(PlusOne):
 
         def compute() -> None:
             for plane, result in zip(planes, results, strict=True):
-                result.copy_(plane_plus_one(plane))
+                result.copy_(plane_plus_one(plane, motion))
             replaced.copy_(planes[0][:, 0, 0].int() % 7 == 0)
 
         self.fake.issue(compute)
@@ -273,6 +275,22 @@ def test_never_more_than_depth_batches_are_in_flight() -> None:
     for given, _ in enumerate(overlap.run(source()), start=1):
         assert taken - given <= 2
     assert taken == 9
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_each_frame_s_motion_goes_along(lazy: bool) -> None:
+    batches = make_batches(3, 2, 2, 2)
+    frames = [frame for batch in batches for frame in batch.frames]
+    moves = [5, None, 9, 2, 4, None, None, None, 7]
+    for frame, length in zip(frames, moves, strict=True):
+        if length is not None:
+            frame.motion = np.full((4, 1, 2), length, np.float32)
+    device = FakeDevice()
+    overlap = Overlap(LazyPlusOne(device), backend=device) if lazy else Overlap(PlusOne())
+    list(overlap.run(batches))
+    for frame, length in zip(frames, moves, strict=True):
+        for before, after in zip(make_frame(frame.pts).planes, frame.planes, strict=True):
+            assert np.array_equal(before + 1 + (length or 0), after)
 
 
 def test_layouts_may_change_and_batches_may_be_empty() -> None:

@@ -133,13 +133,15 @@ def test_the_full_halo_makes_tiles_exact_through_the_deblurrer() -> None:
             Deblurrer(Attends(), device="cpu", halo=impossible)
 
 
-def test_seams_of_the_shipped_weights_stay_under_half_a_level() -> None:
+@pytest.mark.parametrize("name", ["mimo-unet-small", "mimo-unet-guided"])
+def test_seams_of_the_shipped_weights_stay_under_half_a_level(name: str) -> None:
     with VideoReader(SAMPLE) as reader:
         frame = next(iter(reader))
     luma = torch.from_numpy(np.ascontiguousarray(frame.planes[0])).float().div(255)
-    x = luma.expand(1, 3, -1, -1)
-    whole = Deblurrer(device="cpu", tile=None)(x)
-    tiled = Deblurrer(device="cpu", tile=192)(x)
+    x, motion = luma[100:292, :320].expand(1, 3, -1, -1), torch.tensor([25.0, 3, 0, 0])
+    whole, tiled = (
+        Deblurrer(name, device="cpu", tile=tile)(x, motion.view(1, 4, 1, 1)) for tile in (None, 192)
+    )
     difference = (tiled - whole).abs().mul(255).flatten()
     assert float((whole - x).abs().max()) > 8 / 255
     assert float(difference.quantile(0.999)) < 0.5

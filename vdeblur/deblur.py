@@ -30,7 +30,7 @@ from vdeblur.exposure import AUTO, Exposure, Guide, exposure_of
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.live import LiveDeblurrer
 from vdeblur.on_device import adopt
-from vdeblur.overlap import Overlap
+from vdeblur.overlap import Overlap, motion_of
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
 from vdeblur.verify import BY_CONTAINER, verify
@@ -354,17 +354,6 @@ def deblur_frames(
         if len(pending) == size:
             yield from flush()
     yield from flush()
-
-
-def motion_of(frames: Sequence[Frame]) -> torch.Tensor | None:
-    """The motion of frames of one size, (N, 4, h, w) float32: 0 where unknown; None if all is."""
-    known = [frame.motion for frame in frames if frame.motion is not None]
-    if not known:
-        return None
-    still = np.zeros_like(known[0])
-    return torch.from_numpy(
-        np.stack([still if frame.motion is None else frame.motion for frame in frames])
-    )
 
 
 def deblur_stream(

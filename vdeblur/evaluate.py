@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.deblur import motion_of
+from vdeblur.blur_field import still_motion
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import InputError, UsageError
 from vdeblur.exposure import Guide
@@ -29,6 +29,8 @@ from vdeblur.extras import optional
 from vdeblur.flow import optical_flow, visible
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.metrics import WINDOW, flicker, psnr, ssim, warp_error
+from vdeblur.models.taps import luma_of
+from vdeblur.overlap import motion_of
 from vdeblur.pairs import Pair, PairSet
 from vdeblur.pictures import (
     Picture,
@@ -130,7 +132,7 @@ def evaluate(
             moved = _moved(moved, guides[-1], stream)
     chosen = islice(moved, 0, None, options.every)
     some = islice(chosen, options.limit)
-    for number, (pair, unsound) in enumerate(_restored(some, deblurrer, batch)):
+    for number, (pair, unsound) in enumerate(_restored(some, deblurrer, batch, options.estimate)):
         _check_pair(pair)
         blurred, sharp = pair.blurred.to(device), pair.sharp.to(device)
         restored = None if pair.restored is None else pair.restored.to(device)
@@ -139,7 +141,7 @@ def evaluate(
             grid.add(blurred, sharp, values["psnr_blurred"])
         if options.sharp and deblurrer is not None:
             if pair.sharp_frame is None:
-                (kept,), flags = _through(deblurrer, sharp)
+                (kept,), flags = _through(deblurrer, sharp, options.estimate)
             else:
                 (kept,), flags = _in_planes(deblurrer, [pair.sharp_frame])
             unsound = unsound or flags[0]
@@ -210,7 +212,7 @@ def _moved(pairs: Iterable[Pair], guide: Guide, stream: str) -> Iterator[Pair]:
 
 
 def _restored(
-    pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int
+    pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int, estimate: bool
 ) -> Iterator[tuple[Pair, bool]]:
     """The pairs with their restored pictures, and whether the network's result was unsound.
 
@@ -228,7 +230,8 @@ def _restored(
         if frames:
             results, unsound = _in_planes(deblurrer, frames)
         else:
-            results, unsound = _through(deblurrer, torch.cat([pair.blurred for pair in group]))
+            images = torch.cat([pair.blurred for pair in group])
+            results, unsound = _through(deblurrer, images, estimate)
         for pair, result, flag in zip(group, results, unsound, strict=True):
             yield replace(pair, restored=result), flag
         group.clear()
@@ -256,19 +259,28 @@ def _in_planes(deblurrer: Deblurrer, frames: list[Frame]) -> tuple[list[Tensor],
     return pictures, replaced.tolist()
 
 
-def _through(deblurrer: Deblurrer, images: Tensor) -> tuple[list[Tensor], list[bool]]:
+def _through(
+    deblurrer: Deblurrer, images: Tensor, estimate: bool
+) -> tuple[list[Tensor], list[bool]]:
     """(N, 3, H, W) restored, (1, 3, H, W) each, and of which the network's result was unsound.
 
-    Those come back as they were. So do pictures that the network leaves alone: of the few that are
+    estimate: a guided network is told the motion that each picture shows by itself. Unsound ones
+    come back as they were. So do pictures that the network leaves alone: of the few that are
     unchanged to the last bit, `restore_planes` tells.
     """
-    restored = deblurrer(images)
+    motion = None
+    if estimate and deblurrer.guided:
+        fields = [still_motion(luma[0].cpu().numpy()) for luma in luma_of(images.float())]
+        known = [field for field in fields if field is not None]
+        motion = torch.from_numpy(np.stack(known)) if known else None
+    restored = deblurrer(images, motion)
     unsound = [False] * len(images)
     layout = PlaneLayout(images.shape[3], images.shape[2], kind="rgb", full_range=True)
     for number, (before, after) in enumerate(zip(images, restored, strict=True)):
         if torch.equal(before.clamp(0, 1), after):
             red, green, blue = before[:, None].clamp(0, 1).mul(255).round().byte()
-            _, replaced = deblurrer.restore_planes([green, blue, red], layout)
+            moved = None if motion is None else motion[number : number + 1]
+            _, replaced = deblurrer.restore_planes([green, blue, red], layout, moved)
             unsound[number] = bool(replaced[0])
     return list(torch.split(restored, 1)), unsound
 

@@ -35,13 +35,20 @@ USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about.
-_SHORTEST, _LONGEST = 4.0, 48.0
+#: Pixels to the next picture that a window can be asked about, and of blur that is read well:
+#: from 16 pixels on windows say too little, 0.6 of 27 pixels.
+_SHORTEST, _LONGEST, _LONG_BLUR = 4.0, 48.0, 16.0
+#: Where the places of a picture bend by more than this share of their way, and pixels, from one
+#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
+#: found again (a cut that looks like none).
+_BENT, _BENT_PIXELS = 0.3, 0.5
+#: Share of its places whose motion the picture itself must bear out to be believed then; a place
+#: does, to half of the longer of the two and these pixels.
+_BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
 _WORTH = 0.15  # least worth of a window to be read
-_LONG_BLUR = 16.0  # pixels; of longer ones windows say too little, of 27 pixels 0.6
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
@@ -102,6 +109,7 @@ class Guide:
         self._look_ahead = look_ahead
         self._meters: dict[int, Meter] = {}
         self._watches: dict[int, Watch] = {}
+        self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -139,7 +147,7 @@ class Guide:
 
     def notes(self) -> list[str]:
         """What a report should say of the exposure, once frames were given out."""
-        if self.exposure != AUTO or not self._meters:
+        if self.exposure != AUTO or not self._moved:
             return []
         if not self._shares:
             return [
@@ -183,6 +191,7 @@ class Guide:
             # No neighbour shows the same scene: what the picture says by itself.
             frame.motion = still_of(frame)
             return
+        self._moved = True
         interval = movement.interval_seconds
         if self.exposure.seconds is not None:
             seconds = self.exposure.seconds
@@ -195,6 +204,33 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
+        if self._look_ahead and seconds > 0 and doubtful(movement):
+            still = still_of(frame)
+            if still is not None and not borne_out(frame.motion, still):
+                frame.motion = still
+
+
+def doubtful(movement: Movement) -> bool:
+    """Whether a movement is known from one side only, or turns too fast to be followed."""
+    chord, bend = (
+        float(np.median(np.hypot(*part)))
+        for part in np.split(movement.during(movement.interval_seconds), 2)
+    )
+    return bend == 0 or bend > _BENT * chord + _BENT_PIXELS
+
+
+def borne_out(motion: Floats, still: Floats) -> bool:
+    """Whether the motion of a frame (4, h, w) is the one that the picture shows by itself, in most
+    of the places where that shows any.
+    """
+    size = still.shape[2], still.shape[1]
+    there = np.stack([cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in motion[:2]])
+    lengths = np.hypot(*there), np.hypot(*still[:2])
+    # A blur has no sign.
+    apart = np.minimum(np.hypot(*(there - still[:2])), np.hypot(*(there + still[:2])))
+    near = apart <= _APART * np.maximum(*lengths) + _APART_PIXELS
+    seen = np.maximum(*lengths) > _APART_PIXELS
+    return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
 def still_of(frame: Frame) -> Floats | None:
@@ -244,6 +280,8 @@ class Meter:
             return
         if movement.shot != self.shot:
             self.shot, self._frames, self._anew = movement.shot, 0, True
+        if doubtful(movement):
+            return
         turn, self._frames = self._frames, self._frames + 1
         if turn < _EAGER or turn % _EVERY == 0:
             share = self.seconds(movement.interval_seconds) / movement.interval_seconds
@@ -261,7 +299,7 @@ class Meter:
             return usual
         values = np.concatenate([known.seconds for known in self._known])
         weights = np.concatenate([known.weights for known in self._known])
-        middle = float(weighted_quantile(values, weights, 0.5))
+        middle = weighted_quantile(values, weights, 0.5)
         # Little evidence may shorten an exposure, but not lengthen it.
         belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
         if middle > usual:
@@ -269,7 +307,7 @@ class Meter:
         along = max(0.0, sum(known.along for known in self._known))
         blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
-        return min(middle, _LONGEST_SHARE * interval)
+        return float(min(middle, _LONGEST_SHARE * interval))
 
 
 def reading(
@@ -322,9 +360,7 @@ def reading(
     )
 
 
-def weighted_quantile(
-    values: NDArray[Any], weights: NDArray[Any], share: float
-) -> NDArray[Any] | float:
+def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
     """The value below which this share of the weight lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - 0.5 * weights[order]

@@ -20,12 +20,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdeblur.frames import FrameBatch, Plane, PlaneLayout
+from vdeblur.frames import Frame, FrameBatch, Plane, PlaneLayout
 
 _cuda: Any = torch.cuda  # its streams and events have no types
 
@@ -216,7 +217,7 @@ class Overlap:
                 for same in _by_plane(batch)
             ]
             restored, replaced = self.deblurrer.restore_planes(
-                planes, batch.layout, _motion_of(batch)
+                planes, batch.layout, motion_of(batch.frames)
             )
             for before, after, same in zip(planes, restored, _by_plane(batch), strict=True):
                 if after is not before:
@@ -288,7 +289,7 @@ class _InFlight:
                         backend.copy(resident[i], tensor)
                 for frame in batch.frames:
                     frame.on_device = None  # the device's memory is for what is under way
-            motion = _motion_of(batch)
+            motion = motion_of(batch.frames)
             if motion is not None:
                 staged = backend.pinned(tuple(motion.shape), torch.float32)
                 staged.copy_(motion)
@@ -361,16 +362,22 @@ class _InFlight:
         )
 
 
-def _motion_of(batch: FrameBatch) -> Tensor | None:
-    """The motion of the batch's frames (N, 4, h, w), 0 where a frame's is not known; None where
-    none is.
+def motion_of(frames: Sequence[Frame]) -> Tensor | None:
+    """The motion of frames of one size, (N, 4, h, w) float32: 0 where unknown; None if all is.
+
+    Fields of other sizes than the first known one's are brought to that.
     """
-    known = [frame.motion for frame in batch.frames if frame.motion is not None]
-    if not known:
+    known = next((frame.motion for frame in frames if frame.motion is not None), None)
+    if known is None:
         return None
-    still = np.zeros_like(known[0])
-    fields = [still if frame.motion is None else frame.motion for frame in batch.frames]
-    return torch.from_numpy(np.stack(fields))
+    size = known.shape[2], known.shape[1]
+    motion = np.zeros((len(frames), *known.shape), np.float32)
+    for own, frame in zip(motion, frames, strict=True):
+        if frame.motion is not None and frame.motion.shape == known.shape:
+            own[:] = frame.motion
+        elif frame.motion is not None:
+            own[:] = [cv2.resize(part, size) for part in frame.motion]
+    return torch.from_numpy(motion)
 
 
 def _by_plane(batch: FrameBatch) -> list[tuple[Plane, ...]]:

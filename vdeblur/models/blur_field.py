@@ -177,7 +177,7 @@ def length_along(
 
     def along(probabilities: Tensor) -> Tensor:
         each = probabilities[:, :-1].reshape(-1, DIRECTIONS, len(LENGTHS))
-        return (each * near).sum(dim=1)
+        return torch.sum(each * near, dim=1)
 
     # Of lengths that are alike likely before: the camera's is one, whatever training's were.
     flat = along(evidence.softmax(dim=1))

@@ -4,7 +4,7 @@ The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single I
 ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
 guidance (`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first
 Wiener filters for several lengths of blur, and the network decides at each place how much of each
-filter's result to take, besides what it adds by itself. Without motion it is a blind network. Knows
+filter's result to take, besides what it adds by itself. What does not move is not changed. Knows
 tensors only.
 """
 
@@ -25,6 +25,10 @@ _BANK_NOISES = (1e-3, 1e-3, 2e-4, 1e-3, 1e-2, 1e-3, 1e-3)
 
 #: The share of negative values that activations let through, so that no channel dies.
 LEAK = 0.1
+
+
+#: Pixels of motion: up to the first a place is left as it is, from the second on it is restored.
+_STILL, _MOVING = 0.5, 2.0
 
 
 class GuidedBlock(nn.Module):
@@ -134,14 +138,14 @@ class MIMOUNetGuided(Network):
 
         (N, 3 or 3 + taps.CHANNELS, H, W) → (N, 3, H, W); about 0.
         """
-        features, filtered, _ = self._features(x)
-        return self._full(features[0], filtered)
+        features, filtered, _, moved = self._features(x)
+        return self._full(features[0], filtered, moved)
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3 or 3 + taps.CHANNELS, H, W) → restored pictures at 1/4, 1/2 and full size."""
-        features, filtered, images = self._features(x)
+        features, filtered, images, moved = self._features(x)
         half, quarter = (images[s] + self.unpack(self.heads[s](features[s])) for s in (1, 2))
-        return quarter, half, images[0] + self._full(features[0], filtered)
+        return quarter, half, images[0] + self._full(features[0], filtered, moved)
 
     def start_as_identity(self) -> None:
         """Zero the output heads: an untrained network then returns its input."""
@@ -159,22 +163,24 @@ class MIMOUNetGuided(Network):
         ]
         return {"widths": [shape[0] for shape in inputs], "blocks": [max(b, 1) for b in blocks]}
 
-    def _full(self, features: Tensor, filtered: Tensor) -> Tensor:
+    def _full(self, features: Tensor, filtered: Tensor, moved: Tensor) -> Tensor:
         head = self.heads[0](features)
         own = self.unpack(head[:, :12])
         share = self.unpack(head[:, 12:])
-        return own + (share * filtered).sum(1, keepdim=True)
+        taken: Tensor = own + (share * filtered).sum(1, keepdim=True)
+        return taken * moved
 
-    def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        """What the heads see, from the finest scale on; the bank's results; the pyramid."""
+    def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor]:
+        """What the heads see, from the finest scale on; the bank's results; the pyramid; and where
+        anything moves, from 0 to 1.
+        """
         rgb, known = x[:, :3], x[:, 3:]
         if not known.shape[1]:
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         half = F.avg_pool2d(rgb, 2)
         images = [rgb, half, F.avg_pool2d(half, 2)]
-        shape, slopes, samples = known.split(
-            [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)], dim=1
-        )
+        parts = [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)]
+        shape, slopes, samples = torch.split(known, parts, dim=1)
         filtered = self.bank(samples)
         packed = [self.pack(image - 0.45) for image in images]
         detail = self.pack(torch.cat([slopes, filtered], dim=1))
@@ -188,4 +194,5 @@ class MIMOUNetGuided(Network):
         for s in (1, 0):
             deep = self.unpack(self.up[s](decoded[0]))
             decoded.insert(0, self.decoder[s](deep + encoded[s]))
-        return decoded, filtered, images
+        moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
+        return decoded, filtered, images, moved

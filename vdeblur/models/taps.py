@@ -14,6 +14,8 @@ then bend x and y. The sign of a chord does not matter, for a blur has none. Kno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -49,33 +51,100 @@ def guidance(luma: Tensor, motion: Tensor) -> Tensor:
     luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
     size; enlarged bilinearly. Where nothing moves all channels are 0.
     """
-    size = luma.shape[2:]
-    if motion.shape[2:] != size:
-        motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
-    x, y, bend = motion[:, :1], motion[:, 1:2], motion[:, 2:]
-    length = (x * x + y * y).sqrt()
-    safe = length.clamp_min(1e-3)
-    # Half of all motions are turned round, so that one line is always sampled in one order.
-    sign = torch.where(x < 0, -1.0, 1.0)
-    on = length / (length + 0.5)
-    shape = torch.cat([length, (x * x - y * y) / safe, 2 * x * y / safe, bend], 1) / UNIT
-    x, y = x * sign, y * sign
-    u, v = x / safe, y / safe
-    middles = luma.new_tensor(SLOPES)[:, None, None]
-    ends = [samples(luma, x * middles + s * u, y * middles + s * v) for s in (1.0, -1.0)]
-    slopes = (ends[0] - ends[1]) * (length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT))
-    places = luma.new_tensor([side * o for o in OFFSETS for side in (-1.0, 1.0)])[:, None, None]
-    found = samples(luma, x * places, y * places)
-    return torch.cat([shape, slopes, (found - luma) * on], dim=1)
+    out = luma.new_empty(len(luma), CHANNELS, *luma.shape[2:])
+    _guide(luma, motion, out)
+    return out
 
 
 def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
     guided network. motion None: nothing is known to move.
     """
+    out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
+    out[:, :3] = rgb
     if motion is None:
-        return torch.cat([rgb, rgb.new_zeros(len(rgb), CHANNELS, *rgb.shape[2:])], dim=1)
-    return torch.cat([rgb, guidance(luma_of(rgb), motion)], dim=1)
+        out[:, 3:] = 0
+    else:
+        _guide(luma_of(rgb), motion, out[:, 3:])
+    return out
+
+
+def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
+    """`guidance`, written where it is to be: it is as large as ten pictures."""
+    size = luma.shape[2:]
+    if motion.shape[2:] != size:
+        motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
+    x, y, bend = motion[:, :1], motion[:, 1:2], motion[:, 2:]
+    length = (x * x + y * y).sqrt()
+    safe = length.clamp_min(1e-3)
+    shape = [length, (x * x - y * y) / safe, 2 * x * y / safe, bend]
+    out[:, :SHAPE_CHANNELS] = torch.cat(shape, 1)
+    out[:, :SHAPE_CHANNELS] /= UNIT
+    # Half of all motions are turned round, so that one line is always sampled in one order.
+    sign = torch.where(x < 0, -1.0, 1.0)
+    x, y = x * sign, y * sign
+    u, v = x / safe, y / safe
+    slopes = out[:, SHAPE_CHANNELS : SHAPE_CHANNELS + len(SLOPES)]
+    for number, place in enumerate(SLOPES):
+        ends = torch.empty_like(slopes[:, :2])
+        for end, side in ((ends[:, :1], 1.0), (ends[:, 1:], -1.0)):
+            _sample(luma, x * place + side * u, y * place + side * v, (1.0,), end)
+        slopes[:, number] = ends[:, 0] - ends[:, 1]
+    slopes *= length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT)
+    found = out[:, SHAPE_CHANNELS + len(SLOPES) :]
+    _sample(luma, x, y, [side * o for o in OFFSETS for side in (-1.0, 1.0)], found)
+    found -= luma
+    found *= length / (length + 0.5)
+
+
+def _sample(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float], out: Tensor) -> None:
+    """Write `luma` (N, 1, H, W) at (x, y), pixels away and (N, 1, H, W) too, times each of the K
+    places into out (N, K, H, W).
+
+    Bilinear; beyond the edges, the edge. On a CPU by OpenCV's remap, five times as fast as torch's
+    grid_sample, its places rounded to 1/32 of a pixel.
+    """
+    if luma.device.type == "cpu":
+        _sample_by_opencv(luma, x, y, places, out)
+        return
+    n, _, height, width = luma.shape
+    across = torch.arange(width, device=luma.device, dtype=luma.dtype)
+    down = torch.arange(height, device=luma.device, dtype=luma.dtype)[:, None]
+    times = luma.new_tensor(places)[:, None, None]
+    grid = torch.stack(
+        [
+            (across + x * times + 0.5) * (2 / width) - 1,
+            (down + y * times + 0.5) * (2 / height) - 1,
+        ],
+        dim=-1,
+    )
+    found = F.grid_sample(
+        luma,
+        grid.view(n, len(places) * height, width, 2),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    out[:] = found.view(n, len(places), height, width)
+
+
+def _sample_by_opencv(
+    luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float], out: Tensor
+) -> None:
+    height, width = luma.shape[2:]
+    across = np.arange(width, dtype=np.float32)
+    down = np.arange(height, dtype=np.float32)[:, None]
+    parts = (part.numpy() for part in (luma[:, 0], x[:, 0], y[:, 0], out))
+    for picture, right, below, results in zip(*parts, strict=True):
+        for place, result in zip(places, results, strict=True):
+            cv2.remap(
+                picture,
+                across + place * right,
+                down + place * below,
+                cv2.INTER_LINEAR,
+                dst=result,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
 
 
 def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
@@ -89,49 +158,6 @@ def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
         motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
         motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     return motion
-
-
-def samples(luma: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`luma` (N, 1, H, W) float32 at places that are x, y pixels (N, K, H, W) away: (N, K, H, W).
-
-    Bilinear; beyond the edges, the edge. On a CPU by OpenCV's remap, five times as fast as torch's
-    grid_sample, its places rounded to 1/32 of a pixel.
-    """
-    if luma.device.type == "cpu":
-        return _samples_by_opencv(luma, x, y)
-    n, k, height, width = x.shape
-    across = torch.arange(width, device=luma.device, dtype=luma.dtype)
-    down = torch.arange(height, device=luma.device, dtype=luma.dtype)[:, None]
-    grid = torch.stack(
-        [(across + x + 0.5) * (2 / width) - 1, (down + y + 0.5) * (2 / height) - 1], dim=-1
-    )
-    found = F.grid_sample(
-        luma,
-        grid.view(n, k * height, width, 2),
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )
-    return found.view(n, k, height, width)
-
-
-def _samples_by_opencv(luma: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    count, number, height, width = x.shape
-    out = np.empty((count, number, height, width), np.float32)
-    across = np.arange(width, dtype=np.float32)
-    down = np.arange(height, dtype=np.float32)[:, None]
-    for i, picture in enumerate(luma[:, 0].numpy()):
-        for k in range(number):
-            columns, rows = across + x[i, k].numpy(), down + y[i, k].numpy()
-            cv2.remap(
-                picture,
-                columns,
-                rows,
-                cv2.INTER_LINEAR,
-                dst=out[i, k],
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-    return torch.from_numpy(out)
 
 
 def wiener_bank(lengths: tuple[float, ...], noises: tuple[float, ...]) -> Tensor:
