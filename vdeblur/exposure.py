@@ -204,19 +204,20 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        if self._look_ahead and seconds > 0 and doubtful(movement):
+        one_sided = not movement.field[2:].any()
+        if self._look_ahead and seconds > 0 and (one_sided or doubtful(movement)):
             still = still_of(frame)
             if still is not None and not borne_out(frame.motion, still):
                 frame.motion = still
 
 
 def doubtful(movement: Movement) -> bool:
-    """Whether a movement is known from one side only, or turns too fast to be followed."""
+    """Whether a movement turns too fast to be followed."""
     chord, bend = (
         float(np.median(np.hypot(*part)))
         for part in np.split(movement.during(movement.interval_seconds), 2)
     )
-    return bend == 0 or bend > _BENT * chord + _BENT_PIXELS
+    return bend > _BENT * chord + _BENT_PIXELS
 
 
 def borne_out(motion: Floats, still: Floats) -> bool:
