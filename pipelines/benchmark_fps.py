@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clip", nargs="?")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet-guided")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,6 +1,6 @@
 """Deblur a live picture, spelled out of vdeblur's public names: copy this and change it.
 
-python pipelines/deblur_camera.py rtsp://camera/stream out.mkv [--model mimo-unet-small]
+python pipelines/deblur_camera.py rtsp://camera/stream out.mkv [--model mimo-unet-guided]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="rtsp://…, /dev/video0, screen, test …")
     parser.add_argument("sinks", nargs="*", help="FILE.mkv, FOLDER/, rtmp://… …")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet-guided")
     parser.add_argument("--max-latency", type=float, default=0.3, help="seconds")
     parser.add_argument("--seconds", type=float, help="stop after so many")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Deblur one file, spelled out of vdeblur's parts: copy this and change it.
 
-python pipelines/deblur_file.py INPUT OUTPUT [--model mimo-unet-small] [--device auto]
+python pipelines/deblur_file.py INPUT OUTPUT [--model mimo-unet-guided] [--device auto]
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from vdeblur import Deblurrer, Frame, VdeblurError, VideoReader, VideoWriter
+from vdeblur.exposure import Guide
 
 
 def restore(frame: Frame, deblurrer: Deblurrer) -> bool:
     """Restore the planes of a frame in place; True when the source's picture was kept instead."""
     planes = [torch.from_numpy(np.ascontiguousarray(plane))[None] for plane in frame.planes]
-    restored, replaced = deblurrer.restore_planes(planes, frame.layout)
+    motion = None if frame.motion is None else torch.from_numpy(frame.motion)[None]
+    restored, replaced = deblurrer.restore_planes(planes, frame.layout, motion)
     for plane, tensor in zip(frame.planes, restored, strict=True):
         plane[...] = tensor[0].cpu().numpy()
     return bool(replaced[0])
@@ -27,14 +29,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input")
     parser.add_argument("output")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet-guided")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
 
     deblurrer = Deblurrer(args.model, device=args.device)
     replaced = 0
     with VideoReader(args.input) as reader, VideoWriter(args.output, reader) as writer:
-        for item in reader.items():
+        # Guide tells every frame how its places moved while the shutter was open.
+        for item in Guide().run(reader.items()):
             if isinstance(item, Frame):
                 replaced += restore(item, deblurrer)
             writer.write(item)

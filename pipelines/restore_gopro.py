@@ -1,6 +1,6 @@
 """Restore a GoPro card, spelled out of vdeblur's parts: copy this and change it.
 
-python pipelines/restore_gopro.py CARD FOLDER [--model mimo-unet-small] [--only-blurred 1.5]
+python pipelines/restore_gopro.py CARD FOLDER [--model mimo-unet-guided] [--only-blurred 1.5]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("card", help="a card, a folder or any chapter of a recording")
     parser.add_argument("folder", type=Path, help="where the restored recordings go")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet-guided")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only-blurred", type=float, metavar="PX")
     args = parser.parse_args()

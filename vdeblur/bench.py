@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,6 +32,8 @@ from vdeblur.deblur import batch_size, restore
 from vdeblur.deblurrer import Deblurrer, best_algorithms
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import ModelError, UsageError
+from vdeblur.export import random_motion
+from vdeblur.exposure import Guide
 from vdeblur.frames import Frame
 from vdeblur.kernels import fused_color
 from vdeblur.models import Network, build, spec
@@ -276,9 +278,11 @@ class _Measurement:
         self._host = [self._pinned(torch.from_numpy(plane)) for plane in planes]
         self._planes = [plane.to(self.device) for plane in self._host]
         self._rgb = planes_to_rgb(self._planes, self.layout).contiguous()
+        # A guided network is told a motion in memory; the whole pipeline finds the film's own.
+        self._motion = random_motion(self.batch).to(self.device) if deblurrer.guided else None
         if not deblurrer.changes_nothing:
-            deblurrer.correction(self._rgb)  # allocates, picks algorithms, compiles
-            deblurrer.correction(self._rgb)  # records, where graphs are
+            deblurrer.correction(self._rgb, self._motion)  # allocates, picks algorithms, compiles
+            deblurrer.correction(self._rgb, self._motion)  # records, where graphs are
         if frames is None:
             rate = math.inf if deblurrer.changes_nothing else self.network(1)
             frames = int(min(max(rate * _ROUND_SECONDS, 2 * self.batch), 120))
@@ -373,7 +377,9 @@ class _Measurement:
 
     def network(self, batches: int, *, synchronised: bool = True) -> float:
         """RGB → correction, with padding, tiles and precision."""
-        return self._on_device(lambda: self.deblurrer.correction(self._rgb), batches, synchronised)
+        return self._on_device(
+            lambda: self.deblurrer.correction(self._rgb, self._motion), batches, synchronised
+        )
 
     def encode(self) -> float:
         """Planes → a file."""
@@ -395,6 +401,8 @@ class _Measurement:
         """Planes in memory → restored planes in memory: copies, colour and network overlapped."""
         with self._reader() as reader:
             held = list(self._frames(reader))
+        for frame in held if self.deblurrer.guided else ():
+            frame.motion = random_motion(1)[0].numpy()
         overlap = Overlap(self.deblurrer)
         return _timed(lambda: sum(1 for _ in restore(held, overlap, self.batch)))
 
@@ -408,10 +416,16 @@ class _Measurement:
 
             def work() -> int:
                 count, depth = 0, 2 * self.batch
-                with (
-                    background(self._frames(reader), depth=depth, name="decode") as source,
-                    Drain(writer.write, depth=depth, name="encode") as sink,
-                ):
+                with ExitStack() as running:
+                    source = running.enter_context(
+                        background(self._frames(reader), depth=depth, name="decode")
+                    )
+                    if self.deblurrer.guided:
+                        moved = Guide().run(source)
+                        source = running.enter_context(
+                            background(moved, depth=depth, name="motion")
+                        )
+                    sink = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
                     for frame, _ in restore(source, Overlap(self.deblurrer), self.batch):
                         sink.put(frame)
                         count += 1
@@ -469,12 +483,12 @@ class _Measurement:
         """Bytes while a batch is restored: of the GPU's allocations, or of the process."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            self.deblurrer.restore_planes(self._planes, self.layout)
+            self.deblurrer.restore_planes(self._planes, self.layout, self._motion)
             return torch.cuda.max_memory_allocated(self.device)
         with suppress(OSError):
             # Linux counts the peak anew from here; see proc(5).
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        self.deblurrer.restore_planes(self._planes, self.layout)
+        self.deblurrer.restore_planes(self._planes, self.layout, self._motion)
         return _process_peak()
 
 

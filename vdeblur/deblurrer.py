@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vdeblur import backends, tuning
 from vdeblur.backends import Backend, cpu
+from vdeblur.blur_field import still_motion
 from vdeblur.checkpoints import load
 from vdeblur.color import (
     add_correction,
@@ -271,9 +272,9 @@ class Deblurrer:
         restored.
 
         motion: (N, 4, h, w), how each place moves while the shutter is open, in pixels of the
-        pictures, at any size (see `vdeblur.models.taps`); of use to guided networks alone. None:
-        not known. The result is clamped to [0, 1]. A picture that the network damages comes back as
-        it was.
+        pictures, at any size (see `vdeblur.models.taps`); of use to guided networks alone. None: it
+        is read off each picture by itself (`vdeblur.blur_field`). The result is clamped to [0, 1].
+        A picture that the network damages comes back as it was.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -423,6 +424,8 @@ class Deblurrer:
 
     def _computed(self, rgb: Tensor, tile: int | None, motion: Tensor | None) -> Tensor:
         """(N, 3, H, W) of legal size → Δ, in the network's precision or in fp32."""
+        if motion is None and self.guided:
+            motion = motion_shown(rgb)
         if not self.ensemble:
             return self._tiled(self._input(rgb, motion), tile)
         views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
@@ -616,6 +619,15 @@ def _context(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
         return halo
     context = int(getattr(network, "context", CONTEXT))
     return context if own is None else min(own, context)
+
+
+def motion_shown(rgb: Tensor) -> Tensor | None:
+    """What each picture (N, 3, H, W) in [0, 1] shows of its own motion, (N, 4, h, w) on its device;
+    None of pictures too small to tell.
+    """
+    fields = [still_motion(luma[0].cpu().numpy()) for luma in taps.luma_of(rgb.float())]
+    known = [torch.from_numpy(field) for field in fields if field is not None]
+    return torch.stack(known).to(rgb.device) if known else None
 
 
 def _part(motion: Tensor | None, start: int, end: int) -> Tensor | None:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.blur_field import still_motion
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import InputError, UsageError
 from vdeblur.exposure import Guide
@@ -29,7 +28,7 @@ from vdeblur.extras import optional
 from vdeblur.flow import optical_flow, visible
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.metrics import WINDOW, flicker, psnr, ssim, warp_error
-from vdeblur.models.taps import luma_of
+from vdeblur.models.taps import MOTION_CHANNELS
 from vdeblur.overlap import motion_of
 from vdeblur.pairs import Pair, PairSet
 from vdeblur.pictures import (
@@ -269,10 +268,8 @@ def _through(
     unchanged to the last bit, `restore_planes` tells.
     """
     motion = None
-    if estimate and deblurrer.guided:
-        fields = [still_motion(luma[0].cpu().numpy()) for luma in luma_of(images.float())]
-        known = [field for field in fields if field is not None]
-        motion = torch.from_numpy(np.stack(known)) if known else None
+    if not estimate:
+        motion = images.new_zeros(len(images), MOTION_CHANNELS, 1, 1)
     restored = deblurrer(images, motion)
     unsound = [False] * len(images)
     layout = PlaneLayout(images.shape[3], images.shape[2], kind="rgb", full_range=True)

@@ -24,7 +24,7 @@ from vdeblur.bench import load_for_speed
 from vdeblur.color import planes_to_rgb
 from vdeblur.deblurrer import MIN_TILE, Deblurrer, Plan, find_device, free_memory
 from vdeblur.errors import DeviceError, UsageError, VdeblurError
-from vdeblur.export import random_pictures
+from vdeblur.export import random_motion, random_pictures
 from vdeblur.extras import installed
 from vdeblur.frames import PlaneLayout
 from vdeblur.kernels import fused, fused_color
@@ -349,7 +349,7 @@ class _Bench:
 
     def _restore(self, ready: Deblurrer, trial: Trial) -> list[Tensor]:
         planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
-        restored, _ = ready.restore_planes(planes, self.layout)
+        restored, _ = ready.restore_planes(planes, self.layout, random_motion(trial.batch))
         return restored
 
     def _once(self, trial: Trial, *, seconds: float) -> float:
@@ -360,7 +360,7 @@ class _Bench:
         synchronise(self.device)
         begin, count = time.perf_counter(), 0
         while True:
-            ready.restore_planes(planes, self.layout)
+            ready.restore_planes(planes, self.layout, random_motion(trial.batch))
             count += trial.batch
             # Queued work is waited for as a whole: one batch after another keeps the device busy.
             if self.device.type == "cpu" or count >= 4 * trial.batch:
