@@ -15,8 +15,8 @@ pytest.importorskip("PIL", reason="the scenes are lettered with Pillow")
 from samples import make_samples
 from tests import films
 from tests.films import FILMS, Rendered
+from vdeblur.flow import warp
 from vdeblur.metrics import psnr
-from vdeblur.models.taps import samples
 from vdeblur.pictures import frame_to_rgb, to_picture
 from vdeblur.reader import VideoReader
 
@@ -30,8 +30,8 @@ def film(name: str, frames: int = 1) -> Rendered:
 def at(picture: NDArray[np.uint8], x: NDArray[np.float32], y: NDArray[np.float32]) -> torch.Tensor:
     """A picture in linear light at places x, y pixels away: (3, H, W)."""
     light = torch.from_numpy(make_samples.decode(picture.astype(np.float32) / 255))
-    way = [torch.from_numpy(v.astype(np.float32))[None, None] for v in (x, y)]
-    return torch.cat([samples(c[None, None], *way)[0] for c in light.unbind(2)])
+    way = torch.from_numpy(np.stack([x, y]).astype(np.float32))
+    return warp(light.permute(2, 0, 1)[None], way[None])[0]
 
 
 def inside(picture: torch.Tensor) -> NDArray[np.uint8]:

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vdeblur
 from tests.media import same_frames, scene, write_frames
+from vdeblur.blur_field import blur_field_network
 from vdeblur.checkpoints import load_network
+from vdeblur.models.blur_field import BlurFieldNetwork
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,6 +80,9 @@ def test_compare_backends() -> None:
         (["train_gopro.py", "none", "--out", "w.safetensors"], "there is no folder none"),
         (["train_gopro.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
         (["train_gopro.py", "none", "--out", "w", "--device", "abacus"], "abacus"),
+        (["train_blur_field.py", "none", "--out", "w.safetensors"], "no pictures under none"),
+        (["train_blur_field.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
+        (["train_blur_field.py", ".", "--out", "w", "--init", "a.mkv"], "a.mkv"),
         (["compare_backends.py", "abacus:fp32", "--size", "32x32"], "abacus:fp32 cannot be run"),
         (["compare_recipes.py", "none", "plain", "--out", "runs"], "there is no folder none"),
         (["compare_recipes.py", "none", "a: wider", "--out", "runs"], "'a: wider' is no variant"),
@@ -148,3 +155,33 @@ def test_compare_recipes(tmp_path: Path, here: Here) -> None:
     table = json.loads((tmp_path / "runs" / "table.json").read_text())
     assert table[1]["these gain"] == table[1]["these gain, last weights"]  # nothing is averaged
     assert table[0]["parameters"] == table[1]["parameters"]
+
+
+def photographs(folder: Path, count: int = 4) -> Path:
+    """Sharp pictures with detail of several sizes."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (50, 60, 3), dtype=np.uint8))
+        fine = random.integers(-40, 40, (400, 480, 3))
+        picture = np.clip(np.asarray(coarse.resize((480, 400), 0), np.int64) + fine, 0, 255)
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_train_blur_field(tmp_path: Path, here: Here) -> None:
+    photos, weights = photographs(tmp_path / "photos"), tmp_path / "blur.safetensors"
+    options = ["--out", weights, "--every", 0]
+    said = here("train_blur_field.py", photos, *options, "--budget", 1)
+    assert "3 photographs" in said
+    assert "at the start: angle " in said
+    assert "s  step 1  loss " in said
+    saved = load_file(weights)
+    assert {tensor.dtype for name, tensor in saved.items() if name != "prior"} == {torch.float16}
+    assert saved["prior"].dtype == torch.float32
+    loaded = blur_field_network(weights).state_dict()
+    assert not torch.equal(loaded["prior"], BlurFieldNetwork().state_dict()["prior"])  # what it met
+    begun = here("train_blur_field.py", photos, *options, "--budget", 0, "--init", weights)
+    # From where the other ended, and nothing is written where nothing was learned.
+    last = said.strip().splitlines()[-1].partition("; ")[2]
+    assert begun.strip().partition("at the start: ")[2] == last

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
+from vdeblur.checkpoints import SHIPPED, checked_weights
+from vdeblur.errors import ModelError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import (
     WINDOW,
@@ -26,20 +27,28 @@ from vdeblur.models.blur_field import (
     spectra,
     windows_of,
 )
+from vdeblur.tensorfiles import read_tensors
 
-WEIGHTS = Path(__file__).parent / "weights" / "blur-field.safetensors"
 #: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.
 _AREA = 1280 * 720
 #: Windows over which evidence is pooled, and what each counts (four overlap in every place).
 _REACH, _BELIEF = 1.5, 0.3
-_AT_ONCE = 128  # windows
+_AT_ONCE = 64  # windows, whose activations stay in a cache
+_FAINT = 1 / 255**2  # mean square of slopes, below which detail is not to be believed
 
 
 @cache
-def blur_field_network() -> BlurFieldNetwork:
-    """The network with the weights that ship, for inference on the CPU."""
+def blur_field_network(weights: Path | None = None) -> BlurFieldNetwork:
+    """The network for inference on the CPU, with the weights that ship or those of another file.
+
+    ModelError when they are damaged, or another network's.
+    """
+    path = weights or checked_weights(SHIPPED / "blur-field.safetensors")
     network = BlurFieldNetwork()
-    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    try:
+        network.load_state_dict(read_tensors(path).groups[0])
+    except RuntimeError as error:
+        raise ModelError(f"{path} holds the weights of another network than blur-field") from error
     return network.eval().requires_grad_(False)
 
 
@@ -85,6 +94,10 @@ def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
     """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`."""
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
-    flat = windows.flatten(0, 1)
-    parts = [network.evidence(spectra(part)) for part in torch.split(flat, _AT_ONCE)]
+    parts = []
+    for part in torch.split(windows.flatten(0, 1), _AT_ONCE):
+        # Where nothing is to be seen, what a spectrum looks like says nothing.
+        down, across = (part.diff(dim=d).square().mean(dim=(1, 2)) for d in (1, 2))
+        seen = (down + across) / (down + across + _FAINT)
+        parts.append(network.evidence(spectra(part)) * seen[:, None])
     return torch.cat(parts).view(rows, columns, -1)

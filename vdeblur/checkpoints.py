@@ -68,19 +68,28 @@ def shipped_weights(name: str) -> Path:
 
     ModelError when there are none for this network, or the file is not the one the card describes.
     """
-    path, card = SHIPPED / f"{name}.safetensors", SHIPPED / f"{name}.json"
+    path = SHIPPED / f"{name}.safetensors"
     if not path.exists():
         ships = [other for other in names() if spec(other).ships]
         raise ModelError(
             f"no weights ship for {name!r}: pass --weights FILE, or choose {' or '.join(ships)}"
         )
+    return checked_weights(path)
+
+
+def checked_weights(path: Path) -> Path:
+    """The weights file, its sha256 held to that of the model card beside it; ModelError."""
     try:
-        expected = json.loads(card.read_text(encoding="utf-8"))["sha256"]
+        expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{path} has no readable model card beside it: reinstall vdeblur"
         ) from error
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): reinstall vdeblur") from error
+    if digest != expected:
         raise ModelError(f"{path} is not the file that its model card describes: reinstall vdeblur")
     return path
 

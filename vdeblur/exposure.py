@@ -35,8 +35,9 @@ USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about.
-_SHORTEST, _LONGEST = 4.0, 48.0
+#: Pixels to the next picture that a window can be asked about, and of blur that is read well:
+#: from 16 pixels on windows say too little, 0.6 of 27 pixels.
+_SHORTEST, _LONGEST, _LONG_BLUR = 4.0, 48.0, 16.0
 #: Where the places of a picture bend by more than this share of their way, and pixels, from one
 #: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
 #: found again (a cut that looks like none).
@@ -203,19 +204,20 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        if self._look_ahead and seconds > 0 and doubtful(movement):
+        one_sided = not movement.field[2:].any()
+        if self._look_ahead and seconds > 0 and (one_sided or doubtful(movement)):
             still = still_of(frame)
             if still is not None and not borne_out(frame.motion, still):
                 frame.motion = still
 
 
 def doubtful(movement: Movement) -> bool:
-    """Whether a movement is known from one side only, or turns too fast to be followed."""
+    """Whether a movement turns too fast to be followed."""
     chord, bend = (
         float(np.median(np.hypot(*part)))
         for part in np.split(movement.during(movement.interval_seconds), 2)
     )
-    return bend == 0 or bend > _BENT * chord + _BENT_PIXELS
+    return bend > _BENT * chord + _BENT_PIXELS
 
 
 def borne_out(motion: Floats, still: Floats) -> bool:
@@ -244,7 +246,8 @@ def still_of(frame: Frame) -> Floats | None:
 @dataclass(frozen=True)
 class Reading:
     """What windows of one frame say: seconds, each one's exposure, and how far each is to be
-    believed. along, none: their belief, summed, in a blur along the motion and in none at all.
+    believed. along, none: their belief, summed, in a blur along the motion, beyond what chance
+    would put there, and in none at all.
     """
 
     seconds: Floats
@@ -274,13 +277,16 @@ class Meter:
 
     def see(self, frame: Frame, movement: Movement | None) -> None:
         """Read the frame, if it is time to."""
-        if movement is None or doubtful(movement):
+        if movement is None:
             return
         if movement.shot != self.shot:
             self.shot, self._frames, self._anew = movement.shot, 0, True
+        if doubtful(movement):
+            return
         turn, self._frames = self._frames, self._frames + 1
         if turn < _EAGER or turn % _EVERY == 0:
-            found = reading(frame, movement, turn=turn)
+            share = self.seconds(movement.interval_seconds) / movement.interval_seconds
+            found = reading(frame, movement, turn=turn, share=share)
             if found is not None:
                 if self._anew:
                     self._known.clear()  # another shot's
@@ -299,15 +305,17 @@ class Meter:
         belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
         if middle > usual:
             middle = usual + belief * (middle - usual)
-        along, none = sum(k.along for k in self._known), sum(k.none for k in self._known)
-        blurred = along / max(along + none, 1e-6)
+        along = max(0.0, sum(known.along for known in self._known))
+        blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
         middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
         return float(min(middle, _LONGEST_SHARE * interval))
 
 
-def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | None:
+def reading(
+    frame: Frame, movement: Movement, *, turn: int = 0, share: float = USUAL_SHARE
+) -> Reading | None:
     """What one frame says of its exposure; None if nothing tells. turn: another number looks at
-    other windows.
+    other windows. share: what the exposure is thought to be, of a frame's time.
     """
     luma = luma_plane(frame)
     shrink = max(1, round(math.sqrt(luma.size / _AREA)))
@@ -318,8 +326,12 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | Non
     moving = moving[moving > _SHORTEST]
     if not moving.size:
         return None
-    # A long blur is read off a smaller picture.
-    shrink *= max(1, 2 ** math.ceil(math.log2(float(np.median(moving)) / shrink / _LONGEST)))
+    # A long blur is read off a smaller picture, as long as that holds some windows.
+    way_there = float(np.median(moving)) / shrink
+    while way_there > _LONGEST or (
+        share * way_there > _LONG_BLUR and min(luma.shape) >= 4 * WINDOW * shrink
+    ):
+        shrink, way_there = 2 * shrink, way_there / 2
     size = luma.shape[1] // shrink, luma.shape[0] // shrink
     if min(size) < WINDOW:
         return None
@@ -340,7 +352,7 @@ def reading(frame: Frame, movement: Movement, *, turn: int = 0) -> Reading | Non
     if not len(order):
         return None
     with torch.inference_mode():
-        chosen = windows.flatten(0, 1)[torch.from_numpy(order)]
+        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, grid[0])))]
         chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
         lengths, weights, along, none = length_along(blur_field_network(), spectra(chosen), chords)
     seconds = lengths.numpy() / length[order] * movement.interval_seconds

@@ -53,6 +53,8 @@ class BlurFieldNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        # Pooling small maps is six times as fast with the channels last.
+        x = x.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.body(x).flatten(1))
         return logits
 
@@ -163,7 +165,9 @@ def length_along(
 
     seen: (N, 2, …) spectra; ways: (N, 2), the directions, of any length. Returns, each (N,): the
     blur's length in pixels, the mean of its logarithm; how far that is to be believed; and how
-    likely a blur in that direction and none at all are, as often as they were met in training.
+    likely a blur in that direction and none at all are, as often as they were met in training. Of
+    the former, what a window of no direction, as soft pictures have them, says of each is taken
+    off.
     """
     evidence = network.evidence(seen)
     assert isinstance(network.prior, Tensor)
@@ -183,4 +187,6 @@ def length_along(
     mean = (share * logs).sum(1)
     variance = (share * logs.square()).sum(1) - mean.square()
     usual = (evidence + network.prior).softmax(dim=1)
-    return mean.exp(), belief / (variance + 0.05), along(usual).sum(1), usual[:, -1]
+    here, none = along(usual).sum(1), usual[:, -1]
+    chance = (1 - here - none) * 2 / (DIRECTIONS - 2)  # `near` sums to 2
+    return mean.exp(), belief / (variance + 0.05), here - chance, none
