@@ -602,7 +602,8 @@ def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:
 
 def smeared(length: int) -> NDArray[np.uint8]:
     """(96, 160, 3) RGB: a picture that moved `length` pixels to the right while it was exposed."""
-    return np.mean(panning(length + 1, step=1), axis=0).round().astype(np.uint8)
+    mean: NDArray[np.float64] = np.mean(panning(length + 1, step=1), axis=0)
+    return mean.round().astype(np.uint8)
 
 
 def test_a_still_s_motion_is_read_off_its_blur(tmp_path: Path) -> None:
