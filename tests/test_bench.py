@@ -328,19 +328,19 @@ def test_what_was_tuned_is_used_and_gives_way_to_what_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = Setting("torch", "bf16", 3, 160, 5.0)
-    tuning.keep(small(), CPU, (480, 640), half)
+    tuning.keep(small(), CPU, (200, 240), half)
     tuned = Deblurrer(small(), device="cpu")
     assert (tuned.dtype, tuned.precision) == (torch.bfloat16, "bf16")
-    assert batch_size("auto", tuned, size=(480, 640)) == 3
-    assert batch_size(2, tuned, size=(480, 640)) == 2
-    assert batch_size("auto", tuned, size=(481, 640)) == 1
-    tuned(torch.rand(1, 3, 480, 640))
-    assert (tuned.plans[480, 640].tile, tuned.plans[480, 640].batch) == (160, 3)
+    assert batch_size("auto", tuned, size=(200, 240)) == 3
+    assert batch_size(2, tuned, size=(200, 240)) == 2
+    assert batch_size("auto", tuned, size=(201, 240)) == 1
+    tuned(torch.rand(1, 3, 200, 240))
+    assert (tuned.plans[200, 240].tile, tuned.plans[200, 240].batch) == (160, 3)
     asked = Deblurrer(small(), device="cpu", precision="fp32")
     assert (asked.dtype, asked.tuned) == (torch.float32, {})
     whole = Deblurrer(small(), device="cpu", tile=None)
-    whole(torch.rand(1, 3, 480, 640))
-    assert whole.plans[480, 640].tile is None
+    whole(torch.rand(1, 3, 200, 240))
+    assert whole.plans[200, 240].tile is None
     monkeypatch.setenv("VDEBLUR_BACKEND", "torch")
     assert Deblurrer(small(), device="cpu").dtype == torch.float32
 

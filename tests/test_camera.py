@@ -278,9 +278,15 @@ def test_frames_of_several_cameras_come_out_of_a_batch_as_they_would_alone() -> 
     restorer = LiveDeblurrer(Deblurrer(device="cpu"), ["half"])
     layout = PlaneLayout(160, 90)
     sources = [smeared(number) for number in (3, 17)]
+    motions = [np.full((4, 1, 1), length, np.float32) for length in (6, 9)]
+    for motion in motions:
+        motion[1:] = 0
     for level in range(2):
         together, alone = (
-            [Frame(tuple(p.copy() for p in s), layout, 0, Fraction(1, 25)) for s in sources]
+            [
+                Frame(tuple(p.copy() for p in s), layout, 0, Fraction(1, 25), motion=m)
+                for s, m in zip(sources, motions, strict=True)
+            ]
             for _ in range(2)
         )
         restorer.restore(together, level)

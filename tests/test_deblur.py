@@ -541,7 +541,10 @@ class Guided(Deblurrer):
 def panning(count: int, step: int = 5) -> list[NDArray[np.uint8]]:
     """(96, 160, 3) RGB pictures of a scene that moves by (step, 0) a frame."""
     rng = np.random.default_rng(0)
-    wide = rng.integers(0, 256, (12, 60, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    # Large and small: squares of one size look like a blur of their length.
+    sides = (2, 8, 16)
+    parts = [rng.integers(0, 256, (96 // n, 480 // n, 3)).repeat(n, 0).repeat(n, 1) for n in sides]
+    wide = np.mean(parts, axis=0).astype(np.uint8)
     return [wide[:, 200 - step * k : 360 - step * k].copy() for k in range(count)]
 
 
@@ -598,11 +601,9 @@ def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:
 
 
 def smeared(length: int) -> NDArray[np.uint8]:
-    """(96, 160, 3) RGB: a picture of many edges that moved `length` pixels to the right."""
-    rng = np.random.default_rng(2)
-    sharp = rng.integers(0, 256, (48, 120)).repeat(2, 0).repeat(2, 1).astype(float)
-    mean = np.mean([sharp[:, k : k + 160] for k in range(length + 1)], axis=0)
-    return np.repeat(mean.round().astype(np.uint8)[:, :, None], 3, axis=2)
+    """(96, 160, 3) RGB: a picture that moved `length` pixels to the right while it was exposed."""
+    mean: NDArray[np.float64] = np.mean(panning(length + 1, step=1), axis=0)
+    return mean.round().astype(np.uint8)
 
 
 def test_a_still_s_motion_is_read_off_its_blur(tmp_path: Path) -> None:
@@ -613,7 +614,7 @@ def test_a_still_s_motion_is_read_off_its_blur(tmp_path: Path) -> None:
         return True
 
     for size in (slice(None), slice(32)):
-        picture = np.ascontiguousarray(smeared(16)[size])
+        picture = np.ascontiguousarray(smeared(8)[size])
         write_frames(
             path, [av.VideoFrame.from_ndarray(picture, format="rgb24")], "png", form="image2"
         )
@@ -621,8 +622,8 @@ def test_a_still_s_motion_is_read_off_its_blur(tmp_path: Path) -> None:
         path.unlink()
     found, small = seen
     across, down = np.median(np.abs(found[:2]), axis=(1, 2))
-    assert across == pytest.approx(16, rel=0.3)
-    assert down < 3
+    assert across == pytest.approx(8, rel=0.35)
+    assert down < 1
     assert small is None  # too little of it to tell
 
 
@@ -631,19 +632,20 @@ def test_frames_in_memory_know_their_motion() -> None:
     given = panning(7)
     out = list(deblur_frames(given, model=deblurrer, batch=2, exposure=0.5))
     assert all(np.array_equal(a, b) for a, b in zip(given, out, strict=True))
-    for motion in deblurrer.given:
-        assert motion is not None
-        assert float(motion[:, 0].median()) == pytest.approx(2.5, abs=0.3)
-    assert sum(len(motion) for motion in deblurrer.given if motion is not None) == 7
+    known = [motion for motion in deblurrer.given if motion is not None]
+    assert [len(motion) for motion in known] == [2, 2, 2, 1]
+    # The first and last have one neighbour, and are sharp: the picture is asked too.
+    for motion in torch.cat(known[1:-1]):
+        assert float(motion[0].median()) == pytest.approx(2.5, abs=0.3)
 
 
 def test_a_single_picture_in_memory_is_read_by_itself() -> None:
     deblurrer = Guided()
     for size in (slice(None), slice(32)):
-        assert len(list(deblur_frames([smeared(16)[size]], model=deblurrer))) == 1
+        assert len(list(deblur_frames([smeared(8)[size]], model=deblurrer))) == 1
     found, small = deblurrer.given
     assert found is not None
-    assert float(found[0, 0].abs().median()) == pytest.approx(16, rel=0.3)
+    assert float(found[0, 0].abs().median()) == pytest.approx(8, rel=0.35)
     assert small is None
 
 
