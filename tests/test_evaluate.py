@@ -484,7 +484,7 @@ class Told:
         self.motions += [None] * count if motion is None else list(motion.numpy())
         return planes, torch.zeros(count, dtype=torch.bool)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
         self.motions += [None] * len(images)
         return images
 

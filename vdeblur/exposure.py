@@ -205,7 +205,8 @@ class Guide:
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
         one_sided = not movement.field[2:].any()
-        if self._look_ahead and seconds > 0 and (one_sided or doubtful(movement)):
+        # Of a vibration the flow knows nothing, and so no exposure was read off it.
+        if self._look_ahead and (doubtful(movement) or (one_sided and seconds > 0)):
             still = still_of(frame)
             if still is not None and not borne_out(frame.motion, still):
                 frame.motion = still
