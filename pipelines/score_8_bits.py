@@ -41,7 +41,7 @@ def main() -> None:
     """Score fp32 and each kind; print a line a pair and kind, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", type=Path, nargs="+")
-    parser.add_argument("--model")
+    parser.add_argument("--model", default="mimo-unet-small")
     parser.add_argument("--weights")
     parser.add_argument("--calibrate", type=Path)
     parser.add_argument("--device", default="cpu")
