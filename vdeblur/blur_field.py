@@ -35,6 +35,11 @@ _AREA = 1280 * 720
 _REACH, _BELIEF = 1.5, 0.3
 _AT_ONCE = 64  # windows, whose activations stay in a cache
 _FAINT = 1 / 255**2  # mean square of slopes, below which detail is not to be believed
+#: Share of a picture's detail that shows a blur of some pixels: up to the first the picture is
+#: taken for sharp, from the second on for blurred. A camera that moves blurs all of it (0.99 and
+#: more of four real photographs); of sharp ones a quarter looks so (stripes, railings, lettering).
+_SHARP, _BLURRED = 0.3, 0.6
+_SEEN = 3.0  # pixels
 
 
 @cache
@@ -56,7 +61,8 @@ def luma_plane(frame: Frame) -> NDArray[np.float32]:
     """The luma of a frame, (rows, columns) in [0, 1]; of interlaced ones the upper field's."""
     layout = frame.layout
     step = 2 if layout.interlaced else 1
-    planes = [plane[::step].astype(np.float32) for plane in frame.planes]
+    used = frame.planes if layout.kind == "rgb" else frame.planes[:1]
+    planes = [plane[::step].astype(np.float32) for plane in used]
     top = float((1 << layout.depth) - 1)
     if layout.kind == "rgb":
         green, blue, red = planes
@@ -72,6 +78,9 @@ def luma_plane(frame: Frame) -> NDArray[np.float32]:
 def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """How each place of a picture (H, W) in [0, 1] moved: (4, h, w) as `Frame.motion` has it, the
     bend 0; None of one that is too small to tell.
+
+    Of a picture most of whose detail is sharp all is 0, also where something in it moves: nothing
+    else would tell that from what only looks like a blur.
     """
     height, width = luma.shape
     reduced = max(1, round(math.sqrt(height * width / _AREA)))
@@ -81,23 +90,30 @@ def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
     small: Any = luma if reduced == 1 else cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
     network = blur_field_network()
     with torch.inference_mode():
-        evidence = window_evidence(network, torch.from_numpy(np.ascontiguousarray(small)))
+        luma_there = torch.from_numpy(np.ascontiguousarray(small))
+        evidence, detail = window_evidence(network, luma_there)
         assert isinstance(network.prior, Tensor)
         chord = mean_chord(pooled(evidence, network.prior, reach=_REACH, belief=_BELIEF))
+        long = torch.hypot(chord[0], chord[1]) > _SEEN
+        blurred = float((detail * long).sum() / detail.sum().clamp_min(1e-6))
+        chord *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
     scale = np.array([width / size[0], height / size[1]], np.float32)[:, None, None]
     motion = np.zeros((4, *chord.shape[1:]), np.float32)
     motion[:2] = chord.numpy() * scale
     return motion
 
 
-def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> Tensor:
-    """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`."""
+def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> tuple[Tensor, Tensor]:
+    """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`, and how far there
+    is any detail to see, (h, w) in [0, 1].
+    """
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
-    parts = []
+    parts, details = [], []
     for part in torch.split(windows.flatten(0, 1), _AT_ONCE):
         # Where nothing is to be seen, what a spectrum looks like says nothing.
         down, across = (part.diff(dim=d).square().mean(dim=(1, 2)) for d in (1, 2))
         seen = (down + across) / (down + across + _FAINT)
         parts.append(network.evidence(spectra(part)) * seen[:, None])
-    return torch.cat(parts).view(rows, columns, -1)
+        details.append(seen)
+    return torch.cat(parts).view(rows, columns, -1), torch.cat(details).view(rows, columns)

@@ -204,12 +204,16 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        one_sided = not movement.field[2:].any()
-        # Of a vibration the flow knows nothing, and so no exposure was read off it.
-        if self._look_ahead and (doubtful(movement) or (one_sided and seconds > 0)):
-            still = still_of(frame)
-            if still is not None and not borne_out(frame.motion, still):
-                frame.motion = still
+        if not self._look_ahead:
+            return
+        turning = doubtful(movement)
+        one_sided = not movement.field[2:].any() and seconds > 0
+        still = still_of(frame) if turning or one_sided else None
+        # Of a vibration the flow knows nothing, and no exposure was read off it; but one neighbour is
+        # better than a picture that shows nothing of itself.
+        if still is None or not (turning or still.any()) or borne_out(frame.motion, still):
+            return
+        frame.motion = still
 
 
 def doubtful(movement: Movement) -> bool:
