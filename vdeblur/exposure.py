@@ -209,8 +209,8 @@ class Guide:
         turning = doubtful(movement)
         one_sided = not movement.field[2:].any() and seconds > 0
         still = still_of(frame) if turning or one_sided else None
-        # Of a vibration the flow knows nothing, and no exposure was read off it; but one neighbour is
-        # better than a picture that shows nothing of itself.
+        # Of a vibration the flow knows nothing, and no exposure was read off it; but one neighbour
+        # is better than a picture that shows nothing of itself.
         if still is None or not (turning or still.any()) or borne_out(frame.motion, still):
             return
         frame.motion = still
