@@ -53,7 +53,7 @@ class MIMOUNetGuided(Network):
     """
 
     guided = True
-    context = 48
+    context = 64  # at 44 pixels seams reached 0.6 of a level
 
     def __init__(
         self,
