@@ -803,3 +803,21 @@ def test_a_good_start_has_no_dead_channels_and_does_not_lean_on_brightness() -> 
     with torch.no_grad():
         grey = network.feat_extract[0].main[0](torch.full((1, 48, 8, 8), 0.45))  # type: ignore[index, operator]
     assert float(grey[..., 1:-1, 1:-1].abs().max()) < 1e-4
+
+
+def test_pairs_that_know_no_motion_teach_along_what_they_show() -> None:
+    """Without any motion a guided network changes nothing, and nothing would be learnt."""
+    lines = torch.rand(2, 3, 64, 1, generator=torch.Generator().manual_seed(3))
+    sharp = lines.expand(2, 3, 64, 64)
+    blurred = sharp.unfold(2, 9, 1).mean(-1)
+    blurred = torch.nn.functional.pad(blurred, (0, 0, 4, 4), mode="replicate")
+
+    def untold(first: int) -> Iterator[Batch]:
+        while True:
+            yield Batch(blurred.mul(255).byte(), sharp.mul(255).byte(), None)
+
+    recipe = replace(TINY, network="mimo-unet-guided", config=GUIDED, steps=1, loss="log_mse")
+    network = Noting(**GUIDED)
+    losses_of(recipe, untold, network=network)
+    (seen,) = network.given
+    assert seen.shape[1] == 3 + taps.CHANNELS

@@ -27,6 +27,7 @@ from vdeblur.models.blur_field import (
     spectra,
     windows_of,
 )
+from vdeblur.models.taps import luma_of
 from vdeblur.tensorfiles import read_tensors
 
 #: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.
@@ -101,6 +102,15 @@ def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
     motion = np.zeros((4, *chord.shape[1:]), np.float32)
     motion[:2] = chord.numpy() * scale
     return motion
+
+
+def motion_shown(rgb: Tensor) -> Tensor | None:
+    """What each picture (N, 3, H, W) in [0, 1] shows of its own motion, (N, 4, h, w) on its device;
+    None of pictures too small to tell.
+    """
+    fields = [still_motion(luma[0].cpu().numpy()) for luma in luma_of(rgb.detach().float())]
+    known = [torch.from_numpy(field) for field in fields if field is not None]
+    return torch.stack(known).to(rgb.device) if known else None
 
 
 def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vdeblur import backends, tuning
 from vdeblur.backends import Backend, cpu
-from vdeblur.blur_field import still_motion
+from vdeblur.blur_field import motion_shown
 from vdeblur.checkpoints import load
 from vdeblur.color import (
     add_correction,
@@ -619,15 +619,6 @@ def _context(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
         return halo
     context = int(getattr(network, "context", CONTEXT))
     return context if own is None else min(own, context)
-
-
-def motion_shown(rgb: Tensor) -> Tensor | None:
-    """What each picture (N, 3, H, W) in [0, 1] shows of its own motion, (N, 4, h, w) on its device;
-    None of pictures too small to tell.
-    """
-    fields = [still_motion(luma[0].cpu().numpy()) for luma in taps.luma_of(rgb.float())]
-    known = [torch.from_numpy(field) for field in fields if field is not None]
-    return torch.stack(known).to(rgb.device) if known else None
 
 
 def _part(motion: Tensor | None, start: int, end: int) -> Tensor | None:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vdeblur.blur_field import motion_shown
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 from vdeblur.files import replacing
 from vdeblur.models import taps
@@ -368,10 +369,13 @@ def train(
                 first = images + rank * len(blurred)
                 blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
             images += len(blurred) * world
-            if guided and given.motion is not None:
-                motion = given.motion.to(device, non_blocking=True)
-                with torch.no_grad():
-                    blurred = taps.with_guidance(blurred, motion)
+            if guided:
+                # Pairs of files know no motion: it is read off the pictures, as of single ones.
+                motion = motion_shown(blurred) if given.motion is None else given.motion
+                if motion is not None:
+                    with torch.no_grad():
+                        moved = motion.to(device, non_blocking=True)
+                        blurred = taps.with_guidance(blurred, moved)
             if side := _patch_side(recipe, share):
                 blurred, sharp = cut(blurred, side), cut(sharp, side)
             step, pixels = step + 1, pixels + blurred[:, 0].numel() * world

@@ -42,7 +42,7 @@ class MotionErrors:
     bend: tuple[float, float] = (0.3, 1.2)
     straight_share: float = 0.25
     widest: float = 1.5
-    none_share: float = 0.12
+    none_share: float = 0.0  # without motion nothing is changed, and nothing learnt
     false_share: float = 0.7
     false_length: float = 34.0
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdeblur.blur_field import motion_shown
 from vdeblur.checkpoints import load, save_weights, write_card
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
 from vdeblur.models import build, names, spec, taps
@@ -540,13 +541,14 @@ def _restored(network: Network, picture: Tensor, motion: Tensor | None = None) -
     """(3, H, W) uint8 → the same, through the network, padded to what it takes.
 
     motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
-    takes.
+    takes; None is read off the picture.
     """
     height, width = picture.shape[-2:]
     device = next(network.parameters()).device
     x = _fitting(network, picture.to(device))
-    if motion is not None and network.guided:
-        x = taps.with_guidance(x, motion[None].to(device))
+    if getattr(network, "guided", False):
+        told = motion_shown(x) if motion is None else motion[None].to(device)
+        x = taps.with_guidance(x, told)
     restored: Tensor = network(x)[0, :, :height, :width]
     return restored.float().clamp(0, 1).mul(255).round().byte().cpu()
 
