@@ -26,7 +26,7 @@ from vdeblur.exposure import (
     weighted_quantile,
 )
 from vdeblur.frames import Frame
-from vdeblur.motion import follow
+from vdeblur.motion import Watch, follow
 
 SIZE = (448, 320)
 
@@ -220,13 +220,15 @@ def test_it_is_learned_again_after_a_cut() -> None:
 
 
 def test_live_frames_do_not_wait() -> None:
-    guide = Guide(look_ahead=False)
+    watch, meter = Watch(), Meter()
+    movement = None
     for k, picture in enumerate(blurred(0.8, (14, 5), 6)):
         item = frame(picture, k, full_range=True)
-        guide.see(item)
-        assert item.motion is not None  # the first one's is what it says by itself
-    assert item.motion is not None
-    assert np.median(item.motion[0]) == pytest.approx(0.8 * 14, rel=0.2)
+        movement = watch.see(item)
+        meter.see(item, movement)
+    assert movement is not None
+    motion = movement.during(meter.seconds(movement.interval_seconds))
+    assert np.median(motion[0]) == pytest.approx(0.8 * 14, rel=0.2)
 
 
 def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

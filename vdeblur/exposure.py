@@ -27,7 +27,7 @@ from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import WINDOW, length_along, spectra, windows_of
-from vdeblur.motion import Floats, Movement, Watch, follow, reduced
+from vdeblur.motion import Floats, Movement, follow, reduced
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
@@ -97,18 +97,14 @@ def exposure_of(value: str | float | Fraction | Exposure) -> Exposure:
 
 
 class Guide:
-    """Gives frames their motion.
+    """Gives the frames of a film their motion. exposure: as `exposure_of` takes it.
 
-    exposure: as `exposure_of` takes it. look_ahead False: nothing waits (see `motion.follow`).
+    Of live pictures, which may not wait, `vdeblur.live.LiveGuide` does.
     """
 
-    def __init__(
-        self, exposure: str | float | Fraction | Exposure = AUTO, *, look_ahead: bool = True
-    ) -> None:
+    def __init__(self, exposure: str | float | Fraction | Exposure = AUTO) -> None:
         self.exposure = exposure_of(exposure)
-        self._look_ahead = look_ahead
         self._meters: dict[int, Meter] = {}
-        self._watches: dict[int, Watch] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
@@ -119,7 +115,7 @@ class Guide:
         """
         held: deque[tuple[Any, Movement | None]] = deque()
         frames = 0
-        for item, movement in follow(items, look_ahead=self._look_ahead):
+        for item, movement in follow(items):
             is_frame = isinstance(item, Frame)
             if is_frame and held and self._new_shot(item, movement):
                 yield from self._released(held)
@@ -129,8 +125,7 @@ class Guide:
             if is_frame:
                 self._measure(item, movement)
             if (
-                not self._look_ahead
-                or frames > _MOST_HELD
+                frames > _MOST_HELD
                 or len(held) > 256
                 or all(meter.settled for meter in self._meters.values())
             ):
@@ -138,12 +133,6 @@ class Guide:
                 frames = 0
             del item
         yield from self._released(held)
-
-    def see(self, frame: Frame) -> None:
-        """Set the motion of a live camera's next frame, by those before it."""
-        movement = self._watches.setdefault(frame.stream, Watch()).see(frame)
-        self._measure(frame, movement)
-        self._give(frame, movement)
 
     def notes(self) -> list[str]:
         """What a report should say of the exposure, once frames were given out."""
@@ -204,8 +193,6 @@ class Guide:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        if not self._look_ahead:
-            return
         turning = doubtful(movement)
         one_sided = not movement.field[2:].any() and seconds > 0
         still = still_of(frame) if turning or one_sided else None
