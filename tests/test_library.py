@@ -299,8 +299,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(body)}")
                 self.send_header("Content-Length", "0")
+                server.given.append((416, 0))  # before the client can have it
                 self.end_headers()
-                server.given.append((416, 0))
                 return None
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             body, status = body[start:], 206
@@ -311,8 +311,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.break_after is not None:
             body, server.break_after = body[: server.break_after], None
             self.close_connection = True
-        self.wfile.write(body)
         server.given.append((status, len(body)))
+        self.wfile.write(body)
         return None
 
     def log_message(self, *_: Any) -> None:
