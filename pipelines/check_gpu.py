@@ -1,10 +1,12 @@
 """Everything that needs a CUDA device, in one run: its tests, kernels, tuning, benchmark, 8 GB.
 
-python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--pairs FOLDER]
+python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--weights FILE]
+    [--pairs FOLDER]
 
 Each part is a process with a time limit of its own, so that one that fails leaves the others; logs,
 JSON and charts go to --out, and a summary against the bars is printed last. --pairs: blurred and
-sharp pictures as `vdeblur eval` takes them, on which half precision and 8 bits are scored.
+sharp pictures as `vdeblur eval` takes them, on which the default network is scored in half
+precision and, with --weights, --model in half precision and in 8 bits, which the default has not.
 """
 
 from __future__ import annotations
@@ -135,6 +137,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--model", default="mimo-unet")
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--weights", help="of --model, to score it on --pairs")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is here: run it on a machine with one")
@@ -189,11 +192,14 @@ def main() -> int:
         bench("1080p", *model, "--size", "1920x1080", "--rounds", "2", limit=50),
         bench("nvdec", *model, "--hwaccel", "cuda", "--rounds", "2", limit=50),
         bench("fp8", *model, *quick, "--precision", "fp8", limit=60),
-        bench("small", "--model", "mimo-unet-small", "--tune", "--rounds", "2", limit=90),
+        bench("default", "--tune", "--rounds", "2", limit=90),
     ]
-    for precision in ("fp16", "int8", "fp8") if args.pairs else ():
-        words = ["-m", "vdeblur", "eval", "--pairs", str(args.pairs), "--device", "cuda"]
-        results.append(part(f"pairs-{precision}", [*words, "--precision", precision], 40))
+    words = ["-m", "vdeblur", "eval", "--pairs", str(args.pairs), "--device", "cuda", "--precision"]
+    if args.pairs:
+        results.append(part("pairs", [*words, "fp16"], 40))
+    for precision in ("fp16", "int8", "fp8") if args.pairs and args.weights else ():
+        own = [precision, *model, "--weights", args.weights]
+        results.append(part(f"pairs-{precision}", [*words, *own], 40))
     return 0 if all(results) else 1
 
 

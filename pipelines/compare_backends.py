@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from vdeblur import Deblurrer, VdeblurError
-from vdeblur.checkpoints import load
+from vdeblur.bench import load_for_speed
 from vdeblur.errors import UsageError
-from vdeblur.models import Network, build
+from vdeblur.export import random_motion
+from vdeblur.models import DEFAULT, Network, build, taps
 
 AUTHORS = "authors"
 
@@ -32,12 +33,13 @@ AUTHORS = "authors"
 def network_of(model: str, config: list[str]) -> Network:
     """The catalogue's, or an untrained one of this configuration: weights change no speed."""
     if not config:
-        found = load(model, None).network
+        found = load_for_speed(model, None)[0]
         assert isinstance(found, Network)
         return found
     torch.manual_seed(0)
     pairs = (entry.partition("=") for entry in config)
-    return build(model, {key: int(value) for key, _, value in pairs}).eval().requires_grad_(False)
+    chosen = {key: json.loads(value) for key, _, value in pairs}
+    return build(model, chosen).eval().requires_grad_(False)
 
 
 def serve(args: argparse.Namespace, way: str) -> None:
@@ -46,6 +48,7 @@ def serve(args: argparse.Namespace, way: str) -> None:
     parts: list[Any] = way.split(":")
     backend, precision, count = parts + ["auto", "1"][len(parts) - 1 :]
     pictures = torch.rand(int(count), 3, height, width)
+    motion = random_motion(len(pictures)) if network.guided else None
     below, right = -height % network.size_multiple, -width % network.size_multiple
     padded = F.pad(pictures, (0, right, 0, below), mode="replicate")
     deblurrer = (
@@ -56,7 +59,12 @@ def serve(args: argparse.Namespace, way: str) -> None:
 
     def run() -> None:
         with torch.no_grad():
-            network.forward_scales(padded) if deblurrer is None else deblurrer.correction(pictures)
+            if deblurrer is not None:
+                deblurrer.correction(pictures, motion)
+            elif motion is not None:  # sampling along it is part of both ways
+                network.forward_scales(taps.with_guidance(padded, motion))
+            else:
+                network.forward_scales(padded)
 
     run()
     run()  # what is compiled and laid out at first is no part of it
@@ -74,7 +82,7 @@ def main() -> None:
     """Run all ways in turn; print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ways", nargs="+", metavar="WAY")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--size", default="640x360")
     parser.add_argument("--rounds", type=int, default=7)

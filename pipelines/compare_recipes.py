@@ -1,7 +1,7 @@
 """What each ingredient of a recipe is worth: variants trained on the same batches, side by side.
 
 python pipelines/compare_recipes.py DATA --score pairs=PAIRS --steps 600 --out runs \
-    "plain" "MSFR loss: loss=l1 + 0.1*msfr" "wider: config.base=40"
+    "plain" "MSFR loss: loss=l1 + 0.1*msfr" "wider: config.widths=[24,60,120]"
 
 A variant is a name and, after a colon, changes to the recipe with ; between them: its values, the
 network's (config.KEY), init and teacher. Run again to go on: what is trained is only scored.
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("variants", nargs="+", metavar="NAME[: KEY=VALUE; …]")
-    parser.add_argument("--recipe", default="mimo-unet-small")
+    parser.add_argument("--recipe", default="mimo-unet-guided")
     parser.add_argument("--score", action="append", default=[], metavar="NAME=PAIRS")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, required=True)

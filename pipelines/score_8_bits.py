@@ -1,9 +1,10 @@
 """What bf16, and int8 and fp8 in residual blocks, cost in quality, on pairs, without such a GPU.
 
-python pipelines/score_8_bits.py PAIRS [--model mimo-unet-small] [--weights FILE] [--calibrate CLIP]
+python pipelines/score_8_bits.py PAIRS --weights FILE [--model mimo-unet] [--calibrate CLIP]
 
 The arithmetic is that of the kernels of `vdeblur.kernels.quantised`, in torch, on any device; the
-rest is fp32. Ranges are measured on CLIP, or for each pair on all others.
+rest is fp32. Ranges are measured on CLIP, or for each pair on all others. The default network has
+no such blocks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
     """Score fp32 and each kind; print a line a pair and kind, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", type=Path, nargs="+")
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet")
     parser.add_argument("--weights")
     parser.add_argument("--calibrate", type=Path)
     parser.add_argument("--device", default="cpu")
@@ -52,7 +53,10 @@ def main() -> None:
         raise InputError("ranges are measured on other pictures: give two pairs, or --calibrate")
     network = load(args.model, args.weights).network.eval()
     if not isinstance(network, Network) or not blocks_of(network):
-        raise ModelError("this network has no residual blocks of 32, 64, … channels to quantise")
+        raise ModelError(
+            f"{args.model} has no residual blocks of 32, 64, … channels to quantise: give weights "
+            "of a MIMO-UNet"
+        )
 
     kinds = (*KINDS, "bf16")
     full = Deblurrer(network, device=args.device, precision="fp32", backend="torch")

@@ -72,7 +72,7 @@ def soak(
     folder: Path,
     *,
     seconds: float,
-    model: str = "mimo-unet-small",
+    model: str = "mimo-unet-guided",
     size: str = "320x180",
     limit: float = 0.3,
     sink: str = "rtmp",
@@ -239,7 +239,7 @@ def main() -> int:
         return _run_camera(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--model", default="mimo-unet-small")
+    parser.add_argument("--model", default="mimo-unet-guided")
     parser.add_argument("--size", default="320x180")
     parser.add_argument("--limit", type=float, default=0.3, help="seconds")
     parser.add_argument("--sink", choices=("rtmp", "rtsp"), default="rtmp")

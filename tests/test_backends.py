@@ -260,7 +260,7 @@ def test_what_needs_a_gpu_is_refused_without_one(
         monkeypatch.setenv(backends.VARIABLE, backend)
     asked: Any = backend if named == "option" else "auto"
     with pytest.raises(DeviceError, match="and PyTorch sees no CUDA GPU here") as refused:
-        Deblurrer("mimo-unet-small", device="cpu", backend=asked)
+        Deblurrer(device="cpu", backend=asked)
     assert "--device cuda" not in str(refused.value)
     # Where there is one, it is the device that does not fit.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -495,6 +495,21 @@ def test_int8_is_calibrated_kept_and_close(folder: Path, pictures: list[Tensor])
     assert len(kept(folder)) == 2
     told = Deblurrer(network(), device="cpu", precision="int8", calibration=pictures).about
     assert any("computed in int8, its ranges measured on 2 pictures" in line for line in told)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_int8_of_the_default_network(told: bool, folder: Path, pictures: list[Tensor]) -> None:
+    """Ranges are measured along motions, made up or those of the first pictures."""
+    motion = torch.tensor([9.0, -4.0, 0, 0]).view(1, 4, 1, 1)
+    x = random_pictures(1, 64, 80)
+    plain = Deblurrer(device="cpu", backend="torch", precision="fp32")(x, motion)
+    calibration = pictures if told else []
+    deblurrer = Deblurrer(device="cpu", precision="int8", calibration=calibration)
+    assert (deblurrer.backend, deblurrer.precision) == ("openvino", "int8")
+    got = deblurrer(x, motion)
+    assert (plain - x).abs().max() > 0.01
+    assert 0 < (got - plain).square().mean().sqrt() < 0.1 * (plain - x).square().mean().sqrt()
+    assert len(kept(folder)) == 1
 
 
 def test_int8_without_pictures_takes_the_first_that_come(

@@ -1,4 +1,4 @@
-"""A minute of RTSP in, RTMP out, with the small network at 320×180; and with the server killed.
+"""A minute of RTSP in, RTMP out, with the default network at 320×180; and with the server killed.
 
 Twenty minutes are `python -m tests.soak_camera`. VDEBLUR_SOAK_SECONDS sets another length.
 """

@@ -28,6 +28,7 @@ from vdeblur import checkpoints, cli
 from vdeblur.checkpoints import load, load_network, recognise, save_weights
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import ModelError, UsageError
+from vdeblur.export import random_pictures
 from vdeblur.models import DEFAULT, Identity, Network, build, names, spec
 from vdeblur.models.mimo_unet import MIMOUNet
 
@@ -200,13 +201,38 @@ def test_the_name_given_and_the_weights_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no network 'nafnet'"):
         load("nafnet", path)
     # Weights of another name's network are that one's, not a variant of the one asked for.
-    torch.save(build("mimo-unet-small").state_dict(), tmp_path / "small.pth")
+    torch.save(build("mimo-unet-plus").state_dict(), tmp_path / "plus.pth")
     with pytest.raises(
         ModelError,
-        match=r"weights of mimo-unet-small \(.*, not of 'mimo-unet': .* --model mimo-unet-small$",
+        match=r"weights of mimo-unet-plus \(.*, not of 'mimo-unet': .* --model mimo-unet-plus$",
     ):
-        load("mimo-unet", tmp_path / "small.pth")
+        load("mimo-unet", tmp_path / "plus.pth")
     assert isinstance(load_network("identity"), Identity)
+
+
+def test_weights_of_a_network_that_left_the_catalogue_are_what_they_are(tmp_path: Path) -> None:
+    """`mimo-unet-small` was a MIMO-UNet of this configuration."""
+    own = tiny(base=32, blocks=2, unshuffle=4)
+    path, x = tmp_path / "mine.safetensors", random_pictures(1, 32, 48)
+    save_weights(path, own.state_dict(), network="mimo-unet", config=own.config, half=False)
+    torch.save({"model": own.state_dict()}, tmp_path / "untold.pth")
+    for name, file in ((None, path), ("mimo-unet", path), (None, tmp_path / "untold.pth")):
+        loaded = load(name, file)
+        assert loaded.name == "mimo-unet"
+        assert loaded.description == "mimo-unet (base 32, blocks 2, unshuffle 4)"
+        assert torch.equal(loaded.network(x), own(x))
+    for weights in (None, path):
+        with pytest.raises(UsageError) as refused:
+            load("mimo-unet-small", weights)
+        assert str(refused.value) == (
+            f"the network 'mimo-unet-small' has left vdeblur, and {DEFAULT} is the default: leave "
+            "--model out; weights of your own for it load by --weights FILE alone"
+        )
+    # Kept under that name, which is free now, they are weights like others.
+    assert cli.main(["models", "add", str(path), "--name", "mimo-unet-small"]) == 0
+    assert torch.equal(load(None, "mimo-unet-small").network(x), own(x))
+    with pytest.raises(UsageError, match="give --weights mimo-unet-small"):
+        load("mimo-unet-small")
 
 
 def test_without_either_the_shipped_network_is_taken() -> None:
@@ -440,26 +466,26 @@ def test_shipped_weights_are_held_to_their_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
-    with pytest.raises(ModelError, match="no weights ship for 'mimo-unet-small'"):
-        load_network("mimo-unet-small")
-    path, card = tmp_path / "mimo-unet-small.safetensors", tmp_path / "mimo-unet-small.json"
-    network = tiny()
-    save_weights(path, network.state_dict(), network="mimo-unet", config=network.config)
+    with pytest.raises(ModelError, match=f"no weights ship for '{DEFAULT}'"):
+        load_network(DEFAULT)
+    path, card = tmp_path / f"{DEFAULT}.safetensors", tmp_path / f"{DEFAULT}.json"
+    network = build(DEFAULT, {"widths": [4, 8, 8], "blocks": [1, 1, 1]})
+    save_weights(path, network.state_dict(), network=DEFAULT, config=network.config)
     with pytest.raises(ModelError, match="no readable model card"):
-        load_network("mimo-unet-small")
+        load_network(DEFAULT)
     card.write_text(json.dumps({"sha256": "0" * 64}))
     with pytest.raises(ModelError, match="not the file that its model card describes"):
-        load_network("mimo-unet-small")
+        load_network(DEFAULT)
     card.write_text(json.dumps({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
-    loaded = load_network("mimo-unet-small")
-    assert isinstance(loaded, MIMOUNet)
+    loaded = load_network(DEFAULT)
+    assert isinstance(loaded, type(network))
     assert loaded.config == network.config
 
 
 def test_the_weights_in_the_package_load_and_fit_their_entry() -> None:
     for name in names():
-        if (checkpoints.SHIPPED / f"{name}.safetensors").exists():
-            assert spec(name).ships
+        assert (checkpoints.SHIPPED / f"{name}.safetensors").exists() == spec(name).ships
+        if spec(name).ships:
             loaded = load(name)
             assert isinstance(loaded.network, Network)
             assert (loaded.name, loaded.notes) == (name, ())

@@ -62,7 +62,7 @@ def test_the_table_tells_of_every_network(run: Run) -> None:
     assert (code, err) == (0, "")
     table = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert {name for name in names() if spec(name).trained} <= set(table)
-    assert "shipped" in table["mimo-unet-small"]
+    assert "shipped" in table["mimo-unet-guided"]
     row = next(line for line in out.splitlines() if line.startswith("mimo-unet "))
     assert row.split()[1:4] == ["6.81", "M", "896"]
     assert "GoPro 31.73 dB, 0.951" in row
@@ -158,7 +158,7 @@ def test_under_a_network_s_name_they_are_what_it_uses(
     assert load("mimo-unet-plusplus").ensemble
     facts = json.loads(run("mimo-unet-plusplus", "--json")[1])
     assert facts["weights"] == "added"
-    for name in ("mimo-unet-small", "identity"):
+    for name in ("mimo-unet-guided", "identity"):
         code, _, err = run("add", file, "--name", name)
         assert (code, "needs no weights of yours" in err) == (2, True)
 
@@ -471,7 +471,7 @@ def test_an_entry_s_own_address_and_sum_are_used(
     assert code == 2
     assert "or download the file yourself and run `vdeblur models add FILE --name mine`" in err
     assert "did you mean mprnet?" in run("fetch", "mprnett")[2]
-    assert "needs no weights of yours" in run("fetch", "mimo-unet-small", "--url", server.url)[2]
+    assert "needs no weights of yours" in run("fetch", "mimo-unet-guided", "--url", server.url)[2]
     digest = hashlib.sha256(server.content).hexdigest()
     tiny = {"base": 8, "blocks": 1}
     entry = replace(spec("mimo-unet"), config=tiny, url=server.url, sha256=digest)

@@ -44,7 +44,7 @@ def test_an_untrained_network_can_start_as_the_identity() -> None:
 
 def test_a_network_too_narrow_for_its_image_is_refused() -> None:
     with pytest.raises(ModelError, match="base 8 is too narrow for 48"):
-        build("mimo-unet-small", {"base": 8, "blocks": 1, "unshuffle": 4})
+        build("mimo-unet", {"base": 8, "blocks": 1, "unshuffle": 4})
     with pytest.raises(ModelError, match="cannot have the config"):
         build("mimo-unet", {"depth": 3})
     with pytest.raises(ModelError, match="1 or more"):

@@ -146,7 +146,7 @@ def test_compare_recipes(tmp_path: Path, here: Here) -> None:
     data = pairs(tmp_path / "data")
     options = ["--score", f"these={data}", "--steps", 2, "--out", tmp_path / "runs"]
     options += ["--device", "cpu"]
-    small = "batch=2; crop=32; config.base=25; config.blocks=1"
+    small = "batch=2; crop=32; config.widths=[4,8,8]; config.blocks=[1,1,1]"
     variants = [f"plain: {small}", f"other: {small}; ema=0"]
     said = here("compare_recipes.py", data, *variants, *options)
     head, _, *rows = said.strip().splitlines()

@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 from vdeblur.checkpoints import load, shipped_weights
 from vdeblur.cli import main
 from vdeblur.extras import installed
+from vdeblur.models import DEFAULT
 from vdeblur.training.data import LENGTHS, Batch
 from vdeblur.training.log import RunLog, read_metrics
 from vdeblur.training.run import Both, ByLength, Validation, validation_of
@@ -194,9 +195,8 @@ def test_lighter_networks_and_other_starts(
     tuned = tmp_path / "tuned"
     assert run(*data, "--out", tuned, "--recipe", "fine-tune", "--steps", 1, *QUICK) == 0
     new = load(None, tuned / "weights.safetensors").network.state_dict()
-    shipped = load(None, shipped_weights("mimo-unet-small")).network.state_dict()
-    head = "feat_extract.5.main.0.weight"
-    assert 0 < float((new[head] - shipped[head]).abs().max()) < 0.01
+    shipped = load(None, shipped_weights(DEFAULT)).network.state_dict()
+    assert 0 < max(float((new[n] - tensor).abs().max()) for n, tensor in shipped.items()) < 0.01
     card = json.loads((tuned / "weights.json").read_text())
     assert card["recipe"]["init"].startswith("shipped")
     assert card["scores"]["dead_channels_share"] < 0.5
@@ -209,7 +209,25 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mprnet-gopro" in text
     assert "charbonnier + 0.05*edge" in text
     assert run("--list-recipes", "--json") == 0
-    assert json.loads(capsys.readouterr().out)[0]["name"] == "mimo-unet-small"
+    assert json.loads(capsys.readouterr().out)[0]["name"] == DEFAULT
+
+
+def test_without_a_recipe_the_network_decides(
+    gopro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begun(*words: object) -> dict[str, object]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert run("--data", gopro, "--out", out, *QUICK, "--steps", 1, *words) == 0
+        recipe: dict[str, object] = json.loads((out / "weights.json").read_text())["recipe"]
+        return recipe
+
+    small = ["--config", "widths=[4,8,8]", "--config", "blocks=[1,1,1]", "--batch", 1]
+    default = begun(*small)
+    assert (default["name"], default["network"]) == (DEFAULT, DEFAULT)
+    assert default["updates"] == [[0.0, 1], [0.6, 1]]  # no more than crops
+    named = begun("--model", "mimo-unet", "--config", "base=4", "--config", "blocks=1")
+    assert (named["name"], named["network"]) == ("mimo-unet-lite", "mimo-unet")
+    assert named["start_well"]
 
 
 @pytest.mark.parametrize(
@@ -220,9 +238,10 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "DATA", "--steps", 1, "--epochs", 1], 2, "one length"),
         (["--data", "DATA", "--set", "clip"], 2, "no KEY=VALUE"),
         (["--data", "DATA", "--loss", "l5"], 2, "is not a loss"),
-        (["--data", "DATA", "--config", "depth=3"], 2, "no such value: choose of base, blocks"),
-        (["--data", "DATA", "--config", "base=wide"], 2, "its own is base=32, blocks=2"),
-        (["--data", "DATA", "--config", "base=0"], 2, "--config base=0: its own is base=32"),
+        (["--data", "DATA", "--config", "depth=3"], 2, "no such value: choose of widths, blocks"),
+        (["--data", "DATA", "--config", "widths=wide"], 2, "its own is widths=[16,40,80], blocks="),
+        (["--data", "DATA", *TINY[:2], "--config", "base=0"], 2, "base=0: its own is base=32, b"),
+        (["--data", "DATA", "--model", "mimo-unet-small"], 1, "mimo-unet-guided is the default"),
         (["--data", "DATA", "--model", "identity"], 2, "nothing to train"),
         (["--data", "DATA", *TINY, "--accumulate", "3"], 2, "has 2 crops a step: give 2 parts"),
         (["--data", "DATA", *TINY, "--seed", "-1"], 2, "--seed is -1"),

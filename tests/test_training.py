@@ -199,7 +199,7 @@ def test_recipes_of_papers() -> None:
     assert mprnet.schedule.rate(mprnet.learning_rate, 1) == pytest.approx(1e-6)
     assert parse_loss(mprnet.loss) == {"charbonnier": 1, "edge": 0.05}
     assert recipe_of("pss-nsc-gopro").loss == "mse"
-    with pytest.raises(UsageError, match="choose one of mimo-unet-small"):
+    with pytest.raises(UsageError, match="choose one of mimo-unet-guided"):
         recipe_of("nothing")
 
 
@@ -793,7 +793,7 @@ def channels_of(layer: nn.Module) -> int:
 
 def test_a_good_start_has_no_dead_channels_and_does_not_lean_on_brightness() -> None:
     torch.manual_seed(0)
-    network = build("mimo-unet-small")
+    network = build("mimo-unet", {"base": 32, "blocks": 2, "unshuffle": 4})
     coarse = image(2, 3, 8, 8)
     x = F.interpolate(coarse, size=(128, 128), mode="bilinear") * 0.5 + 0.2
     default = dead_share(network, x)

@@ -320,7 +320,7 @@ def _spec(name: str) -> NetworkSpec:
                 f"{name!r} is a name of kept weights, not of a network: give --weights {name}"
             ) from error
         meant = library.near(name, [*names(), *have])
-        if not meant:
+        if not meant or name in models.LEFT:
             raise UsageError(str(error)) from error
         option = "--model" if meant in names() else "--weights"
         raise UsageError(f"{error}; did you mean {option} {meant}?") from error

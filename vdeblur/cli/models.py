@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from vdeblur import library
-    from vdeblur.models import names, spec
+    from vdeblur.models import LEFT, names, spec
 
     if args.words:
         name = args.words[0]
@@ -89,7 +89,7 @@ def _show(args: argparse.Namespace) -> int:
                 try:
                     spec(name)  # says which names there are
                 except ModelError as error:
-                    hint = f"; did you mean {meant}?" if meant else ""
+                    hint = f"; did you mean {meant}?" if meant and name not in LEFT else ""
                     raise ModelError(f"{error}{hint}") from error
             facts = _facts_of_kept(kept)
         else:

@@ -38,8 +38,8 @@ def add(commands: Commands) -> None:
     what.add_argument(
         "--recipe",
         metavar="NAME",
-        default="mimo-unet-small",
-        help="network, loss, optimiser, schedule and length (default mimo-unet-small)",
+        help="network, loss, optimiser, schedule and length (default mimo-unet-guided; with a "
+        "--model that takes no motion, mimo-unet-lite)",
     )
     what.add_argument("--list-recipes", action="store_true", help="list the recipes and end")
     what.add_argument(
@@ -90,7 +90,7 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="the network's configuration, such as base=16; repeatable",
+        help="the network's configuration, such as blocks=[1,1,1]; repeatable",
     )
     change.add_argument(
         "--set",
@@ -298,7 +298,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from vdeblur.errors import UsageError
     from vdeblur.training.recipes import recipe_of, with_values
 
-    recipe = with_values(recipe_of(args.recipe), _pairs(args.set, "--set"))
+    recipe = with_values(recipe_of(args.recipe or _own(args.model)), _pairs(args.set, "--set"))
     if args.model:
         recipe = replace(recipe, network=args.model, config={})
     if args.config:
@@ -322,9 +322,19 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     }
     if args.crop:  # patches are no larger than the crop they are cut from
         named["patches"] = tuple((at, side) for at, side in recipe.patches if side < args.crop)
+    if args.batch:  # nor are there more updates than crops
+        named["updates"] = tuple((at, min(n, args.batch)) for at, n in recipe.updates)
     if args.teacher and args.teacher_weight is None and not recipe.teacher_weight:
         named["teacher_weight"] = 0.5
     return replace(recipe, **{key: value for key, value in named.items() if value is not None})
+
+
+def _own(model: str | None) -> str:
+    """The recipe for whom names none: what suits a guided network does not suit others."""
+    from vdeblur.models import DEFAULT, FAMILIES, spec
+
+    guided = FAMILIES[spec(model or DEFAULT).family].guided
+    return "mimo-unet-guided" if guided else "mimo-unet-lite"
 
 
 def _check_config(recipe: Recipe, texts: list[str]) -> None:
@@ -348,7 +358,10 @@ def _check_config(recipe: Recipe, texts: list[str]) -> None:
         with torch.device("meta"):
             build(recipe.network, dict(entry.config) | dict(recipe.config))
     except (ModelError, RuntimeError, ArithmeticError, LookupError) as error:
-        usual = ", ".join(f"{key}={value}" for key, value in entry.config.items())
+        with torch.device("meta"):
+            own = build(recipe.network).config
+        texts_of_own = (f"{key}={json.dumps(value)}" for key, value in own.items())
+        usual = ", ".join(text.replace(" ", "") for text in texts_of_own)
         raise UsageError(
             f"no {recipe.network} can be built with --config {' '.join(texts)}: its own is {usual}"
         ) from error

@@ -23,6 +23,7 @@ from vdeblur.models.pss_nsc import PSSNSC
 __all__ = [
     "DEFAULT",
     "FAMILIES",
+    "LEFT",
     "GlobalMean",
     "Identity",
     "Network",
@@ -99,13 +100,6 @@ _CATALOGUE = {
             ships=True,
         ),
         NetworkSpec(
-            "mimo-unet-small",
-            "mimo-unet",
-            "a narrow MIMO-UNet on a pixel-unshuffled image; near real time without a GPU",
-            {"base": 32, "blocks": 2, "unshuffle": 4},
-            ships=True,
-        ),
-        NetworkSpec(
             "mimo-unet",
             "mimo-unet",
             "MIMO-UNet as published (Cho et al., ICCV 2021), 6.8 million parameters",
@@ -176,6 +170,9 @@ _CATALOGUE = {
     )
 }
 
+#: Names that were in the catalogue; weights of such networks still load by what they are.
+LEFT = frozenset({"mimo-unet-small"})
+
 
 def names() -> tuple[str, ...]:
     """The names that `spec` and `build` know, the default first."""
@@ -183,10 +180,15 @@ def names() -> tuple[str, ...]:
 
 
 def spec(name: str) -> NetworkSpec:
-    """The catalogue's entry; ModelError for a name that is not in it."""
+    """The catalogue's entry; ModelError for a name that is not in it, or not any more."""
     try:
         return _CATALOGUE[name]
     except KeyError:
+        if name in LEFT:
+            raise ModelError(
+                f"the network {name!r} has left vdeblur, and {DEFAULT} is the default: leave "
+                "--model out; weights of your own for it load by --weights FILE alone"
+            ) from None
         raise ModelError(
             f"there is no network {name!r}: choose one of {', '.join(names())}"
         ) from None

@@ -247,26 +247,8 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "mimo-unet-small",
-            "our default on CPUs, for any budget of time",
-            "mimo-unet-small",
-            seconds=3600,
-            batch=4,
-            crop=160,
-            source=_FAST,
-        ),
-        Recipe(
-            "mimo-unet-small-gpu",
-            "the same network on a GPU: larger crops and batches",
-            "mimo-unet-small",
-            seconds=1500,
-            batch=64,
-            crop=256,
-            source=_FAST,
-        ),
-        Recipe(
             "mimo-unet-guided",
-            "guided by motion, for any budget of time on a CPU; small batches first",
+            "our default: guided by motion, for any budget of time on a CPU; small batches first",
             "mimo-unet-guided",
             seconds=3600,
             batch=4,
@@ -370,8 +352,8 @@ RECIPES = {
         ),
         Recipe(
             "distill",
-            "a large network teaches the default: --teacher FILE",
-            "mimo-unet-small",
+            "a large network teaches a light one: --teacher FILE",
+            "mimo-unet-lite",
             seconds=3600,
             batch=4,
             crop=160,
@@ -380,9 +362,8 @@ RECIPES = {
         ),
         Recipe(
             "prune",
-            "half of the residual blocks' work cut away from trained weights, then fine-tuned",
-            "mimo-unet-small",
-            init="shipped",
+            "half of a MIMO-UNet's residual blocks cut away, then fine-tuned: --init FILE",
+            "mimo-unet",
             prune=0.5,
             learning_rate=2e-4,
             seconds=1800,
@@ -393,15 +374,14 @@ RECIPES = {
         Recipe(
             "fine-tune",
             "trained weights to a domain of their own (text, faces): a tenth of the rate",
-            "mimo-unet-small",
+            "mimo-unet-guided",
             init="shipped",
             learning_rate=5e-5,
-            revive=True,
             seconds=900,
             batch=4,
             crop=160,
             keep_sharp=0.12,
-            source=_FAST,
+            **_GUIDED,
         ),
     )
 }

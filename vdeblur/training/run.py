@@ -366,7 +366,7 @@ def _network(
         raise UsageError(f"{recipe.network!r} has nothing to train: choose another network")
     if not init:
         if recipe.prune:
-            raise UsageError("pruning needs trained weights: give --init FILE or --init shipped")
+            raise UsageError("pruning needs trained weights: give --init FILE")
         network = build(recipe.network, config)
         if recipe.start_well:
             start_well(network)
