@@ -4,7 +4,8 @@ The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single I
 ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
 guidance (`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first
 Wiener filters for several lengths of blur, and the network decides at each place how much of each
-filter's result to take, besides what it adds by itself. What does not move is not changed. Knows
+filter's result to take, besides what it adds by itself. Of a film it also sees the frames before and
+after, each brought to the places of the one at hand. What does not move is not changed. Knows
 tensors only.
 """
 
@@ -76,7 +77,13 @@ class MIMOUNetGuided(Network):
         self.inputs = nn.ModuleList(
             [
                 nn.Conv2d(
-                    12 + taps.SHAPE_CHANNELS + 4 * (len(taps.SLOPES) + filters), fine, 3, padding=1
+                    12
+                    + taps.SHAPE_CHANNELS
+                    + 4 * (len(taps.SLOPES) + filters + 2 * taps.PICTURES)
+                    + 2 * taps.DIRECTION_CHANNELS,
+                    fine,
+                    3,
+                    padding=1,
                 ),
                 nn.Conv2d(12, middle, 3, padding=1),
                 nn.Conv2d(12, coarse, 3, padding=1),
@@ -179,12 +186,19 @@ class MIMOUNetGuided(Network):
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         half = F.avg_pool2d(rgb, 2)
         images = [rgb, half, F.avg_pool2d(half, 2)]
-        parts = [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)]
-        shape, slopes, samples = torch.split(known, parts, dim=1)
+        parts = [
+            taps.SHAPE_CHANNELS,
+            len(taps.SLOPES),
+            2 * len(taps.OFFSETS),
+            2 * taps.PICTURES,
+            2 * taps.DIRECTION_CHANNELS,
+        ]
+        shape, slopes, samples, around, directions = torch.split(known, parts, dim=1)
         filtered = self.bank(samples)
         packed = [self.pack(image - 0.45) for image in images]
-        detail = self.pack(torch.cat([slopes, filtered], dim=1))
-        packed[0] = torch.cat([packed[0], F.avg_pool2d(shape, 2), detail], dim=1)
+        detail = self.pack(torch.cat([slopes, filtered, around], dim=1))
+        shapes = F.avg_pool2d(torch.cat([shape, directions], dim=1), 2)
+        packed[0] = torch.cat([packed[0], shapes, detail], dim=1)
         z = self.encoder[0](self.inputs[0](packed[0]))
         encoded = [z]
         for s in (1, 2):

@@ -7,6 +7,10 @@ lower the error of a Wiener filter for such boxes most, chosen one after another
 1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
 at every eighth of a length.
 
+A film's neighbouring frames show the same places blurred another way. Each is filtered along its own
+motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
+sharper, or blurred across, it has what that frame has lost.
+
 A motion field says for each place where it went while the shutter was open, as a parabola:
 c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y,
 then bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
@@ -14,6 +18,7 @@ then bend x and y. The sign of a chord does not matter, for a blur has none. Kno
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -32,7 +37,15 @@ MOTION_CHANNELS = 4
 #: Length, cosine and sine of twice the direction, bend x and y.
 SHAPE_CHANNELS = 5
 #: The shape of the motion, the slopes, then the samples, − before +.
-CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
+OWN_CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
+#: Shares of noise of the Wiener filters that a neighbour goes through.
+FILTERS = (1e-3, 1e-2)
+#: Of one neighbour: itself and its filtered pictures, minus the frame at hand.
+PICTURES = 1 + len(FILTERS)
+#: Of one neighbour, after those of both: length, cosine and sine of twice its motion's direction.
+DIRECTION_CHANNELS = 3
+#: The frame's own, then pictures of the frame before and after, then their directions.
+CHANNELS = OWN_CHANNELS + 2 * (PICTURES + DIRECTION_CHANNELS)
 #: Pixels that the shape channels are measured in, so that they are about 1.
 UNIT = 16.0
 # Slopes are times the length, in these pixels, but no longer than that.
@@ -46,27 +59,83 @@ def luma_of(rgb: Tensor) -> Tensor:
 
 
 def guidance(luma: Tensor, motion: Tensor) -> Tensor:
-    """What a guided network sees besides the picture: (N, CHANNELS, H, W) float32.
+    """What a guided network sees of a frame by itself: (N, OWN_CHANNELS, H, W) float32.
 
     luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
     size; enlarged bilinearly. Where nothing moves all channels are 0.
     """
-    out = luma.new_empty(len(luma), CHANNELS, *luma.shape[2:])
+    out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
     _guide(luma, motion, out)
     return out
 
 
-def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
+def with_guidance(
+    rgb: Tensor, motion: Tensor | None, around: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
-    guided network. motion None: nothing is known to move.
+    guided network. motion None: nothing is known to move. around: what `neighbour` gives of the
+    frames before and after, (N, PICTURES + DIRECTION_CHANNELS, H, W) each; None: there are none.
     """
     out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
     out[:, :3] = rgb
+    own = out[:, 3 : 3 + OWN_CHANNELS]
     if motion is None:
-        out[:, 3:] = 0
+        own.zero_()
     else:
-        _guide(luma_of(rgb), motion, out[:, 3:])
+        _guide(luma_of(rgb), motion, own)
+    place(around, out[:, 3 + OWN_CHANNELS :])
     return out
+
+
+def place(around: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    """Write what `neighbour` gives of the frames before and after, or 0, where it is to be."""
+    if around is None:
+        out.zero_()
+        return
+    for number, shown in enumerate(around):
+        out[:, number * PICTURES : (number + 1) * PICTURES] = shown[:, :PICTURES]
+        start = 2 * PICTURES + number * DIRECTION_CHANNELS
+        out[:, start : start + DIRECTION_CHANNELS] = shown[:, PICTURES:]
+
+
+def filtered(own: Tensor) -> Tensor:
+    """(N, OWN_CHANNELS, H, W) of `guidance` → (N, len(FILTERS), H, W): what Wiener filters along
+    the motion add to the luma.
+    """
+    weights = _wiener().to(own)
+    return F.conv2d(own[:, SHAPE_CHANNELS + len(SLOPES) :], weights[:, :, None, None])
+
+
+def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: Tensor) -> Tensor:
+    """What another frame of the film shows of each place: (N, PICTURES + DIRECTION_CHANNELS, H, W).
+
+    luma, there: (N, 1, H, W) float32 in [0, 1], the frame at hand and the other one. added: what
+    `filtered` gives of the other, motion: (N, 4, h, w) its motion. way: (N, 2, h, w), how far away,
+    x and y in pixels, each place is in the other frame. The pictures are minus the frame at hand;
+    directions are not brought to their places, for they change slowly.
+    """
+    size = luma.shape[2:]
+    out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
+    x, y = F.interpolate(way, size=size, mode="bilinear", align_corners=False).split(1, dim=1)
+    for number in range(PICTURES):
+        picture = there if number == 0 else there + added[:, number - 1 : number]
+        _sample(picture, x, y, (1.0,), out[:, number : number + 1])
+    out[:, :PICTURES] -= luma
+    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+    out[:, PICTURES:] = F.interpolate(shape, size=size, mode="bilinear", align_corners=False)
+    return out
+
+
+def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
+    """Length, and cosine and sine of twice the direction times the length."""
+    length = (x * x + y * y).sqrt()
+    safe = length.clamp_min(1e-3)
+    return [length, (x * x - y * y) / safe, 2 * x * y / safe]
+
+
+@functools.cache
+def _wiener() -> Tensor:
+    return wiener_bank((1.0,) * len(FILTERS), FILTERS)
 
 
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
@@ -75,9 +144,9 @@ def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     if motion.shape[2:] != size:
         motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
     x, y, bend = motion[:, :1], motion[:, 1:2], motion[:, 2:]
-    length = (x * x + y * y).sqrt()
+    shape = [*_direction(x, y), bend]
+    length = shape[0]
     safe = length.clamp_min(1e-3)
-    shape = [length, (x * x - y * y) / safe, 2 * x * y / safe, bend]
     out[:, :SHAPE_CHANNELS] = torch.cat(shape, 1)
     out[:, :SHAPE_CHANNELS] /= UNIT
     # Half of all motions are turned round, so that one line is always sampled in one order.
