@@ -7,8 +7,8 @@ lower the error of a Wiener filter for such boxes most, chosen one after another
 1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
 at every eighth of a length.
 
-A film's neighbouring frames show the same places blurred another way. Each is filtered along its own
-motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
+A film's neighbouring frames show the same places blurred another way. Each is filtered along its
+own motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
 sharper, or blurred across, it has what that frame has lost.
 
 A motion field says for each place where it went while the shutter was open, as a parabola:
