@@ -192,12 +192,18 @@ def to_onnx(
             ) from error
 
 
-def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
-    """An `openvino.Model` of free batch, height and width. Needs the package openvino."""
+def to_openvino(
+    network: nn.Module, *, output: str = "restored", example: Tensor | None = None
+) -> Any:
+    """An `openvino.Model` of free batch, height and width. Needs the package openvino.
+
+    example: an input, (N, C, H, W), of a module that takes something else than pictures.
+    """
     openvino = optional("openvino", extra="openvino", purpose="converting to OpenVINO")
-    shape = openvino.PartialShape([-1, input_channels(network), -1, -1])
+    channels = input_channels(network) if example is None else example.shape[1]
+    shape = openvino.PartialShape([-1, channels, -1, -1])
     with _tracing():
-        traced = to_torchscript(network)
+        traced = to_torchscript(network, example)
         try:
             model = openvino.convert_model(traced, input=[shape])
         except Exception as error:  # its converter raises bare exceptions of its own
@@ -208,9 +214,11 @@ def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
     return model
 
 
-def to_torchscript(network: nn.Module) -> Any:
-    """A traced `torch.jit.ScriptModule` of free batch, height and width."""
-    pictures = random_input(network, *legal_size(network, *_TRACED))
+def to_torchscript(network: nn.Module, example: Tensor | None = None) -> Any:
+    """A traced `torch.jit.ScriptModule` of free batch, height and width; example: an input."""
+    pictures = example
+    if pictures is None:
+        pictures = random_input(network, *legal_size(network, *_TRACED))
     trace: Any = torch.jit.trace  # it has no types
     with _tracing():
         try:

@@ -777,9 +777,7 @@ def _sharpening(draw: _Draw, options: BlurOptions) -> tuple[_Some, _Some]:
     return groups[0], groups[1]
 
 
-def _noise(
-    light: list[Tensor], draw: _Draw, options: BlurOptions, slope: Tensor
-) -> list[Tensor]:
+def _noise(light: list[Tensor], draw: _Draw, options: BlurOptions, slope: Tensor) -> list[Tensor]:
     """Frames of the same cameras, each with noise of its own."""
     rows = draw.chosen(options.noise_share) if options.noise else []
     count = len(rows)
