@@ -73,7 +73,7 @@ def _packed(rgb: Tensor, coarse: Sequence[Tensor], fine: Sequence[Tensor]) -> Te
         return out[:, start - number : start]
 
     def unshuffle(part: Tensor) -> None:
-        own = next_channels(4 * part.shape[1]).unflatten(1, (part.shape[1], 4))
+        own = next_channels(4 * part.shape[1]).view(count, -1, 4, height // 2, width // 2)
         for place in range(4):
             own[:, :, place] = part[..., place // 2 :: 2, place % 2 :: 2]
 
@@ -211,7 +211,8 @@ class MIMOUNetGuided(Network):
         moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
         filtered = self.bank(samples)
         coarse, fine = (shape, directions), (slopes, filtered, around)
-        if x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
+        tracing: Any = torch.jit  # it has no types
+        if x.device.type == "cpu" and not (torch.is_grad_enabled() or tracing.is_tracing()):
             return _packed(rgb - _MIDDLE, coarse, fine), moved
         means = [F.avg_pool2d(part, 2) for part in coarse]
         unshuffled = [self.pack(part) for part in (rgb - _MIDDLE, *fine)]
@@ -231,8 +232,10 @@ class MIMOUNetGuided(Network):
         start = 12 + taps.SHAPE_CHANNELS + 2 * taps.DIRECTION_CHANNELS + 4 * len(taps.SLOPES)
         filtered = packed[:, start : start + 4 * filters]
         # All four pixels of a place at once.
-        share = head[:, 12:].unflatten(1, (filters, 4)) * filtered.unflatten(1, (filters, 4))
-        taken = head[:, :12].unflatten(1, (3, 4)) + share.sum(1, keepdim=True)
+        count, _, height, width = head.shape
+        size = (count, -1, 4, height, width)
+        share = (head[:, 12:].reshape(size) * filtered.reshape(size)).sum(1, keepdim=True)
+        taken = head[:, :12].reshape(size) + share
         out: Tensor = self.unpack(taken.flatten(1, 2)) * moved
         return out
 
