@@ -4,8 +4,8 @@ The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single I
 ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
 guidance (`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first
 Wiener filters for several lengths of blur, and the network decides at each place how much of each
-filter's result to take, besides what it adds by itself. Of a film it also sees the frames before and
-after, each brought to the places of the one at hand. What does not move is not changed. Knows
+filter's result to take, besides what it adds by itself. Of a film it also sees the frames before
+and after, each brought to the places of the one at hand. What does not move is not changed. Knows
 tensors only.
 """
 

@@ -7,8 +7,8 @@ lower the error of a Wiener filter for such boxes most, chosen one after another
 1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
 at every eighth of a length.
 
-A film's neighbouring frames show the same places blurred another way. Each is filtered along its own
-motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
+A film's neighbouring frames show the same places blurred another way. Each is filtered along its
+own motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
 sharper, or blurred across, it has what that frame has lost.
 
 A motion field says for each place where it went while the shutter was open, as a parabola:
@@ -58,25 +58,32 @@ def luma_of(rgb: Tensor) -> Tensor:
     return (rgb * rgb.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def guidance(luma: Tensor, motion: Tensor) -> Tensor:
+def guidance(luma: Tensor, motion: Tensor, *, out: Tensor | None = None) -> Tensor:
     """What a guided network sees of a frame by itself: (N, OWN_CHANNELS, H, W) float32.
 
     luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
-    size; enlarged bilinearly. Where nothing moves all channels are 0.
+    size; enlarged bilinearly. Where nothing moves all channels are 0. out: where to put it.
     """
-    out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
+    if out is None:
+        out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
     _guide(luma, motion, out)
     return out
 
 
 def with_guidance(
-    rgb: Tensor, motion: Tensor | None, around: tuple[Tensor, Tensor] | None = None
+    rgb: Tensor,
+    motion: Tensor | None,
+    around: tuple[Tensor, Tensor] | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
     guided network. motion None: nothing is known to move. around: what `neighbour` gives of the
     frames before and after, (N, PICTURES + DIRECTION_CHANNELS, H, W) each; None: there are none.
+    out: where to put it.
     """
-    out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
+    if out is None:
+        out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
     out[:, :3] = rgb
     own = out[:, 3 : 3 + OWN_CHANNELS]
     if motion is None:
@@ -227,6 +234,17 @@ def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
         motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
         motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     return motion
+
+
+def turned_around(known: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H, W), of a
+    picture that is mirrored and turned as `turned` says.
+    """
+    known = torch.rot90(known.flip(3) if mirror else known, turns, (2, 3))
+    # Of twice a direction: a mirror turns the sine round, a quarter of a turn both.
+    cosine, sine = (-1.0) ** turns, (-1.0) ** (turns + mirror)
+    signs = [1.0] * (2 * PICTURES) + [1.0, cosine, sine] * 2
+    return known * known.new_tensor(signs)[:, None, None]
 
 
 def wiener_bank(lengths: tuple[float, ...], noises: tuple[float, ...]) -> Tensor:
