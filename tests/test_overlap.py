@@ -20,6 +20,7 @@ from vdeblur.deblurrer import Deblurrer
 from vdeblur.frames import Frame, FrameBatch, Plane, PlaneLayout
 from vdeblur.models.mimo_unet import MIMOUNet
 from vdeblur.overlap import BatchTimes, Overlap
+from vdeblur.views import Around
 
 LAYOUT = PlaneLayout(12, 8)
 DEEP = PlaneLayout(12, 8, depth=10)
@@ -50,7 +51,11 @@ class PlusOne:
         self.inputs: list[list[Tensor]] = []
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         self.inputs.append(list(planes))
         damaged = planes[0][:, 0, 0].int() % 7 == 0
@@ -209,7 +214,11 @@ class LazyPlusOne(PlusOne):
         self.fake, self.fail_at, self.calls = device, fail_at, 0
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         assert self.fake.current is self.fake.compute
         if self.calls == self.fail_at:

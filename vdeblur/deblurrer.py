@@ -609,7 +609,7 @@ class Deblurrer:
         return batch * each + self._kept(height, width)
 
     def _kept(self, height: int, width: int) -> int:
-        """Bytes that are kept for a film's neighbouring frames, however many are restored at once."""
+        """Bytes that are kept of a film's neighbouring frames, whatever the batch."""
         return 4 * KEPT_VALUES * height * width if self.guided else 0
 
     def fitting_batch(self, height: int, width: int) -> int:

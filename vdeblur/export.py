@@ -247,7 +247,7 @@ def random_guided(pictures: Tensor) -> Tensor:
     move somewhere, and neighbouring frames show them some pixels away, filtered another way.
     """
     motion = random_motion(2 * len(pictures))
-    here, there = motion.split(len(pictures))
+    here, there = motion[: len(pictures)], motion[len(pictures) :]
     luma = taps.luma_of(pictures)
     added = taps.filtered(taps.guidance(luma, there))
     before, after = (

@@ -123,7 +123,7 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
     """
     size = luma.shape[2:]
     out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
-    x, y = F.interpolate(way, size=size, mode="bilinear", align_corners=False).split(1, dim=1)
+    x, y = F.interpolate(way, size=size, mode="bilinear", align_corners=False).chunk(2, 1)
     for number in range(PICTURES):
         picture = there if number == 0 else there + added[:, number - 1 : number]
         _sample(picture, x, y, (1.0,), out[:, number : number + 1])
