@@ -299,7 +299,7 @@ class _InFlight:
             if motion is not None:
                 motion = self._put(motion)
             if around is not None:
-                around = [None if known is None else known.moved(self._put) for known in around]
+                around = [known and known.moved(self._put, self._share) for known in around]
             backend.record(slot.upload[1], backend.copy_in)
         with backend.on(backend.compute):
             backend.wait(backend.compute, slot.upload[1])
@@ -324,13 +324,15 @@ class _InFlight:
     def _put(self, tensor: Tensor) -> Tensor:
         """A tensor on the device, for the compute stream; issued on the stream at hand."""
         backend = self._backend
-        if tensor.device.type != self._deblurrer.device.type:
-            staged = backend.pinned(tuple(tensor.shape), tensor.dtype)
-            staged.copy_(tensor)
-            tensor = backend.resident(tuple(tensor.shape), tensor.dtype)
-            backend.copy(tensor, staged)
-        backend.share(tensor, backend.compute)
-        return tensor
+        staged = backend.pinned(tuple(tensor.shape), tensor.dtype)
+        staged.copy_(tensor)
+        there = backend.resident(tuple(tensor.shape), tensor.dtype)
+        self._share(there)
+        backend.copy(there, staged)
+        return there
+
+    def _share(self, tensor: Tensor) -> None:
+        self._backend.share(tensor, self._backend.compute)
 
     def _finish(self) -> tuple[FrameBatch, list[bool]]:
         """Wait for the oldest batch's own download, and write it into its frames."""

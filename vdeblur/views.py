@@ -24,6 +24,9 @@ from vdeblur.motion import Floats, Movement
 _MOST_ITEMS, _MOST_FRAMES = 256, 16
 
 
+Put = Callable[[Tensor], Tensor]
+
+
 class View:
     """One picture of a film as it was decoded, and how it moves.
 
@@ -46,13 +49,20 @@ class View:
         self.given: Tensor | None = None
         self.luma: Tensor | None = None
         self.added: Tensor | None = None
+        self._decoded_there = there is not None
         self._moved = False
 
-    def move(self, put: Callable[[Tensor], Tensor]) -> None:
-        """Have `put` bring it to a device, the first time."""
-        if not self._moved:
-            self.planes, self.motion = tuple(put(plane) for plane in self.planes), put(self.motion)
-            self._moved = True
+    def move(self, put: Put, share: Callable[[Tensor], object] = lambda tensor: None) -> None:
+        """Have `put` bring it to a device, the first time; `share` is told of what is there."""
+        if self._moved:
+            return
+        self._moved = True
+        self.motion = put(self.motion)
+        if self._decoded_there:
+            for plane in self.planes:
+                share(plane)
+        else:
+            self.planes = tuple(put(plane) for plane in self.planes)
 
 
 #: A neighbour, and (2, h, w) float32: how far away, x and y in pixels of the luma plane, each place
@@ -77,13 +87,13 @@ class Around:
         """The frame before, and the one after."""
         return self.before, self.after
 
-    def moved(self, put: Callable[[Tensor], Tensor]) -> Around:
-        """The same with all on a device, where `put` brings it."""
-        self.here.move(put)
+    def moved(self, put: Put, share: Callable[[Tensor], object] = lambda tensor: None) -> Around:
+        """The same with all on a device, see `View.move`."""
+        self.here.move(put, share)
         links: list[Link | None] = []
         for known in self.links:
             if known is not None:
-                known[0].move(put)
+                known[0].move(put, share)
             links.append(None if known is None else (known[0], put(known[1])))
         return replace(self, before=links[0], after=links[1])
 
