@@ -36,6 +36,12 @@ HALF = Exposure(share=0.5)
 OTHER = texture(900, 2400, seed=9)
 
 
+def at(path: Any, k: int, **options: Any) -> Any:
+    """The picture of a pan at frame k."""
+    x, y = path(k)
+    return view(x, y, **options)
+
+
 def guided(frames: Sequence[Any]) -> list[Any]:
     return list(Guide(HALF).run(iter(frames)))
 
@@ -112,16 +118,14 @@ def test_views_are_copies() -> None:
 
 
 def test_there_is_no_neighbour_across_a_cut() -> None:
-    shots = [view(*pan(6)(k)) for k in range(3)] + [
-        view(*pan(-5)(k), world=OTHER) for k in range(3)
-    ]
+    shots = [view(*pan(6)(k)) for k in range(3)] + [at(pan(-5), k, world=OTHER) for k in range(3)]
     out = guided([frame(picture, k) for k, picture in enumerate(shots)])
     assert sides(out) == [(False, True), (True, True), (True, False)] * 2
 
 
 def test_a_frame_between_cuts_and_a_change_of_size_have_none() -> None:
     alone = frame(view(0, 0, world=texture(900, 2400, seed=3)), 2)
-    larger = [frame(view(*pan(6)(k), size=(400, 240)), k + 3) for k in range(2)]
+    larger = [frame(at(pan(6), k, size=(400, 240)), k + 3) for k in range(2)]
     out = guided([*film(pan(6), 2), alone, *larger])
     assert sides(out) == [(False, True), (True, False), (False, False), (False, True),
                           (True, False)]  # fmt: skip
@@ -131,7 +135,8 @@ def test_a_frame_between_cuts_and_a_change_of_size_have_none() -> None:
 def test_copies_of_a_picture_have_the_same_neighbours() -> None:
     """Three pictures of a pan, shown twice, thrice and twice, coded anew."""
     rng = np.random.default_rng(0)
-    frames, shown = [], []
+    frames: list[Frame] = []
+    shown: list[int] = []
     for k, times in enumerate((2, 3, 2)):
         for _ in range(times):
             noise = rng.integers(-1, 2, (180, 320)).astype(np.int16)
@@ -151,7 +156,7 @@ def test_copies_of_a_picture_have_the_same_neighbours() -> None:
 
 def test_streams_keep_apart_and_other_items_keep_their_places() -> None:
     first = film(pan(6), 4)
-    second = [frame(view(*pan(-9)(k), world=OTHER), k, stream=1) for k in range(4)]
+    second = [frame(at(pan(-9), k, world=OTHER), k, stream=1) for k in range(4)]
     items: list[Any] = []
     for k in range(4):
         items += [first[k], f"packet {k}", second[k]]
@@ -282,7 +287,7 @@ def test_the_batch_does_not_matter_and_neighbours_do() -> None:
 
     def frames() -> list[Frame]:
         shots = [view(*path(k)) for k in range(4)]
-        shots += [view(*path(k), world=OTHER) for k in range(3)]
+        shots += [at(path, k, world=OTHER) for k in range(3)]
         shots.insert(4, view(0, 0, world=texture(900, 2400, seed=3)))  # between two cuts
         return [frame(picture, k) for k, picture in enumerate(shots)]
 
