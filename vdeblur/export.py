@@ -247,7 +247,21 @@ def random_input(network: nn.Module, count: int, height: int, width: int) -> Ten
     pictures = random_pictures(count, height, width)
     if not getattr(network, "guided", False):
         return pictures
-    return taps.with_guidance(pictures, random_motion(count))
+    return random_guided(pictures)
+
+
+def random_guided(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) RGB in [0, 1] → the input of a guided network (N, 3 + CHANNELS, H, W): places
+    move somewhere, and neighbouring frames show them some pixels away, filtered another way.
+    """
+    motion = random_motion(2 * len(pictures))
+    here, there = motion[: len(pictures)], motion[len(pictures) :]
+    luma = taps.luma_of(pictures)
+    added = taps.filtered(taps.guidance(luma, there))
+    before, after = (
+        taps.neighbour(luma, luma, added, there, way / 4) for way in (here[:, :2], here[:, 2:])
+    )
+    return taps.with_guidance(pictures, here, (before, after))
 
 
 def random_motion(count: int) -> Tensor:

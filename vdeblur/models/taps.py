@@ -58,25 +58,32 @@ def luma_of(rgb: Tensor) -> Tensor:
     return (rgb * rgb.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def guidance(luma: Tensor, motion: Tensor) -> Tensor:
+def guidance(luma: Tensor, motion: Tensor, *, out: Tensor | None = None) -> Tensor:
     """What a guided network sees of a frame by itself: (N, OWN_CHANNELS, H, W) float32.
 
     luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
-    size; enlarged bilinearly. Where nothing moves all channels are 0.
+    size; enlarged bilinearly. Where nothing moves all channels are 0. out: where to put it.
     """
-    out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
+    if out is None:
+        out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
     _guide(luma, motion, out)
     return out
 
 
 def with_guidance(
-    rgb: Tensor, motion: Tensor | None, around: tuple[Tensor, Tensor] | None = None
+    rgb: Tensor,
+    motion: Tensor | None,
+    around: tuple[Tensor, Tensor] | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
     guided network. motion None: nothing is known to move. around: what `neighbour` gives of the
     frames before and after, (N, PICTURES + DIRECTION_CHANNELS, H, W) each; None: there are none.
+    out: where to put it.
     """
-    out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
+    if out is None:
+        out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
     out[:, :3] = rgb
     own = out[:, 3 : 3 + OWN_CHANNELS]
     if motion is None:
@@ -116,7 +123,7 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
     """
     size = luma.shape[2:]
     out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
-    x, y = F.interpolate(way, size=size, mode="bilinear", align_corners=False).split(1, dim=1)
+    x, y = F.interpolate(way, size=size, mode="bilinear", align_corners=False).chunk(2, 1)
     for number in range(PICTURES):
         picture = there if number == 0 else there + added[:, number - 1 : number]
         _sample(picture, x, y, (1.0,), out[:, number : number + 1])
@@ -227,6 +234,17 @@ def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
         motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
         motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     return motion
+
+
+def turned_around(known: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H, W), of a
+    picture that is mirrored and turned as `turned` says.
+    """
+    known = torch.rot90(known.flip(3) if mirror else known, turns, (2, 3))
+    # Of twice a direction: a mirror turns the sine round, a quarter of a turn both.
+    cosine, sine = (-1.0) ** turns, (-1.0) ** (turns + mirror)
+    signs = [1.0] * (2 * PICTURES) + [1.0, cosine, sine] * 2
+    return known * known.new_tensor(signs)[:, None, None]
 
 
 def wiener_bank(lengths: tuple[float, ...], noises: tuple[float, ...]) -> Tensor:
