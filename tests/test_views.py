@@ -370,6 +370,18 @@ def test_what_neighbours_show_turns_with_the_picture(turns: int, mirror: bool) -
     assert (turn(both[0]) - both[1]).abs().mean() < 0.03 * changed
 
 
+def test_one_deblurrer_serves_films_and_cameras_in_turn() -> None:
+    """Inputs are used again, but torch keeps those of its inference mode apart."""
+    deblurrer = Deblurrer(network(), device="cpu", backend="torch", precision="fp32")
+    images, told = torch.rand(1, 3, 64, 96), torch.full((1, 4, 2, 2), 5.0)
+    with torch.inference_mode():
+        first = deblurrer(images, told).numpy()
+    for _ in range(2):
+        assert np.array_equal(deblurrer(images, told).numpy(), first)
+    with torch.inference_mode():
+        assert np.array_equal(deblurrer(images, told).numpy(), first)
+
+
 # -- live ----------------------------------------------------------------------------------------
 
 

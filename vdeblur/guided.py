@@ -23,15 +23,13 @@ _AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
 #: frame at hand and of the next, luma and what filters add of those and of the one before.
 KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
 
-_SPARE = 3
-
 
 class Inputs:
     """Makes the inputs of one deblurrer's network, on its device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spare: list[Tensor] = []
+        self._spare: dict[object, Tensor] = {}
 
     def alone(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
         """(N, 3, H, W) RGB and motion (N, 4, h, w) → (N, 3 + CHANNELS, H, W) float32: of pictures
@@ -74,14 +72,14 @@ class Inputs:
         as the samples.
         """
         if given.device.type == "cpu":
-            self._spare = [one for one in self._spare if one.shape == given.shape][1 - _SPARE :]
-            self._spare.append(given)
+            if len(self._spare) > 1:  # of one picture, and of a batch of them
+                self._spare.clear()
+            # What is made in inference mode cannot be written outside it.
+            self._spare[tuple(given.shape), given.dtype, given.is_inference()] = given
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        for number, one in enumerate(self._spare):
-            if one.shape == shape and one.dtype == dtype:
-                return self._spare.pop(number)
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        spare = self._spare.pop((shape, dtype, torch.is_inference_mode_enabled()), None)
+        return torch.empty(shape, dtype=dtype, device=self._device) if spare is None else spare
 
     def _taken(self, around: Around, size: tuple[int, int]) -> Tensor:
         """(1, 3 + CHANNELS, *size): a frame's own input, with its neighbours; no longer kept."""
