@@ -528,12 +528,12 @@ class Guided(Deblurrer):
         self.guided = True
         self.given: list[Tensor | None] = []
 
-    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, motion: Tensor | None = None, around: Any = None) -> Tensor:
         self.given.append(motion)
         return images.clone()
 
     def restore_planes(
-        self, planes: Any, layout: Any, motion: Tensor | None = None
+        self, planes: Any, layout: Any, motion: Tensor | None = None, around: Any = None
     ) -> tuple[list[Tensor], Tensor]:
         return list(planes), torch.zeros(len(planes[0]), dtype=torch.bool)
 

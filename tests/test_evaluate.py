@@ -478,7 +478,11 @@ class Told:
         self.motions: list[NDArray[np.float32] | None] = []
 
     def restore_planes(
-        self, planes: list[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: list[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Any = None,
     ) -> tuple[list[Tensor], Tensor]:
         count = len(planes[0])
         self.motions += [None] * count if motion is None else list(motion.numpy())

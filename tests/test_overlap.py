@@ -20,6 +20,7 @@ from vdeblur.deblurrer import Deblurrer
 from vdeblur.frames import Frame, FrameBatch, Plane, PlaneLayout
 from vdeblur.models.mimo_unet import MIMOUNet
 from vdeblur.overlap import BatchTimes, Overlap
+from vdeblur.views import Around, View
 
 LAYOUT = PlaneLayout(12, 8)
 DEEP = PlaneLayout(12, 8, depth=10)
@@ -50,7 +51,11 @@ class PlusOne:
         self.inputs: list[list[Tensor]] = []
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         self.inputs.append(list(planes))
         damaged = planes[0][:, 0, 0].int() % 7 == 0
@@ -209,7 +214,11 @@ class LazyPlusOne(PlusOne):
         self.fake, self.fail_at, self.calls = device, fail_at, 0
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         assert self.fake.current is self.fake.compute
         if self.calls == self.fail_at:
@@ -291,6 +300,52 @@ def test_each_frame_s_motion_goes_along(lazy: bool) -> None:
     for frame, length in zip(frames, moves, strict=True):
         for before, after in zip(make_frame(frame.pts).planes, frame.planes, strict=True):
             assert np.array_equal(before + 1 + (length or 0), after)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_is_around_each_frame_goes_along_and_is_let_go(lazy: bool) -> None:
+    class Looks(LazyPlusOne):
+        """Keeps what it is told is around, and what the compute stream sees of it."""
+
+        def __init__(self, device: FakeDevice) -> None:
+            super().__init__(device)
+            self.told: list[Around | None] = []
+            self.seen: list[tuple[int, float]] = []
+
+        def restore_planes(
+            self, planes: Sequence[Tensor], layout: PlaneLayout, *more: Any
+        ) -> tuple[list[Tensor], Tensor]:
+            self.told += more[1]
+
+            def look(around: Around) -> None:
+                assert around.before is not None
+                there, way = around.before
+                self.seen.append((int(there.planes[0][0, 0]), float(way[0, 0, 0])))
+
+            for around in more[1]:
+                if around is not None:
+                    self.fake.issue(lambda around=around: look(around))
+            return super().restore_planes(planes, layout, more[0])
+
+    batches = make_batches(2, 2)
+    frames = [frame for batch in batches for frame in batch.frames]
+    for frame in frames:
+        frame.motion = np.zeros((4, 1, 2), np.float32)
+    all_ = [View(frame) for frame in frames]
+    for number in (1, 2, 3):
+        way = torch.full((2, 1, 2), 10.0 + number)
+        frames[number].around = Around(all_[number], (all_[number - 1], way))
+    device = FakeDevice()
+    deblurrer = Looks(device)
+    list(Overlap(deblurrer, backend=device if lazy else None).run(batches))
+    if not lazy:
+        device.run(device.compute, len(device.compute.issued))
+    first, *others = deblurrer.told
+    assert first is None
+    assert [around and around.here for around in others] == all_[1:]
+    # The codes that the frame before came with: it has 1 more now.
+    assert deblurrer.seen == [(0, 11.0), (3, 12.0), (6, 13.0)]
+    assert all(frame.around is None for frame in frames)
 
 
 def test_layouts_may_change_and_batches_may_be_empty() -> None:

@@ -13,9 +13,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,13 +35,15 @@ from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.export import random_motion
 from vdeblur.exposure import Guide
-from vdeblur.frames import Frame
+from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.kernels import fused_color
 from vdeblur.models import Network, build, spec
+from vdeblur.motion import Movement
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader
 from vdeblur.stages import Drain, background
 from vdeblur.tuning import device_name, synchronise
+from vdeblur.views import Around, View, linked
 from vdeblur.writer import VideoWriter
 
 #: What runs beside each other in the pipeline; colour and network take turns on the device.
@@ -280,9 +283,11 @@ class _Measurement:
         self._rgb = planes_to_rgb(self._planes, self.layout).contiguous()
         # A guided network is told a motion in memory; the whole pipeline finds the film's own.
         self._motion = random_motion(self.batch).to(self.device) if deblurrer.guided else None
+        self._around: list[Around] | None = None
+        if self._motion is not None:
+            self._around = surrounded(self._planes, self.layout, self._motion)
         if not deblurrer.changes_nothing:
-            deblurrer.correction(self._rgb, self._motion)  # allocates, picks algorithms, compiles
-            deblurrer.correction(self._rgb, self._motion)  # records, where graphs are
+            self.network(2)  # allocates, picks algorithms, compiles; records, where graphs are
         if frames is None:
             rate = math.inf if deblurrer.changes_nothing else self.network(1)
             frames = int(min(max(rate * _ROUND_SECONDS, 2 * self.batch), 120))
@@ -378,7 +383,9 @@ class _Measurement:
     def network(self, batches: int, *, synchronised: bool = True) -> float:
         """RGB → correction, with padding, tiles and precision."""
         return self._on_device(
-            lambda: self.deblurrer.correction(self._rgb, self._motion), batches, synchronised
+            lambda: self.deblurrer.correction(self._rgb, self._motion, self._around),
+            batches,
+            synchronised,
         )
 
     def encode(self) -> float:
@@ -401,8 +408,8 @@ class _Measurement:
         """Planes in memory → restored planes in memory: copies, colour and network overlapped."""
         with self._reader() as reader:
             held = list(self._frames(reader))
-        for frame in held if self.deblurrer.guided else ():
-            frame.motion = random_motion(1)[0].numpy()
+        if self.deblurrer.guided:
+            held = list(linked(map(_moving, held)))
         overlap = Overlap(self.deblurrer)
         return _timed(lambda: sum(1 for _ in restore(held, overlap, self.batch)))
 
@@ -483,13 +490,36 @@ class _Measurement:
         """Bytes while a batch is restored: of the GPU's allocations, or of the process."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            self.deblurrer.restore_planes(self._planes, self.layout, self._motion)
+            self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
             return torch.cuda.max_memory_allocated(self.device)
         with suppress(OSError):
             # Linux counts the peak anew from here; see proc(5).
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        self.deblurrer.restore_planes(self._planes, self.layout, self._motion)
+        self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
         return _process_peak()
+
+
+def surrounded(planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor) -> list[Around]:
+    """What is around pictures (N, rows, columns) that move so (N, 4, h, w), for measurements: the
+    same picture, before and after, which others have been restored beside already.
+    """
+    frames = [
+        Frame(tuple(p.numpy() for p in same), layout, number, Fraction(1), motion=moved.numpy())
+        for number, (moved, *same) in enumerate(
+            zip(motion.cpu(), *(plane.cpu() for plane in planes), strict=True)
+        )
+    ]
+    before, after = View(frames[0]), View(frames[-1])
+    way = random_motion(1)[0, :2] / 4
+    found = [Around(View(frame), (before, way), (after, way)) for frame in frames]
+    return [around.moved(lambda tensor: tensor.to(motion.device)) for around in found]
+
+
+def _moving(frame: Frame) -> tuple[Frame, Movement]:
+    """A frame of a film that moves somewhere, and finds its places again in its neighbours."""
+    frame.motion = random_motion(1)[0].numpy()
+    way = frame.motion[:2] / np.float32(4)
+    return frame, Movement(frame.motion, np.ones_like(way[0]), 1.0, ahead=way, back=way)
 
 
 def _process_peak() -> int | None:

@@ -34,6 +34,7 @@ from vdeblur.overlap import Overlap, motion_of
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
 from vdeblur.verify import BY_CONTAINER, verify
+from vdeblur.views import around_of
 from vdeblur.writer import VideoWriter, format_name
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
@@ -80,7 +81,7 @@ class Guiding(Protocol):
     """Gives frames their motion: `vdeblur.exposure.Guide` by their pictures."""
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items in their order, frames with their `motion`."""
+        """The items in their order, frames with their `motion` and what is `around` them."""
 
     def notes(self) -> list[str]:
         """What a report should say of it."""
@@ -287,6 +288,8 @@ def restore(
         flags = iter(replaced)
         group, sent = groups.popleft()
         for item in group:
+            if isinstance(item, Frame):
+                item.around = None  # of one that did not go through the network too
             yield item, id(item) in sent and next(flags)
 
 
@@ -342,7 +345,9 @@ def deblur_frames(
             pictures = np.stack([frame.carrier for frame in pending])
             stack = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
             motion = motion_of(pending)
-            more: dict[str, Any] = {} if motion is None else {"motion": motion}
+            more: dict[str, Any] = {}
+            if motion is not None:
+                more = {"motion": motion, "around": around_of(pending)}
             restored = deblurrer(stack, **more).mul_(255).round_().to(torch.uint8)
             yield from restored.permute(0, 2, 3, 1).cpu().numpy()
             pending.clear()

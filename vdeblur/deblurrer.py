@@ -31,11 +31,13 @@ from vdeblur.color import (
     split_fields,
 )
 from vdeblur.errors import DeviceError, ModelError, UsageError
-from vdeblur.export import random_motion
+from vdeblur.export import random_guided
 from vdeblur.frames import PlaneLayout
+from vdeblur.guided import KEPT_VALUES, Inputs, fitted, padded
 from vdeblur.kernels import fused_color
 from vdeblur.memory import keep_pages
 from vdeblur.models import GlobalMean, Identity, Network, share_means, taps
+from vdeblur.views import Around
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -186,10 +188,8 @@ class Deblurrer:
         self.guided = bool(getattr(network, "guided", False))
         if self.guided:
             # Without motion, its channels would be 0 and their ranges nothing.
-            calibration = [
-                taps.with_guidance(pictures.float(), random_motion(len(pictures)))
-                for pictures in calibration
-            ]
+            calibration = [random_guided(pictures.float()) for pictures in calibration]
+        self._inputs = Inputs(self.device)
         self._global = any(isinstance(layer, GlobalMean) for layer in network.modules())
         # Its correction is 0 by construction: nothing needs to be computed.
         self._changes_nothing = isinstance(network, Identity) or strength == 0
@@ -267,14 +267,20 @@ class Deblurrer:
         return self._changes_nothing
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
+    ) -> Tensor:
         """(N, 3, H, W) float RGB in [0, 1] on any device → the same shape, dtype and device,
         restored.
 
         motion: (N, 4, h, w), how each place moves while the shutter is open, in pixels of the
         pictures, at any size (see `vdeblur.models.taps`); of use to guided networks alone. None: it
-        is read off each picture by itself (`vdeblur.blur_field`). The result is clamped to [0, 1].
-        A picture that the network damages comes back as it was.
+        is read off each picture by itself (`vdeblur.blur_field`). around: what a film shows around
+        each picture, if it has a motion (see `vdeblur.views`). The result is clamped to [0, 1]. A
+        picture that the network damages comes back as it was.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -283,11 +289,11 @@ class Deblurrer:
         if self._changes_nothing or not images.numel():
             return images.clone()
 
-        motion = self._usable(motion, images)
+        guides = self._usable(motion, around, images)
 
         def restore(start: int, end: int, tile: int | None) -> Tensor:
             rgb = images[start:end].to(self.device, torch.float32)
-            delta, _ = self._correction(rgb, tile, _part(motion, start, end))
+            delta, _ = self._correction(lambda: rgb, images.shape[2:], tile, guides[start:end])
             return rgb.add(delta).clamp_(0, 1).to(images)
 
         height, width = images.shape[2:]
@@ -295,12 +301,16 @@ class Deblurrer:
 
     @torch.no_grad()
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Planes (N, rows, columns) of `layout`, restored, on `self.device`; the given ones are
         kept.
 
-        motion: (N, 4, h, w) in pixels of the luma plane, as for `__call__`.
+        motion: (N, 4, h, w) in pixels of the luma plane, around: both as for `__call__`.
         Also returns which pictures were replaced by their source, bool (N,): those where the
         network's output was not finite or far from what a deblurrer does (`harmed`). Unchanged
         planes may be returned as the tensors that came in. The fields of interlaced pictures are
@@ -310,23 +320,25 @@ class Deblurrer:
         count = len(planes[0])
         if self._changes_nothing or not count:
             return planes, torch.zeros(count, dtype=torch.bool, device=self.device)
-        motion = self._usable(motion, planes[0])
+        guides = self._usable(motion, around, planes[0])
 
         def restore(start: int, end: int, tile: int | None) -> tuple[list[Tensor], Tensor]:
             part, pictures = [plane[start:end] for plane in planes], layout
-            moved = _part(motion, start, end)
+            told = guides[start:end]
             if layout.interlaced:
                 part, pictures = split_fields(part, layout)
-                if moved is not None:  # a field has half the rows
-                    moved = moved.repeat_interleave(2, dim=0)
-                    moved = moved * moved.new_tensor([1.0, 0.5, 1.0, 0.5])[:, None, None]
+                told = told.of_fields()
             together = 2 if layout.interlaced else 1
             size = self._legal(pictures.height, pictures.width)
             if self.colour and self.colour.usable(part, pictures, size=size, dtype=self.dtype):
-                part, replaced = self._in_few_passes(part, pictures, tile, moved, together=together)
+                part, replaced = self._in_few_passes(part, pictures, tile, told, together=together)
             else:
                 delta, replaced = self._correction(
-                    planes_to_rgb(part, pictures), tile, moved, together=together
+                    lambda: planes_to_rgb(part, pictures),
+                    (pictures.height, pictures.width),
+                    tile,
+                    told,
+                    together=together,
                 )
                 part = add_correction(part, correction_to_planes(delta, pictures), pictures)
             return merge_fields(part, layout) if layout.interlaced else part, replaced
@@ -342,46 +354,61 @@ class Deblurrer:
         return restored, torch.cat([replaced for _, replaced in parts])
 
     @torch.no_grad()
-    def correction(self, rgb: Tensor, motion: Tensor | None = None) -> Tensor:
+    def correction(
+        self,
+        rgb: Tensor,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
+    ) -> Tensor:
         """(N, 3, H, W) float32 RGB on the device → what is added to it, of the same kind.
 
-        The network's part of `restore_planes`, without colour conversion; motion: as there.
+        The network's part of `restore_planes`, without colour conversion; motion, around: as there.
         """
-        motion = self._usable(motion, rgb)
+        guides = self._usable(motion, around, rgb)
 
         def correct(start: int, end: int, tile: int | None) -> Tensor:
-            return self._correction(rgb[start:end], tile, _part(motion, start, end))[0]
+            part = rgb[start:end]
+            return self._correction(lambda: part, rgb.shape[2:], tile, guides[start:end])[0]
 
         return torch.cat(self._in_batches(correct, len(rgb), *rgb.shape[2:]))
 
-    def _usable(self, motion: Tensor | None, pictures: Tensor) -> Tensor | None:
-        """The motion on the device, where the network takes any; ValueError for a wrong shape."""
+    def _usable(
+        self,
+        motion: Tensor | None,
+        around: Sequence[Around | None] | None,
+        pictures: Tensor,
+    ) -> _Told:
+        """What of it the network takes, on the device; ValueError for a wrong shape."""
         if motion is None or not self.guided:
-            return None
+            return _Told()
         if motion.ndim != 4 or motion.shape[:2] != (len(pictures), taps.MOTION_CHANNELS):
             raise ValueError(
                 f"motion is {tuple(motion.shape)}: pass ({len(pictures)}, {taps.MOTION_CHANNELS}, "
                 "h, w), chord x, y and bend x, y of each picture"
             )
-        return motion.to(self.device, torch.float32, non_blocking=True)
+        if around is not None and len(around) != len(pictures):
+            raise ValueError(f"around is of {len(around)} pictures, and there are {len(pictures)}")
+        return _Told(motion.to(self.device, torch.float32, non_blocking=True), around)
 
     def _correction(
-        self, rgb: Tensor, tile: int | None, motion: Tensor | None = None, *, together: int = 1
+        self,
+        rgb: Callable[[], Tensor],
+        size: Sequence[int],
+        tile: int | None,
+        told: _Told,
+        *,
+        together: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) float32 → Δ of the same shape, and which of N/together pictures it is 0 for.
 
-        `together` neighbours in the batch (the fields of a frame) are kept or replaced as one.
+        rgb: asked for where it is needed; size: its height and width. `together` neighbours in the
+        batch (the fields of a frame) are kept or replaced as one.
         """
-        height, width = rgb.shape[2:]
-        rows, columns = self._legal(height, width)
-        below, right = rows - height, columns - width
-        if below or right:
-            # A reflection needs something to reflect; smaller pictures repeat their edge.
-            mode = "reflect" if below < height and right < width else "replicate"
-            rgb = F.pad(rgb, (0, right, 0, below), mode=mode)
-        motion = _fitted(motion, (height, width), (rows, columns))
+        height, width = size
+        legal = self._legal(height, width)
+        told = told.fitted((height, width), legal)
         # What follows works channel by channel: twice as fast on planes of their own.
-        delta = self._computed(rgb, tile, motion).float().contiguous()
+        delta = self._computed(lambda: padded(rgb(), legal), legal, tile, told).float().contiguous()
         delta = delta[..., :height, :width]
         replaced = harmed(delta).view(-1, together).any(1)
         if self.strength != 1:
@@ -397,15 +424,18 @@ class Deblurrer:
         planes: list[Tensor],
         layout: PlaneLayout,
         tile: int | None,
-        motion: Tensor | None,
+        told: _Told,
         *,
         together: int,
     ) -> tuple[list[Tensor], Tensor]:
         """What else `planes_to_rgb`, `_correction` and `add_correction` do, by `fused_color`."""
         size = self._legal(layout.height, layout.width)
-        seen = fused_color.planes_to_input(planes, layout, size=size, dtype=self.dtype)
-        motion = _fitted(motion, (layout.height, layout.width), size)
-        delta = self._computed(seen, tile, motion)
+        told = told.fitted((layout.height, layout.width), size)
+
+        def seen() -> Tensor:
+            return fused_color.planes_to_input(planes, layout, size=size, dtype=self.dtype)
+
+        delta = self._computed(seen, size, tile, told)
         if min(layout.height, layout.width) >= _HARM_BLOCK:
             replaced = fused_color.judge(
                 delta, layout, block=_HARM_BLOCK, block_mean=_HARM_BLOCK_MEAN, mean=_HARM_MEAN
@@ -422,23 +452,41 @@ class Deblurrer:
         """The size that the network takes pictures of this size in."""
         return height + -height % self.multiple, width + -width % self.multiple
 
-    def _computed(self, rgb: Tensor, tile: int | None, motion: Tensor | None) -> Tensor:
-        """(N, 3, H, W) of legal size → Δ, in the network's precision or in fp32."""
-        if motion is None and self.guided:
-            motion = motion_shown(rgb)
+    def _computed(
+        self, rgb: Callable[[], Tensor], size: tuple[int, int], tile: int | None, told: _Told
+    ) -> Tensor:
+        """(N, 3, *size) of legal size → Δ, in the network's precision or in fp32."""
+        if not self.guided:
+            return self._over_turns(rgb(), tile, None)
+        motion = told.motion
+        # The whole picture's, so that no tile cuts a motion off.
+        if motion is None or told.around is None:
+            pictures = rgb()
+            motion = motion_shown(pictures) if motion is None else motion
+            given = self._inputs.alone(pictures, motion)
+        else:
+            dtype = torch.float32 if self.ensemble else self.dtype
+            given = self._inputs.of(rgb, motion, told.around, size, dtype)
+        delta = self._over_turns(given, tile, motion)
+        self._inputs.done(given)
+        return delta
+
+    def _over_turns(self, given: Tensor, tile: int | None, motion: Tensor | None) -> Tensor:
+        """The network's input of legal size, and its motion → Δ, of one view or the ensemble's."""
         if not self.ensemble:
-            return self._tiled(self._input(rgb, motion), tile)
+            return self._tiled(given, tile)
+        rgb, known = given[:, :3], given[:, 3 + taps.OWN_CHANNELS :]
         views = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
         delta = torch.zeros_like(rgb, dtype=torch.float32)
         for turns, mirror in views:
-            view = None if motion is None else taps.turned(motion, turns, mirror)
-            part = self._tiled(self._input(_turned(rgb, turns, mirror), view), tile)
+            seen = _turned(rgb, turns, mirror)
+            if self.guided:
+                view = None if motion is None else taps.turned(motion, turns, mirror)
+                seen = taps.with_guidance(seen, view)
+                seen[:, 3 + taps.OWN_CHANNELS :] = taps.turned_around(known, turns, mirror)
+            part = self._tiled(seen, tile)
             delta += _turned_back(part, turns, mirror).float().div_(len(views))
         return delta
-
-    def _input(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
-        """What the network takes; the whole picture's, so that no tile cuts a motion off."""
-        return taps.with_guidance(rgb.float(), motion) if self.guided else rgb
 
     def _tiled(self, rgb: Tensor, tile: int | None) -> Tensor:
         """The network's input of legal size → Δ (N, 3, H, W), computed whole or in tiles."""
@@ -512,14 +560,16 @@ class Deblurrer:
             plan = replace(plan, batch=max(together, _CPU_BATCH_PIXELS // pixels))
         free = free_memory(self.device)
         if free is not None and self.tile == "auto":
-            fitting = int(free * _MEMORY_SHARE / self._bytes_per_pixel)
+            left = free * _MEMORY_SHARE - self._kept(height, width)
+            fitting = max(0, int(left / self._bytes_per_pixel))
             if fitting >= pixels:
                 plan = replace(plan, batch=min(plan.batch, fitting // pixels))
             elif max(height, width) > MIN_TILE:
                 tile = max(MIN_TILE, math.isqrt(fitting))
                 plan = Plan(batch=1, tile=tile)
                 self.notes.append(
-                    f"{width}×{height} would take {pixels * self._bytes_per_pixel / 1e9:.1f} GB "
+                    f"{width}×{height} would take "
+                    f"{(pixels * self._bytes_per_pixel + self._kept(height, width)) / 1e9:.1f} GB "
                     f"and {free / 1e9:.1f} GB are free: going on with tiles of {tile}"
                 )
         tuned = self.tuned.get((height, width))
@@ -556,7 +606,11 @@ class Deblurrer:
         # Tiles are computed one after another; colour is computed on whole pictures.
         colour = 4 * _COLOR_VALUES
         each = height * width * colour + seen * (self._bytes_per_pixel - colour)
-        return batch * each
+        return batch * each + self._kept(height, width)
+
+    def _kept(self, height: int, width: int) -> int:
+        """Bytes that are kept of a film's neighbouring frames, whatever the batch."""
+        return 4 * KEPT_VALUES * height * width if self.guided else 0
 
     def fitting_batch(self, height: int, width: int) -> int:
         """The largest batch that is predicted to fit the memory that is free now; at least 1."""
@@ -572,7 +626,9 @@ class Deblurrer:
     def _fitting(self, free: int | None, height: int, width: int) -> int:
         if free is None:
             return 1
-        return int(free * _MEMORY_SHARE / self.memory_needed(height, width))
+        kept = self._kept(height, width)
+        each = self.memory_needed(height, width) - kept
+        return int((free * _MEMORY_SHARE - kept) / each)
 
     def _shrink(
         self, plan: Plan, batch: int, height: int, width: int, cause: BaseException
@@ -621,17 +677,31 @@ def _context(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
     return context if own is None else min(own, context)
 
 
-def _part(motion: Tensor | None, start: int, end: int) -> Tensor | None:
-    return None if motion is None else motion[start:end]
+@dataclass(frozen=True)
+class _Told:
+    """What a guided network is told of N pictures: motion (N, 4, h, w), and what is around each."""
 
+    motion: Tensor | None = None
+    around: Sequence[Around | None] | None = None
 
-def _fitted(motion: Tensor | None, size: tuple[int, int], padded: tuple[int, int]) -> Tensor | None:
-    """The motion of pictures of `size` (height, width), for them padded below and to the right."""
-    if motion is None or padded == size:
-        return motion
-    motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
-    more = (0, padded[1] - size[1], 0, padded[0] - size[0])
-    return F.pad(motion, more, mode="replicate")
+    def __getitem__(self, part: slice) -> _Told:
+        if self.motion is None:
+            return self
+        around = None if self.around is None else self.around[part]
+        return _Told(self.motion[part], around if around and any(around) else None)
+
+    def of_fields(self) -> _Told:
+        """The same of the fields of interlaced pictures, which have half the rows."""
+        if self.motion is None:
+            return self
+        motion = self.motion.repeat_interleave(2, dim=0)
+        return _Told(motion * motion.new_tensor([1.0, 0.5, 1.0, 0.5])[:, None, None])
+
+    def fitted(self, size: tuple[int, int], padded: tuple[int, int]) -> _Told:
+        """The same of the pictures of `size` (height, width) padded below and to the right."""
+        if self.motion is None:
+            return self
+        return replace(self, motion=fitted(self.motion, size, padded))
 
 
 def _turned(images: Tensor, turns: int, mirror: bool) -> Tensor:

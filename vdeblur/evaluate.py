@@ -40,6 +40,7 @@ from vdeblur.pictures import (
     write_png,
 )
 from vdeblur.scores import Score, SetScores
+from vdeblur.views import around_of
 
 Protocol = Literal["8bit", "float", "matlab"]
 #: Called with each pair's score and its blurred, restored and sharp picture, (1, 3, H, W).
@@ -250,7 +251,11 @@ def _in_planes(deblurrer: Deblurrer, frames: list[Frame]) -> tuple[list[Tensor],
     layout = frames[0].layout
     stacks = zip(*(frame.planes for frame in frames), strict=True)
     planes = [torch.from_numpy(np.stack(stack)) for stack in stacks]
-    restored, replaced = deblurrer.restore_planes(planes, layout, motion_of(frames))
+    restored, replaced = deblurrer.restore_planes(
+        planes, layout, motion_of(frames), around_of(frames)
+    )
+    for frame in frames:
+        frame.around = None
     restored = [plane.cpu() for plane in restored]
     pictures = [
         planes_rgb([plane[i : i + 1] for plane in restored], layout) for i in range(len(frames))

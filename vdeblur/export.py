@@ -192,12 +192,18 @@ def to_onnx(
             ) from error
 
 
-def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
-    """An `openvino.Model` of free batch, height and width. Needs the package openvino."""
+def to_openvino(
+    network: nn.Module, *, output: str = "restored", example: Tensor | None = None
+) -> Any:
+    """An `openvino.Model` of free batch, height and width. Needs the package openvino.
+
+    example: an input, (N, C, H, W), of a module that takes something else than pictures.
+    """
     openvino = optional("openvino", extra="openvino", purpose="converting to OpenVINO")
-    shape = openvino.PartialShape([-1, input_channels(network), -1, -1])
+    channels = input_channels(network) if example is None else example.shape[1]
+    shape = openvino.PartialShape([-1, channels, -1, -1])
     with _tracing():
-        traced = to_torchscript(network)
+        traced = to_torchscript(network, example)
         try:
             model = openvino.convert_model(traced, input=[shape])
         except Exception as error:  # its converter raises bare exceptions of its own
@@ -208,9 +214,11 @@ def to_openvino(network: nn.Module, *, output: str = "restored") -> Any:
     return model
 
 
-def to_torchscript(network: nn.Module) -> Any:
-    """A traced `torch.jit.ScriptModule` of free batch, height and width."""
-    pictures = random_input(network, *legal_size(network, *_TRACED))
+def to_torchscript(network: nn.Module, example: Tensor | None = None) -> Any:
+    """A traced `torch.jit.ScriptModule` of free batch, height and width; example: an input."""
+    pictures = example
+    if pictures is None:
+        pictures = random_input(network, *legal_size(network, *_TRACED))
     trace: Any = torch.jit.trace  # it has no types
     with _tracing():
         try:
@@ -239,7 +247,21 @@ def random_input(network: nn.Module, count: int, height: int, width: int) -> Ten
     pictures = random_pictures(count, height, width)
     if not getattr(network, "guided", False):
         return pictures
-    return taps.with_guidance(pictures, random_motion(count))
+    return random_guided(pictures)
+
+
+def random_guided(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) RGB in [0, 1] → the input of a guided network (N, 3 + CHANNELS, H, W): places
+    move somewhere, and neighbouring frames show them some pixels away, filtered another way.
+    """
+    motion = random_motion(2 * len(pictures))
+    here, there = motion[: len(pictures)], motion[len(pictures) :]
+    luma = taps.luma_of(pictures)
+    added = taps.filtered(taps.guidance(luma, there))
+    before, after = (
+        taps.neighbour(luma, luma, added, there, way / 4) for way in (here[:, :2], here[:, 2:])
+    )
+    return taps.with_guidance(pictures, here, (before, after))
 
 
 def random_motion(count: int) -> Tensor:

@@ -28,6 +28,7 @@ from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import WINDOW, length_along, spectra, windows_of
 from vdeblur.motion import Floats, Movement, follow, reduced
+from vdeblur.views import linked
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
@@ -109,10 +110,15 @@ class Guide:
         self._shares, self._seconds = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items in their order, frames with their `motion`, or None where there is none.
+        """The items in their order, frames with their `motion` and what is `around` them, or None
+        where there is none.
 
-        The first frames of a shot wait for a few more, so that their exposure is known already.
+        The first frames of a shot wait for a few more, so that their exposure is known already;
+        each waits for the next one's motion.
         """
+        return linked(self._guided(items))
+
+    def _guided(self, items: Iterable[Any]) -> Iterator[tuple[Any, Movement | None]]:
         held: deque[tuple[Any, Movement | None]] = deque()
         frames = 0
         for item, movement in follow(items):
@@ -167,12 +173,15 @@ class Guide:
         if self.exposure == AUTO:
             self._meter(frame).see(frame, movement)
 
-    def _released(self, held: deque[tuple[Any, Movement | None]]) -> Iterator[Any]:
+    def _released(
+        self, held: deque[tuple[Any, Movement | None]]
+    ) -> Iterator[tuple[Any, Movement | None]]:
         while held:
             item, movement = held.popleft()
             if isinstance(item, Frame):
                 self._give(item, movement)
-            yield item
+            yield item, movement
+            del item
 
     def _give(self, frame: Frame, movement: Movement | None) -> None:
         frame.motion = None

@@ -82,6 +82,8 @@ class Frame:
     #: (4, h, w) float32 at any size: how each place moves while the shutter is open, chord x, y and
     #: bend x, y in pixels of the luma plane (see `vdeblur.models.taps`). None: not known.
     motion: NDArray[np.float32] | None = None
+    #: The frames before and after, as far as they show the same scene: a `vdeblur.views.Around`.
+    around: Any = None
 
     @property
     def time_seconds(self) -> float:

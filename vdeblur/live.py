@@ -30,6 +30,7 @@ from vdeblur.exposure import (
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.motion import Movement, Watch
 from vdeblur.overlap import Overlap
+from vdeblur.views import Around, Link, View, link, view_of
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
 
@@ -118,12 +119,14 @@ class LiveGuide:
     def forget(self) -> None:
         """See `Guide`. The exposure stays until there is a better one: it is the same camera."""
         self._watch, self._meter = Watch(), Meter()
+        self._last: tuple[Movement | None, View | None, Link | None] = None, None, None
 
     def see(self, frame: Frame) -> None:
         """See `Guide`."""
         movement = self._watch.see(frame)
-        frame.motion = None
+        frame.motion = frame.around = None
         if movement is None:
+            self._last = None, None, None
             return
         interval = movement.interval_seconds
         if self._asked.share is not None:
@@ -137,6 +140,20 @@ class LiveGuide:
             planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
             still = replace(frame, planes=planes, carrier=None, on_device=None)
             self._under_way = self._meters.submit(self._measure, self._meter, still, movement)
+        self._look_back(frame, movement)
+
+    def _look_back(self, frame: Frame, movement: Movement) -> None:
+        """Tell the frame of the one before it: of that which went through the network, what was
+        made of it there, for nobody has time to look at it again.
+        """
+        last, there, before = self._last
+        view = view_of(frame, movement)
+        if movement is not last:  # else it is the same picture again
+            before = link(view, there, movement.back)
+        self._last = movement, view, before
+        if view is not None:
+            # Also without a neighbour: the next one's is made of it.
+            frame.around = Around(view, before, at_hand=True)
 
     def close(self) -> None:
         """See `Guide`."""
@@ -186,7 +203,7 @@ def _reduced(frame: Frame, size: int) -> Frame:
         for plane, shape in zip(frame.planes, smaller.shapes, strict=True)
     )
     motion = None if frame.motion is None else frame.motion / np.float32(size)
-    return replace(frame, planes=planes, layout=smaller, carrier=None, motion=motion)
+    return replace(frame, planes=planes, layout=smaller, carrier=None, motion=motion, around=None)
 
 
 def _add_enlarged(frame: Frame, small: Frame, before: Sequence[Any], size: int) -> None:

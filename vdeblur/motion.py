@@ -53,13 +53,17 @@ class Movement:
     field: (4, h, w) float32, velocity x and y in pixels of the luma plane a second, and bend x and
     y in pixels a second²: a place is at c + velocity·t + bend·t² at t seconds from the picture's
     moment. trust: (h, w) float32 in [0, 1], how far that is known. interval_seconds: from one
-    picture to the next, as is usual here. shot: rises by one at each cut.
+    picture to the next, as is usual here. shot: rises by one at each cut. ahead, back: (2, h, w)
+    float32, how far away in pixels of the luma plane each place is in the next picture and in the
+    one before; None where that is not known to show the same scene.
     """
 
     field: Floats
     trust: Floats
     interval_seconds: float
     shot: int = 0
+    ahead: Floats | None = None
+    back: Floats | None = None
 
     def during(self, seconds: float) -> Floats:
         """(4, h, w): chord and bend, as `Frame.motion` has them, of an exposure this long."""
@@ -245,11 +249,17 @@ class _Track:
             values, trust = _combined(ahead, seconds, back, back_seconds)
             x, y = picture.scale
             values *= np.array([x, y, x, y], np.float32)[:, None, None]
-            picture.movement = Movement(values, trust, interval, self._shot)
+            ways = (None if f is None else _in_pixels(f, picture.scale) for f in (ahead, back))
+            picture.movement = Movement(values, trust, interval, self._shot, *ways)
         picture.settled = True
         for entry in picture.entries:
             entry.settle(picture.movement)
         picture.entries.clear()
+
+
+def _in_pixels(flow: Flow, scale: tuple[float, float]) -> Floats:
+    field: Floats = flow.field * np.array(scale, np.float32)[:, None, None]
+    return field
 
 
 def _combined(

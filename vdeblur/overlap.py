@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdeblur.frames import Frame, FrameBatch, Plane, PlaneLayout
+from vdeblur.views import Around, around_of
 
 _cuda: Any = torch.cuda  # its streams and events have no types
 
@@ -39,10 +40,14 @@ class BatchDeblurrer(Protocol):
         """Where `restore_planes` computes."""
 
     def restore_planes(
-        self, planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor | None = None
+        self,
+        planes: Sequence[Tensor],
+        layout: PlaneLayout,
+        motion: Tensor | None = None,
+        around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Planes (N, rows, columns), motion (N, 4, h, w) or None → restored planes on the device,
-        and bool (N,): replaced.
+        """Planes (N, rows, columns), motion (N, 4, h, w) or None, what is around each picture →
+        restored planes on the device, and bool (N,): replaced.
         """
 
 
@@ -217,8 +222,9 @@ class Overlap:
                 for same in _by_plane(batch)
             ]
             restored, replaced = self.deblurrer.restore_planes(
-                planes, batch.layout, motion_of(batch.frames)
+                planes, batch.layout, motion_of(batch.frames), around_of(batch.frames)
             )
+            _let_go(batch.frames)
             for before, after, same in zip(planes, restored, _by_plane(batch), strict=True):
                 if after is not before:
                     _write_back(after.cpu().numpy(), same)
@@ -289,19 +295,20 @@ class _InFlight:
                         backend.copy(resident[i], tensor)
                 for frame in batch.frames:
                     frame.on_device = None  # the device's memory is for what is under way
-            motion = motion_of(batch.frames)
+            motion, around = motion_of(batch.frames), around_of(batch.frames)
             if motion is not None:
-                staged = backend.pinned(tuple(motion.shape), torch.float32)
-                staged.copy_(motion)
-                motion = backend.resident(tuple(motion.shape), torch.float32)
-                backend.share(motion, backend.compute)
-                backend.copy(motion, staged)
+                motion = self._put(motion)
+            if around is not None:
+                around = [known and known.moved(self._put, self._share) for known in around]
             backend.record(slot.upload[1], backend.copy_in)
         with backend.on(backend.compute):
             backend.wait(backend.compute, slot.upload[1])
             backend.record(slot.compute[0], backend.compute)
             planes = [resident[:count] for resident in slot.resident]
-            restored, replaced = self._deblurrer.restore_planes(planes, batch.layout, motion)
+            restored, replaced = self._deblurrer.restore_planes(
+                planes, batch.layout, motion, around
+            )
+            _let_go(batch.frames)
             backend.record(slot.compute[1], backend.compute)
         with backend.on(backend.copy_out):
             backend.wait(backend.copy_out, slot.compute[1])
@@ -313,6 +320,19 @@ class _InFlight:
                 backend.copy(result[:count], tensor)
             backend.record(slot.download[1], backend.copy_out)
         self._pending.append((batch, slot))
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, for the compute stream; issued on the stream at hand."""
+        backend = self._backend
+        staged = backend.pinned(tuple(tensor.shape), tensor.dtype)
+        staged.copy_(tensor)
+        there = backend.resident(tuple(tensor.shape), tensor.dtype)
+        self._share(there)
+        backend.copy(there, staged)
+        return there
+
+    def _share(self, tensor: Tensor) -> None:
+        self._backend.share(tensor, self._backend.compute)
 
     def _finish(self) -> tuple[FrameBatch, list[bool]]:
         """Wait for the oldest batch's own download, and write it into its frames."""
@@ -378,6 +398,12 @@ def motion_of(frames: Sequence[Frame]) -> Tensor | None:
         elif frame.motion is not None:
             own[:] = [cv2.resize(part, size) for part in frame.motion]
     return torch.from_numpy(motion)
+
+
+def _let_go(frames: Sequence[Frame]) -> None:
+    """Views are for what is under way, not for frames that wait to be written."""
+    for frame in frames:
+        frame.around = None
 
 
 def _by_plane(batch: FrameBatch) -> list[tuple[Plane, ...]]:

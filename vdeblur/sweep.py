@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vdeblur import backends, tuning
 from vdeblur.backends import EIGHT_BITS
-from vdeblur.bench import load_for_speed
+from vdeblur.bench import load_for_speed, surrounded
 from vdeblur.color import planes_to_rgb
 from vdeblur.deblurrer import MIN_TILE, Deblurrer, Plan, find_device, free_memory
 from vdeblur.errors import DeviceError, UsageError, VdeblurError
@@ -30,6 +30,7 @@ from vdeblur.frames import PlaneLayout
 from vdeblur.kernels import fused, fused_color
 from vdeblur.models import GlobalMean, Identity, Network
 from vdeblur.tuning import GAIN, Setting, device_name, synchronise
+from vdeblur.views import Around
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
 AGREEMENT = backends.AGREEMENT
@@ -349,18 +350,23 @@ class _Bench:
 
     def _restore(self, ready: Deblurrer, trial: Trial) -> list[Tensor]:
         planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
-        restored, _ = ready.restore_planes(planes, self.layout, random_motion(trial.batch))
+        restored, _ = ready.restore_planes(planes, self.layout, *self._told(planes))
         return restored
+
+    def _told(self, planes: list[Tensor]) -> tuple[Tensor, list[Around]]:
+        motion = random_motion(len(planes[0])).to(self.device)
+        return motion, surrounded(planes, self.layout, motion)
 
     def _once(self, trial: Trial, *, seconds: float) -> float:
         """Frames per second of a run of at least `seconds`, and of one batch."""
         ready = self.deblurrer(trial)
         assert isinstance(ready, Deblurrer)
         planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
+        told = self._told(planes)
         synchronise(self.device)
         begin, count = time.perf_counter(), 0
         while True:
-            ready.restore_planes(planes, self.layout, random_motion(trial.batch))
+            ready.restore_planes(planes, self.layout, *told)
             count += trial.batch
             # Queued work is waited for as a whole: one batch after another keeps the device busy.
             if self.device.type == "cpu" or count >= 4 * trial.batch:

@@ -17,8 +17,9 @@ from vdeblur.backends import Correction, Runner, check_against, facts_of, load_o
 from vdeblur.backends.lean import lean
 from vdeblur.backends.samples import samples_of
 from vdeblur.errors import DeviceError, ModelError
-from vdeblur.export import to_openvino
+from vdeblur.export import legal_size, random_input, to_openvino
 from vdeblur.extras import optional, the_core
+from vdeblur.models.mimo_unet_guided import MIMOUNetGuided
 
 
 def require(precision: str) -> None:
@@ -50,17 +51,30 @@ def start(
     # bf16 is fp32's file: the precision is one of computing, asked for when it is compiled.
     stored = "int8" if precision == "int8" else "fp32"
     more = {"runtime": openvino.__version__, "backend": "openvino", "precision": stored}
+    # Of a guided network the convolutions alone: rearranging, which is most of the rest, takes
+    # OpenVINO longer than torch.
+    guided = network if isinstance(network, MIMOUNetGuided) else None
+    if guided is not None:
+        more["part"] = "trunk"
     samples: list[Tensor] = []
     if precision == "int8":
         nncf = optional("nncf", extra="openvino", purpose="--precision int8")
         samples = samples_of(calibration, int(getattr(network, "size_multiple", 1)))
+        if guided is not None:
+            samples = [_prepared(guided, sample)[0] for sample in samples]
         digest = hashlib.sha256()
         for sample in samples:
             digest.update(str(tuple(sample.shape)).encode() + sample.numpy().tobytes())
         more |= {"nncf": nncf.__version__, "calibration": digest.hexdigest()}
 
     def make(folder: Path) -> None:
-        model = to_openvino(Correction(lean(network)), output="correction")
+        if guided is not None:
+            pictures = random_input(guided, *legal_size(guided, 1, 48, 64))
+            model = to_openvino(
+                _Trunk(guided), output="head", example=_prepared(guided, pictures)[0]
+            )
+        else:
+            model = to_openvino(Correction(lean(network)), output="correction")
         if precision == "int8":
             model = _quantised(model, samples)
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
@@ -70,9 +84,40 @@ def start(
         return None if precision == "int8" else check_against(network, runner, device, precision)
 
     def load(folder: Path) -> Runner:
-        return _Compiled(openvino, folder / "network.xml", precision)
+        compiled = _Compiled(openvino, folder / "network.xml", precision)
+        return compiled if guided is None else _Guided(guided, compiled)
 
     return load_or_make("openvino", facts_of(network, **more), make, load, check, note=note)
+
+
+class _Trunk(nn.Module):
+    """The trunk of a guided network as a module's forward: what is converted."""
+
+    def __init__(self, network: MIMOUNetGuided) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """See `MIMOUNetGuided.trunk`."""
+        return self.network.trunk(packed)
+
+
+@torch.no_grad()
+def _prepared(network: MIMOUNetGuided, x: Tensor) -> tuple[Tensor, Tensor]:
+    return network.prepare(x)
+
+
+class _Guided:
+    """A guided network: its trunk in OpenVINO, what is before and after in torch."""
+
+    def __init__(self, network: MIMOUNetGuided, trunk: Runner) -> None:
+        self._network, self._trunk = network, trunk
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's input, fp32 on the CPU → (N, 3, H, W)."""
+        packed, moved = self._network.prepare(x.float())
+        return self._network.finish(self._trunk(packed), packed, moved)
 
 
 class _Compiled:
@@ -126,12 +171,12 @@ class _Compiled:
         return min(streams, self._threads)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The network's input, fp32 on the CPU → (N, 3, H, W)."""
+        """(N, C, H, W), fp32 on the CPU → what the model makes of it."""
         x = x.float().contiguous()
         count, streams = len(x), self._streams(len(x))
         if streams not in self._models:
             self._prepare(streams)
-        corrections = torch.empty(count, 3, *x.shape[2:])
+        results: list[Tensor] = []
         requests: list[Any] = []
         for _ in range(min(streams, count)):
             # Taken in one operation: no two threads get the same.
@@ -142,9 +187,9 @@ class _Compiled:
         try:
             for i in range(count + len(requests)):
                 request = requests[i % len(requests)]
-                if (done := i - len(requests)) >= 0:
+                if i >= len(requests):
                     request.wait()
-                    corrections[done] = torch.from_numpy(request.get_output_tensor().data[0])
+                    results.append(torch.from_numpy(request.get_output_tensor().data.copy()))
                 if i < count:
                     request.start_async([x[i : i + 1].numpy()], share_inputs=True)
         except RuntimeError as error:
@@ -155,7 +200,7 @@ class _Compiled:
                 raise MemoryError(str(error)) from error
             raise
         self._idle[streams] += requests
-        return corrections
+        return torch.cat(results)
 
 
 def _quantised(model: Any, samples: Sequence[Tensor]) -> Any:

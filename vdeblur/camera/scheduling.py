@@ -42,7 +42,7 @@ class Guide(Protocol):
     exposure_seconds: float | None
 
     def see(self, frame: Frame) -> None:
-        """Set the next frame's `motion`; frames may be left out."""
+        """Set the next frame's `motion`, and what is `around` it; frames may be left out."""
 
     def forget(self) -> None:
         """What comes next is another scene, or has another clock."""
@@ -425,6 +425,8 @@ class Scheduler:
             replace(p.frame, planes=tuple(_copied(plane) for plane in p.frame.planes), carrier=None)
             for _, p in pictures
         ]
+        for _, p in pictures:
+            p.frame.around = None  # for the network's copy alone, not while it waits to be written
         self._pass_all(not held)
         kept = self.restorer.restore(frames, level)
         self._pass_all(False)

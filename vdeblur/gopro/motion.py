@@ -24,6 +24,7 @@ from vdeblur.frames import Frame
 from vdeblur.gopro.telemetry import Telemetry
 from vdeblur.motion import Movement, follow
 from vdeblur.reader import VideoReader
+from vdeblur.views import linked
 
 Floats = NDArray[np.float64]
 
@@ -233,11 +234,14 @@ class SensorGuide:
         self._turning = Turning(sensors, agreement.offset_seconds)
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items in their order, frames with their `motion`."""
+        """The items in their order, frames with their `motion` and what is `around` them."""
+        return linked(self._guided(items))
+
+    def _guided(self, items: Iterable[Any]) -> Iterator[tuple[Any, Movement | None]]:
         for item, movement in follow(items):
             if isinstance(item, Frame):
                 item.motion = self._motion(item, movement)
-            yield item
+            yield item, movement
             del item
 
     def notes(self) -> list[str]:

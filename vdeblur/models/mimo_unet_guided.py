@@ -4,12 +4,14 @@ The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single I
 ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
 guidance (`vdeblur.models.taps`): samples along the motion go through a bank of filters, at first
 Wiener filters for several lengths of blur, and the network decides at each place how much of each
-filter's result to take, besides what it adds by itself. What does not move is not changed. Knows
+filter's result to take, besides what it adds by itself. Of a film it also sees the frames before
+and after, each brought to the places of the one at hand. What does not move is not changed. Knows
 tensors only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +31,61 @@ LEAK = 0.1
 
 #: Pixels of motion: up to the first a place is left as it is, from the second on it is restored.
 _STILL, _MOVING = 0.5, 2.0
+
+
+#: About the mean of pictures.
+_MIDDLE = 0.45
+#: What guidance is made of.
+_PARTS = [
+    taps.SHAPE_CHANNELS,
+    len(taps.SLOPES),
+    2 * len(taps.OFFSETS),
+    2 * taps.PICTURES,
+    2 * taps.DIRECTION_CHANNELS,
+]
+
+
+def _halving(channels: int) -> Tensor:
+    """Weights (12, channels, 2, 2) of a convolution of stride 2 that takes a 2× pixel-unshuffled
+    picture, in the first 12 of its channels, to the same picture at half its size, unshuffled.
+    """
+    weights = torch.zeros(12, channels, 2, 2)
+    for colour in range(3):
+        for down in (0, 1):
+            for across in (0, 1):
+                place = 4 * colour + 2 * down + across
+                weights[place, 4 * colour : 4 * colour + 4, down, across] = 0.25
+    return weights
+
+
+def _packed(rgb: Tensor, coarse: Sequence[Tensor], fine: Sequence[Tensor]) -> Tensor:
+    """Pixel-unshuffled `rgb`, the means of four pixels of `coarse` pictures, and the `fine` ones
+    unshuffled: (N, C, H/2, W/2). Half of the time that torch's own operations take on a CPU.
+    """
+    count, _, height, width = rgb.shape
+    total = 4 * (3 + sum(part.shape[1] for part in fine)) + sum(part.shape[1] for part in coarse)
+    out = rgb.new_empty(count, total, height // 2, width // 2)
+    start = 0
+
+    def next_channels(number: int) -> Tensor:
+        nonlocal start
+        start += number
+        return out[:, start - number : start]
+
+    def unshuffle(part: Tensor) -> None:
+        own = next_channels(4 * part.shape[1]).view(count, -1, 4, height // 2, width // 2)
+        for place in range(4):
+            own[:, :, place] = part[..., place // 2 :: 2, place % 2 :: 2]
+
+    unshuffle(rgb)
+    for part in coarse:
+        own = next_channels(part.shape[1])
+        rows = part[..., ::2, :] + part[..., 1::2, :]
+        torch.add(rows[..., ::2], rows[..., 1::2], out=own)
+        own *= 0.25
+    for part in fine:
+        unshuffle(part)
+    return out
 
 
 class GuidedBlock(nn.Module):
@@ -53,6 +110,7 @@ class MIMOUNetGuided(Network):
     """
 
     guided = True
+    halve: Tensor
     context = 64  # at 44 pixels seams reached 0.6 of a level
 
     def __init__(
@@ -72,12 +130,12 @@ class MIMOUNetGuided(Network):
         def stage(width: int, count: int) -> nn.Sequential:
             return nn.Sequential(*(GuidedBlock(width) for _ in range(count)))
 
+        shapes = taps.SHAPE_CHANNELS + 2 * taps.DIRECTION_CHANNELS
+        taken = 12 + shapes + 4 * (len(taps.SLOPES) + filters + 2 * taps.PICTURES)
         self.bank = nn.Conv2d(2 * len(taps.OFFSETS), filters, 1, bias=False)
         self.inputs = nn.ModuleList(
             [
-                nn.Conv2d(
-                    12 + taps.SHAPE_CHANNELS + 4 * (len(taps.SLOPES) + filters), fine, 3, padding=1
-                ),
+                nn.Conv2d(taken, fine, 3, padding=1),
                 nn.Conv2d(12, middle, 3, padding=1),
                 nn.Conv2d(12, coarse, 3, padding=1),
             ]
@@ -105,6 +163,7 @@ class MIMOUNetGuided(Network):
         for layer in self.modules():
             if isinstance(layer, GuidedBlock):
                 layer.last.weight.data.mul_(0.3)
+        self.register_buffer("halve", _halving(taken), persistent=False)
         weights = taps.wiener_bank(_BANK_LENGTHS, _BANK_NOISES)
         self.bank.weight.data.copy_(weights[:, :, None, None])
 
@@ -138,14 +197,57 @@ class MIMOUNetGuided(Network):
 
         (N, 3 or 3 + taps.CHANNELS, H, W) → (N, 3, H, W); about 0.
         """
-        features, filtered, _, moved = self._features(x)
-        return self._full(features[0], filtered, moved)
+        packed, moved = self.prepare(x)
+        return self.finish(self.trunk(packed), packed, moved)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3 or 3 + taps.CHANNELS, H, W) → what `trunk` takes, (N, C, H/2, W/2), and where
+        anything moves, (N, 1, H, W) from 0 to 1.
+        """
+        rgb, known = x[:, :3], x[:, 3:]
+        if not known.shape[1]:
+            known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
+        shape, slopes, samples, around, directions = torch.split(known, _PARTS, dim=1)
+        moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
+        filtered = self.bank(samples)
+        coarse, fine = (shape, directions), (slopes, filtered, around)
+        tracing: Any = torch.jit  # it has no types
+        if x.device.type == "cpu" and not (torch.is_grad_enabled() or tracing.is_tracing()):
+            return _packed(rgb - _MIDDLE, coarse, fine), moved
+        means = [F.avg_pool2d(part, 2) for part in coarse]
+        unshuffled = [self.pack(part) for part in (rgb - _MIDDLE, *fine)]
+        return torch.cat([unshuffled[0], *means, *unshuffled[1:]], dim=1), moved
+
+    def trunk(self, packed: Tensor) -> Tensor:
+        """What `prepare` gives → what `finish` takes, (N, 12 + 4·filters, H/2, W/2).
+
+        All convolutions but the bank are here, and little else.
+        """
+        head: Tensor = self.heads[0](self._features(packed)[0])
+        return head
+
+    def finish(self, head: Tensor, packed: Tensor, moved: Tensor) -> Tensor:
+        """What `trunk` and `prepare` give → the correction, (N, 3, H, W)."""
+        filters = self.bank.out_channels
+        start = 12 + taps.SHAPE_CHANNELS + 2 * taps.DIRECTION_CHANNELS + 4 * len(taps.SLOPES)
+        filtered = packed[:, start : start + 4 * filters]
+        # All four pixels of a place at once.
+        count, _, height, width = head.shape
+        size = (count, -1, 4, height, width)
+        share = (head[:, 12:].reshape(size) * filtered.reshape(size)).sum(1, keepdim=True)
+        taken = head[:, :12].reshape(size) + share
+        out: Tensor = self.unpack(taken.flatten(1, 2)) * moved
+        return out
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3 or 3 + taps.CHANNELS, H, W) → restored pictures at 1/4, 1/2 and full size."""
-        features, filtered, images, moved = self._features(x)
-        half, quarter = (images[s] + self.unpack(self.heads[s](features[s])) for s in (1, 2))
-        return quarter, half, images[0] + self._full(features[0], filtered, moved)
+        packed, moved = self.prepare(x)
+        features = self._features(packed)
+        half = F.avg_pool2d(x[:, :3], 2)
+        images = [x[:, :3], half, F.avg_pool2d(half, 2)]
+        middle, coarse = (images[s] + self.unpack(self.heads[s](features[s])) for s in (1, 2))
+        full = self.finish(self.heads[0](features[0]), packed, moved)
+        return coarse, middle, images[0] + full
 
     def start_as_identity(self) -> None:
         """Zero the output heads: an untrained network then returns its input."""
@@ -163,36 +265,19 @@ class MIMOUNetGuided(Network):
         ]
         return {"widths": [shape[0] for shape in inputs], "blocks": [max(b, 1) for b in blocks]}
 
-    def _full(self, features: Tensor, filtered: Tensor, moved: Tensor) -> Tensor:
-        head = self.heads[0](features)
-        own = self.unpack(head[:, :12])
-        share = self.unpack(head[:, 12:])
-        taken: Tensor = own + (share * filtered).sum(1, keepdim=True)
-        return taken * moved
-
-    def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor]:
-        """What the heads see, from the finest scale on; the bank's results; the pyramid; and where
-        anything moves, from 0 to 1.
-        """
-        rgb, known = x[:, :3], x[:, 3:]
-        if not known.shape[1]:
-            known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
-        half = F.avg_pool2d(rgb, 2)
-        images = [rgb, half, F.avg_pool2d(half, 2)]
-        parts = [taps.SHAPE_CHANNELS, len(taps.SLOPES), 2 * len(taps.OFFSETS)]
-        shape, slopes, samples = torch.split(known, parts, dim=1)
-        filtered = self.bank(samples)
-        packed = [self.pack(image - 0.45) for image in images]
-        detail = self.pack(torch.cat([slopes, filtered], dim=1))
-        packed[0] = torch.cat([packed[0], F.avg_pool2d(shape, 2), detail], dim=1)
-        z = self.encoder[0](self.inputs[0](packed[0]))
+    def _features(self, packed: Tensor) -> list[Tensor]:
+        """What the heads see, from the finest scale on."""
+        # Half the size, and packed again, in one convolution: planes need not be taken apart.
+        pictures = [packed]
+        for channels in (packed.shape[1], 12):
+            pictures.append(F.conv2d(pictures[-1], self.halve[:, :channels], stride=2))
+        z = self.encoder[0](self.inputs[0](packed))
         encoded = [z]
         for s in (1, 2):
-            z = self.encoder[s](self.down[s - 1](z) + self.inputs[s](packed[s]))
+            z = self.encoder[s](self.down[s - 1](z) + self.inputs[s](pictures[s]))
             encoded.append(z)
         decoded = [self.decoder[2](z)]
         for s in (1, 0):
             deep = self.unpack(self.up[s](decoded[0]))
             decoded.insert(0, self.decoder[s](deep + encoded[s]))
-        moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
-        return decoded, filtered, images, moved
+        return decoded

@@ -7,6 +7,10 @@ lower the error of a Wiener filter for such boxes most, chosen one after another
 1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
 at every eighth of a length.
 
+A film's neighbouring frames show the same places blurred another way. Each is filtered along its
+own motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
+sharper, or blurred across, it has what that frame has lost.
+
 A motion field says for each place where it went while the shutter was open, as a parabola:
 c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y,
 then bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
@@ -14,13 +18,17 @@ then bend x and y. The sign of a chord does not matter, for a blur has none. Kno
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.float32]
 
 #: Places along the chord, on both sides, in lengths of the blur.
 OFFSETS = (0.3125, 0.375, 0.5, 0.5625, 0.625, 0.6875, 0.75, 1.0625, 1.4375, 1.8125)
@@ -32,7 +40,15 @@ MOTION_CHANNELS = 4
 #: Length, cosine and sine of twice the direction, bend x and y.
 SHAPE_CHANNELS = 5
 #: The shape of the motion, the slopes, then the samples, − before +.
-CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
+OWN_CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
+#: Shares of noise of the Wiener filters that a neighbour goes through.
+FILTERS = (1e-3, 1e-2)
+#: Of one neighbour: itself and its filtered pictures, minus the frame at hand.
+PICTURES = 1 + len(FILTERS)
+#: Of one neighbour, after those of both: length, cosine and sine of twice its motion's direction.
+DIRECTION_CHANNELS = 3
+#: The frame's own, then pictures of the frame before and after, then their directions.
+CHANNELS = OWN_CHANNELS + 2 * (PICTURES + DIRECTION_CHANNELS)
 #: Pixels that the shape channels are measured in, so that they are about 1.
 UNIT = 16.0
 # Slopes are times the length, in these pixels, but no longer than that.
@@ -45,69 +61,217 @@ def luma_of(rgb: Tensor) -> Tensor:
     return (rgb * rgb.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def guidance(luma: Tensor, motion: Tensor) -> Tensor:
-    """What a guided network sees besides the picture: (N, CHANNELS, H, W) float32.
+def guidance(luma: Tensor, motion: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """What a guided network sees of a frame by itself: (N, OWN_CHANNELS, H, W) float32.
 
     luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
-    size; enlarged bilinearly. Where nothing moves all channels are 0.
+    size; enlarged bilinearly. Where nothing moves all channels are 0. out: where to put it.
     """
-    out = luma.new_empty(len(luma), CHANNELS, *luma.shape[2:])
+    if out is None:
+        out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
     _guide(luma, motion, out)
     return out
 
 
-def with_guidance(rgb: Tensor, motion: Tensor | None) -> Tensor:
+def with_guidance(
+    rgb: Tensor,
+    motion: Tensor | None,
+    around: tuple[Tensor, Tensor] | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
-    guided network. motion None: nothing is known to move.
+    guided network. motion None: nothing is known to move. around: what `neighbour` gives of the
+    frames before and after, (N, PICTURES + DIRECTION_CHANNELS, H, W) each; None: there are none.
+    out: where to put it.
     """
-    out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
+    if out is None:
+        out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
     out[:, :3] = rgb
+    own = out[:, 3 : 3 + OWN_CHANNELS]
     if motion is None:
-        out[:, 3:] = 0
+        own.zero_()
     else:
-        _guide(luma_of(rgb), motion, out[:, 3:])
+        _guide(luma_of(rgb), motion, own)
+    place(around, out[:, 3 + OWN_CHANNELS :])
     return out
+
+
+def place(around: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    """Write what `neighbour` gives of the frames before and after, or 0, where it is to be."""
+    if around is None:
+        out.zero_()
+        return
+    for number, shown in enumerate(around):
+        out[:, number * PICTURES : (number + 1) * PICTURES] = shown[:, :PICTURES]
+        start = 2 * PICTURES + number * DIRECTION_CHANNELS
+        out[:, start : start + DIRECTION_CHANNELS] = shown[:, PICTURES:]
+
+
+def filtered(own: Tensor) -> Tensor:
+    """(N, OWN_CHANNELS, H, W) of `guidance` → (N, len(FILTERS), H, W): what Wiener filters along
+    the motion add to the luma.
+    """
+    weights = _wiener().to(own)
+    return F.conv2d(own[:, SHAPE_CHANNELS + len(SLOPES) :], weights[:, :, None, None])
+
+
+def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: Tensor) -> Tensor:
+    """What another frame of the film shows of each place: (N, PICTURES + DIRECTION_CHANNELS, H, W).
+
+    luma, there: (N, 1, H, W) float32 in [0, 1], the frame at hand and the other one. added: what
+    `filtered` gives of the other, motion: (N, 4, h, w) its motion. way: (N, 2, h, w), how far away,
+    x and y in pixels, each place is in the other frame. The pictures are minus the frame at hand;
+    directions are not brought to their places, for they change slowly.
+    """
+    size = luma.shape[2:]
+    out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
+    if luma.device.type == "cpu":
+        parts = (part.numpy() for part in (luma[:, 0], there[:, 0], added, motion, way, out))
+        for one in zip(*parts, strict=True):
+            _neighbour_by_opencv(*one)
+        return out
+    way = F.interpolate(way, size=size, mode="bilinear", align_corners=False)
+    pictures = torch.cat([there, there + added], dim=1)
+    out[:, :PICTURES] = _sampled(pictures, way[:, :1], way[:, 1:], (1.0,)) - luma
+    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+    for number in range(DIRECTION_CHANNELS):  # one by one: of three, torch takes twice the time
+        part = shape[:, number : number + 1]
+        out[:, PICTURES + number : PICTURES + number + 1] = F.interpolate(
+            part, size=size, mode="bilinear", align_corners=False
+        )
+    return out
+
+
+def _neighbour_by_opencv(
+    luma: Floats, there: Floats, added: Floats, motion: Floats, way: Floats, out: Floats
+) -> None:
+    """`neighbour` of one picture."""
+    right, below = (_enlarged(part, luma.shape) for part in way)
+    right += np.arange(luma.shape[1], dtype=np.float32)
+    below += np.arange(luma.shape[0], dtype=np.float32)[:, None]
+    options = {"borderMode": cv2.BORDER_REPLICATE}
+    for number, plane in enumerate(out[:PICTURES]):
+        picture = there if number == 0 else there + added[number - 1]
+        cv2.remap(picture, right, below, cv2.INTER_LINEAR, dst=plane, **options)
+        plane -= luma
+    x, y = motion[:2]
+    length = np.hypot(x, y)
+    safe = np.maximum(length, np.float32(1e-3))
+    shape = (length, (x * x - y * y) / safe, 2 * x * y / safe)
+    for part, plane in zip(shape, out[PICTURES:], strict=True):
+        plane[:] = _enlarged(np.asarray(part / UNIT, np.float32), luma.shape)
+
+
+def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
+    """Length, and cosine and sine of twice the direction times the length."""
+    length = (x * x + y * y).sqrt()
+    safe = length.clamp_min(1e-3)
+    return [length, (x * x - y * y) / safe, 2 * x * y / safe]
+
+
+@functools.cache
+def _wiener() -> Tensor:
+    return wiener_bank((1.0,) * len(FILTERS), FILTERS)
 
 
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     """`guidance`, written where it is to be: it is as large as ten pictures."""
+    if luma.device.type == "cpu" and not motion.requires_grad:
+        for parts in zip(luma[:, 0].numpy(), motion.numpy(), out.numpy(), strict=True):
+            _guide_by_opencv(*parts)
+        return
     size = luma.shape[2:]
     if motion.shape[2:] != size:
         motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
     x, y, bend = motion[:, :1], motion[:, 1:2], motion[:, 2:]
-    length = (x * x + y * y).sqrt()
+    shape = [*_direction(x, y), bend]
+    length = shape[0]
     safe = length.clamp_min(1e-3)
-    shape = [length, (x * x - y * y) / safe, 2 * x * y / safe, bend]
-    out[:, :SHAPE_CHANNELS] = torch.cat(shape, 1)
-    out[:, :SHAPE_CHANNELS] /= UNIT
+    out[:, :SHAPE_CHANNELS] = torch.cat(shape, 1) / UNIT
     # Half of all motions are turned round, so that one line is always sampled in one order.
     sign = torch.where(x < 0, -1.0, 1.0)
     x, y = x * sign, y * sign
     u, v = x / safe, y / safe
     slopes = out[:, SHAPE_CHANNELS : SHAPE_CHANNELS + len(SLOPES)]
     for number, place in enumerate(SLOPES):
-        ends = torch.empty_like(slopes[:, :2])
-        for end, side in ((ends[:, :1], 1.0), (ends[:, 1:], -1.0)):
-            _sample(luma, x * place + side * u, y * place + side * v, (1.0,), end)
-        slopes[:, number] = ends[:, 0] - ends[:, 1]
+        ends = [_sampled(luma, x * place + s * u, y * place + s * v, (1.0,)) for s in (1.0, -1.0)]
+        slopes[:, number : number + 1] = ends[0] - ends[1]
     slopes *= length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT)
     found = out[:, SHAPE_CHANNELS + len(SLOPES) :]
-    _sample(luma, x, y, [side * o for o in OFFSETS for side in (-1.0, 1.0)], found)
+    found[:] = _sampled(luma, x, y, [side * o for o in OFFSETS for side in (-1.0, 1.0)])
     found -= luma
     found *= length / (length + 0.5)
 
 
-def _sample(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float], out: Tensor) -> None:
-    """Write `luma` (N, 1, H, W) at (x, y), pixels away and (N, 1, H, W) too, times each of the K
-    places into out (N, K, H, W).
+def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
+    """`_guide` of one picture (H, W), its motion (4, h, w), into (OWN_CHANNELS, H, W).
 
-    Bilinear; beyond the edges, the edge. On a CPU by OpenCV's remap, five times as fast as torch's
-    grid_sample, its places rounded to 1/32 of a pixel.
+    OpenCV's remap is five times as fast as torch's grid_sample on a CPU, its places rounded to 1/32
+    of a pixel. Each plane is done with while it is in the cache.
     """
-    if luma.device.type == "cpu":
-        _sample_by_opencv(luma, x, y, places, out)
-        return
-    n, _, height, width = luma.shape
+    luma = np.ascontiguousarray(luma)
+    x, y, *bend = (_enlarged(part, luma.shape) for part in motion)
+    xx, yy = x * x, y * y
+    length = np.sqrt(xx + yy)
+    inverse = 1 / np.maximum(length, np.float32(1e-3))
+    np.multiply(length, 1 / UNIT, out=out[0])
+    np.multiply((xx - yy) * inverse, 1 / UNIT, out=out[1])
+    np.multiply(x * y * inverse, 2 / UNIT, out=out[2])
+    for part, plane in zip(bend, out[3:SHAPE_CHANNELS], strict=True):
+        np.multiply(part, 1 / UNIT, out=plane)
+    turn = x < 0
+    np.negative(x, where=turn, out=x)
+    np.negative(y, where=turn, out=y)
+    u, v = x * inverse, y * inverse
+    across = np.arange(luma.shape[1], dtype=np.float32)
+    down = np.arange(luma.shape[0], dtype=np.float32)[:, None]
+    here, there = np.empty_like(luma), np.empty_like(luma)
+    right, below, end = np.empty_like(luma), np.empty_like(luma), np.empty_like(luma)
+
+    def sample(place: Floats) -> None:
+        options = {"borderMode": cv2.BORDER_REPLICATE}
+        cv2.remap(luma, right, below, cv2.INTER_LINEAR, dst=place, **options)
+
+    steep = np.minimum(length, np.float32(_SLOPE_LONGEST)) * np.float32(0.5 / _SLOPE_UNIT)
+    for place, plane in zip(SLOPES, out[SHAPE_CHANNELS:], strict=False):
+        np.add(np.multiply(x, np.float32(place), out=here), across, out=here)
+        np.add(np.multiply(y, np.float32(place), out=there), down, out=there)
+        np.add(here, u, out=right)
+        np.add(there, v, out=below)
+        sample(plane)
+        np.subtract(here, u, out=right)
+        np.subtract(there, v, out=below)
+        sample(end)
+        plane -= end
+        plane *= steep
+    on = length / (length + np.float32(0.5))
+    planes = iter(out[SHAPE_CHANNELS + len(SLOPES) :])
+    for offset in OFFSETS:
+        np.multiply(x, np.float32(offset), out=here)
+        np.multiply(y, np.float32(offset), out=there)
+        for step in (np.subtract, np.add):
+            plane = next(planes)
+            step(across, here, out=right)
+            step(down, there, out=below)
+            sample(plane)
+            plane -= luma
+            plane *= on
+
+
+def _enlarged(part: Floats, shape: tuple[int, ...]) -> Floats:
+    """(h, w) → a copy of (H, W), bilinear."""
+    if part.shape == shape:
+        return part.copy()
+    size = shape[1], shape[0]
+    return np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Tensor:
+    """`luma` (N, C, H, W) at (x, y), pixels away and (N, 1, H, W), times each of the K places:
+    (N, K·C, H, W). Bilinear; beyond the edges, the edge.
+    """
+    n, channels, height, width = luma.shape
     across = torch.arange(width, device=luma.device, dtype=luma.dtype)
     down = torch.arange(height, device=luma.device, dtype=luma.dtype)[:, None]
     times = luma.new_tensor(places)[:, None, None]
@@ -125,26 +289,8 @@ def _sample(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float], out: Te
         padding_mode="border",
         align_corners=False,
     )
-    out[:] = found.view(n, len(places), height, width)
-
-
-def _sample_by_opencv(
-    luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float], out: Tensor
-) -> None:
-    height, width = luma.shape[2:]
-    across = np.arange(width, dtype=np.float32)
-    down = np.arange(height, dtype=np.float32)[:, None]
-    parts = (part.numpy() for part in (luma[:, 0], x[:, 0], y[:, 0], out))
-    for picture, right, below, results in zip(*parts, strict=True):
-        for place, result in zip(places, results, strict=True):
-            cv2.remap(
-                picture,
-                across + place * right,
-                down + place * below,
-                cv2.INTER_LINEAR,
-                dst=result,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
+    found = found.view(n, channels, len(places), height, width).transpose(1, 2)
+    return found.reshape(n, len(places) * channels, height, width)
 
 
 def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
@@ -158,6 +304,17 @@ def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
         motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
         motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     return motion
+
+
+def turned_around(known: Tensor, turns: int, mirror: bool) -> Tensor:
+    """The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H, W), of a
+    picture that is mirrored and turned as `turned` says.
+    """
+    known = torch.rot90(known.flip(3) if mirror else known, turns, (2, 3))
+    # Of twice a direction: a mirror turns the sine round, a quarter of a turn both.
+    cosine, sine = (-1.0) ** turns, (-1.0) ** (turns + mirror)
+    signs = [1.0] * (2 * PICTURES) + [1.0, cosine, sine] * 2
+    return known * known.new_tensor(signs)[:, None, None]
 
 
 def wiener_bank(lengths: tuple[float, ...], noises: tuple[float, ...]) -> Tensor:

@@ -202,11 +202,25 @@ class BlurredPairs(NamedTuple):
 
     blurred, sharp: (N, 3, H, W). motion: (N, 4, H / 4, W / 4), the chord and the bend of each
     place's path, x then y, as `vdeblur.models.taps` defines them; in pixels of the full size.
+    around: None, or the blurred frames before and after, where those were asked for.
     """
 
     blurred: Tensor
     sharp: Tensor
     motion: Tensor
+    around: Around | None = None
+
+
+class Around(NamedTuple):
+    """The film's frames before and after: what the same camera took of the same scene.
+
+    blurred: (2, N, 3, H, W) in [0, 1]. motion: (2, N, 4, H / 4, W / 4), of each. shares: (N,), the
+    share of the time from frame to frame that the shutter is open.
+    """
+
+    blurred: Tensor
+    motion: Tensor
+    shares: Tensor
 
 
 #: A motion field has a vector for so many pixels in a row and in a column.
@@ -469,10 +483,97 @@ def _camera_motion(draw: _Draw, options: BlurOptions, moving: Tensor, times: Ten
 _UNIT = replace(PURE, max_length=1.0, length_power=0.0)
 
 
+@dataclass(frozen=True)
+class _Next:
+    """How a scene's part goes on to another frame: the path of its exposure there, and how far it
+    has gone by then (N, 2), in pixels.
+    """
+
+    path: Tensor
+    gone: Tensor
+
+
+def _next(path: Tensor, times: Tensor, draw: torch.Generator, unrest: Tensor, side: int) -> _Next:
+    """A neighbour of an exposure along `path` (N, steps, 2): its speed is alike, by `unrest` (N,).
+
+    `gone` is of a shutter that is open all the time. side: 1 for the frame after, −1 for the one
+    before.
+    """
+    count = len(path)
+    first = chord_and_bend(path)
+    chord, bend = first[:, :2], first[:, 2:]
+    speed = torch.exp(0.4 * unrest * torch.randn(count, generator=draw))
+    # Now and then a hand has come to rest, or jerks.
+    kind = torch.rand(count, generator=draw)
+    change = torch.rand(count, generator=draw)
+    speed = torch.where(kind < 0.15, 0.6 * change, torch.where(kind > 0.93, 1 + change, speed))
+    angle = 0.6 * unrest * torch.randn(count, generator=draw)
+    cos, sin = angle.cos(), angle.sin()
+    x, y = chord.unbind(-1)
+    turned = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) * speed[:, None]
+    # A steady turn goes on turning.
+    turned = turned + side * 2 * bend * torch.rand(count, 1, generator=draw)
+    own_bend = bend * torch.randn(count, 1, generator=draw)
+    s = times[..., None] - 0.5
+    own = turned[:, None] * s + own_bend[:, None] * s * s
+    own = own - own[:, own.shape[1] // 2 : own.shape[1] // 2 + 1]
+    return _Next(own, side * (chord + turned) / 2)
+
+
+def _scaled(motion: Motion, path: Tensor, factor: Tensor) -> Motion:
+    """Another path, and roll, zoom and tilt `factor` (N,) times as fast."""
+
+    def times(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part * factor.view(-1, *[1] * (part.ndim - 1))
+
+    return Motion(path, motion.depth, times(motion.roll), times(motion.zoom), times(motion.tilt))
+
+
+def _gone(motion: Motion, gone: Tensor, factor: Tensor) -> Motion:
+    """How far each place goes on the whole, as a motion of one step: `factor` (N,) times a
+    picture's roll, zoom and tilt from the start of its exposure to the end.
+    """
+
+    def whole(part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        total = part[:, -1:] - part[:, :1]
+        return total * factor.view(-1, *[1] * (part.ndim - 1))
+
+    return Motion(
+        gone[:, None], motion.depth, whole(motion.roll), whole(motion.zoom), whole(motion.tilt)
+    )
+
+
+def _ways(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Where places go by a motion of one step: (N, 2, *grid)."""
+    places = torch.linspace(-1, 1, _FIELD_POINTS).tolist()
+    rows = [torch.stack([motion.at(x, y, size)[:, 0] for x in places], dim=-1) for y in places]
+    return F.interpolate(torch.stack(rows, dim=-2), size=grid, mode="bilinear", align_corners=True)
+
+
+def _carried(images: Tensor, way: Tensor) -> Tensor:
+    """Pictures (N, C, H, W) whose places have gone by `way` (N, 2, H, W) pixels."""
+    _, _, height, width = images.shape
+    x = torch.arange(width, device=images.device) - way[:, 0]
+    y = torch.arange(height, device=images.device)[:, None] - way[:, 1]
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return F.grid_sample(
+        images, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+
+
 def make_pairs(
-    sharp: Tensor, *, margin: int, options: BlurOptions, generator: torch.Generator
+    sharp: Tensor,
+    *,
+    margin: int,
+    options: BlurOptions,
+    generator: torch.Generator,
+    neighbours: bool = False,
 ) -> BlurredPairs:
     """Pairs from sharp pictures, and the motion that made them.
+
+    neighbours: with the frames before and after, as a film has them.
 
     sharp: (N, 3, H, W) in [0, 1], any device; generator: a CPU generator, which alone decides the
     result (on another kind of device, noise and coding differ). Pictures come back as
@@ -507,6 +608,7 @@ def make_pairs(
     blurred = _blur_each(linear, motion, options)
     grid = (height // MOTION_STEP, width // MOTION_STEP)
     field = _field(motion, size, grid).to(device)
+    film = _Film(draw, times, motion, linear, margin, options) if neighbours else None
 
     target = linear.clone() if layered else linear
     for number in range(options.layers if layered else 0):
@@ -532,26 +634,98 @@ def make_pairs(
         here = F.interpolate(mask, size=grid, mode="area")
         own_field = chord_and_bend(path)[:, :, None, None] * here
         field = field.index_copy(0, rows, own_field + (1 - here) * field.index_select(0, rows))
+        if film is not None:
+            film.cover(some, layer, mask, path)
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
-    blurred, target = blurred[inner], target[inner].clamp(0, 1)
+    frames, target = [blurred[inner]], target[inner].clamp(0, 1)
+    if film is not None:
+        frames += [part[inner] for part in film.blurred]
     slope = torch.ones(n, 1, 1, 1, device=device)
     slope = _some(slope, (curved, ()), lambda x, _: response.slope())
-    blurred = _noise(blurred, draw, options, slope).clamp(0, 1)
-    blurred, target = (
-        _some(image, (curved, ()), lambda x, _: response.to_coded(x)) for image in (blurred, target)
+    frames = [part.clamp(0, 1) for part in _noise(frames, draw, options, slope)]
+    *frames, target = (
+        _some(image, (curved, ()), lambda x, _: response.to_coded(x)) for image in (*frames, target)
     )
     if smeared := draw.chosen(options.smear_share):
         strength = draw.each(0.2 * options.smear, options.smear, of=len(smeared))
-        blurred = _some(blurred, (smeared, (strength,)), lambda x, p: degrade.smear(x, *p))
-    blurred = _some(blurred, late, lambda x, p: degrade.sharpen(x, *p))
-    target = _some(target, late, lambda x, p: degrade.sharpen(x, *p))
-    blurred = _coded(blurred, draw, options)
+        frames = [
+            _some(part, (smeared, (strength,)), lambda x, p: degrade.smear(x, *p))
+            for part in frames
+        ]
+    *frames, target = (
+        _some(image, late, lambda x, p: degrade.sharpen(x, *p)) for image in (*frames, target)
+    )
+    frames = _coded(frames, draw, options)
     # A sharp picture is to come back as it is.
-    target = torch.where(still.to(device)[:, None, None, None], blurred, target)
+    target = torch.where(still.to(device)[:, None, None, None], frames[0], target)
     edge = margin // MOTION_STEP
-    moved = field[..., edge : grid[0] - edge, edge : grid[1] - edge]
-    return BlurredPairs(blurred, target, moved.contiguous())
+    cut = (..., slice(edge, grid[0] - edge), slice(edge, grid[1] - edge))
+    around = None
+    if film is not None:
+        fields = torch.stack(film.fields)[cut].contiguous()
+        around = Around(torch.stack(frames[1:]), fields, film.shares)
+    return BlurredPairs(frames[0], target, field[cut].contiguous(), around)
+
+
+class _Film:
+    """The frames before and after, in linear light, built up as the one at hand is.
+
+    blurred, fields: of both. shares: how much of a frame's time the shutter is open, (N,): so much
+    at least that nothing goes farther than the margin from one frame to the next.
+    """
+
+    def __init__(
+        self,
+        draw: _Draw,
+        times: Tensor,
+        motion: Motion,
+        linear: Tensor,
+        margin: int,
+        options: BlurOptions,
+    ) -> None:
+        self._draw, self._times, self._margin = draw, times, margin
+        self._size = (linear.shape[2], linear.shape[3])
+        self._grid = (self._size[0] // MOTION_STEP, self._size[1] // MOTION_STEP)
+        self._unrest = draw.uniform()
+        sides = (-1, 1)
+        ways = [self._on(motion.path, times, range(draw.count), side) for side in sides]
+        change = torch.stack([draw.uniform(0.6, 1.4), draw.uniform(0.6, 1.4)])
+        swings = [
+            _gone(motion, way.gone, side * (1 + factor) / 2)
+            for way, side, factor in zip(ways, sides, change, strict=True)
+        ]
+        fields = [_ways(swing, self._size, self._size) for swing in swings]
+        far = torch.stack([field.abs().amax(dim=(1, 2, 3)) for field in fields]).amax(0)
+        self.shares = draw.uniform(0.25, 1.0).maximum(far / (0.9 * margin))
+        self.blurred, self.fields = [], []
+        for way, factor, field in zip(ways, change, fields, strict=True):
+            own = _scaled(motion, way.path, factor).within(margin, self._size)
+            part = _blur_each(linear, own, options)
+            gone = (field / self.shares[:, None, None, None]).to(linear.device)
+            self.blurred.append(_carried(part, gone))
+            self.fields.append(_field(own, self._size, self._grid).to(linear.device))
+
+    def cover(self, some: list[int], layer: Tensor, mask: Tensor, path: Tensor) -> None:
+        """A layer with its mask, which goes along `path` in the frame at hand, over some."""
+        rows = choose(some, layer.device)
+        for number, side in enumerate((-1, 1)):
+            way = self._on(path.cpu(), self._times[some], some, side)
+            gone = (way.gone / self.shares[some, None]).clamp(-self._margin, self._margin)
+            own = way.path.to(layer.device)
+            there = transfer(own + gone[:, None].to(layer.device), self._size)
+            moved = convolve(torch.cat([layer * mask, mask], dim=1), there)
+            cover = moved[:, 3:].clamp(0, 1)
+            behind = self.blurred[number].index_select(0, rows)
+            self.blurred[number].index_copy_(0, rows, moved[:, :3] + (1 - cover) * behind)
+            here = F.interpolate(cover, size=self._grid, mode="area")
+            under = self.fields[number].index_select(0, rows)
+            field = chord_and_bend(own)[:, :, None, None] * here + (1 - here) * under
+            self.fields[number].index_copy_(0, rows, field)
+
+    def _on(self, path: Tensor, times: Tensor, some: Any, side: int) -> _Next:
+        unrest = self._unrest[list(some)]
+        return _next(path, times, self._draw.generator, unrest, side)
 
 
 _Some = tuple[list[int], tuple[Tensor, ...]]
@@ -603,7 +777,8 @@ def _sharpening(draw: _Draw, options: BlurOptions) -> tuple[_Some, _Some]:
     return groups[0], groups[1]
 
 
-def _noise(light: Tensor, draw: _Draw, options: BlurOptions, slope: Tensor) -> Tensor:
+def _noise(light: list[Tensor], draw: _Draw, options: BlurOptions, slope: Tensor) -> list[Tensor]:
+    """Frames of the same cameras, each with noise of its own."""
     rows = draw.chosen(options.noise_share) if options.noise else []
     count = len(rows)
     coded = options.noise * draw.each(of=count).square()
@@ -615,10 +790,10 @@ def _noise(light: Tensor, draw: _Draw, options: BlurOptions, slope: Tensor) -> T
         level, shot, spread = values
         return degrade.sensor_noise(pictures, level, shot, spread, large)
 
-    return _some(light, (rows, parameters), add)
+    return [_some(part, (rows, parameters), add) for part in light]
 
 
-def _coded(x: Tensor, draw: _Draw, options: BlurOptions) -> Tensor:
+def _coded(frames: list[Tensor], draw: _Draw, options: BlurOptions) -> list[Tensor]:
     """Compress some pictures; the others are rounded by whoever stores them."""
     way = draw.uniform().tolist()
     last = options.jpeg_share + options.h264_share
@@ -635,5 +810,6 @@ def _coded(x: Tensor, draw: _Draw, options: BlurOptions) -> Tensor:
     def h264(pictures: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         return degrade.h264(pictures, parameters[0], offset=offset)
 
-    x = _some(x, (by_jpeg, (quality.to(x.device),)), jpeg)
-    return _some(x, (by_h264, (crf.to(x.device),)), h264)
+    device = draw.device
+    frames = [_some(x, (by_jpeg, (quality.to(device),)), jpeg) for x in frames]
+    return [_some(x, (by_h264, (crf.to(device),)), h264) for x in frames]
