@@ -258,7 +258,7 @@ def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.Monk
         (said(0.2, 0.2), 0.2),
         (said(0.9, 1e4, along=3.0, none=10.0), 0.0),
         (said(0.9, 1e4, along=-1.0, none=0.0), 0.0),
-        (said(1.4, 1e4), 1.05),
+        (said(1.2, 1e4), 1.05),
     ):
         monkeypatch.setattr("vdeblur.exposure.reading", lambda *a, f=found, **o: f)
         meter = Meter()

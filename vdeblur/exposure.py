@@ -21,18 +21,20 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.models.blur_field import WINDOW, length_along, spectra, windows_of
+from vdeblur.models.blur_field import WINDOW, length_along, spectra
 from vdeblur.motion import Floats, Movement, follow, reduced
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
+_TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about, and of blur that is read well:
@@ -48,15 +50,23 @@ _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
+_CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
 _WORTH = 0.15  # least worth of a window to be read
+#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's; and
+#: by how much of their mean its motions may differ: beside what stands still, what moves seems
+#: sharp.
+_CLIPPED, _APART_INSIDE = 0.1, 0.2
+#: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
+_MIDDLE = 9.0
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
 _FULL_WEIGHT = 20.0  # weight of windows from which they are believed
 #: Share of the windows' belief that is in a blur along the motion, against none at all: up to the
-#: first the picture is taken for sharp, from the second on for blurred. Blurred films have 0.8 of
-#: it, sharp ones under 0.1.
-_SHARP, _BLURRED = 0.35, 0.6
+#: first the picture is taken for sharp, from the second on for blurred. Films that a moving camera
+#: has blurred have 0.7 of it and more, those of moving objects 0.45, sharp ones 0.16 at most; soft
+#: ones up to 0.5, but their windows, unsure of any length, weigh 0.3 on average, not 0.8.
+_LIMITS, _LIMITS_OF_SURE, _UNSURE, _SURE = (0.4, 0.65), (0.25, 0.4), 0.4, 0.8
 
 
 @dataclass(frozen=True)
@@ -247,6 +257,13 @@ class Reading:
     along: float
     none: float
 
+    def impossible(self, movement: Movement) -> bool:
+        """Whether windows are blurred for longer than it takes to the next picture: it turned
+        meanwhile, and what is known of its motion is not what blurred it.
+        """
+        share = weighted_quantile(self.seconds, self.weights, 0.5) / movement.interval_seconds
+        return self.along > self.none and share > _TOO_LONG
+
 
 class Meter:
     """The exposure of one stream, from what its pictures show."""
@@ -279,7 +296,7 @@ class Meter:
         if turn < _EAGER or turn % _EVERY == 0:
             share = self.seconds(movement.interval_seconds) / movement.interval_seconds
             found = reading(frame, movement, turn=turn, share=share)
-            if found is not None:
+            if found is not None and not found.impossible(movement):
                 if self._anew:
                     self._known.clear()  # another shot's
                 self._anew = False
@@ -299,7 +316,9 @@ class Meter:
             middle = usual + belief * (middle - usual)
         along = max(0.0, sum(known.along for known in self._known))
         blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
-        middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
+        sure = float(np.interp(weights.mean(), [_UNSURE, _SURE], [0, 1]))
+        limits = [sure * b + (1 - sure) * a for a, b in zip(_LIMITS, _LIMITS_OF_SURE, strict=True)]
+        middle *= float(np.interp(blurred, limits, [0, 1]))
         return float(min(middle, _LONGEST_SHARE * interval))
 
 
@@ -329,12 +348,9 @@ def reading(
         return None
     if shrink > 1:
         luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
-    windows = windows_of(torch.from_numpy(np.ascontiguousarray(luma)))
-    grid = windows.shape[1], windows.shape[0]
-    x, y, worth = (
-        cv2.resize(part, grid, interpolation=cv2.INTER_AREA).ravel()
-        for part in (way[0] / shrink, way[1] / shrink, _worth(frame, movement))
-    )
+    windows = torch.from_numpy(np.ascontiguousarray(luma))
+    windows = windows.unfold(0, WINDOW, _CLOSE).unfold(1, WINDOW, _CLOSE)
+    x, y, worth = _told(frame, movement, way / shrink, size, windows.shape[:2])
     length = np.hypot(x, y)
     worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
     # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
@@ -344,9 +360,17 @@ def reading(
     if not len(order):
         return None
     with torch.inference_mode():
-        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, grid[0])))]
+        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, windows.shape[1])))]
         chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
-        lengths, weights, along, none = length_along(blur_field_network(), spectra(chosen), chords)
+        network = blur_field_network()
+        lengths, _, along, none = length_along(network, spectra(chosen), chords)
+        # Noise looks like a longer blur, by a half and more. Softened it does not, but what was
+        # soft before may; and whether there is a blur at all is not told then. The shorter counts.
+        soft = F.avg_pool2d(F.pad(chosen[:, None], (1, 1, 1, 1), mode="reflect"), 3, 1)[:, 0]
+        softened, weights, _, _ = length_along(network, spectra(soft), chords)
+        lengths = torch.minimum(lengths, softened)
+        # Something sharp in a window makes it seem less blurred, and shorter.
+        weights = weights * (along.clamp_min(0) / (along.clamp_min(0) + none + 1e-6))
     seconds = lengths.numpy() / length[order] * movement.interval_seconds
     return Reading(
         seconds.astype(np.float32), weights.numpy(), float(along.sum()), float(none.sum())
@@ -360,14 +384,45 @@ def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float)
     return float(np.interp(share * weights.sum(), below, values[order]))
 
 
-def _worth(frame: Frame, movement: Movement) -> Floats:
-    """What each place of the field can tell, (h, w): texture whose motion is known."""
+def _told(
+    frame: Frame, movement: Movement, way: Floats, size: tuple[int, int], grid: tuple[int, ...]
+) -> tuple[Floats, Floats, Floats]:
+    """What windows of a picture of `size` (width, height), `grid` of them down and across, tell.
+
+    way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
+    it over what has contrast, x and y, and the worth of the window, 0 where motions are several.
+    """
     small, _ = reduced(frame)
-    size = movement.field.shape[2], movement.field.shape[1]
-    slopes = [
-        cv2.resize(np.abs(cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8)), size, interpolation=3)
-        for dx, dy in ((1, 0), (0, 1))
-    ]
-    slope = np.hypot(*slopes)
-    worth: Floats = (movement.trust * slope / (slope + 3)).astype(np.float32)
-    return worth
+    cells = way.shape[2], way.shape[1]
+    contrast = sum(
+        cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8) ** 2 for dx, dy in ((1, 0), (0, 1))
+    )
+    layout = frame.layout
+    white = 250 if layout.kind == "rgb" or layout.full_range else 230
+    clipped = cv2.dilate((small >= white).astype(np.float32), np.ones((3, 3)))
+    weight, lost = (
+        cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
+        for part in (contrast, contrast * clipped)
+    )
+    weight = weight + np.float32(1e-3)
+    # Places of the windows' middles among the field's.
+    scale = cells[0] / size[0], cells[1] / size[1]
+    across, down = (
+        (WINDOW / 2 + _CLOSE * np.arange(count)) * per - 0.5
+        for count, per in zip(grid[::-1], scale, strict=True)
+    )
+    places = [part.astype(np.float32) for part in np.meshgrid(across, down)]
+
+    def around(part: Floats) -> Floats:
+        wide = cv2.GaussianBlur(part, (0, 0), _MIDDLE * scale[0], sigmaY=_MIDDLE * scale[1])
+        return np.asarray(cv2.remap(wide, *places, cv2.INTER_LINEAR), np.float32).ravel()
+
+    there = around(weight)
+    x, y, trust, off = (
+        around(part) / there
+        for part in (weight * way[0], weight * way[1], weight * movement.trust, lost)
+    )
+    spread = around(weight * (way**2).sum(axis=0)) / there - x**2 - y**2
+    slope = np.sqrt(there)
+    alike = (spread < _APART_INSIDE**2 * (x**2 + y**2)) & (off < _CLIPPED)
+    return x, y, np.asarray(alike * trust * slope / (slope + 3), np.float32)
