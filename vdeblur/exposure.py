@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
+from vdeblur.blur_field import Shown, blur_field_network, luma_plane, shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import WINDOW, length_along, spectra
@@ -47,11 +47,13 @@ _BENT, _BENT_PIXELS = 0.3, 0.5
 #: Share of its places whose motion the picture itself must bear out to be believed then; a place
 #: does, to half of the longer of the two and these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
+_RECENT = 8  # frames of a shot that tell whether it turns, and whether it is blurred
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
 _CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
 _WORTH = 0.15  # least worth of a window to be read
+_FEW = 4  # windows of one motion, below which those of several are read too
 #: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's; and
 #: by how much of their mean its motions may differ: beside what stands still, what moves seems
 #: sharp.
@@ -115,6 +117,7 @@ class Guide:
     def __init__(self, exposure: str | float | Fraction | Exposure = AUTO) -> None:
         self.exposure = exposure_of(exposure)
         self._meters: dict[int, Meter] = {}
+        self._shots: dict[int, _Shot] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
@@ -178,17 +181,44 @@ class Guide:
             self._meter(frame).see(frame, movement)
 
     def _released(self, held: deque[tuple[Any, Movement | None]]) -> Iterator[Any]:
+        # All that wait tell how their shot turns, and what they show, before any is given out.
+        for item, movement in held:
+            if isinstance(item, Frame) and movement is not None:
+                self._shot(item, movement).turns.append(doubtful(movement))
+        shown = deque(
+            self._shown(item, movement) if isinstance(item, Frame) else None
+            for item, movement in held
+        )
         while held:
             item, movement = held.popleft()
+            own = shown.popleft()
             if isinstance(item, Frame):
-                self._give(item, movement)
+                self._give(item, movement, own)
             yield item
 
-    def _give(self, frame: Frame, movement: Movement | None) -> None:
+    def _shot(self, frame: Frame, movement: Movement) -> _Shot:
+        shot = self._shots.get(frame.stream)
+        if shot is None or shot.number != movement.shot:
+            shot = self._shots[frame.stream] = _Shot(movement.shot)
+        return shot
+
+    def _shown(self, frame: Frame, movement: Movement | None) -> Shown | None:
+        """What a frame shows by itself, where nothing else tells how it moved."""
+        if movement is None:
+            return shown_by(frame)
+        shot = self._shot(frame, movement)
+        if not doubtful(movement) and sum(shot.turns) <= len(shot.turns) / 2:
+            return None
+        shown = shown_by(frame)
+        if shown is not None:
+            shot.blurred.append(shown.blurred)
+        return shown
+
+    def _give(self, frame: Frame, movement: Movement | None, shown: Shown | None) -> None:
         frame.motion = None
         if movement is None:
-            # No neighbour shows the same scene: what the picture says by itself.
-            frame.motion = still_of(frame)
+            # No neighbour shows the same scene.
+            frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
         interval = movement.interval_seconds
@@ -199,18 +229,32 @@ class Guide:
         else:
             meter = self._meter(frame)
             seconds = meter.seconds(interval)
-            if meter.measured:
+            if meter.measured and shown is None:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        turning = doubtful(movement)
-        one_sided = not movement.field[2:].any() and seconds > 0
-        still = still_of(frame) if turning or one_sided else None
-        # Of a vibration the flow knows nothing, and no exposure was read off it; but one neighbour
-        # is better than a picture that shows nothing of itself.
-        if still is None or not (turning or still.any()) or borne_out(frame.motion, still):
-            return
-        frame.motion = still
+        if shown is not None:
+            # Of a vibration the flow knows nothing, and no exposure was read off it.
+            still = shown.motion * np.float32(self._shots[frame.stream].believed(shown))
+            if not borne_out(frame.motion, still):
+                frame.motion = still
+
+
+class _Shot:
+    """A shot of a stream: which of its last frames turn too fast to be followed, and how far what
+    those show is to be believed.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.turns: deque[bool] = deque(maxlen=_RECENT)
+        self.blurred: deque[float] = deque(maxlen=_RECENT)
+
+    def believed(self, shown: Shown) -> float:
+        """0 … 1. A shot whose frames are blurred has one exposure: those that vibration leaves
+        nearly sharp are blurred a little. Half of them must show it.
+        """
+        return max(shown.blurred, min(1.0, 2 * sum(self.blurred) / len(self.blurred)))
 
 
 def doubtful(movement: Movement) -> bool:
@@ -236,13 +280,13 @@ def borne_out(motion: Floats, still: Floats) -> bool:
     return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
-def still_of(frame: Frame) -> Floats | None:
-    """`still_motion` of a frame, in pixels of its luma plane."""
+def shown_by(frame: Frame) -> Shown | None:
+    """`shown_motion` of a frame, in pixels of its luma plane."""
     luma = luma_plane(frame)
-    motion = still_motion(luma)
-    if motion is not None:
-        motion[1::2] *= frame.layout.height / luma.shape[0]
-    return motion
+    shown = shown_motion(luma)
+    if shown is not None:
+        shown.motion[1::2] *= frame.layout.height / luma.shape[0]
+    return shown
 
 
 @dataclass(frozen=True)
@@ -350,11 +394,13 @@ def reading(
         luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
     windows = torch.from_numpy(np.ascontiguousarray(luma))
     windows = windows.unfold(0, WINDOW, _CLOSE).unfold(1, WINDOW, _CLOSE)
-    x, y, worth = _told(frame, movement, way / shrink, size, windows.shape[:2])
+    x, y, worth, alike = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
     length = np.hypot(x, y)
     worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
     # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
-    order = np.flatnonzero(worth > _WORTH)
+    order = np.flatnonzero(worth * alike > _WORTH)
+    if len(order) < _FEW:
+        order = np.flatnonzero(worth > _WORTH)
     apart = max(1, round(len(order) / _WINDOWS))
     order = order[turn % apart :: apart]
     if not len(order):
@@ -386,17 +432,16 @@ def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float)
 
 def _told(
     frame: Frame, movement: Movement, way: Floats, size: tuple[int, int], grid: tuple[int, ...]
-) -> tuple[Floats, Floats, Floats]:
+) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """What windows of a picture of `size` (width, height), `grid` of them down and across, tell.
 
     way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
-    it over what has contrast, x and y, and the worth of the window, 0 where motions are several.
+    it over what has contrast, x and y; the worth of the window; and whether it is of one motion.
     """
     small, _ = reduced(frame)
     cells = way.shape[2], way.shape[1]
-    contrast = sum(
-        cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8) ** 2 for dx, dy in ((1, 0), (0, 1))
-    )
+    slopes = [cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8) for dx, dy in ((1, 0), (0, 1))]
+    contrast = np.asarray(slopes[0] ** 2 + slopes[1] ** 2, np.float32)
     layout = frame.layout
     white = 250 if layout.kind == "rgb" or layout.full_range else 230
     clipped = cv2.dilate((small >= white).astype(np.float32), np.ones((3, 3)))
@@ -404,18 +449,18 @@ def _told(
         cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
         for part in (contrast, contrast * clipped)
     )
-    weight = weight + np.float32(1e-3)
+    weight = np.asarray(weight + 1e-3, np.float32)
     # Places of the windows' middles among the field's.
     scale = cells[0] / size[0], cells[1] / size[1]
     across, down = (
         (WINDOW / 2 + _CLOSE * np.arange(count)) * per - 0.5
         for count, per in zip(grid[::-1], scale, strict=True)
     )
-    places = [part.astype(np.float32) for part in np.meshgrid(across, down)]
+    to_x, to_y = (part.astype(np.float32) for part in np.meshgrid(across, down))
 
-    def around(part: Floats) -> Floats:
+    def around(part: NDArray[Any]) -> Floats:
         wide = cv2.GaussianBlur(part, (0, 0), _MIDDLE * scale[0], sigmaY=_MIDDLE * scale[1])
-        return np.asarray(cv2.remap(wide, *places, cv2.INTER_LINEAR), np.float32).ravel()
+        return np.asarray(cv2.remap(wide, to_x, to_y, cv2.INTER_LINEAR), np.float32).ravel()
 
     there = around(weight)
     x, y, trust, off = (
@@ -425,4 +470,5 @@ def _told(
     spread = around(weight * (way**2).sum(axis=0)) / there - x**2 - y**2
     slope = np.sqrt(there)
     alike = (spread < _APART_INSIDE**2 * (x**2 + y**2)) & (off < _CLIPPED)
-    return x, y, np.asarray(alike * trust * slope / (slope + 3), np.float32)
+    worth = np.asarray(trust * slope / (slope + 3), np.float32)
+    return x, y, worth, alike
