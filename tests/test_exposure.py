@@ -145,6 +145,64 @@ def test_what_is_soft_and_blurred_is_blurred() -> None:
     assert estimates(0.5, (14, 5), world_of=soft) == pytest.approx(0.5, rel=0.45)
 
 
+def test_noise_is_not_taken_for_a_longer_blur() -> None:
+    """Without softening 0.8 and more is read."""
+    rng = np.random.default_rng(1)
+    shares = []
+    for speed in ((14, 5), (-3, 16)):
+        noisy = [
+            np.clip(p + rng.normal(0, 6, p.shape), 0, 255).round().astype(np.uint8)
+            for p in blurred(0.5, speed, 6)
+        ]
+        shares.append(share_read(noisy))
+    assert shares == pytest.approx([0.5, 0.5], rel=0.25)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_one_thing_may_move_before_a_sharp_scene(share: float) -> None:
+    still = next(blurred(0.0, (0, 0), 1, seed=5))
+    pictures = []
+    for moving in blurred(share, (15, 0), 6):
+        pictures.append(still.copy())
+        pictures[-1][90:210, 130:330] = moving[90:210, 130:330]
+    assert share_read(pictures) == pytest.approx(share, rel=0.25, abs=0.01)
+
+
+def share_read(pictures: Sequence[NDArray[np.uint8]]) -> float:
+    meter, interval = Meter(), 1 / FPS
+    for item, movement in follow([frame(p, k, full_range=True) for k, p in enumerate(pictures)]):
+        meter.see(item, movement)
+    assert meter.measured
+    return meter.seconds(interval) / interval
+
+
+def vibrating(share: float, count: int) -> Iterator[Any]:
+    """A camera that shakes to and fro once in 2.3 frames, by up to 12 pixels."""
+    world = detailed(2)
+    for k in range(count):
+        total = np.zeros(SIZE[::-1], np.float32)
+        for t in k + share * ((np.arange(25) + 0.5) / 25 - 0.5):
+            x, y = 12 * np.sin(2 * np.pi * t / 2.3), 4 * np.sin(2 * np.pi * t / 2.3)
+            total += cv2.getRectSubPix(world, SIZE, (1300 + x, 350 + y))
+        yield np.clip(total / 25, 0, 255).round().astype(np.uint8)
+
+
+def test_of_a_vibration_the_pictures_tell() -> None:
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(vibrating(0.5, 8))]
+    lengths, true = [], []
+    for k, item in enumerate(Guide().run(frames)):
+        lengths.append(float(np.median(np.hypot(*item.motion[:2]))))
+        ends = [np.sin(2 * np.pi * (k + s) / 2.3) for s in (-0.25, 0.25)]
+        true.append(np.hypot(12, 4) * abs(ends[1] - ends[0]))
+    long = np.array(true) > 8
+    assert long.any()
+    assert not long.all()
+    assert np.array(lengths)[long] == pytest.approx(np.array(true)[long], rel=0.4)
+    assert max(np.array(lengths)[~long]) < 8
+    sharp = [frame(p, k, full_range=True) for k, p in enumerate(vibrating(0.0, 8))]
+    assert not any(item.motion.any() for item in Guide().run(sharp))
+
+
 def test_seconds_stay_where_the_rate_varies() -> None:
     """Frames one and two intervals apart: the exposure is half of one."""
     moments = [0, 1, 3, 4, 6, 7, 9]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 pytest.importorskip("PIL", reason="the scenes are lettered with Pillow")
 
 from samples import make_samples
-from tests import films
+from tests import films, score_films
 from tests.films import FILMS, Rendered
 from vdeblur.flow import warp
 from vdeblur.metrics import psnr
@@ -126,3 +126,13 @@ def test_films_become_files(tmp_path: Path) -> None:
         assert len(frames) == 2
         for frame, picture in zip(frames, pictures, strict=True):
             assert psnr(to_picture(frame_to_rgb(frame)), picture) > 32  # 4:2:0 takes its share
+
+
+def test_films_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    score_films.main(["--films", "pan,sun", "--frames", "3"])
+    pan, sun = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert pan[0] == "pan"
+    assert float(pan[2]) > 1 < float(pan[3]) + 0.5
+    assert float(pan[5]) == pytest.approx(films.FILMS["pan"].shots[0][0].shutter, rel=0.25)
+    assert sun[2:4] == ["0.00", "0.00"]
+    assert sun[-3:] == pan[-3:] == ["3", "of", "3"]
