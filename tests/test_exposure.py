@@ -146,26 +146,13 @@ def test_what_is_soft_and_blurred_is_blurred() -> None:
 
 
 def test_noise_is_not_taken_for_a_longer_blur() -> None:
-    """Without softening 0.8 and more is read."""
+    """In a dark picture; 0.84 without softening."""
     rng = np.random.default_rng(1)
-    shares = []
-    for speed in ((14, 5), (-3, 16)):
-        noisy = [
-            np.clip(p + rng.normal(0, 6, p.shape), 0, 255).round().astype(np.uint8)
-            for p in blurred(0.5, speed, 6)
-        ]
-        shares.append(share_read(noisy))
-    assert shares == pytest.approx([0.5, 0.5], rel=0.25)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.6])
-def test_one_thing_may_move_before_a_sharp_scene(share: float) -> None:
-    still = next(blurred(0.0, (0, 0), 1, seed=5))
-    pictures = []
-    for moving in blurred(share, (15, 0), 6):
-        pictures.append(still.copy())
-        pictures[-1][90:210, 130:330] = moving[90:210, 130:330]
-    assert share_read(pictures) == pytest.approx(share, rel=0.25, abs=0.01)
+    noisy = [
+        np.clip(20 + 0.3 * p + rng.normal(0, 4, p.shape), 0, 255).round().astype(np.uint8)
+        for p in blurred(0.5, (14, 5), 6)
+    ]
+    assert share_read(noisy) == pytest.approx(0.5, rel=0.25)
 
 
 def share_read(pictures: Sequence[NDArray[np.uint8]]) -> float:
