@@ -141,7 +141,7 @@ def test_films_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_van_before_a_sharp_wall_tells_the_exposure() -> None:
-    """Windows that show both have to be left out: with them 0.1 was read."""
+    """Windows that show both have to be left out: with them 0 was read."""
     scene = replace(FILMS["fence"].shots[0][0], layers=lambda: films.race()[:-1], shutter=0.5)
     FILMS["van"] = films.Shots(((scene, 5),))
     try:
