@@ -25,7 +25,7 @@ from vdeblur.blur_field import blur_field_network, luma_plane, still_motion, win
 from vdeblur.checkpoints import save_weights
 from vdeblur.deblur import deblur_video
 from vdeblur.errors import ModelError
-from vdeblur.exposure import Guide, still_of
+from vdeblur.exposure import Guide, shown_by
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import (
     CLASSES,
@@ -347,11 +347,13 @@ def test_luma_of_interlaced_and_of_rgb_frames() -> None:
 def test_the_motion_of_a_field_is_the_frames() -> None:
     """Half of the rows are looked at; the motion is in pixels of all of them."""
     luma = blurred(16, 90, (384, 256))
-    whole, field = still_of(frame_of(luma)), still_of(frame_of(luma, interlaced=True))
+    whole, field = shown_by(frame_of(luma)), shown_by(frame_of(luma, interlaced=True))
     assert whole is not None
     assert field is not None
-    assert field.shape == (4, 6, 8)
-    for motion in (whole, field):
+    assert field.motion.shape == (4, 6, 8)
+    for shown in (whole, field):
+        motion = shown.motion
+        assert shown.blurred == 1
         assert np.median(np.abs(motion[1])) == pytest.approx(16, rel=0.4)
         assert np.median(np.abs(motion[0])) < 3
 

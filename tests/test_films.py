@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 pytest.importorskip("PIL", reason="the scenes are lettered with Pillow")
 
 from samples import make_samples
-from tests import films
+from tests import films, score_films
 from tests.films import FILMS, Rendered
+from vdeblur.exposure import Meter
 from vdeblur.flow import warp
 from vdeblur.metrics import psnr
+from vdeblur.motion import follow
 from vdeblur.pictures import frame_to_rgb, to_picture
 from vdeblur.reader import VideoReader
 
@@ -126,3 +128,29 @@ def test_films_become_files(tmp_path: Path) -> None:
         assert len(frames) == 2
         for frame, picture in zip(frames, pictures, strict=True):
             assert psnr(to_picture(frame_to_rgb(frame)), picture) > 32  # 4:2:0 takes its share
+
+
+def test_films_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    score_films.main(["--films", "pan,sun", "--frames", "3"])
+    pan, sun = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert pan[0] == "pan"
+    assert float(pan[2]) > 1 < float(pan[3]) + 0.5
+    assert float(pan[5]) == pytest.approx(films.FILMS["pan"].shots[0][0].shutter, rel=0.25)
+    assert sun[2:4] == ["0.00", "0.00"]
+    assert sun[-3:] == pan[-3:] == ["3", "of", "3"]
+
+
+def test_a_van_before_a_sharp_wall_tells_the_exposure() -> None:
+    """Windows that show both have to be left out: with them 0 was read."""
+    scene = replace(FILMS["fence"].shots[0][0], layers=lambda: films.race()[:-1], shutter=0.5)
+    FILMS["van"] = films.Shots(((scene, 5),))
+    try:
+        van = film("van", 5)
+    finally:
+        del FILMS["van"]
+    for pictures, share in ((van.blurred, 0.5), (van.sharp, 0.0)):
+        meter = Meter()
+        for item, movement in follow(score_films.frames_of(pictures, van.fps)):
+            meter.see(item, movement)
+        assert meter.measured
+        assert meter.seconds(1 / van.fps) * van.fps == pytest.approx(share, rel=0.35, abs=0.01)

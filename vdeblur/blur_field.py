@@ -6,6 +6,7 @@ For stills, and for frames that have no neighbour to tell. See `vdeblur.models.b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,20 @@ def luma_plane(frame: Frame) -> NDArray[np.float32]:
     return np.asarray(luma, np.float32)
 
 
-def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """How each place of a picture (H, W) in [0, 1] moved: (4, h, w) as `Frame.motion` has it, the
-    bend 0; None of one that is too small to tell.
+@dataclass(frozen=True)
+class Shown:
+    """What a picture shows of its own motion.
 
-    Of a picture most of whose detail is sharp all is 0, also where something in it moves: nothing
-    else would tell that from what only looks like a blur.
+    motion: (4, h, w) as `Frame.motion` has it, the bend 0. blurred: how far it is to be believed,
+    0 … 1: most of the detail of a sharp picture is sharp, whatever looks like a blur in the rest.
     """
+
+    motion: NDArray[np.float32]
+    blurred: float
+
+
+def shown_motion(luma: NDArray[np.float32]) -> Shown | None:
+    """How each place of a picture (H, W) in [0, 1] moved; None of one that is too small to tell."""
     height, width = luma.shape
     reduced = max(1, round(math.sqrt(height * width / _AREA)))
     if min(height, width) < WINDOW * reduced:
@@ -97,11 +105,20 @@ def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
         chord = mean_chord(pooled(evidence, network.prior, reach=_REACH, belief=_BELIEF))
         long = torch.hypot(chord[0], chord[1]) > _SEEN
         blurred = float((detail * long).sum() / detail.sum().clamp_min(1e-6))
-        chord *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
     scale = np.array([width / size[0], height / size[1]], np.float32)[:, None, None]
     motion = np.zeros((4, *chord.shape[1:]), np.float32)
     motion[:2] = chord.numpy() * scale
-    return motion
+    return Shown(motion, min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP))))
+
+
+def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The motion of a picture of which nothing else is known: see `shown_motion`.
+
+    Of one most of whose detail is sharp all is 0, also where something in it moves: nothing would
+    tell that from what only looks like a blur.
+    """
+    shown = shown_motion(luma)
+    return None if shown is None else shown.motion * np.float32(shown.blurred)
 
 
 def motion_shown(rgb: Tensor) -> Tensor | None:

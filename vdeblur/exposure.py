@@ -21,12 +21,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vdeblur.blur_field import blur_field_network, luma_plane, still_motion
+from vdeblur.blur_field import Shown, blur_field_network, luma_plane, shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.models.blur_field import WINDOW, length_along, spectra, windows_of
+from vdeblur.models.blur_field import WINDOW, length_along, spectra
 from vdeblur.motion import Floats, Movement, follow, reduced
 from vdeblur.views import linked
 
@@ -34,6 +35,7 @@ from vdeblur.views import linked
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
+_TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about, and of blur that is read well:
@@ -46,18 +48,28 @@ _BENT, _BENT_PIXELS = 0.3, 0.5
 #: Share of its places whose motion the picture itself must bear out to be believed then; a place
 #: does, to half of the longer of the two and these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
+_RECENT = 8  # frames of a shot that tell whether it turns, and whether it is blurred
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 8  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
+_CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
 _WORTH = 0.15  # least worth of a window to be read
+_FEW = 4  # windows of one motion, below which those of several are read too
+#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's; and
+#: by how much of their mean its motions may differ: beside what stands still, what moves seems
+#: sharp.
+_CLIPPED, _APART_INSIDE = 0.1, 0.2
+#: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
+_MIDDLE = 9.0
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
 _FULL_WEIGHT = 20.0  # weight of windows from which they are believed
 #: Share of the windows' belief that is in a blur along the motion, against none at all: up to the
-#: first the picture is taken for sharp, from the second on for blurred. Blurred films have 0.8 of
-#: it, sharp ones under 0.1.
-_SHARP, _BLURRED = 0.35, 0.6
+#: first the picture is taken for sharp, from the second on for blurred. Films that a moving camera
+#: has blurred have 0.7 of it and more, those of moving objects 0.45, sharp ones 0.16 at most; soft
+#: ones up to 0.5, but their windows, unsure of any length, weigh 0.3 on average, not 0.8.
+_LIMITS, _LIMITS_OF_SURE, _UNSURE, _SURE = (0.4, 0.65), (0.25, 0.4), 0.4, 0.8
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,7 @@ class Guide:
     def __init__(self, exposure: str | float | Fraction | Exposure = AUTO) -> None:
         self.exposure = exposure_of(exposure)
         self._meters: dict[int, Meter] = {}
+        self._shots: dict[int, _Shot] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds = array("d"), array("d")
 
@@ -176,18 +189,45 @@ class Guide:
     def _released(
         self, held: deque[tuple[Any, Movement | None]]
     ) -> Iterator[tuple[Any, Movement | None]]:
+        # All that wait tell how their shot turns, and what they show, before any is given out.
+        for item, movement in held:
+            if isinstance(item, Frame) and movement is not None:
+                self._shot(item, movement).turns.append(doubtful(movement))
+        shown = deque(
+            self._shown(item, movement) if isinstance(item, Frame) else None
+            for item, movement in held
+        )
         while held:
             item, movement = held.popleft()
+            own = shown.popleft()
             if isinstance(item, Frame):
-                self._give(item, movement)
+                self._give(item, movement, own)
             yield item, movement
             del item
 
-    def _give(self, frame: Frame, movement: Movement | None) -> None:
+    def _shot(self, frame: Frame, movement: Movement) -> _Shot:
+        shot = self._shots.get(frame.stream)
+        if shot is None or shot.number != movement.shot:
+            shot = self._shots[frame.stream] = _Shot(movement.shot)
+        return shot
+
+    def _shown(self, frame: Frame, movement: Movement | None) -> Shown | None:
+        """What a frame shows by itself, where nothing else tells how it moved."""
+        if movement is None:
+            return shown_by(frame)
+        shot = self._shot(frame, movement)
+        if not doubtful(movement) and sum(shot.turns) <= len(shot.turns) / 2:
+            return None
+        shown = shown_by(frame)
+        if shown is not None:
+            shot.blurred.append(shown.blurred)
+        return shown
+
+    def _give(self, frame: Frame, movement: Movement | None, shown: Shown | None) -> None:
         frame.motion = None
         if movement is None:
-            # No neighbour shows the same scene: what the picture says by itself.
-            frame.motion = still_of(frame)
+            # No neighbour shows the same scene.
+            frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
         interval = movement.interval_seconds
@@ -198,18 +238,32 @@ class Guide:
         else:
             meter = self._meter(frame)
             seconds = meter.seconds(interval)
-            if meter.measured:
+            if meter.measured and shown is None:
                 self._shares.append(seconds / interval)
                 self._seconds.append(seconds)
         frame.motion = movement.during(seconds)
-        turning = doubtful(movement)
-        one_sided = not movement.field[2:].any() and seconds > 0
-        still = still_of(frame) if turning or one_sided else None
-        # Of a vibration the flow knows nothing, and no exposure was read off it; but one neighbour
-        # is better than a picture that shows nothing of itself.
-        if still is None or not (turning or still.any()) or borne_out(frame.motion, still):
-            return
-        frame.motion = still
+        if shown is not None:
+            # Of a vibration the flow knows nothing, and no exposure was read off it.
+            still = shown.motion * np.float32(self._shots[frame.stream].believed(shown))
+            if not borne_out(frame.motion, still):
+                frame.motion = still
+
+
+class _Shot:
+    """A shot of a stream: which of its last frames turn too fast to be followed, and how far what
+    those show is to be believed.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.turns: deque[bool] = deque(maxlen=_RECENT)
+        self.blurred: deque[float] = deque(maxlen=_RECENT)
+
+    def believed(self, shown: Shown) -> float:
+        """0 … 1. A shot whose frames are blurred has one exposure: those that vibration leaves
+        nearly sharp are blurred a little. Half of them must show it.
+        """
+        return max(shown.blurred, min(1.0, 2 * sum(self.blurred) / len(self.blurred)))
 
 
 def doubtful(movement: Movement) -> bool:
@@ -235,13 +289,13 @@ def borne_out(motion: Floats, still: Floats) -> bool:
     return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
-def still_of(frame: Frame) -> Floats | None:
-    """`still_motion` of a frame, in pixels of its luma plane."""
+def shown_by(frame: Frame) -> Shown | None:
+    """`shown_motion` of a frame, in pixels of its luma plane."""
     luma = luma_plane(frame)
-    motion = still_motion(luma)
-    if motion is not None:
-        motion[1::2] *= frame.layout.height / luma.shape[0]
-    return motion
+    shown = shown_motion(luma)
+    if shown is not None:
+        shown.motion[1::2] *= frame.layout.height / luma.shape[0]
+    return shown
 
 
 @dataclass(frozen=True)
@@ -255,6 +309,13 @@ class Reading:
     weights: Floats
     along: float
     none: float
+
+    def impossible(self, movement: Movement) -> bool:
+        """Whether windows are blurred for longer than it takes to the next picture: it turned
+        meanwhile, and what is known of its motion is not what blurred it.
+        """
+        share = weighted_quantile(self.seconds, self.weights, 0.5) / movement.interval_seconds
+        return self.along > self.none and share > _TOO_LONG
 
 
 class Meter:
@@ -288,7 +349,7 @@ class Meter:
         if turn < _EAGER or turn % _EVERY == 0:
             share = self.seconds(movement.interval_seconds) / movement.interval_seconds
             found = reading(frame, movement, turn=turn, share=share)
-            if found is not None:
+            if found is not None and not found.impossible(movement):
                 if self._anew:
                     self._known.clear()  # another shot's
                 self._anew = False
@@ -308,7 +369,9 @@ class Meter:
             middle = usual + belief * (middle - usual)
         along = max(0.0, sum(known.along for known in self._known))
         blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
-        middle *= min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP)))
+        sure = float(np.interp(weights.mean(), [_UNSURE, _SURE], [0, 1]))
+        limits = [sure * b + (1 - sure) * a for a, b in zip(_LIMITS, _LIMITS_OF_SURE, strict=True)]
+        middle *= float(np.interp(blurred, limits, [0, 1]))
         return float(min(middle, _LONGEST_SHARE * interval))
 
 
@@ -338,24 +401,31 @@ def reading(
         return None
     if shrink > 1:
         luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
-    windows = windows_of(torch.from_numpy(np.ascontiguousarray(luma)))
-    grid = windows.shape[1], windows.shape[0]
-    x, y, worth = (
-        cv2.resize(part, grid, interpolation=cv2.INTER_AREA).ravel()
-        for part in (way[0] / shrink, way[1] / shrink, _worth(frame, movement))
-    )
+    windows = torch.from_numpy(np.ascontiguousarray(luma))
+    windows = windows.unfold(0, WINDOW, _CLOSE).unfold(1, WINDOW, _CLOSE)
+    x, y, worth, alike = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
     length = np.hypot(x, y)
     worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
     # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
-    order = np.flatnonzero(worth > _WORTH)
+    order = np.flatnonzero(worth * alike > _WORTH)
+    if len(order) < _FEW:
+        order = np.flatnonzero(worth > _WORTH)
     apart = max(1, round(len(order) / _WINDOWS))
     order = order[turn % apart :: apart]
     if not len(order):
         return None
     with torch.inference_mode():
-        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, grid[0])))]
+        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, windows.shape[1])))]
         chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
-        lengths, weights, along, none = length_along(blur_field_network(), spectra(chosen), chords)
+        network = blur_field_network()
+        lengths, _, along, none = length_along(network, spectra(chosen), chords)
+        # Noise looks like a longer blur, by a half and more. Softened it does not, but what was
+        # soft before may; and whether there is a blur at all is not told then. The shorter counts.
+        soft = F.avg_pool2d(F.pad(chosen[:, None], (1, 1, 1, 1), mode="reflect"), 3, 1)[:, 0]
+        softened, weights, _, _ = length_along(network, spectra(soft), chords)
+        lengths = torch.minimum(lengths, softened)
+        # Something sharp in a window makes it seem less blurred, and shorter.
+        weights = weights * (along.clamp_min(0) / (along.clamp_min(0) + none + 1e-6))
     seconds = lengths.numpy() / length[order] * movement.interval_seconds
     return Reading(
         seconds.astype(np.float32), weights.numpy(), float(along.sum()), float(none.sum())
@@ -369,14 +439,45 @@ def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float)
     return float(np.interp(share * weights.sum(), below, values[order]))
 
 
-def _worth(frame: Frame, movement: Movement) -> Floats:
-    """What each place of the field can tell, (h, w): texture whose motion is known."""
+def _told(
+    frame: Frame, movement: Movement, way: Floats, size: tuple[int, int], grid: tuple[int, ...]
+) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+    """What windows of a picture of `size` (width, height), `grid` of them down and across, tell.
+
+    way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
+    it over what has contrast, x and y; the worth of the window; and whether it is of one motion.
+    """
     small, _ = reduced(frame)
-    size = movement.field.shape[2], movement.field.shape[1]
-    slopes = [
-        cv2.resize(np.abs(cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8)), size, interpolation=3)
-        for dx, dy in ((1, 0), (0, 1))
-    ]
-    slope = np.hypot(*slopes)
-    worth: Floats = (movement.trust * slope / (slope + 3)).astype(np.float32)
-    return worth
+    cells = way.shape[2], way.shape[1]
+    slopes = [cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8) for dx, dy in ((1, 0), (0, 1))]
+    contrast = np.asarray(slopes[0] ** 2 + slopes[1] ** 2, np.float32)
+    layout = frame.layout
+    white = 250 if layout.kind == "rgb" or layout.full_range else 230
+    clipped = cv2.dilate((small >= white).astype(np.float32), np.ones((3, 3)))
+    weight, lost = (
+        cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
+        for part in (contrast, contrast * clipped)
+    )
+    weight = np.asarray(weight + 1e-3, np.float32)
+    # Places of the windows' middles among the field's.
+    scale = cells[0] / size[0], cells[1] / size[1]
+    across, down = (
+        (WINDOW / 2 + _CLOSE * np.arange(count)) * per - 0.5
+        for count, per in zip(grid[::-1], scale, strict=True)
+    )
+    to_x, to_y = (part.astype(np.float32) for part in np.meshgrid(across, down))
+
+    def around(part: NDArray[Any]) -> Floats:
+        wide = cv2.GaussianBlur(part, (0, 0), _MIDDLE * scale[0], sigmaY=_MIDDLE * scale[1])
+        return np.asarray(cv2.remap(wide, to_x, to_y, cv2.INTER_LINEAR), np.float32).ravel()
+
+    there = around(weight)
+    x, y, trust, off = (
+        around(part) / there
+        for part in (weight * way[0], weight * way[1], weight * movement.trust, lost)
+    )
+    spread = around(weight * (way**2).sum(axis=0)) / there - x**2 - y**2
+    slope = np.sqrt(there)
+    alike = (spread < _APART_INSIDE**2 * (x**2 + y**2)) & (off < _CLIPPED)
+    worth = np.asarray(trust * slope / (slope + 3), np.float32)
+    return x, y, worth, alike

@@ -1,0 +1,121 @@
+"""How well the films of `tests/films.py` are restored, whose truth is known.
+
+    python -m tests.score_films --films walk,pan --weights FILE --exposure true
+
+prints a line a film: the gain over its blurred frames, and what was read of its exposure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tests import films
+from tests.films import FILMS, Rendered
+from vdeblur.deblurrer import Deblurrer
+from vdeblur.exposure import Guide
+from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.metrics import psnr
+from vdeblur.pictures import to_picture
+
+Pictures = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a film: PSNR of its blurred frames; gains, a frame each; the exposure read, a share of a
+    frame's time, or None; how many of its sharp frames came back to the last bit; and how much the
+    error changes from frame to frame, restored / blurred.
+    """
+
+    blurred: float
+    gains: tuple[float, ...]
+    exposure: float | None
+    kept: int
+    flicker: float
+
+
+def frames_of(pictures: Pictures, fps: int) -> list[Frame]:
+    """RGB pictures (N, H, W, 3) as frames of a stream."""
+    layout = PlaneLayout(pictures.shape[2], pictures.shape[1], kind="rgb", full_range=True)
+    return [
+        Frame(tuple(np.ascontiguousarray(picture[..., c]) for c in (1, 2, 0)), layout, k,
+              Fraction(1, fps), 1)
+        for k, picture in enumerate(pictures)
+    ]  # fmt: skip
+
+
+def restored(deblurrer: Deblurrer, pictures: Pictures, guide: Guide, fps: int) -> Pictures:
+    """The pictures as `vdeblur video` restores them, but for its 4:2:0 and its encoder."""
+    out = []
+    for picture, frame in zip(pictures, guide.run(frames_of(pictures, fps)), strict=True):
+        motion = frame.motion if frame.motion is not None else np.zeros((4, 1, 1), np.float32)
+        image: Tensor = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+        out.append(to_picture(deblurrer(image, torch.from_numpy(motion)[None])))
+    return np.stack(out)
+
+
+def score(deblurrer: Deblurrer, film: Rendered, exposure: str) -> Score:
+    """exposure: as `--exposure` of the command line takes it, or `true`: the film's own."""
+    asked = film.shutter if exposure == "true" else exposure
+    guide = Guide(asked)
+    result = restored(deblurrer, film.blurred, guide, film.fps)
+    before = [psnr(b, s) for b, s in zip(film.blurred, film.sharp, strict=True)]
+    after = [psnr(r, s) for r, s in zip(result, film.sharp, strict=True)]
+    found = re.search(r"about (\d\.\d+) of", "".join(guide.notes()))
+    short = "too shortly" in "".join(guide.notes())
+    kept = restored(deblurrer, film.sharp, Guide(), film.fps)
+    return Score(
+        mean(before),
+        tuple(a - b for a, b in zip(after, before, strict=True)),
+        float(found[1]) if found else 0.0 if short else None,
+        sum(map(np.array_equal, kept, film.sharp)),
+        _unrest(result, film) / _unrest(film.blurred, film),
+    )
+
+
+def _unrest(pictures: Pictures, film: Rendered) -> float:
+    """Mean change of the error from one frame of a shot to the next, in 8-bit levels."""
+    errors = pictures.astype(np.float32) - film.sharp
+    pairs = [(k, a, b) for k, (a, b) in enumerate(pairwise(errors), 1) if k not in film.cuts]
+    return mean(float(np.abs(b - a).mean()) for _, a, b in pairs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--films", default=",".join(FILMS), help="of %(default)s: all")
+    parser.add_argument("--weights", type=Path, help="of mimo-unet-guided; those that ship")
+    parser.add_argument("--exposure", default="auto", help="auto (default), true, or a share")
+    parser.add_argument("--frames", type=int, help="only the first so many")
+    args = parser.parse_args(argv)
+    deblurrer = Deblurrer("mimo-unet-guided", weights=args.weights)
+    print("film      blurred   gain  least  exposure  read  flicker  sharp frames kept")
+    gains = []
+    for name in args.films.split(","):
+        film = films.render(name, args.frames)
+        found = score(deblurrer, film, args.exposure)
+        gains.append(mean(found.gains))
+        read = "" if found.exposure is None else f"{found.exposure:.2f}"
+        print(
+            f"{name:9} {found.blurred:7.2f} {gains[-1]:6.2f} {min(found.gains):6.2f} "
+            f"{film.shutter:9.2f} {read:>5} {found.flicker:8.2f}  "
+            f"{found.kept} of {len(film.sharp)}",
+            flush=True,
+        )
+    print(f"{'mean':9} {'':7} {mean(gains):6.2f}")
+
+
+if __name__ == "__main__":
+    main()
