@@ -62,7 +62,8 @@ def restored(deblurrer: Deblurrer, pictures: Pictures, guide: Guide, fps: int) -
     for picture, frame in zip(pictures, guide.run(frames_of(pictures, fps)), strict=True):
         motion = frame.motion if frame.motion is not None else np.zeros((4, 1, 1), np.float32)
         image: Tensor = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
-        out.append(to_picture(deblurrer(image, torch.from_numpy(motion)[None])))
+        told = torch.from_numpy(motion)[None]
+        out.append(to_picture(deblurrer(image, told, [frame.around])))
     return np.stack(out)
 
 

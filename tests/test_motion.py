@@ -87,7 +87,7 @@ def test_motion_during_the_exposure_is_in_pixels_of_the_plane_whatever_its_size(
     assert movement is not None
     motion = movement.during(0.5 / FPS)
     assert motion.dtype == np.float32
-    assert motion.shape == (4, 45, 80)
+    assert motion.shape == (4, 90, 160)
     assert np.median(motion[0]) == pytest.approx(8, abs=0.2)
 
 

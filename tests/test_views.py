@@ -104,7 +104,7 @@ def test_each_frame_knows_the_one_before_and_the_one_after() -> None:
 def test_the_way_is_in_pixels_of_the_plane() -> None:
     big = [frame(cv2.resize(view(*pan(4)(k)), None, fx=4, fy=4), k) for k in range(3)]
     link = guided(big)[1].around.after
-    assert tuple(link[1].shape) == (2, 45, 80)
+    assert tuple(link[1].shape) == (2, 90, 160)
     assert float(link[1][0].median()) == pytest.approx(16, abs=0.3)
 
 

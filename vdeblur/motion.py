@@ -1,7 +1,7 @@
 """How every place of a film's pictures moves: dense flow to both neighbours, one frame ahead.
 
-What moves between two frames moves while the shutter is open too. Pictures are reduced to about
-320 × 180 and matched both ways by DIS (T. Kroeger et al., "Fast Optical Flow using Dense Inverse
+What moves between two frames moves while the shutter is open too. Pictures are reduced to half
+their size, or to 320 × 180 to 640 × 360, and matched both ways by DIS (T. Kroeger et al., "Fast Optical Flow using Dense Inverse
 Search", ECCV 2016). Places that are not found again on the way back are hidden in one of the two:
 they are filled from what is sure around them. Across a cut nothing is matched; a picture that a
 film shows several times is one picture. Knows no files, no networks and no threads; how long the
@@ -25,8 +25,9 @@ from vdeblur.frames import Frame
 
 Floats = NDArray[np.float32]
 
-#: Pixels that pictures are reduced to before they are matched; a whole number of pixels to one.
-_AREA = 320 * 180
+#: Pixels that pictures are reduced to before they are matched, a whole number of pixels to one: a
+#: quarter of theirs, within these.
+_LEAST_AREA, _MOST_AREA = 320 * 180, 640 * 360
 _LEAST = 16  # pixels a side that DIS needs; smaller pictures have no motion that anyone sees
 #: The field has one vector for so many reduced pixels in a row and in a column.
 _STEP = 4
@@ -284,13 +285,15 @@ def _combined(
 
 
 def reduced(frame: Frame) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """8-bit luma at about 320 × 180, a copy; how many pixels of luma one of it is wide and high.
+    """8-bit luma at 320 × 180 to 640 × 360 or so, a copy; how many pixels of luma one of it is wide and high.
 
     Of interlaced pictures the upper field's.
     """
     rows, layout = plane_rows(frame), frame.layout
     height, width = rows.shape
-    ratio = max(1, round(math.sqrt(layout.width * layout.height / _AREA)))
+    area = layout.width * layout.height
+    wanted = min(max(area / 4, _LEAST_AREA), _MOST_AREA)
+    ratio = max(1, round(math.sqrt(area / wanted)))
     down = max(1, ratio // 2) if layout.interlaced else ratio
     size = max(1, round(width / ratio)), max(1, round(height / down))
     if not rows.flags.c_contiguous and rows.strides[1] != rows.itemsize:
@@ -392,6 +395,10 @@ def _both_ways(
 ) -> _Found:
     library: Any = cv2  # whose types lack this
     dis = library.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    # Down to half the size instead of a quarter: what lies beside is brought here by it, and a
+    # pixel off is a faint double edge. Fewer refinements than the preset's 5 do as well.
+    dis.setFinestScale(1)
+    dis.setVariationalRefinementIterations(2)
     start = None if shift is None else np.full((*here.shape, 2), shift, np.float32)
     ahead = dis.calc(here, there, start)
     # Where all has gone far, the way back is looked for there too, on its own.
