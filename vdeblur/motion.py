@@ -1,11 +1,11 @@
 """How every place of a film's pictures moves: dense flow to both neighbours, one frame ahead.
 
 What moves between two frames moves while the shutter is open too. Pictures are reduced to half
-their size, or to 320 × 180 to 640 × 360, and matched both ways by DIS (T. Kroeger et al., "Fast Optical Flow using Dense Inverse
-Search", ECCV 2016). Places that are not found again on the way back are hidden in one of the two:
-they are filled from what is sure around them. Across a cut nothing is matched; a picture that a
-film shows several times is one picture. Knows no files, no networks and no threads; how long the
-shutter was open is the business of `vdeblur.exposure`.
+their size, or to 320 × 180 to 640 × 360, and matched both ways by DIS (T. Kroeger et al., "Fast
+Optical Flow using Dense Inverse Search", ECCV 2016). Places that are not found again on the way
+back are hidden in one of the two: they are filled from what is sure around them. Across a cut
+nothing is matched; a picture that a film shows several times is one picture. Knows no files, no
+networks and no threads; how long the shutter was open is the business of `vdeblur.exposure`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vdeblur.frames import Frame
 Floats = NDArray[np.float32]
 
 #: Pixels that pictures are reduced to before they are matched, a whole number of pixels to one: a
-#: quarter of theirs, within these.
+#: quarter of theirs, within these. Live ones, which may not wait, are always reduced to the first.
 _LEAST_AREA, _MOST_AREA = 320 * 180, 640 * 360
 _LEAST = 16  # pixels a side that DIS needs; smaller pictures have no motion that anyone sees
 #: The field has one vector for so many reduced pixels in a row and in a column.
@@ -169,7 +169,7 @@ class _Track:
     def add(self, entry: _Waiting) -> None:
         """The next frame; settles what it lets be known."""
         frame: Frame = entry.item
-        small, scale = reduced(frame)
+        small, scale = reduced(frame, most=_MOST_AREA if self._look_ahead else _LEAST_AREA)
         before = self._current
         if before is not None and same_picture(before.small, small):
             before.shown += 1
@@ -284,15 +284,18 @@ def _combined(
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def reduced(frame: Frame) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """8-bit luma at 320 × 180 to 640 × 360 or so, a copy; how many pixels of luma one of it is wide and high.
+def reduced(
+    frame: Frame, *, most: int = _MOST_AREA
+) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """8-bit luma at 320 × 180 to 640 × 360 or so, a copy; how many pixels of luma one of it is wide
+    and high.
 
-    Of interlaced pictures the upper field's.
+    Of interlaced pictures the upper field's. most: pixels that it has at most, or so.
     """
     rows, layout = plane_rows(frame), frame.layout
     height, width = rows.shape
     area = layout.width * layout.height
-    wanted = min(max(area / 4, _LEAST_AREA), _MOST_AREA)
+    wanted = min(max(area / 4, _LEAST_AREA), most)
     ratio = max(1, round(math.sqrt(area / wanted)))
     down = max(1, ratio // 2) if layout.interlaced else ratio
     size = max(1, round(width / ratio)), max(1, round(height / down))
