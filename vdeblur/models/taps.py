@@ -121,9 +121,14 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
         picture = there if number == 0 else there + added[:, number - 1 : number]
         _sample(picture, x, y, (1.0,), out[:, number : number + 1])
     out[:, :PICTURES] -= luma
-    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+    shape = direction(motion)
     out[:, PICTURES:] = F.interpolate(shape, size=size, mode="bilinear", align_corners=False)
     return out
+
+
+def direction(motion: Tensor) -> Tensor:
+    """(N, 4, h, w) → (N, DIRECTION_CHANNELS, h, w), as a guided network sees a neighbour's."""
+    return torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
 
 
 def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
