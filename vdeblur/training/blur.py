@@ -627,7 +627,8 @@ def make_pairs(
         # Nearer than what is behind it, and moving by itself.
         near = draw.uniform(0.3, 1.6, of=len(some)) * (1 - followed[some])
         own += motion.path[some] * near[:, None, None]
-        path = Motion(own).within(margin, size).path.to(device)
+        kept = Motion(own).within(margin, size).path
+        path = kept.to(device)
         moved = convolve(torch.cat([layer * mask, mask], dim=1), transfer(path, size))
         behind = blurred.index_select(0, rows)
         blurred.index_copy_(0, rows, moved[:, :3] + (1 - moved[:, 3:]) * behind)
@@ -637,7 +638,7 @@ def make_pairs(
         own_field = chord_and_bend(path)[:, :, None, None] * here
         field = field.index_copy(0, rows, own_field + (1 - here) * field.index_select(0, rows))
         if film is not None:
-            film.cover(some, layer, mask, path)
+            film.cover(some, layer, mask, kept)
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
     frames, target = [blurred[inner]], target[inner].clamp(0, 1)
@@ -710,11 +711,13 @@ class _Film:
             self.fields.append(_field(own, self._size, self._grid).to(linear.device))
 
     def cover(self, some: list[int], layer: Tensor, mask: Tensor, path: Tensor) -> None:
-        """A layer with its mask, which goes along `path` in the frame at hand, over some."""
+        """A layer with its mask, which goes along `path` (on the CPU) in the frame at hand, over
+        some.
+        """
         rows = choose(some, layer.device)
         shown = F.interpolate(mask, size=self._grid, mode="area")
         for number, side in enumerate((-1, 1)):
-            way = self._on(path.cpu(), self._times[some], some, side)
+            way = self._on(path, self._times[some], some, side)
             gone = (way.gone / self.shares[some, None]).clamp(-self._margin, self._margin)
             own, gone = way.path.to(layer.device), gone.to(layer.device)
             ways = self.ways[number].index_select(0, rows)

@@ -140,8 +140,8 @@ def filmed(
         if device.type == "cpu":
             ways, found, told = _matched(luma, there, reductions, grid)
         else:
-            ways = _nearly(around.ways.index_select(1, rows), generator)
-            found, told = torch.ones(2, len(films), dtype=torch.bool), _both(*ways)
+            ways, told = displaced(around.ways.index_select(1, rows), generator)
+            found = torch.ones(2, len(films), dtype=torch.bool)
         by_flow[films] &= found.any(0)
         share = to_device(around.shares[films], device)[:, None, None, None]
         told = torch.cat([told[:, :2] * share, told[:, 2:] * share.square()], dim=1)
@@ -157,8 +157,8 @@ def filmed(
             (seen[:, : taps.PICTURES], pictures),
             (taps.direction(wrong), directions),
         ):
-            both = torch.where(present, part, 0.0).unflatten(0, (2, len(films)))
-            whole.index_copy_(0, rows, both.transpose(0, 1).flatten(1, 2))
+            before, after = torch.where(present, part, 0.0).chunk(2)
+            whole.index_copy_(0, rows, torch.cat([before, after], dim=1))
     known = to_device(torch.where(shown, AS_SHOWN, torch.where(by_flow, BY_FLOW, EXACTLY)), device)
     # What is sharp is to be given a false motion now and then, and has no other.
     still = is_still(pairs.motion)
@@ -218,15 +218,14 @@ def _on_grid(field: NDArray[np.float32], scale: list[float], grid: tuple[int, in
     return vectors * vectors.new_tensor(scale * (len(vectors) // 2))[:, None, None]
 
 
-def _nearly(ways: Tensor, generator: torch.Generator) -> Tensor:
-    """True ways (2, N, 2, h, w), about as wrong as flow is."""
+def displaced(ways: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """True ways (2, N, 2, h, w) about as wrong as flow is, and the chord and bend (N, 4, h, w) that
+    they tell, from frame to frame.
+    """
     padded = torch.cat([ways, torch.zeros_like(ways)], dim=2).flatten(0, 1)
-    return with_errors(padded, FLOW_ERRORS, generator)[:, :2].unflatten(0, (2, ways.shape[1]))
-
-
-def _both(before: Tensor, after: Tensor) -> Tensor:
-    """Chord and bend (N, 4, h, w), from frame to frame, of the ways (N, 2, h, w) to both."""
-    return torch.cat([(after - before) / 2, (after + before) / 2], dim=1)
+    ways = with_errors(padded, FLOW_ERRORS, generator)[:, :2].reshape(ways.shape)
+    before, after = ways
+    return ways, torch.cat([(after - before) / 2, (after + before) / 2], dim=1)
 
 
 def _shown(luma: Tensor, reach: float, grid: tuple[int, int]) -> Tensor:

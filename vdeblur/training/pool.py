@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdeblur.errors import UsageError
-from vdeblur.models.taps import DIRECTION_CHANNELS, PICTURES
 from vdeblur.training.blur import MOTION_STEP
 from vdeblur.training.motion_errors import to_device
 
@@ -123,10 +122,13 @@ def draw_places(
 
 def joined(pools: Sequence[Pool]) -> Pool:
     """One pool of several."""
-    blurred, sharp, motion = (torch.cat([pool[k] for pool in pools]) for k in range(3))
     films = [pool.film for pool in pools if pool.film is not None]
-    film = Film(*(torch.cat(part) for part in zip(*films, strict=True))) if films else None
-    return Pool(blurred, sharp, motion, film)
+    return Pool(
+        torch.cat([pool.blurred for pool in pools]),
+        torch.cat([pool.sharp for pool in pools]),
+        torch.cat([pool.motion for pool in pools]),
+        Film(*(torch.cat(part) for part in zip(*films, strict=True))) if films else None,
+    )
 
 
 def cut_out(pool: Pool, places: Places, crop: int) -> Pool:
@@ -151,7 +153,7 @@ def around_of(film: Film) -> Tensor:
     """What is seen of the frames before and after, as `Batch.around` has it."""
     size = film.pictures.shape[2:]
     wide = F.interpolate(film.directions, size=size, mode="bilinear", align_corners=False)
-    parts = film.pictures.to(wide).split(PICTURES, 1), wide.split(DIRECTION_CHANNELS, 1)
+    parts = film.pictures.to(wide).chunk(2, dim=1), wide.chunk(2, dim=1)
     return torch.stack([torch.cat(part, dim=1) for part in zip(*parts, strict=True)])
 
 

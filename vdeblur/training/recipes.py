@@ -167,7 +167,7 @@ _T = TypeVar("_T", bound="DataclassInstance")
 def from_texts(options: _T, values: Mapping[str, str]) -> _T:
     """A frozen dataclass of options with fields set from text.
 
-    Tuples are written with commas, tuples in tuples with colons: "1.8,2.6", "0:128,0.5:256".
+    Tuples are written with commas, tuples in them with colons: "1.8,2.6", "0:128,0.5:256".
     UsageError for an unknown field or text that is no value of its type.
     """
     kinds = typing.get_type_hints(type(options))
@@ -200,6 +200,8 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
             kind(part) for kind, part in zip((first, *rest), text.split(","), strict=True)
         )
     inner = typing.get_args(first)
+    if not inner:
+        return lambda text: tuple(first(part) for part in text.split(",") if part)
     return lambda text: tuple(
         tuple(kind(x) for kind, x in zip(inner, part.split(":"), strict=True))
         for part in text.split(",")

@@ -554,13 +554,13 @@ def _restored(
     network: Network,
     picture: Tensor,
     motion: Tensor | None = None,
-    around: Sequence[Tensor] | None = None,
+    around: Tensor | None = None,
 ) -> Tensor:
     """(3, H, W) uint8 → the same, through the network, padded to what it takes.
 
     motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
     takes; None is read off the picture. around: what it sees of the frames before and after, as
-    `taps.neighbour` gives it, (C, H, W).
+    `taps.neighbour` gives it, (2, C, H, W).
     """
     height, width = picture.shape[-2:]
     device = next(network.parameters()).device
@@ -569,7 +569,7 @@ def _restored(
         told = motion_shown(x) if motion is None else motion[None].to(device)
         before_after = None
         if around is not None:
-            before, after = (part[None].to(device) for part in around)
+            before, after = around[:, None].to(device)
             before_after = before, after
         x = taps.with_guidance(x, told, before_after)
     restored: Tensor = network(x)[0, :, :height, :width]
@@ -582,7 +582,8 @@ def _on_films(network: Network, films: Batch) -> dict[str, float]:
     assert films.around is not None
     gains: dict[str, list[float]] = {"film_db": [], "film_single_db": []}
     for i, (blurred, sharp) in enumerate(zip(films.blurred, films.sharp, strict=True)):
-        for name, around in (("film_db", films.around[:, i]), ("film_single_db", None)):
+        known = {"film_db": films.around[:, i], "film_single_db": None}
+        for name, around in known.items():
             restored = _restored(network, blurred, films.motion[i], around)
             gains[name].append(_psnr(restored, sharp) - _psnr(blurred, sharp))
     return {name: _mean(each) for name, each in gains.items()}
