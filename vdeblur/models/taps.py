@@ -121,14 +121,9 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
         picture = there if number == 0 else there + added[:, number - 1 : number]
         _sample(picture, x, y, (1.0,), out[:, number : number + 1])
     out[:, :PICTURES] -= luma
-    shape = direction(motion)
+    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
     out[:, PICTURES:] = F.interpolate(shape, size=size, mode="bilinear", align_corners=False)
     return out
-
-
-def direction(motion: Tensor) -> Tensor:
-    """(N, 4, h, w) → (N, DIRECTION_CHANNELS, h, w), as a guided network sees a neighbour's."""
-    return torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
 
 
 def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -136,6 +131,11 @@ def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
     length = (x * x + y * y).sqrt()
     safe = length.clamp_min(1e-3)
     return [length, (x * x - y * y) / safe, 2 * x * y / safe]
+
+
+def direction(motion: Tensor) -> Tensor:
+    """(N, 4, h, w) → (N, DIRECTION_CHANNELS, h, w): what is seen of a neighbour's own motion."""
+    return torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
 
 
 @functools.cache

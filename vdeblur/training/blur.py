@@ -11,6 +11,7 @@ mid-exposure, as with frame averaging (Nah et al., CVPR 2017). What else a camer
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -236,11 +237,16 @@ def chord_and_bend(paths: Tensor) -> Tensor:
     The path is at c + chord·s + bend·s² at the share s − ½ … ½ of the exposure, its points being
     evenly spaced in time; least squares.
     """
-    steps = paths.shape[-2]
-    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
-    fit = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
-    fitted: Tensor = (fit.to(paths) @ paths).flatten(-2)
+    fitted: Tensor = (_parabola(paths.shape[-2]).to(paths) @ paths).flatten(-2)
     return fitted
+
+
+@functools.cache
+def _parabola(steps: int) -> Tensor:
+    """(2, steps): what of each point goes into chord and bend."""
+    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
+    fit: Tensor = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
+    return fit
 
 
 def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
