@@ -102,6 +102,7 @@ FLOW_ERRORS = MotionErrors(
 #: Windows over which evidence is pooled where motion is read off a picture, one of these.
 _REACHES = (0.8, 1.2, 1.8)
 _BELIEF = 0.4
+_AT_ONCE = 32  # pictures, of which samples are taken
 
 
 @torch.no_grad()
@@ -150,11 +151,10 @@ def filmed(
         there_moved = around.motion.index_select(1, rows).flatten(0, 1)
         wrong = with_errors(there_moved, NEIGHBOUR_ERRORS, generator)
         there = there.flatten(0, 1)
-        added = taps.filtered(taps.guidance(there, wrong))
-        seen = taps.neighbour(luma.repeat(2, 1, 1, 1), there, added, wrong, ways.flatten(0, 1))
+        seen = _seen(luma.repeat(2, 1, 1, 1), there, wrong, ways.flatten(0, 1))
         present = to_device(found, device).flatten()[:, None, None, None]
         for part, whole in (
-            (seen[:, : taps.PICTURES], pictures),
+            (seen, pictures),
             (taps.direction(wrong), directions),
         ):
             before, after = torch.where(present, part, 0.0).chunk(2)
@@ -165,6 +165,17 @@ def filmed(
     motion = torch.where(still & (known == BY_FLOW)[:, None, None, None], 0.0, motion)
     known = torch.where(still[:, 0, 0, 0] & (known == BY_FLOW), EXACTLY, known)
     return motion, Film(known, pictures.half(), directions)
+
+
+def _seen(luma: Tensor, there: Tensor, motion: Tensor, ways: Tensor) -> Tensor:
+    """The pictures of `taps.neighbour`, (N, PICTURES, H, W); few at once, for memory."""
+    parts = []
+    for k in range(0, len(luma), _AT_ONCE):
+        some = slice(k, k + _AT_ONCE)
+        added = taps.filtered(taps.guidance(there[some], motion[some]))
+        view = taps.neighbour(luma[some], there[some], added, motion[some], ways[some])
+        parts.append(view[:, : taps.PICTURES])
+    return torch.cat(parts)
 
 
 def with_some_left_out(around: Tensor, options: FilmOptions, generator: torch.Generator) -> Tensor:
