@@ -70,7 +70,7 @@ def test_crops_are_where_their_vectors_are() -> None:
     places = draw_places(rows, np.random.default_rng(1), room=4, flips=False, rotations=False)
     assert int(torch.stack(places[3:]).max()) == 0
     assert len({tuple(corner) for corner in torch.stack(places[1:3], 1).tolist()}) > 1
-    blurred, sharp, motion = cut_out(Pool(picture, picture, cells), places, 16)
+    blurred, sharp, motion, _ = cut_out(Pool(picture, picture, cells), places, 16)
     assert torch.equal(blurred, sharp)
     assert motion is not None
     assert torch.equal(blurred[:, 0, 0, 0], 4 * places.left.byte())

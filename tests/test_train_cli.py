@@ -150,11 +150,14 @@ def test_a_guided_network_from_photographs(
     options = ["--data", f"synth:{photos}", "--out", out, "--recipe", "mimo-unet-guided", *QUICK]
     small = ["--config", "widths=[4,8,8]", "--config", "blocks=[1,1,1]", "--set", "pool.pairs=4"]
     assert run(*options, *small, "--set", "updates=0:1", "--steps", 2, "--seed", 1) == 0
-    assert "of exact motion" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of exact motion" in said
     card = json.loads((out / "weights.json").read_text())
     assert card["network"] == "mimo-unet-guided"
     assert card["recipe"]["pool"]["pairs"] == 4
     row = read_metrics(out / "metrics.jsonl")[-1]
+    assert "frame by frame" in said
+    assert {"film_db", "film_single_db"} <= set(row)
     kinds = [f"{kind}_{length}_db" for kind in ("exact", "measured", "none") for length in LENGTHS]
     for name in (*kinds, "sharp_false_db", "exact_db"):
         assert card["scores"][f"synthetic_{name}"] == row[name]

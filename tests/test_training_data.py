@@ -215,7 +215,7 @@ def test_photographs(photos: Path, tmp_path: Path) -> None:
     runs = [
         take(SyntheticPairs(files, batch=2, crop=32, margin=8, seed=seed), 3) for seed in (0, 0, 1)
     ]
-    for blurred, target, motion in runs[0]:
+    for blurred, target, motion, _ in runs[0]:
         assert blurred.shape == target.shape == (2, 3, 32, 32)
         assert blurred.dtype == target.dtype == torch.uint8
         assert motion is not None

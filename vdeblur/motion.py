@@ -281,6 +281,13 @@ def _combined(
     return np.concatenate([velocity, bend]), np.maximum(ahead.trust, back.trust)
 
 
+def each_interval(ahead: Flow | None, back: Flow | None) -> Floats:
+    """Chord and bend (4, h, w), in reduced pixels, of the time from one picture to the next, told
+    by the flow to the next picture and to the one before; one of them may be None.
+    """
+    return _combined(ahead, 1.0, back, 1.0)[0]
+
+
 # --- pictures -----------------------------------------------------------------------------------
 
 

@@ -170,6 +170,11 @@ def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
     return [length, (x * x - y * y) / safe, 2 * x * y / safe]
 
 
+def direction(motion: Tensor) -> Tensor:
+    """(N, 4, h, w) → (N, DIRECTION_CHANNELS, h, w): what is seen of a neighbour's own motion."""
+    return torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+
+
 @functools.cache
 def _wiener() -> Tensor:
     return wiener_bank((1.0,) * len(FILTERS), FILTERS)

@@ -11,6 +11,7 @@ mid-exposure, as with frame averaging (Nah et al., CVPR 2017). What else a camer
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -215,12 +216,14 @@ class Around(NamedTuple):
     """The film's frames before and after: what the same camera took of the same scene.
 
     blurred: (2, N, 3, H, W) in [0, 1]. motion: (2, N, 4, H / 4, W / 4), of each. shares: (N,), the
-    share of the time from frame to frame that the shutter is open.
+    share of the time from frame to frame that the shutter is open, on the CPU. ways: (2, N, 2,
+    H / 4, W / 4), how far away, x and y in pixels, each place of the frame at hand is in them.
     """
 
     blurred: Tensor
     motion: Tensor
     shares: Tensor
+    ways: Tensor
 
 
 #: A motion field has a vector for so many pixels in a row and in a column.
@@ -234,11 +237,16 @@ def chord_and_bend(paths: Tensor) -> Tensor:
     The path is at c + chord·s + bend·s² at the share s − ½ … ½ of the exposure, its points being
     evenly spaced in time; least squares.
     """
-    steps = paths.shape[-2]
-    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
-    fit = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
-    fitted: Tensor = (fit.to(paths) @ paths).flatten(-2)
+    fitted: Tensor = (_parabola(paths.shape[-2]).to(paths) @ paths).flatten(-2)
     return fitted
+
+
+@functools.cache
+def _parabola(steps: int) -> Tensor:
+    """(2, steps): what of each point goes into chord and bend."""
+    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
+    fit: Tensor = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
+    return fit
 
 
 def _field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -625,7 +633,8 @@ def make_pairs(
         # Nearer than what is behind it, and moving by itself.
         near = draw.uniform(0.3, 1.6, of=len(some)) * (1 - followed[some])
         own += motion.path[some] * near[:, None, None]
-        path = Motion(own).within(margin, size).path.to(device)
+        kept = Motion(own).within(margin, size).path
+        path = kept.to(device)
         moved = convolve(torch.cat([layer * mask, mask], dim=1), transfer(path, size))
         behind = blurred.index_select(0, rows)
         blurred.index_copy_(0, rows, moved[:, :3] + (1 - moved[:, 3:]) * behind)
@@ -635,7 +644,7 @@ def make_pairs(
         own_field = chord_and_bend(path)[:, :, None, None] * here
         field = field.index_copy(0, rows, own_field + (1 - here) * field.index_select(0, rows))
         if film is not None:
-            film.cover(some, layer, mask, path)
+            film.cover(some, layer, mask, kept)
 
     inner = (..., slice(margin, height - margin), slice(margin, width - margin))
     frames, target = [blurred[inner]], target[inner].clamp(0, 1)
@@ -663,16 +672,16 @@ def make_pairs(
     cut = (..., slice(edge, grid[0] - edge), slice(edge, grid[1] - edge))
     around = None
     if film is not None:
-        fields = torch.stack(film.fields)[cut].contiguous()
-        around = Around(torch.stack(frames[1:]), fields, film.shares)
+        fields, ways = (torch.stack(part)[cut].contiguous() for part in (film.fields, film.ways))
+        around = Around(torch.stack(frames[1:]), fields, film.shares, ways)
     return BlurredPairs(frames[0], target, field[cut].contiguous(), around)
 
 
 class _Film:
     """The frames before and after, in linear light, built up as the one at hand is.
 
-    blurred, fields: of both. shares: how much of a frame's time the shutter is open, (N,): so much
-    at least that nothing goes farther than the margin from one frame to the next.
+    blurred, fields, ways: of both. shares: how much of a frame's time the shutter is open, (N,): so
+    much at least that nothing goes farther than the margin from one frame to the next.
     """
 
     def __init__(
@@ -698,22 +707,29 @@ class _Film:
         fields = [_ways(swing, self._size, self._size) for swing in swings]
         far = torch.stack([field.abs().amax(dim=(1, 2, 3)) for field in fields]).amax(0)
         self.shares = draw.uniform(0.25, 1.0).maximum(far / (0.9 * margin))
-        self.blurred, self.fields = [], []
+        self.blurred, self.fields, self.ways = [], [], []
         for way, factor, field in zip(ways, change, fields, strict=True):
             own = _scaled(motion, way.path, factor).within(margin, self._size)
             part = _blur_each(linear, own, options)
             gone = (field / self.shares[:, None, None, None]).to(linear.device)
             self.blurred.append(_carried(part, gone))
+            self.ways.append(F.interpolate(gone, size=self._grid, mode="area"))
             self.fields.append(_field(own, self._size, self._grid).to(linear.device))
 
     def cover(self, some: list[int], layer: Tensor, mask: Tensor, path: Tensor) -> None:
-        """A layer with its mask, which goes along `path` in the frame at hand, over some."""
+        """A layer with its mask, which goes along `path` (on the CPU) in the frame at hand, over
+        some.
+        """
         rows = choose(some, layer.device)
+        shown = F.interpolate(mask, size=self._grid, mode="area")
         for number, side in enumerate((-1, 1)):
-            way = self._on(path.cpu(), self._times[some], some, side)
+            way = self._on(path, self._times[some], some, side)
             gone = (way.gone / self.shares[some, None]).clamp(-self._margin, self._margin)
-            own = way.path.to(layer.device)
-            there = transfer(own + gone[:, None].to(layer.device), self._size)
+            own, gone = way.path.to(layer.device), gone.to(layer.device)
+            ways = self.ways[number].index_select(0, rows)
+            ways = gone[:, :, None, None] * shown + (1 - shown) * ways
+            self.ways[number].index_copy_(0, rows, ways)
+            there = transfer(own + gone[:, None], self._size)
             moved = convolve(torch.cat([layer * mask, mask], dim=1), there)
             cover = moved[:, 3:].clamp(0, 1)
             behind = self.blurred[number].index_select(0, rows)

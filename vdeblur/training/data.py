@@ -26,9 +26,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from vdeblur.errors import InputError, UsageError
 from vdeblur.extras import optional
 from vdeblur.training.blur import MOTION_STEP, PURE, BlurOptions, lightly, make_pairs
+from vdeblur.training.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.training.layouts import Pair, find_pairs, picture_files, picture_size, recognise
 from vdeblur.training.motion_errors import NO_ERRORS, MotionErrors, with_errors
-from vdeblur.training.pool import Batch, Pool, PoolOptions, cut_out, draw_places
+from vdeblur.training.pool import (
+    Batch,
+    Pool,
+    PoolOptions,
+    around_of,
+    cut_out,
+    draw_places,
+    joined,
+)
 
 __all__ = [
     "LENGTHS",
@@ -48,6 +57,7 @@ HELD_OUT = 20  # photographs kept for validation, the last by name
 #: Lengths of blur to score on, in pixels, each on so many pairs of each camera of VALIDATION.
 LENGTHS = (2, 4, 8, 16, 32)
 _PAIRS_OF_A_CAMERA = 2
+_FILMS = 24  # to score on
 _FLAT = 0.025  # mean difference of neighbours, in rows and in columns together
 _TRIES = 4  # at a part of a photograph that is not flat
 #: Pictures that are blurred at once. More are slower on a CPU, whose caches they leave; on a GPU
@@ -159,6 +169,12 @@ class Data(ABC):
         known, it is so exactly, and there are equally many of each of LENGTHS, in this order.
         """
 
+    def held_out_films(self, *, side: int = 192) -> Batch | None:
+        """The same with the frames around them, their motion being what flow tells of it; None
+        where pairs have no neighbours.
+        """
+        return None
+
     def feed(
         self,
         *,
@@ -238,8 +254,10 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
     device: where pairs are made and given. On a GPU the photographs lie in its memory and no worker
     is needed; on the CPU, give `feed` some workers. reduce: photographs are made smaller by a
     factor out of it, which makes crops sharper and shows more of the scene; flat parts of them are
-    mostly left out. pool: whether pairs are used more than once, and how clean they are. errors:
-    what is wrong with the motion that is given with them. Iterating gives the batches from the
+    mostly left out. margin: how far anything moves at most; by default more where there are
+    neighbours. pool: whether pairs are used more than once, and how clean they are. errors: what is
+    wrong with the motion that is given with them. films: whether they come with the frames around
+    them. Iterating gives the batches from the
     first on, shared among the workers of a DataLoader (with batch_size=None) that it is given to.
     """
 
@@ -249,7 +267,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         *,
         batch: int = 8,
         crop: int = 192,
-        margin: int = 32,
+        margin: int | None = None,
         options: BlurOptions | None = None,
         augment: Augment | None = None,
         seed: int = 0,
@@ -258,11 +276,15 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         reduce: tuple[float, float] = (1.0, 2.8),
         pool: PoolOptions | None = None,
         errors: MotionErrors | None = None,
+        films: FilmOptions | None = None,
     ) -> None:
         super().__init__()
         self.pool, self.errors = pool or PoolOptions(), errors or MotionErrors()
+        self.films = films or FilmOptions()
         self._last: tuple[Any, Pool] | None = None
-        self.batch, self.crop, self.margin, self.seed = batch, crop, margin, seed
+        self.batch, self.crop, self.seed = batch, crop, seed
+        # From frame to frame things go farther than in an exposure.
+        self.margin = margin if margin is not None else 48 if self.films.neighbours else 32
         self.options = options or BlurOptions()
         self.augment, self.reduce = augment or Augment(), reduce
         self.device = torch.device(device)
@@ -320,20 +342,26 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         parts = []
         for first in range(0, count, most):
             clean = rng.random() < self.pool.clean(share)
-            blurred, sharp, motion = make_pairs(
+            pairs = make_pairs(
                 self._crops(rng, min(most, count - first)),
                 margin=self.margin,
                 options=lightly(self.options) if clean else self.options,
                 generator=generator,
+                neighbours=self.films.neighbours,
             )
-            blurred, sharp = (picture.mul(255).round().byte() for picture in (blurred, sharp))
-            parts.append(Pool(blurred, sharp, motion))
-        return Pool(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            blurred, sharp = (picture.mul(255).round() for picture in pairs[:2])
+            motion, film = pairs.motion, None
+            if pairs.around is not None:
+                around = pairs.around._replace(blurred=pairs.around.blurred.mul(255).round() / 255)
+                seen = pairs._replace(blurred=blurred / 255, around=around)
+                motion, film = filmed(seen, self.films, rng, generator)
+            parts.append(Pool(blurred.byte(), sharp.byte(), motion, film))
+        return joined(parts)
 
     def _batch(self, pool: Pool, index: int, shard: tuple[int, int], share: float) -> Batch:
         """Batch `index` out of the pool that it belongs to."""
         rng, generator = self._random(index, *shard, 1)
-        batch = Batch(*pool)
+        some = pool
         if self.pool.reuse > 1:
             number, place = divmod(index, self._batches_of_a_pool(shard))
             order = np.random.default_rng([self.seed, number, *shard, 2])
@@ -346,9 +374,13 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
                 flips=self.augment.flips,
                 rotations=self.augment.rotations,
             )
-            batch = cut_out(pool, places, self.crop)
-        assert batch.motion is not None
-        return batch._replace(motion=with_errors(batch.motion, self.errors, generator, share=share))
+            some = cut_out(pool, places, self.crop)
+        known, around = None, None
+        if some.film is not None:
+            known = some.film.known
+            around = with_some_left_out(around_of(some.film), self.films, generator)
+        motion = with_errors(some.motion, self.errors, generator, share=share, known=known)
+        return Batch(some.blurred, some.sharp, motion, around)
 
     def _random(self, *numbers: int) -> tuple[np.random.Generator, torch.Generator]:
         seeds = np.random.SeedSequence([self.seed, *numbers])
@@ -393,7 +425,23 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             for camera in VALIDATION.values():
                 data.options = replace(camera, max_length=float(length))
                 batches.append(data.batch_at(len(batches)))
-        return Batch(*(torch.cat(part) for part in zip(*batches, strict=True)))
+        blurred, sharp, motion = (torch.cat(part) for part in list(zip(*batches, strict=True))[:3])
+        return Batch(blurred, sharp, motion)
+
+    def held_out_films(self, *, side: int = 192) -> Batch | None:
+        """Frames of a good camera, none of them sharp, with all that is known of a film's."""
+        if not self._held_out or not self.films.neighbours:
+            return None
+        data = SyntheticPairs(
+            self._held_out,
+            batch=_FILMS,
+            crop=side,
+            options=replace(lightly(BlurOptions()), sharp_share=0.0),
+            seed=1,
+            errors=NO_ERRORS,
+            films=FilmOptions(True, 0.0, 1.0, (2,), 0.0, 0.0, 0.0),
+        )
+        return data.batch_at(0)
 
 
 def _pool_of(
@@ -586,6 +634,7 @@ def open_data(
     device: torch.device | str = "cpu",
     pool: PoolOptions | None = None,
     errors: MotionErrors | None = None,
+    films: FilmOptions | None = None,
 ) -> Data:
     """What to train on: "synth:DIR" for a folder of sharp photographs, or a folder of pairs.
 
@@ -593,7 +642,7 @@ def open_data(
     more than 100); of pairs, those of the data set's own "val" or "test" split. options: how
     photographs are blurred. augment: by default flips and quarter turns, and colours of photographs
     too. device: a GPU makes the pairs of photographs itself; pairs of files come from the CPU.
-    pool, errors: as SyntheticPairs takes them, for photographs.
+    pool, errors, films: as SyntheticPairs takes them, for photographs.
 
     InputError for a folder that is missing, empty or of no known layout.
     """
@@ -616,6 +665,7 @@ def open_data(
             held_out=files[-count:],
             pool=pool,
             errors=errors,
+            films=films,
         )
     folder = Path(source)
     found = recognise(folder, layout=layout)

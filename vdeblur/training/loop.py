@@ -203,9 +203,10 @@ def train(
 
     batches: called with a step's number, gives the batches from it on, those of this process where
     there are several; giving no more of them ends the run early. A guided network sees the motion
-    of a batch that has one. steps: the length, where the recipe counts epochs.
-    teacher: any network, RGB to RGB. state_file: written at every report (under a temporary name
-    first) and resumed from when it exists; seed is held to the one in it, the learning rate is not.
+    of a batch that has one, and the frames around it. steps: the length, where the recipe counts
+    epochs. teacher: any network, RGB to RGB. state_file: written at every report (under a temporary
+    name first) and resumed from when it exists; seed is held to the one in it, the learning rate is
+    not.
     on_share: called before every step with the share of the run that is done. stop: asked after
     every step.
     Under torchrun the reports and the state are the first process's.
@@ -375,7 +376,11 @@ def train(
                 if motion is not None:
                     with torch.no_grad():
                         moved = motion.to(device, non_blocking=True)
-                        blurred = taps.with_guidance(blurred, moved)
+                        around = None
+                        if given.around is not None:
+                            before, after = given.around.to(device, non_blocking=True)
+                            around = before, after
+                        blurred = taps.with_guidance(blurred, moved, around)
             if side := _patch_side(recipe, share):
                 blurred, sharp = cut(blurred, side), cut(sharp, side)
             step, pixels = step + 1, pixels + blurred[:, 0].numel() * world

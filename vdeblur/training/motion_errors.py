@@ -32,6 +32,8 @@ class MotionErrors:
 
     none_share: pictures whose motion is not known. false_share: of pictures in which nothing moved,
     those that are given a motion, of up to false_length pixels: they are to come back untouched.
+    exposure: motion that was measured already is as long as the exposure is thought to be: its
+    lengths are multiplied by up to e^±exposure, and nothing else is done to it.
     """
 
     length: float = 0.22
@@ -45,12 +47,14 @@ class MotionErrors:
     none_share: float = 0.0  # without motion nothing is changed, and nothing learnt
     false_share: float = 0.7
     false_length: float = 34.0
+    exposure: float = 0.2
 
     def __post_init__(self) -> None:
         shares = (self.smooth_share, self.straight_share, self.none_share, self.false_share)
         if not all(0 <= share <= 1 for share in shares):
             raise UsageError("shares of erroneous motion are from 0 to 1")
-        if min(self.length, self.angle, self.drift, self.relative_drift, self.widest) < 0:
+        sizes = (self.length, self.angle, self.drift, self.relative_drift, self.exposure)
+        if min(*sizes, self.widest) < 0:
             raise UsageError("errors of a motion are 0 or more")
 
     def widening(self, share: float) -> float:
@@ -59,37 +63,54 @@ class MotionErrors:
 
 
 #: Nothing is wrong and nothing is kept back.
-NO_ERRORS = MotionErrors(0, 0, 0, 0, 0, (1, 1), 0, 1, 0, 0)
+NO_ERRORS = MotionErrors(0, 0, 0, 0, 0, (1, 1), 0, 1, 0, 0, exposure=0)
+
+#: How a motion is known: exactly, by flow, or read off the picture itself.
+EXACTLY, BY_FLOW, AS_SHOWN = range(3)
 
 _STILL = 0.05  # pixels; where nothing moves farther, the picture is still
 _DRIFT_PLACES = 3  # along a side
 
 
+def is_still(motion: Tensor) -> Tensor:
+    """Which pictures of a batch (N, 4, h, w) nothing moves in: (N, 1, 1, 1) bool."""
+    return motion.abs().amax(dim=(1, 2, 3), keepdim=True) < _STILL
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Drawn numbers where they are wanted, without waiting for a GPU."""
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)
+
+
 def with_errors(
-    motion: Tensor, errors: MotionErrors, generator: torch.Generator, *, share: float = 0.0
+    motion: Tensor,
+    errors: MotionErrors,
+    generator: torch.Generator,
+    *,
+    share: float = 0.0,
+    known: Tensor | None = None,
 ) -> Tensor:
     """A batch's motion as it would have been measured: (N, 4, h, w) float32, any device.
 
     generator: a CPU generator, which alone decides the errors. share: how much of the run is done.
+    known: (N,) int64, how each is known; None: exactly. What was read off a picture stays.
     """
-    n, device = len(motion), motion.device
+    n, device, given = len(motion), motion.device, motion
     wide = errors.widening(share)
     # All numbers are drawn here and brought to the device at once, without waiting for it.
     even = torch.rand(n, 9, generator=generator)
     normal = torch.randn(n, 1 + 2 * _DRIFT_PLACES**2, generator=generator)
     side = 3 + 2 * int(torch.randint(3, (), generator=generator))
-    drawn = torch.cat([even, normal], dim=1)
-    if device.type == "cuda":
-        drawn = drawn.pin_memory()
-    drawn = drawn.to(device, non_blocking=True)[..., None, None]
+    drawn = to_device(torch.cat([even, normal], dim=1), device)[..., None, None]
     u = [drawn[:, k : k + 1] for k in range(even.shape[1])]
 
     # What is still is given one motion, the same everywhere.
     far = errors.false_length * u[0].square()
     around = 2 * math.pi * u[1]
     told = torch.cat([far * around.cos(), far * around.sin(), 0 * far, 0 * far], dim=1)
-    still = motion.abs().amax(dim=(1, 2, 3), keepdim=True) < _STILL
-    motion = torch.where(still & (u[2] < errors.false_share), told, motion)
+    motion = torch.where(is_still(motion) & (u[2] < errors.false_share), told, motion)
 
     chord, bend = motion[:, :2], motion[:, 2:]
     scale = torch.exp(wide * errors.length * (2 * u[3] - 1))
@@ -104,4 +125,9 @@ def with_errors(
     slow = F.interpolate(coarse, size=motion.shape[2:], mode="bicubic", align_corners=True)
     size = errors.drift + errors.relative_drift * chord.square().sum(1, keepdim=True).sqrt()
     moved = torch.cat([chord + wide * u[7] * size * slow, bend], dim=1)
+    if known is not None:
+        of = known[:, None, None, None]
+        scale = torch.exp(errors.exposure * (2 * u[3] - 1))
+        by_flow = torch.cat([given[:, :2] * scale, given[:, 2:] * scale.square()], dim=1)
+        moved = torch.where(of == BY_FLOW, by_flow, torch.where(of == AS_SHOWN, given, moved))
     return moved * (u[8] >= errors.none_share)

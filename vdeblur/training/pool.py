@@ -2,20 +2,24 @@
 
 To blur a picture costs about as much as a step of a small network. So pairs are made larger than
 the crops that are trained on, and each is used several times: another part of it, turned another
-way, and with other errors of its motion. Knows tensors only.
+way, and with other errors of its motion. What is seen of neighbouring frames is made once for a
+whole pair, and goes along. Knows tensors only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vdeblur.errors import UsageError
 from vdeblur.training.blur import MOTION_STEP
+from vdeblur.training.motion_errors import to_device
 
 
 class Batch(NamedTuple):
@@ -23,12 +27,14 @@ class Batch(NamedTuple):
 
     blurred, sharp: (N, 3, H, W), uint8 or floating point in 0..1. motion: (N, 4, h, w) float32 at
     any size, as `vdeblur.models.taps` defines it, in pixels of the pictures; None where it is not
-    known.
+    known. around: None, or what `taps.neighbour` gives of the frames before and after, 0 where
+    there are none, (2, N, PICTURES + DIRECTION_CHANNELS, H, W).
     """
 
     blurred: Tensor
     sharp: Tensor
     motion: Tensor | None = None
+    around: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,26 @@ class PoolOptions:
         return crop + room // MOTION_STEP * MOTION_STEP
 
 
+class Film(NamedTuple):
+    """What is known of P pairs that are frames of films.
+
+    known: (P,) int64, how the motion of each is known, see `motion_errors`. pictures: (P, 2 ·
+    PICTURES, S, S) float16, of the frame before, then of the one after, as a guided network sees
+    them; directions: (P, 2 · DIRECTION_CHANNELS, S / 4, S / 4).
+    """
+
+    known: Tensor
+    pictures: Tensor
+    directions: Tensor
+
+
 class Pool(NamedTuple):
     """Finished pairs on one device: uint8 (P, 3, S, S), and motion (P, 4, S / 4, S / 4) float32."""
 
     blurred: Tensor
     sharp: Tensor
     motion: Tensor
+    film: Film | None = None
 
 
 class Places(NamedTuple):
@@ -100,18 +120,41 @@ def draw_places(
     return Places(*torch.from_numpy(table))
 
 
-def cut_out(pool: Pool, places: Places, crop: int) -> Batch:
+def joined(pools: Sequence[Pool]) -> Pool:
+    """One pool of several."""
+    films = [pool.film for pool in pools if pool.film is not None]
+    return Pool(
+        torch.cat([pool.blurred for pool in pools]),
+        torch.cat([pool.sharp for pool in pools]),
+        torch.cat([pool.motion for pool in pools]),
+        Film(*(torch.cat(part) for part in zip(*films, strict=True))) if films else None,
+    )
+
+
+def cut_out(pool: Pool, places: Places, crop: int) -> Pool:
     """Crops of `crop` pixels, a multiple of MOTION_STEP, all at once and on the pool's device."""
-    device = pool.blurred.device
-    table = torch.stack(places)
-    if device.type == "cuda":
-        table = table.pin_memory()
-    at = Places(*table.to(device, non_blocking=True))
-    step = MOTION_STEP
+    at = Places(*to_device(torch.stack(places), pool.blurred.device))
+    step, turns = MOTION_STEP, (at.transposed, at.down, at.across)
     pictures = _index(at, step, crop, pool.blurred.shape[-1])
+    fields = _index(at, 1, crop // step, pool.motion.shape[-1])
     blurred, sharp = (_gather(part, at.rows, pictures) for part in pool[:2])
-    field = _gather(pool.motion, at.rows, _index(at, 1, crop // step, pool.motion.shape[-1]))
-    return Batch(blurred, sharp, turned_vectors(field, at.transposed, at.down, at.across))
+    motion = turned_vectors(_gather(pool.motion, at.rows, fields), *turns)
+    film = None
+    if pool.film is not None:
+        film = Film(
+            pool.film.known.index_select(0, at.rows),
+            _gather(pool.film.pictures, at.rows, pictures),
+            turned_directions(_gather(pool.film.directions, at.rows, fields), *turns),
+        )
+    return Pool(blurred, sharp, motion, film)
+
+
+def around_of(film: Film) -> Tensor:
+    """What is seen of the frames before and after, as `Batch.around` has it."""
+    size = film.pictures.shape[2:]
+    wide = F.interpolate(film.directions, size=size, mode="bilinear", align_corners=False)
+    parts = film.pictures.to(wide).chunk(2, dim=1), wide.chunk(2, dim=1)
+    return torch.stack([torch.cat(part, dim=1) for part in zip(*parts, strict=True)])
 
 
 def turned_vectors(field: Tensor, transposed: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -121,6 +164,16 @@ def turned_vectors(field: Tensor, transposed: Tensor, down: Tensor, across: Tens
     swapped = torch.where(transposed.view(-1, 1, 1, 1) > 0, swapped, field)
     signs = torch.stack([1 - 2 * across, 1 - 2 * down] * 2, dim=1)
     return swapped * signs[:, :, None, None].to(field)
+
+
+def turned_directions(field: Tensor, transposed: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Directions (N, 2 · DIRECTION_CHANNELS, h, w) whose places have been turned; flags (N,).
+
+    Of twice a direction the cosine changes its sign with the axes, the sine with a single mirror.
+    """
+    cosine, sine = 1 - 2 * transposed, 1 - 2 * (down ^ across)
+    signs = torch.stack([torch.ones_like(cosine), cosine, sine] * 2, dim=1)
+    return field * signs[:, :, None, None].to(field)
 
 
 def _index(at: Places, step: int, side: int, whole: int) -> Tensor:

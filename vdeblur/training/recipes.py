@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vdeblur.errors import UsageError
 from vdeblur.models import spec
+from vdeblur.training.films import FilmOptions
 from vdeblur.training.losses import SCALE_WEIGHTS, parse_loss
 from vdeblur.training.motion_errors import MotionErrors
 from vdeblur.training.pool import PoolOptions
@@ -40,7 +41,7 @@ class Recipe:
     of it, so that small batches come first. coarse_first: by this share of the run the outputs have
     joined the loss one after another.
     pool: how pairs are made from photographs; errors: what is wrong with the motion that a guided
-    network is given.
+    network is given; films: whether it is given the frames around them, too.
     ema: decay of the averaged weights, which are the ones kept; 0 keeps the last ones. clip:
     largest norm of the gradient; 0 for any. identity_start: the network first returns its input;
     start_well, revive: see `health`, for a start from scratch and from weights.
@@ -72,6 +73,7 @@ class Recipe:
     coarse_first: float = 0.0
     pool: PoolOptions = field(default_factory=PoolOptions)
     errors: MotionErrors = field(default_factory=MotionErrors)
+    films: FilmOptions = field(default_factory=FilmOptions)
     ema: float = 0.999
     clip: float = 0.5
     identity_start: bool = True
@@ -103,6 +105,11 @@ class Recipe:
             (min(self.seconds, self.steps, self.epochs) < 0, "a length below 0", "above 0"),
             (not 0 <= self.ema < 1, f"ema {self.ema}", "from 0 to below 1"),
             (not 0 <= self.keep_sharp < 1, f"keep_sharp {self.keep_sharp}", "from 0 to below 1"),
+            (
+                self.keep_sharp > 0 and self.films.neighbours,
+                f"keep_sharp {self.keep_sharp} with neighbouring frames",
+                "0: set the share of sharp pairs by --blur sharp_share=…",
+            ),
             (not 0 <= self.prune < 1, f"prune {self.prune}", "from 0 to below 1"),
             (self.teacher_weight < 0, f"teacher weight {self.teacher_weight}", "0 or more"),
             (
@@ -139,12 +146,13 @@ class Recipe:
 def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     """The recipe with fields set from text, as `--set KEY=VALUE` gives them.
 
-    Fields of the schedule are named "schedule.warmup" and so on, those of the pool and of the
-    motion's errors alike. UsageError for an unknown field or text that is no value of its type.
+    Fields of the schedule are named "schedule.warmup" and so on, those of the pool, of the
+    motion's errors and of films alike. UsageError for an unknown field or text that is no value of
+    its type.
     """
     whole: dict[str, Any] = {}
     rest = dict(values)
-    for name in ("schedule", "pool", "errors"):
+    for name in ("schedule", "pool", "errors", "films"):
         of = f"{name}."
         inner = {key: rest.pop(key) for key in values if key.startswith(of)}
         if inner:
@@ -159,7 +167,7 @@ _T = TypeVar("_T", bound="DataclassInstance")
 def from_texts(options: _T, values: Mapping[str, str]) -> _T:
     """A frozen dataclass of options with fields set from text.
 
-    Tuples are written with commas, tuples in tuples with colons: "1.8,2.6", "0:128,0.5:256".
+    Tuples are written with commas, tuples in them with colons: "1.8,2.6", "0:128,0.5:256".
     UsageError for an unknown field or text that is no value of its type.
     """
     kinds = typing.get_type_hints(type(options))
@@ -192,6 +200,8 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
             kind(part) for kind, part in zip((first, *rest), text.split(","), strict=True)
         )
     inner = typing.get_args(first)
+    if not inner:
+        return lambda text: tuple(first(part) for part in text.split(",") if part)
     return lambda text: tuple(
         tuple(kind(x) for kind, x in zip(inner, part.split(":"), strict=True))
         for part in text.split(",")
@@ -237,9 +247,10 @@ def _published(name: str, summary: str, network: str, **settings: Any) -> Recipe
 _GUIDED: dict[str, Any] = {
     "loss": "log_mse",
     "scales": "tenth",
+    "films": FilmOptions(neighbours=True),
     "start_well": False,  # it draws its weights well itself
-    "source": "our own: motion with the errors of its estimate, a log of squared errors, each pair "
-    "used several times: docs/training.md",
+    "source": "our own: motion with the errors of its estimate, frames around it, a log of squared "
+    "errors, each pair used several times: docs/training.md",
 }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vdeblur.blur_field import motion_shown
 from vdeblur.checkpoints import load, save_weights, write_card
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.models import build, names, spec, taps
+from vdeblur.models import FAMILIES, build, names, spec, taps
 from vdeblur.models.network import Network
 from vdeblur.training.blur import BlurOptions
 from vdeblur.training.data import LENGTHS, Augment, Batch, Course, Data, load_picture, open_data
@@ -117,20 +117,23 @@ class ByLength(Validation):
     """Held-out pairs of which the motion is known, equally many of each of LENGTHS, in its order.
 
     A guided network sees it as it is, as it would be measured, and not at all; its gain is that of
-    motion as measured. Sharp pictures are given no motion, and a false one.
+    motion as measured. Sharp pictures are given no motion, and a false one. films: frames with what
+    is known of those around them, which a guided network sees, too, and each by itself.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, films: Batch | None = None) -> None:
         super().__init__(list(batch.blurred), list(batch.sharp))
         assert batch.motion is not None
         generator = torch.Generator().manual_seed(1)
         measured = with_errors(batch.motion, MotionErrors(none_share=0), generator)
         self.motions = {"exact": batch.motion, "measured": measured, "none": None}
+        self.films = films
         self.lengths = [length for length in LENGTHS for _ in range(len(measured) // len(LENGTHS))]
 
     def score(self, network: Network) -> tuple[Scores, Tensor]:
         """The scores and a picture, as `Validation` gives them; more holds the gain by length and
-        kind of motion (exact_8_db …), and for a guided network sharp_false_db.
+        kind of motion (exact_8_db …), and for a guided network sharp_false_db; with films also the
+        gain on them with neighbours and without, film_db and film_single_db.
         """
         before = [_psnr(blurred, sharp) for blurred, sharp in self.pairs]
         kinds = self.motions if network.guided else {"none": None}
@@ -152,6 +155,8 @@ class ByLength(Validation):
             more["sharp_false_db"] = _mean(
                 [_psnr(_restored(network, s, m), s) for s, m in zip(some, told, strict=True)]
             )
+            if self.films is not None:
+                more |= _on_films(network, self.films)
         longest = len(self.pairs) - 1
         blurred, sharp = self.pairs[longest]
         restored = _restored(network, blurred, _nth(self.motions["measured"], longest))
@@ -228,6 +233,7 @@ def _run(
             f"{each} parts or fewer, or a larger --batch"
         )
 
+    family = FAMILIES[spec(recipe.network).family]
     # A GPU blurs photographs itself; files are read by processes beside this one.
     on_device = settings.data.startswith("synth:") and run.device.type == "cuda"
     source = open_data(
@@ -241,6 +247,8 @@ def _run(
         device=run.device if on_device else "cpu",
         pool=recipe.pool,
         errors=recipe.errors,
+        # Nobody else looks at them.
+        films=recipe.films if family.guided else replace(recipe.films, neighbours=False),
     )
     validation = None if rank else _validation(settings, source)
     steps = recipe.total_steps(source.pairs)
@@ -425,7 +433,7 @@ def _validation(settings: RunSettings, source: Data) -> Validation | None:
         return watched
     if pairs.motion is None:
         return Validation(list(pairs.blurred), list(pairs.sharp))
-    known = ByLength(pairs)
+    known = ByLength(pairs, source.held_out_films())
     return known if watched is None else Both(watched, known)
 
 
@@ -531,26 +539,54 @@ def _line(progress: Progress, scores: Scores | None) -> str:
             line += "  of exact motion " + " ".join(
                 f"{scores.more[f'exact_{length}_db']:+.2f} ({length} px)" for length in LENGTHS
             )
+        if "film_db" in scores.more:
+            line += (
+                f"  films {scores.more['film_db']:+.2f} dB, {scores.more['film_single_db']:+.2f} "
+                "frame by frame"
+            )
         if scores.dead_share > 0.1:
             line += f"  {scores.dead_share:.0%} of the channels are dead"
     return line
 
 
 @torch.no_grad()
-def _restored(network: Network, picture: Tensor, motion: Tensor | None = None) -> Tensor:
+def _restored(
+    network: Network,
+    picture: Tensor,
+    motion: Tensor | None = None,
+    around: Tensor | None = None,
+) -> Tensor:
     """(3, H, W) uint8 → the same, through the network, padded to what it takes.
 
     motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
-    takes; None is read off the picture.
+    takes; None is read off the picture. around: what it sees of the frames before and after, as
+    `taps.neighbour` gives it, (2, C, H, W).
     """
     height, width = picture.shape[-2:]
     device = next(network.parameters()).device
     x = _fitting(network, picture.to(device))
     if getattr(network, "guided", False):
         told = motion_shown(x) if motion is None else motion[None].to(device)
-        x = taps.with_guidance(x, told)
+        before_after = None
+        if around is not None:
+            before, after = around[:, None].to(device)
+            before_after = before, after
+        x = taps.with_guidance(x, told, before_after)
     restored: Tensor = network(x)[0, :, :height, :width]
     return restored.float().clamp(0, 1).mul(255).round().byte().cpu()
+
+
+def _on_films(network: Network, films: Batch) -> dict[str, float]:
+    """The mean gain on frames with their neighbours, and on each by itself."""
+    assert films.motion is not None
+    assert films.around is not None
+    gains: dict[str, list[float]] = {"film_db": [], "film_single_db": []}
+    for i, (blurred, sharp) in enumerate(zip(films.blurred, films.sharp, strict=True)):
+        known = {"film_db": films.around[:, i], "film_single_db": None}
+        for name, around in known.items():
+            restored = _restored(network, blurred, films.motion[i], around)
+            gains[name].append(_psnr(restored, sharp) - _psnr(blurred, sharp))
+    return {name: _mean(each) for name, each in gains.items()}
 
 
 def _nth(motion: Tensor | None, number: int) -> Tensor | None:

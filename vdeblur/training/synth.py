@@ -123,7 +123,7 @@ def write_sheet(
         data.options = chosen
         # Of a few, the one with most to see.
         drawn = [data.batch_at(_CANDIDATES * number + k) for k in range(_CANDIDATES)]
-        blurred, sharp, _ = max(drawn, key=lambda pair: _detail(pair.sharp[0]))
+        blurred, sharp, *_ = max(drawn, key=lambda pair: _detail(pair.sharp[0]))
         x, y = number % columns * cell[0], number // columns * cell[1]
         pen.text((x + 2, y + 1), name, fill="black", font=letters)
         sheet.paste(_image(image, sharp[0]), (x, y + label))
