@@ -228,7 +228,7 @@ def test_true_ways_stand_for_flow_on_a_device(monkeypatch: pytest.MonkeyPatch) -
     told, film = seen(pairs)
     for one, other in ((told, measured), (film.pictures.float(), by_flow.pictures.float())):
         apart = (one - other).square().mean(dim=1).sqrt()
-        assert 0 < float(apart.median()) < 0.5 * float(other.square().mean(dim=1).sqrt().mean())
+        assert 0 < float(apart.median()) < 0.75 * float(other.square().mean(dim=1).sqrt().mean())
 
 
 # --- turning -------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_options_of_films() -> None:
     guided = recipe_of("mimo-unet-guided")
     assert guided.films.neighbours
     assert recipe_of("mimo-unet-guided-gpu").films == guided.films
-    assert not recipe_of("mimo-unet-small").films.neighbours
+    assert not recipe_of("mimo-unet-lite").films.neighbours
     assert not with_values(guided, {"films.neighbours": "false"}).films.neighbours
     with pytest.raises(UsageError, match="sharp_share"):
         replace(guided, keep_sharp=0.1)

@@ -391,7 +391,6 @@ RECIPES = {
             seconds=900,
             batch=4,
             crop=160,
-            keep_sharp=0.12,
             **_GUIDED,
         ),
     )
