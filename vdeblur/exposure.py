@@ -64,6 +64,8 @@ _MIDDLE = 9.0
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
+#: Share of its length that most windows' blur keeps when softened, below which there is noise.
+_NOISY = 0.9
 _FULL_WEIGHT = 20.0  # weight of windows from which they are believed
 #: Share of the windows' belief that is in a blur along the motion, against none at all: up to the
 #: first the picture is taken for sharp, from the second on for blurred. Films that a moving camera
@@ -420,10 +422,12 @@ def reading(
         network = blur_field_network()
         lengths, _, along, none = length_along(network, spectra(chosen), chords)
         # Noise looks like a longer blur, by a half and more. Softened it does not, but what was
-        # soft before may; and whether there is a blur at all is not told then. The shorter counts.
+        # soft before may; and whether there is a blur at all is not told then. So only where most
+        # windows are shorter softened. Of each the shorter one is too short, on the mean.
         soft = F.avg_pool2d(F.pad(chosen[:, None], (1, 1, 1, 1), mode="reflect"), 3, 1)[:, 0]
         softened, weights, _, _ = length_along(network, spectra(soft), chords)
-        lengths = torch.minimum(lengths, softened)
+        if float((softened / lengths.clamp_min(1e-6)).median()) < _NOISY:
+            lengths = softened
         # Something sharp in a window makes it seem less blurred, and shorter.
         weights = weights * (along.clamp_min(0) / (along.clamp_min(0) + none + 1e-6))
     seconds = lengths.numpy() / length[order] * movement.interval_seconds
