@@ -126,23 +126,27 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
     """
     size = luma.shape[2:]
     out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
-    seen = direction(motion)
     if luma.device.type == "cpu":
-        parts = (part.numpy() for part in (luma[:, 0], there[:, 0], added, seen, way, out))
+        parts = (part.numpy() for part in (luma[:, 0], there[:, 0], added, motion, way, out))
         for one in zip(*parts, strict=True):
             _neighbour_by_opencv(*one)
         return out
     way = F.interpolate(way, size=size, mode="bilinear", align_corners=False)
     pictures = torch.cat([there, there + added], dim=1)
     out[:, :PICTURES] = _sampled(pictures, way[:, :1], way[:, 1:], (1.0,)) - luma
-    out[:, PICTURES:] = F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
+    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+    for number in range(DIRECTION_CHANNELS):  # one by one: of three, torch takes twice the time
+        part = shape[:, number : number + 1]
+        out[:, PICTURES + number : PICTURES + number + 1] = F.interpolate(
+            part, size=size, mode="bilinear", align_corners=False
+        )
     return out
 
 
 def _neighbour_by_opencv(
-    luma: Floats, there: Floats, added: Floats, seen: Floats, way: Floats, out: Floats
+    luma: Floats, there: Floats, added: Floats, motion: Floats, way: Floats, out: Floats
 ) -> None:
-    """`neighbour` of one picture; seen: its `direction`."""
+    """`neighbour` of one picture."""
     right, below = (_enlarged(part, luma.shape) for part in way)
     right += np.arange(luma.shape[1], dtype=np.float32)
     below += np.arange(luma.shape[0], dtype=np.float32)[:, None]
@@ -151,8 +155,12 @@ def _neighbour_by_opencv(
         picture = there if number == 0 else there + added[number - 1]
         cv2.remap(picture, right, below, cv2.INTER_LINEAR, dst=plane, **options)
         plane -= luma
-    for part, plane in zip(seen, out[PICTURES:], strict=True):
-        plane[:] = _enlarged(part, luma.shape)
+    x, y = motion[:2]
+    length = np.hypot(x, y)
+    safe = np.maximum(length, np.float32(1e-3))
+    shape = (length, (x * x - y * y) / safe, 2 * x * y / safe)
+    for part, plane in zip(shape, out[PICTURES:], strict=True):
+        plane[:] = _enlarged(np.asarray(part / UNIT, np.float32), luma.shape)
 
 
 def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -174,7 +182,7 @@ def _wiener() -> Tensor:
 
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     """`guidance`, written where it is to be: it is as large as ten pictures."""
-    if luma.device.type == "cpu":
+    if luma.device.type == "cpu" and not motion.requires_grad:
         for parts in zip(luma[:, 0].numpy(), motion.numpy(), out.numpy(), strict=True):
             _guide_by_opencv(*parts)
         return
