@@ -42,6 +42,7 @@ from vdeblur.motion import Movement
 from vdeblur.overlap import Overlap
 from vdeblur.reader import VideoReader
 from vdeblur.stages import Drain, background
+from vdeblur.threads import with_one_torch_thread
 from vdeblur.tuning import device_name, synchronise
 from vdeblur.views import Around, View, linked
 from vdeblur.writer import VideoWriter
@@ -428,7 +429,7 @@ class _Measurement:
                         background(self._frames(reader), depth=depth, name="decode")
                     )
                     if self.deblurrer.guided:
-                        moved = Guide().run(source)
+                        moved = with_one_torch_thread(Guide().run(source))
                         source = running.enter_context(
                             background(moved, depth=depth, name="motion")
                         )

@@ -33,6 +33,7 @@ from vdeblur.on_device import adopt
 from vdeblur.overlap import Overlap, motion_of
 from vdeblur.reader import VideoReader, is_pattern
 from vdeblur.stages import Drain, StageTimes, background
+from vdeblur.threads import with_one_torch_thread
 from vdeblur.verify import BY_CONTAINER, verify
 from vdeblur.views import around_of
 from vdeblur.writer import VideoWriter, format_name
@@ -196,7 +197,7 @@ def deblur_video(
             if guided:
                 items = running.enter_context(
                     background(
-                        guide.run(decoded),
+                        with_one_torch_thread(guide.run(decoded)),
                         depth=depth,
                         name="motion",
                         cancel=cancel,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -37,6 +38,7 @@ from vdeblur.guided import KEPT_VALUES, Inputs, fitted, padded
 from vdeblur.kernels import fused_color
 from vdeblur.memory import keep_pages
 from vdeblur.models import GlobalMean, Identity, Network, share_means, taps
+from vdeblur.threads import SideBySide
 from vdeblur.views import Around
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
@@ -211,6 +213,11 @@ class Deblurrer:
                 self.precision = "fp32" if unsaid and on_cpu else precision
                 self.dtype = _DTYPES[self.precision]
                 self.notes.append(f"going on with torch: {error}")
+        # Guidance is made picture by picture, and OpenVINO is fastest at that. What torch gives of
+        # one would depend on the others: it takes other ways for small ones together.
+        most = min(torch.get_num_threads(), _SIDE_BY_SIDE)
+        apart = self.backend == "openvino" or (self.backend == "torch" and self.guided)
+        self._beside = SideBySide(most) if on_cpu and apart else None
         if not self._changes_nothing:
             count = sum(len(pictures) for pictures in calibration)
             self.about += self._about(open_precision, calibrated=count)
@@ -535,8 +542,12 @@ class Deblurrer:
             plan = self.plans.get((height, width)) or self._first_plan(height, width)
             end = min(start + plan.batch, count)
             try:
-                with made_current(self.device):
-                    parts.append(run(start, end, plan.tile))
+                if self._beside is not None and end - start > 1:
+                    apart = partial(_one, run, plan.tile)
+                    parts += self._beside.map(apart, range(start, end))
+                else:
+                    with made_current(self.device):
+                        parts.append(run(start, end, plan.tile))
                 start = end
                 continue
             except (RuntimeError, MemoryError) as error:
@@ -617,10 +628,10 @@ class Deblurrer:
         return max(1, self._fitting(free_memory(self.device), height, width))
 
     def side_by_side(self, height: int, width: int) -> int:
-        """How many pictures on a CPU are restored together fastest, as far as memory goes; 1 where
-        one after another is no slower.
+        """How many pictures on a CPU are restored side by side, a thread or more each, as far as
+        memory goes; 1 where one after another is no slower.
         """
-        most = min(int(getattr(self.network, "side_by_side", 1)), _SIDE_BY_SIDE)
+        most = 1 if self._beside is None else self._beside.most
         return max(1, min(most, self.fitting_batch(height, width)))
 
     def _fitting(self, free: int | None, height: int, width: int) -> int:
@@ -646,6 +657,10 @@ class Deblurrer:
         failed = f"{width}×{height}" if plan.tile is None else f"tiles of {plan.tile}"
         self.notes.append(f"out of memory at {failed}: going on with tiles of {tile}")
         return Plan(batch=1, tile=tile)
+
+
+def _one(run: Callable[[int, int, int | None], T], tile: int | None, number: int) -> T:
+    return run(number, number + 1, tile)
 
 
 def _choose_stage(network: nn.Module, stage: str) -> None:

@@ -2,12 +2,14 @@
 
 The samples along a picture's motion cost as much as some of the network, and both its neighbours
 want what follows from them: they are kept in the picture's `vdeblur.views.View`. Knows tensors and
-views; no files, no threads and no networks.
+views; no files and no networks. What it makes may be asked for by several threads.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ _AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
 #: float32 values per pixel that are kept of pictures beside a network's own: two inputs, of the
 #: frame at hand and of the next, luma and what filters add of those and of the one before.
 KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
+#: Inputs that are not in use, kept for the next: of as many as are ever computed side by side, and
+#: of frames to come.
+_MOST_SPARE = 10
 
 
 class Inputs:
@@ -29,7 +34,7 @@ class Inputs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spare: dict[object, Tensor] = {}
+        self._spare: dict[object, deque[Tensor]] = {}
 
     def alone(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
         """(N, 3, H, W) RGB and motion (N, 4, h, w) → (N, 3 + CHANNELS, H, W) float32: of pictures
@@ -72,60 +77,72 @@ class Inputs:
         as the samples.
         """
         if given.device.type == "cpu":
-            if len(self._spare) > 1:  # of one picture, and of a batch of them
-                self._spare.clear()
             # What is made in inference mode cannot be written outside it.
-            self._spare[tuple(given.shape), given.dtype, given.is_inference()] = given
+            key = tuple(given.shape), given.dtype, given.is_inference()
+            if key not in self._spare:
+                self._spare.clear()  # of another size
+            self._spare.setdefault(key, deque(maxlen=_MOST_SPARE)).append(given)
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        spare = self._spare.pop((shape, dtype, torch.is_inference_mode_enabled()), None)
-        return torch.empty(shape, dtype=dtype, device=self._device) if spare is None else spare
+        with suppress(KeyError, IndexError):
+            return self._spare[shape, dtype, torch.is_inference_mode_enabled()].pop()
+        return torch.empty(shape, dtype=dtype, device=self._device)
 
     def _taken(self, around: Around, size: tuple[int, int]) -> Tensor:
         """(1, 3 + CHANNELS, *size): a frame's own input, with its neighbours; no longer kept."""
         here = around.here
-        given, (luma, _) = self._given(here, size), self._shown(here, size)
-        sides = [self._neighbour(luma, link, size, around.at_hand) for link in around.links]
+        # The neighbours first, the one after last: beside this, the next frame is begun by the one
+        # after it, and finds here what it takes itself.
+        shown = [self._beside(link, size, around.at_hand) for link in around.links]
+        luma, _ = self._shown(here, size)
+        given = self._given(here, size)
+        sides = [
+            luma.new_zeros(1, taps.PICTURES + taps.DIRECTION_CHANNELS, *size)
+            if link is None or own is None
+            else taps.neighbour(luma, *own, self._field(link[0].motion, link[0], size),
+                                self._field(link[1], link[0], size))
+            for link, own in zip(around.links, shown, strict=True)
+        ]  # fmt: skip
         taps.place((sides[0], sides[1]), given[:, _AROUND])
         here.given = None
         return given
 
-    def _neighbour(
-        self, luma: Tensor, link: Link | None, size: tuple[int, int], at_hand: bool
-    ) -> Tensor:
+    def _beside(
+        self, link: Link | None, size: tuple[int, int], at_hand: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """What is shown of a neighbour, if there is one, and time to make it."""
         if link is None or (at_hand and not self._is_shown(link[0], size)):
-            return luma.new_zeros(1, taps.PICTURES + taps.DIRECTION_CHANNELS, *size)
-        view, way = link
-        there, added = self._shown(view, size)
-        return taps.neighbour(luma, there, added, self._field(view.motion, view, size),
-                              self._field(way, view, size))  # fmt: skip
+            return None
+        return self._shown(link[0], size)
 
     def _is_shown(self, view: View, size: tuple[int, int]) -> bool:
         return view.made_for == (self._device, size) and view.added is not None
 
     def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Luma (1, 1, *size) in [0, 1] of a picture, and what filters along its motion add."""
-        if not self._is_shown(view, size):
-            given = self._given(view, size)
-            view.added = taps.filtered(given[:, _OWN])
-        assert view.luma is not None
-        assert view.added is not None
-        return view.luma, view.added
+        with view.making:
+            if not self._is_shown(view, size):
+                given = self._given(view, size)
+                view.added = taps.filtered(given[:, _OWN])
+            assert view.luma is not None
+            assert view.added is not None
+            return view.luma, view.added
 
     def _given(self, view: View, size: tuple[int, int]) -> Tensor:
         """(1, 3 + CHANNELS, *size): a picture's input, but for its neighbours."""
-        if view.made_for != (self._device, size):
-            view.given = view.luma = view.added = None
-            view.made_for = (self._device, size)
-        if view.given is None:
-            planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
-            rgb = padded(planes_to_rgb(planes, view.layout), size)
-            given = self._room((1, 3 + taps.CHANNELS, *size), torch.float32)
-            given[:, :3] = rgb
-            view.luma = taps.luma_of(rgb)
-            taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
-            view.given = given
-        return view.given
+        with view.making:
+            if view.made_for != (self._device, size):
+                view.given = view.luma = view.added = None
+                view.made_for = (self._device, size)
+            if view.given is None:
+                planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
+                rgb = padded(planes_to_rgb(planes, view.layout), size)
+                given = self._room((1, 3 + taps.CHANNELS, *size), torch.float32)
+                given[:, :3] = rgb
+                view.luma = taps.luma_of(rgb)
+                taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
+                view.given = given
+            return view.given
 
     def _field(self, field: Tensor, view: View, size: tuple[int, int]) -> Tensor:
         """A field (C, h, w) of the picture as (1, C, …) of the padded one, on the device."""

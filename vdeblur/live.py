@@ -30,6 +30,7 @@ from vdeblur.exposure import (
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.motion import Movement, Watch
 from vdeblur.overlap import Overlap
+from vdeblur.threads import use_torch_threads
 from vdeblur.views import Around, Link, View, link, view_of
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
@@ -78,12 +79,9 @@ class LiveDeblurrer:
         """What tells a camera's frames how they move; None if no step is guided by that."""
         if not self._guided:
             return None
-        # One thread of torch there: the others are the network's. The number is each thread's own,
-        # but threads that begin later take the one set last.
-        threads = torch.get_num_threads()
-        meters = ThreadPoolExecutor(1, "exposure", torch.set_num_threads, (1,))
+        # One thread of torch there: the others are the network's.
+        meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1,))
         meters.submit(blur_field_network).result()
-        torch.set_num_threads(threads)
         return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ networks.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ class View:
     as `Frame.motion` has it. What is made of them is kept for who comes next by whoever makes it
     (`vdeblur.guided`): made_for says for what, given is a network's input (1, C, H, W), which goes
     once the frame itself was restored; luma (1, 1, H, W) and added (1, K, H, W) are for its
-    neighbours.
+    neighbours. making is held meanwhile, for frames are restored side by side.
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -49,6 +50,7 @@ class View:
         self.given: Tensor | None = None
         self.luma: Tensor | None = None
         self.added: Tensor | None = None
+        self.making = threading.RLock()
         self._decoded_there = there is not None
         self._moved = False
 

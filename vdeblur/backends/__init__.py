@@ -1,7 +1,7 @@
 """Other runtimes behind the call that `Deblurrer` makes of a network: OpenVINO, ONNX Runtime.
 
 Converted networks are kept in the user's cache, under keys of all that they depend on, and are held
-to torch each time they are loaded. Knows no video, no files but the cache's, and no threads.
+to torch each time they are loaded. Knows no video, and no files but the cache's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -59,16 +60,14 @@ class Elsewhere(nn.Module):
     """A network that another runtime computes; all that it says of itself is the network's own.
 
     start: makes the runner from the first pictures that come, (N, 3, H, W) RGB in 0..1.
-    side_by_side: pictures of a batch that it computes at a time, where that is the fastest.
+    May be called by several threads.
     """
 
-    def __init__(
-        self, network: nn.Module, start: Callable[[Tensor], Runner], *, side_by_side: int = 1
-    ) -> None:
+    def __init__(self, network: nn.Module, start: Callable[[Tensor], Runner]) -> None:
         super().__init__()
         self.network = network
-        self.side_by_side = side_by_side
         self._start = start
+        self._starting = threading.Lock()
         self._runner: Runner | None = None
         self._means = [layer for layer in network.modules() if isinstance(layer, GlobalMean)]
 
@@ -88,7 +87,8 @@ class Elsewhere(nn.Module):
             # Tiles that share their means (`share_means`): a converted graph cannot be told any.
             return correction_of(self.network)(x)
         if self._runner is None:
-            self._runner = self._start(x)
+            with self._starting:
+                self._runner = self._runner or self._start(x)
         return self._runner(x)
 
 
@@ -251,10 +251,7 @@ def attach(
         pictures = calibration or (first,) if precision in EIGHT_BITS else ()
         return runner(network, device=device, precision=precision, calibration=pictures)
 
-    # One picture a thread: see `vdeblur.backends.openvino`.
-    stand_in = Elsewhere(
-        network, start, side_by_side=torch.get_num_threads() if backend == "openvino" else 1
-    )
+    stand_in = Elsewhere(network, start)
     if precision not in EIGHT_BITS or calibration:
         stand_in._runner = start(torch.empty(0))
     return stand_in

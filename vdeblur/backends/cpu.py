@@ -73,7 +73,10 @@ class _Call:
 
 def layout_for(network: nn.Module) -> torch.memory_format:
     """How a network for torch takes its pictures fastest."""
-    planes = any(isinstance(layer, _Unshuffle) for layer in network.modules())
+    # Guidance is made, and rearranged, plane by plane.
+    planes = getattr(network, "guided", False) or any(
+        isinstance(layer, _Unshuffle) for layer in network.modules()
+    )
     return torch.contiguous_format if planes else torch.channels_last
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,31 +62,24 @@ def _halving(channels: int) -> Tensor:
 
 def _packed(rgb: Tensor, coarse: Sequence[Tensor], fine: Sequence[Tensor]) -> Tensor:
     """Pixel-unshuffled `rgb`, the means of four pixels of `coarse` pictures, and the `fine` ones
-    unshuffled: (N, C, H/2, W/2). Half of the time that torch's own operations take on a CPU.
+    unshuffled: (N, C, H/2, W/2). float32 on a CPU, by OpenCV: a fifth of the time of torch's own.
     """
     count, _, height, width = rgb.shape
-    total = 4 * (3 + sum(part.shape[1] for part in fine)) + sum(part.shape[1] for part in coarse)
+    parts = [(rgb, True), *((part, False) for part in coarse), *((part, True) for part in fine)]
+    total = sum(part.shape[1] * (4 if whole else 1) for part, whole in parts)
     out = rgb.new_empty(count, total, height // 2, width // 2)
-    start = 0
-
-    def next_channels(number: int) -> Tensor:
-        nonlocal start
-        start += number
-        return out[:, start - number : start]
-
-    def unshuffle(part: Tensor) -> None:
-        own = next_channels(4 * part.shape[1]).view(count, -1, 4, height // 2, width // 2)
-        for place in range(4):
-            own[:, :, place] = part[..., place // 2 :: 2, place % 2 :: 2]
-
-    unshuffle(rgb)
-    for part in coarse:
-        own = next_channels(part.shape[1])
-        rows = part[..., ::2, :] + part[..., 1::2, :]
-        torch.add(rows[..., ::2], rows[..., 1::2], out=own)
-        own *= 0.25
-    for part in fine:
-        unshuffle(part)
+    for picture in range(count):
+        planes = iter(out[picture].numpy())
+        for part, whole in parts:
+            for plane in part[picture].numpy():
+                if whole:
+                    # Of two rows: values in pairs, a pair's first and second to planes apart.
+                    pairs = np.ascontiguousarray(plane).reshape(height // 2, 2, width // 2, 2)
+                    for row in (0, 1):
+                        cv2.split(pairs[:, row], [next(planes), next(planes)])
+                else:
+                    size = width // 2, height // 2
+                    cv2.resize(plane, size, dst=next(planes), interpolation=cv2.INTER_AREA)
     return out
 
 
@@ -209,13 +204,18 @@ class MIMOUNetGuided(Network):
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         shape, slopes, samples, around, directions = torch.split(known, _PARTS, dim=1)
         moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
-        filtered = self.bank(samples)
-        coarse, fine = (shape, directions), (slopes, filtered, around)
         tracing: Any = torch.jit  # it has no types
-        if x.device.type == "cpu" and not (torch.is_grad_enabled() or tracing.is_tracing()):
-            return _packed(rgb - _MIDDLE, coarse, fine), moved
-        means = [F.avg_pool2d(part, 2) for part in coarse]
-        unshuffled = [self.pack(part) for part in (rgb - _MIDDLE, *fine)]
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if plain and not (torch.is_grad_enabled() or tracing.is_tracing()):
+            filtered = torch.empty_like(samples[:, : self.bank.out_channels])
+            for picture, place in zip(samples, filtered, strict=True):
+                # A product, for a convolution of planes by weights that are channels-last takes
+                # nine times as long.
+                torch.mm(self.bank.weight.flatten(1), picture.flatten(1), out=place.flatten(1))
+            return _packed(rgb - _MIDDLE, (shape, directions), (slopes, filtered, around)), moved
+        means = [F.avg_pool2d(part, 2) for part in (shape, directions)]
+        fine = (rgb - _MIDDLE, slopes, self.bank(samples), around)
+        unshuffled = [self.pack(part) for part in fine]
         return torch.cat([unshuffled[0], *means, *unshuffled[1:]], dim=1), moved
 
     def trunk(self, packed: Tensor) -> Tensor:
@@ -231,6 +231,8 @@ class MIMOUNetGuided(Network):
         filters = self.bank.out_channels
         start = 12 + taps.SHAPE_CHANNELS + 2 * taps.DIRECTION_CHANNELS + 4 * len(taps.SLOPES)
         filtered = packed[:, start : start + 4 * filters]
+        if head.device.type == "cpu":
+            head = head.contiguous()  # sums over planes are twice as fast
         # All four pixels of a place at once.
         count, _, height, width = head.shape
         size = (count, -1, 4, height, width)

@@ -220,19 +220,20 @@ def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
     xx, yy = x * x, y * y
     length = np.sqrt(xx + yy)
     inverse = 1 / np.maximum(length, np.float32(1e-3))
+    across, down = np.empty_like(luma), np.empty_like(luma)
+    across[:] = np.arange(luma.shape[1], dtype=np.float32)
+    down[:] = np.arange(luma.shape[0], dtype=np.float32)[:, None]
+    here, there, right, below, end = (np.empty_like(luma) for _ in range(5))
+    # OpenCV's own arithmetic: two thirds of the time of NumPy's.
     np.multiply(length, 1 / UNIT, out=out[0])
-    np.multiply((xx - yy) * inverse, 1 / UNIT, out=out[1])
-    np.multiply(x * y * inverse, 2 / UNIT, out=out[2])
+    cv2.multiply(cv2.subtract(xx, yy, dst=here), inverse, dst=out[1], scale=1 / UNIT)
+    cv2.multiply(cv2.multiply(x, y, dst=here), inverse, dst=out[2], scale=2 / UNIT)
     for part, plane in zip(bend, out[3:SHAPE_CHANNELS], strict=True):
         np.multiply(part, 1 / UNIT, out=plane)
-    turn = x < 0
-    np.negative(x, where=turn, out=x)
-    np.negative(y, where=turn, out=y)
-    u, v = x * inverse, y * inverse
-    across = np.arange(luma.shape[1], dtype=np.float32)
-    down = np.arange(luma.shape[0], dtype=np.float32)[:, None]
-    here, there = np.empty_like(luma), np.empty_like(luma)
-    right, below, end = np.empty_like(luma), np.empty_like(luma), np.empty_like(luma)
+    turn = np.where(x < 0, np.float32(-1), np.float32(1))
+    for part in (x, y):
+        cv2.multiply(part, turn, dst=part)
+    u, v = cv2.multiply(x, inverse), cv2.multiply(y, inverse)
 
     def sample(place: Floats) -> None:
         options = {"borderMode": cv2.BORDER_REPLICATE}
@@ -240,28 +241,22 @@ def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
 
     steep = np.minimum(length, np.float32(_SLOPE_LONGEST)) * np.float32(0.5 / _SLOPE_UNIT)
     for place, plane in zip(SLOPES, out[SHAPE_CHANNELS:], strict=False):
-        np.add(np.multiply(x, np.float32(place), out=here), across, out=here)
-        np.add(np.multiply(y, np.float32(place), out=there), down, out=there)
-        np.add(here, u, out=right)
-        np.add(there, v, out=below)
+        cv2.scaleAdd(x, place, across, dst=here)
+        cv2.scaleAdd(y, place, down, dst=there)
+        cv2.add(here, u, dst=right)
+        cv2.add(there, v, dst=below)
         sample(plane)
-        np.subtract(here, u, out=right)
-        np.subtract(there, v, out=below)
+        cv2.subtract(here, u, dst=right)
+        cv2.subtract(there, v, dst=below)
         sample(end)
-        plane -= end
-        plane *= steep
+        cv2.multiply(cv2.subtract(plane, end, dst=plane), steep, dst=plane)
     on = length / (length + np.float32(0.5))
-    planes = iter(out[SHAPE_CHANNELS + len(SLOPES) :])
-    for offset in OFFSETS:
-        np.multiply(x, np.float32(offset), out=here)
-        np.multiply(y, np.float32(offset), out=there)
-        for step in (np.subtract, np.add):
-            plane = next(planes)
-            step(across, here, out=right)
-            step(down, there, out=below)
-            sample(plane)
-            plane -= luma
-            plane *= on
+    places = [side * offset for offset in OFFSETS for side in (-1, 1)]
+    for place, plane in zip(places, out[SHAPE_CHANNELS + len(SLOPES) :], strict=True):
+        cv2.scaleAdd(x, place, across, dst=right)
+        cv2.scaleAdd(y, place, down, dst=below)
+        sample(plane)
+        cv2.multiply(cv2.subtract(plane, luma, dst=plane), on, dst=plane)
 
 
 def _enlarged(part: Floats, shape: tuple[int, ...]) -> Floats:

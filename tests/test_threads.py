@@ -1,0 +1,97 @@
+"""Work in threads that share torch's."""
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vdeblur.threads import SideBySide, use_torch_threads, with_one_torch_thread
+
+
+@pytest.fixture(autouse=True)
+def four_torch_threads() -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(usual)
+
+
+def test_results_come_in_order_and_together() -> None:
+    meeting = threading.Barrier(2, timeout=10)
+
+    def work(number: int) -> tuple[int, int, str]:
+        meeting.wait()  # nobody passes alone
+        return number, torch.get_num_threads(), threading.current_thread().name
+
+    found = SideBySide(4).map(work, range(3, 5))
+    assert [(number, threads) for number, threads, _ in found] == [(3, 2), (4, 2)]
+    assert len({name for *_, name in found}) == 2
+    assert torch.get_num_threads() == 4
+
+
+def test_more_work_than_threads_and_less() -> None:
+    beside = SideBySide(3)
+    for count, threads in ((1, 4), (2, 2), (3, 1), (11, 1)):
+        found = beside.map(lambda number: (number, torch.get_num_threads()), range(count))
+        assert found == [(number, threads) for number in range(count)]
+
+
+def test_gradients_are_off_and_inference_mode_is_the_callers() -> None:
+    beside = SideBySide(2)
+
+    def made(_: int) -> tuple[bool, bool]:
+        return torch.is_grad_enabled(), torch.zeros(1).is_inference()
+
+    assert beside.map(made, range(2)) == [(False, False)] * 2
+    with torch.inference_mode():
+        assert beside.map(made, range(2)) == [(False, True)] * 2
+
+
+def test_an_error_is_raised_when_all_have_ended() -> None:
+    beside, ended = SideBySide(2), []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ValueError("zero")
+        time.sleep(0.1)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="zero"):
+        beside.map(work, range(3))
+    assert ended == [1, 2]
+    assert beside.map(str, range(2)) == ["0", "1"]
+    del beside
+    gc.collect()  # the error knows where it came from
+
+
+def test_threads_end_with_their_owner() -> None:
+    beside = SideBySide(2)
+    workers = set(beside.map(lambda _: threading.current_thread(), range(8)))
+    assert any(worker.is_alive() for worker in workers)
+    del beside
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+def test_a_stage_has_one_of_torchs_threads_and_others_keep_theirs() -> None:
+    items = with_one_torch_thread(torch.get_num_threads() for _ in range(2))
+    found: list[int] = []
+    stage = threading.Thread(target=lambda: found.extend(items))
+    stage.start()
+    stage.join()
+    assert found == [1, 1]
+    later: list[int] = []
+    other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert (later, torch.get_num_threads()) == ([4], 4)
+
+
+def test_a_thread_can_be_given_another_number() -> None:
+    use_torch_threads(2)
+    assert torch.get_num_threads() == 2
