@@ -289,7 +289,22 @@ def test_flicker_of_a_restoration_is_seen(tmp_path: Path) -> None:
     assert steady["flicker_blurred"] == pytest.approx(0, abs=0.01)
     assert steady["flicker_sharp"] == pytest.approx(0, abs=0.01)
     assert steady["flicker_restored"] == pytest.approx(20, abs=1.5)
+    assert steady["unrest_restored"] == pytest.approx(20, abs=1.5)
     assert steady["warp_restored"] == pytest.approx(20, abs=1.5)
+
+
+def test_detail_that_is_back_is_no_flicker_of_the_error(tmp_path: Path) -> None:
+    """A moving film, restored to the truth: as it is sharp, it flickers more than its source."""
+    sharp = [sharp_picture(3 * n) for n in range(6)]
+    film(tmp_path / "source.mkv", [blurred_picture(3 * n) for n in range(6)])
+    film(tmp_path / "sharp.mkv", sharp)
+    pairs = open_pairs([tmp_path / "source.mkv", tmp_path / "sharp.mkv"],
+                       restored=tmp_path / "sharp.mkv")  # fmt: skip
+    (found,) = evaluate(pairs).temporal.values()
+    assert found["flicker_ratio"] > 1
+    assert found["unrest_blurred"] > 0
+    assert found["unrest_restored"] == 0
+    assert "unrest_sharp" not in found
 
 
 def test_what_cannot_be_scored_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

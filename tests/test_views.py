@@ -282,6 +282,16 @@ def test_the_own_channels_are_what_they_are_without_neighbours() -> None:
         assert np.array_equal(before.numpy(), after.numpy())
 
 
+@pytest.fixture(params=[1, 2])
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With more than one, pictures of a batch are restored side by side."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.usefixtures("torch_threads")
 def test_the_batch_does_not_matter_and_neighbours_do() -> None:
     path = pan(6, 3)
 

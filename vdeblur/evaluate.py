@@ -394,7 +394,7 @@ def _gaussian(image: Tensor, sigma: float) -> Tensor:
 
 
 class _Steadiness:
-    """Warped-frame error and flicker of a sequence, from one frame to the next.
+    """Warped-frame error and flicker of a sequence and of its error, from one frame to the next.
 
     The motion is that of the sharp frames, the same for all: what differs is the pictures.
     """
@@ -425,6 +425,12 @@ class _Steadiness:
                     data_range=1,
                 )  # fmt: skip
                 self._add(f"flicker_{name}", value)
+            for name in set(now) - {"sharp"}:
+                one, two, three = (
+                    shown[name] - shown["sharp"] for shown in (self.before[0], last, now)
+                )
+                value = flicker(one, two, three, to_before, forward, both, data_range=1)
+                self._add(f"unrest_{name}", value)
         self.before = [last, now]
         self.flows = backward, seen
 
@@ -435,7 +441,7 @@ class _Steadiness:
     def means(self) -> dict[str, float]:
         """Means over the frames; and restored over blurred, where there is a restored one."""
         means = {name: sum(values) / len(values) for name, values in self.values.items()}
-        for measure in ("warp", "flicker"):
+        for measure in ("warp", "flicker", "unrest"):
             before, after = (means.get(f"{measure}_{x}") for x in ("blurred", "restored"))
             if before and after is not None:
                 means[f"{measure}_ratio"] = after / before

@@ -41,10 +41,11 @@ class Row:
 class SetScores:
     """The scores of a set of pairs.
 
-    unsharp: (sigma in pixels, amount) of the best unsharp mask. temporal: by sequence, warp_ and
-    flicker_ blurred, restored, sharp (8-bit levels) and ratio (restored / blurred). unsound: of how
-    many pictures the network's result was rejected, so that they were scored as they came. notes:
-    what else a reader should know, such as the exposure that was found.
+    unsharp: (sigma in pixels, amount) of the best unsharp mask. temporal: by sequence, warp_,
+    flicker_ and unrest_ (the flicker of what differs from the sharp one) blurred, restored, sharp
+    (8-bit levels) and ratio (restored / blurred). unsound: of how many pictures the network's
+    result was rejected, so that they were scored as they came. notes: what else a reader should
+    know, such as the exposure that was found.
     """
 
     name: str
@@ -148,7 +149,11 @@ _COLUMNS: dict[str, tuple[str, _Format]] = {
 }
 _TEMPORAL: dict[str, tuple[str, _Format]] = {
     f"{measure}_{name}": (heading.format(what=title), _fixed(2))
-    for measure, title in (("warp", "warped-frame error"), ("flicker", "flicker"))
+    for measure, title in (
+        ("warp", "warped-frame error"),
+        ("flicker", "flicker"),
+        ("unrest", "flicker of the error"),
+    )
     for name, heading in (
         ("blurred", "{what} blurred"),
         ("restored", "{{label}}"),
@@ -193,11 +198,11 @@ def summary_table(sets: Sequence[SetScores], *, label: str = "restored") -> Tabl
     """A line a set: its means, its worst picture, how steady it is, what is left of sharp ones."""
     heading = [
         "", "pictures", "PSNR blurred", label, "gain", "worst picture", "SSIM blurred", label,
-        "gain", "flicker, restored / blurred", "sharp kept",
+        "gain", "flicker of the error, restored / blurred", "sharp kept",
     ]  # fmt: skip
     shown = (
         "psnr_blurred", "psnr_restored", "psnr_gain", "psnr_worst", "ssim_blurred", "ssim_restored",
-        "ssim_gain", "flicker_ratio", "sharp_kept",
+        "ssim_gain", "unrest_ratio", "sharp_kept",
     )  # fmt: skip
     columns = _COLUMNS | _TEMPORAL | {"psnr_worst": _COLUMNS["psnr_gain"]}
     lines = []
@@ -206,9 +211,9 @@ def summary_table(sets: Sequence[SetScores], *, label: str = "restored") -> Tabl
         gains = [s.values["psnr_gain"] for s in scores.pictures if "psnr_gain" in s.values]
         if gains:
             values["psnr_worst"] = min(gains)
-        ratios = [v["flicker_ratio"] for v in scores.temporal.values() if "flicker_ratio" in v]
+        ratios = [v["unrest_ratio"] for v in scores.temporal.values() if "unrest_ratio" in v]
         if ratios:
-            values["flicker_ratio"] = _average(ratios)
+            values["unrest_ratio"] = _average(ratios)
         cells = [_cell(values, name, columns) for name in shown]
         lines.append([scores.name, str(len(scores.pictures)), *cells])
     return [heading, *lines]

@@ -50,6 +50,8 @@ perfect restoration would have):
   warped-frame error  root mean square of frame t minus frame t-1 brought to it along the motion
                       (Lai et al., ECCV 2018)
   flicker             mean of |frame t minus the mean of frames t-1 and t+1 brought to it|
+  flicker of the error  the same of what differs from the sharp video: detail that was blurred away
+                      and is back counts for the restoration here, and against it above
   restored / blurred  1: as steady as the source; more: the restoration added unrest
 
 motion: a guided network is told how the frames of a video move, estimated as by `vdeblur video`;
