@@ -1,6 +1,8 @@
 """Work in threads that share torch's."""
 
+import copy
 import gc
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +63,7 @@ def test_an_error_is_raised_when_all_have_ended() -> None:
 
     with pytest.raises(ValueError, match="zero"):
         beside.map(work, range(3))
-    assert ended == [1, 2]
+    assert sorted(ended) == [1, 2]
     assert beside.map(str, range(2)) == ["0", "1"]
     del beside
     gc.collect()  # the error knows where it came from
@@ -92,6 +94,65 @@ def test_a_stage_has_one_of_torchs_threads_and_others_keep_theirs() -> None:
     assert (later, torch.get_num_threads()) == ([4], 4)
 
 
+def test_numbers_of_threads_outlast_many_that_begin() -> None:
+    for _ in range(5):
+        SideBySide(8).map(str, range(8))
+        later: list[int] = []
+        other = threading.Thread(target=lambda found=later: found.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert later == [4]
+
+
+def test_ctrl_c_stops_what_is_under_way() -> None:
+    beside, ended = SideBySide(2), []
+
+    def work(number: int) -> None:
+        for _ in range(500):
+            time.sleep(0.01)
+        ended.append(number)
+
+    main = threading.get_ident()
+    interrupt = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    interrupt.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        beside.map(work, range(6))
+    assert time.monotonic() - began < 3
+    assert not ended
+    interrupt.join()
+    assert beside.map(str, range(2)) == ["0", "1"]
+    del beside
+    gc.collect()
+
+
+def test_a_copy_has_threads_of_its_own() -> None:
+    beside = SideBySide(2)
+    beside.map(str, range(2))
+    other = copy.deepcopy(beside)
+    assert other.map(str, range(2)) == ["0", "1"]
+
+
+def test_threads_that_cannot_begin_are_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside = SideBySide(2)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "picture 1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        beside.map(str, range(2))
+    monkeypatch.undo()
+    assert beside.map(str, range(2)) == ["0", "1"]
+    del beside
+    gc.collect()
+
+
 def test_a_thread_can_be_given_another_number() -> None:
-    use_torch_threads(2)
+    use_torch_threads(2, 4)
     assert torch.get_num_threads() == 2

@@ -542,8 +542,9 @@ class Deblurrer:
             plan = self.plans.get((height, width)) or self._first_plan(height, width)
             end = min(start + plan.batch, count)
             try:
-                if self._beside is not None and end - start > 1:
+                if end - start > 1 and self._apart(plan.tile):
                     apart = partial(_one, run, plan.tile)
+                    assert self._beside is not None
                     parts += self._beside.map(apart, range(start, end))
                 else:
                     with made_current(self.device):
@@ -559,6 +560,13 @@ class Deblurrer:
                 torch.cuda.empty_cache()
             self.plans[height, width] = self._shrink(plan, end - start, height, width, cause)
         return parts
+
+    def _apart(self, tile: int | None) -> bool:
+        """Whether pictures of a batch are restored in threads of their own."""
+        # Tiles of one picture may share means, which the network holds meanwhile. And the first
+        # pictures are those that ranges are measured on, all together.
+        shares = tile is not None and self._global
+        return self._beside is not None and not shares and getattr(self.network, "ready", True)
 
     def _first_plan(self, height: int, width: int) -> Plan:
         """Decided once per picture size, from the memory that is free then."""

@@ -94,8 +94,10 @@ class Inputs:
         # The neighbours first, the one after last: beside this, the next frame is begun by the one
         # after it, and finds here what it takes itself.
         shown = [self._beside(link, size, around.at_hand) for link in around.links]
-        luma, _ = self._shown(here, size)
-        given = self._given(here, size)
+        with here.making:
+            # From here on it is this caller's alone: whoever asks for the same again gets another.
+            (luma, _), given = self._shown(here, size), self._given(here, size)
+            here.given = None
         sides = [
             luma.new_zeros(1, taps.PICTURES + taps.DIRECTION_CHANNELS, *size)
             if link is None or own is None
@@ -104,7 +106,6 @@ class Inputs:
             for link, own in zip(around.links, shown, strict=True)
         ]  # fmt: skip
         taps.place((sides[0], sides[1]), given[:, _AROUND])
-        here.given = None
         return given
 
     def _beside(
@@ -116,7 +117,11 @@ class Inputs:
         return self._shown(link[0], size)
 
     def _is_shown(self, view: View, size: tuple[int, int]) -> bool:
-        return view.made_for == (self._device, size) and view.added is not None
+        return view.made_for == self._purpose(size) and view.added is not None
+
+    def _purpose(self, size: tuple[int, int]) -> object:
+        # What is made in inference mode cannot be written outside it.
+        return self._device, size, torch.is_inference_mode_enabled()
 
     def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Luma (1, 1, *size) in [0, 1] of a picture, and what filters along its motion add."""
@@ -131,9 +136,9 @@ class Inputs:
     def _given(self, view: View, size: tuple[int, int]) -> Tensor:
         """(1, 3 + CHANNELS, *size): a picture's input, but for its neighbours."""
         with view.making:
-            if view.made_for != (self._device, size):
+            if view.made_for != self._purpose(size):
                 view.given = view.luma = view.added = None
-                view.made_for = (self._device, size)
+                view.made_for = self._purpose(size)
             if view.given is None:
                 planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
                 rgb = padded(planes_to_rgb(planes, view.layout), size)

@@ -80,7 +80,7 @@ class LiveDeblurrer:
         if not self._guided:
             return None
         # One thread of torch there: the others are the network's.
-        meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1,))
+        meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1, torch.get_num_threads()))
         meters.submit(blur_field_network).result()
         return LiveGuide(self._exposure, meters)
 

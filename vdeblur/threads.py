@@ -2,13 +2,13 @@
 
 torch cuts each operation into as many parts as it has threads, and waits for all of them. Where
 other threads are at work too, the parts are not done at once, and each operation waits for the
-slowest: on two cores, ten small operations of a picture take 5 times as long beside a decoder than
-alone. Whole pictures side by side, one a thread, wait for each other once.
+slowest; what is done by one thread alone leaves the others idle. Whole pictures side by side, one a
+thread, wait for each other once.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
 import queue
 import threading
 import weakref
@@ -21,25 +21,35 @@ import torch
 
 T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
+# Seconds after which a waiting thread looks up: on Windows a lock without a timeout does not let
+# Ctrl-C through. And those that work under way is waited for when it is given up.
+_LOOK_UP, _PATIENCE = 0.1, 10.0
+_setting = threading.Lock()
 
 
-def use_torch_threads(count: int) -> None:
-    """Let torch use `count` threads for what the calling thread asks of it from now on.
+def use_torch_threads(count: int, usual: int) -> None:
+    """Let torch use `count` threads for what the calling thread asks of it from now on, and `usual`
+    for what threads ask that begin later.
 
-    Others keep theirs: torch's number is each thread's own, but threads that begin later take the
-    one that any thread set last.
+    torch's number is each thread's own, but threads that begin take the one that was set last.
     """
-    usual = torch.get_num_threads()
-    torch.set_num_threads(count)
-    restore = threading.Thread(target=torch.set_num_threads, args=(usual,))
-    restore.start()
-    restore.join()
+    with _setting:
+        torch.get_num_threads()  # a thread's first question sets both to what was set last
+        torch.set_num_threads(count)
+        restore = threading.Thread(target=torch.set_num_threads, args=(usual,))
+        restore.start()
+        restore.join()
 
 
 def with_one_torch_thread(items: Iterable[T]) -> Iterator[T]:
     """The items, made by a thread that has one of torch's threads: for a stage beside others."""
-    use_torch_threads(1)
-    yield from items
+    usual = torch.get_num_threads()
+
+    def made() -> Iterator[T]:
+        use_torch_threads(1, usual)
+        yield from items
+
+    return made()
 
 
 class SideBySide:
@@ -51,47 +61,87 @@ class SideBySide:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        # By how many, and of which process: threads do not follow into one that is forked.
-        self._jobs: dict[tuple[int, int], queue.SimpleQueue[_Job | None]] = {}
+        self._crews: dict[int, _Crew] = {}  # by their number
+
+    def __reduce__(self) -> tuple[type[SideBySide], tuple[int]]:
+        return SideBySide, (self.most,)  # a copy has threads of its own
 
     def map(self, work: Callable[[int], T], numbers: range) -> list[T]:
         """[work(n) for n in numbers]; the first error is raised once all have ended.
 
-        In other threads gradients are not recorded, and inference mode is the caller's.
+        In other threads gradients are not recorded, and inference mode is the caller's. A Ctrl-C
+        stops what is under way.
         """
         if min(len(numbers), self.most) < 2:
             return [work(number) for number in numbers]
         count = 2
         while count < min(len(numbers), self.most):
             count *= 2  # a power of two, so that few are begun
-        jobs = self._begun(min(count, self.most))
+        count = min(count, self.most)
+        if count not in self._crews:
+            self._crews[count] = _Crew(count)
+        crew = self._crews[count]
         inference = torch.is_inference_mode_enabled()
 
         def one(number: int) -> T:
             with torch.inference_mode(inference), torch.no_grad():
                 return work(number)
 
-        futures: list[Future[T]] = []
-        for number in numbers:
-            futures.append(Future())
-            jobs.put((futures[-1], partial(one, number)))
-        wait(futures)
+        futures = [crew.begin(partial(one, number)) for number in numbers]
         try:
+            while wait(futures, _LOOK_UP).not_done:
+                pass
             return [future.result() for future in futures]
+        except BaseException:
+            if not all(future.done() for future in futures):
+                self._crews.pop(count, None)
+                crew.stop(futures)
+            raise
         finally:
             del futures  # an error would keep them, and they it
 
-    def _begun(self, count: int) -> queue.SimpleQueue[_Job | None]:
-        key = count, os.getpid()
-        if key not in self._jobs:
-            jobs = self._jobs[key] = queue.SimpleQueue[_Job | None]()
-            each = max(1, torch.get_num_threads() // count)
-            for number in range(count):
-                # Daemons: a long picture is not to keep a program from ending.
-                name = f"picture {number}"
-                threading.Thread(target=_work, args=(jobs, each), name=name, daemon=True).start()
-            weakref.finalize(self, _end, jobs, count)
-        return self._jobs[key]
+
+class _Crew:
+    """`count` threads that take work from one queue."""
+
+    def __init__(self, count: int) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._end = weakref.finalize(self, _end, self._jobs, count)
+        usual = torch.get_num_threads()
+        set_up = threading.Semaphore(0)
+        for number in range(count):
+            # Daemons: a program's end does not wait for work that nobody waits for.
+            thread = threading.Thread(
+                target=_work,
+                args=(self._jobs, max(1, usual // count), usual, set_up),
+                name=f"picture {number}",
+                daemon=True,
+            )
+            thread.start()
+            self._threads.append(thread)
+        for _ in self._threads:
+            set_up.acquire()  # what others begin from now on has its usual number
+
+    def begin(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.put((future, call))
+        return future
+
+    def stop(self, futures: Iterable[Future[Any]]) -> None:
+        """End all threads, what they are at as Ctrl-C would: after the operation under way.
+
+        A thread that is inside torch or OpenVINO when the interpreter ends takes the process down.
+        """
+        for future in futures:
+            future.cancel()
+        self._end()
+        for thread in self._threads:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+            )
+        for thread in self._threads:
+            thread.join(_PATIENCE)
 
 
 def _end(jobs: queue.SimpleQueue[_Job | None], count: int) -> None:
@@ -99,12 +149,22 @@ def _end(jobs: queue.SimpleQueue[_Job | None], count: int) -> None:
         jobs.put(None)
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None], torch_threads: int) -> None:
-    use_torch_threads(torch_threads)
-    while (job := jobs.get()) is not None:
-        future, call = job
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-        del job, future, call  # not to be kept alive while waiting for the next
+def _work(
+    jobs: queue.SimpleQueue[_Job | None],
+    torch_threads: int,
+    usual: int,
+    set_up: threading.Semaphore,
+) -> None:
+    try:
+        use_torch_threads(torch_threads, usual)
+        set_up.release()
+        while (job := jobs.get()) is not None:
+            future, call = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del job, future, call  # not to be kept alive while waiting for the next
+    except KeyboardInterrupt:
+        pass  # by `stop`, between two pieces of work

@@ -77,6 +77,11 @@ class Elsewhere(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it was begun: until then, the first pictures that come are measured."""
+        return self._runner is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
         return x[:, :3] + self.correction(x)
