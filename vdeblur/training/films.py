@@ -63,8 +63,8 @@ class FilmOptions:
     shown_share: float = 0.18
     flow_share: float = 0.5
     reductions: tuple[int, ...] = (2, 2, 2, 3, 4)
-    none_share: float = 0.06
-    before_share: float = 0.07
+    none_share: float = 0.10
+    before_share: float = 0.11
     after_share: float = 0.04
 
     def __post_init__(self) -> None:
