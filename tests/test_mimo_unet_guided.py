@@ -80,6 +80,19 @@ def test_opencv_samples_as_torch_does() -> None:
         assert (seen[:, number] - by_torch[:, 0]).abs().max() < 1 / 32
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opencv_packs_as_torch_does(layout: torch.memory_format) -> None:
+    x = taps.with_guidance(texture(2), across(9.0, 2))
+    x[:, 3 + taps.OWN_CHANNELS :] = texture(8).reshape(2, 12, 96, 128)
+    x = x.contiguous(memory_format=layout)
+    with torch.no_grad():
+        quick = network().prepare(x)
+    with torch.enable_grad():
+        plain = network().prepare(x)
+    for one, other in zip(quick, plain, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5)
+
+
 def test_the_bank_undoes_a_straight_blur_before_any_training() -> None:
     sharp = F.interpolate(texture(4, 48, 64), (192, 256), mode="bicubic").clamp(0, 1)
     from dataclasses import replace

@@ -542,10 +542,9 @@ class Deblurrer:
             plan = self.plans.get((height, width)) or self._first_plan(height, width)
             end = min(start + plan.batch, count)
             try:
-                if end - start > 1 and self._apart(plan.tile):
-                    apart = partial(_one, run, plan.tile)
-                    assert self._beside is not None
-                    parts += self._beside.map(apart, range(start, end))
+                threads = self._threads(plan.tile)
+                if threads is not None:
+                    parts += threads.map(partial(_one, run, plan.tile), range(start, end))
                 else:
                     with made_current(self.device):
                         parts.append(run(start, end, plan.tile))
@@ -561,12 +560,12 @@ class Deblurrer:
             self.plans[height, width] = self._shrink(plan, end - start, height, width, cause)
         return parts
 
-    def _apart(self, tile: int | None) -> bool:
-        """Whether pictures of a batch are restored in threads of their own."""
+    def _threads(self, tile: int | None) -> SideBySide | None:
+        """What the pictures of a batch are restored in; None: all at once, in the caller's."""
         # Tiles of one picture may share means, which the network holds meanwhile. And the first
         # pictures are those that ranges are measured on, all together.
         shares = tile is not None and self._global
-        return self._beside is not None and not shares and getattr(self.network, "ready", True)
+        return None if shares or not getattr(self.network, "ready", True) else self._beside
 
     def _first_plan(self, height: int, width: int) -> Plan:
         """Decided once per picture size, from the memory that is free then."""

@@ -79,8 +79,8 @@ class Inputs:
         if given.device.type == "cpu":
             # What is made in inference mode cannot be written outside it.
             key = tuple(given.shape), given.dtype, given.is_inference()
-            if key not in self._spare:
-                self._spare.clear()  # of another size
+            if key not in self._spare and len(self._spare) > 1:  # of one picture, and of a batch
+                self._spare.clear()
             self._spare.setdefault(key, deque(maxlen=_MOST_SPARE)).append(given)
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -207,7 +207,8 @@ class MIMOUNetGuided(Network):
         tracing: Any = torch.jit  # it has no types
         plain = x.device.type == "cpu" and x.dtype == torch.float32
         if plain and not (torch.is_grad_enabled() or tracing.is_tracing()):
-            filtered = torch.empty_like(samples[:, : self.bank.out_channels])
+            # Of planes, whatever the input's layout: a flattened part is then a view of it.
+            filtered = x.new_empty(len(x), self.bank.out_channels, *x.shape[2:])
             for picture, place in zip(samples, filtered, strict=True):
                 # A product, for a convolution of planes by weights that are channels-last takes
                 # nine times as long.
