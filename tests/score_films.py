@@ -17,17 +17,15 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tests import films
 from tests.films import FILMS, Rendered
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.exposure import Guide
-from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.metrics import psnr
-from vdeblur.pictures import to_picture
+from vdeblur.overlap import Overlap
 
 Pictures = NDArray[np.uint8]
 
@@ -58,12 +56,11 @@ def frames_of(pictures: Pictures, fps: int) -> list[Frame]:
 
 def restored(deblurrer: Deblurrer, pictures: Pictures, guide: Guide, fps: int) -> Pictures:
     """The pictures as `vdeblur video` restores them, but for its 4:2:0 and its encoder."""
+    batches = (FrameBatch([frame]) for frame in guide.run(frames_of(pictures, fps)))
     out = []
-    for picture, frame in zip(pictures, guide.run(frames_of(pictures, fps)), strict=True):
-        motion = frame.motion if frame.motion is not None else np.zeros((4, 1, 1), np.float32)
-        image: Tensor = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
-        told = torch.from_numpy(motion)[None]
-        out.append(to_picture(deblurrer(image, told, [frame.around])))
+    for batch, _ in Overlap(deblurrer).run(batches):
+        green, blue, red = batch.frames[0].planes
+        out.append(np.stack([red, green, blue], axis=-1))
     return np.stack(out)
 
 

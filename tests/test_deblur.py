@@ -528,13 +528,10 @@ class Guided(Deblurrer):
         self.guided = True
         self.given: list[Tensor | None] = []
 
-    def __call__(self, images: Tensor, motion: Tensor | None = None, around: Any = None) -> Tensor:
-        self.given.append(motion)
-        return images.clone()
-
     def restore_planes(
         self, planes: Any, layout: Any, motion: Tensor | None = None, around: Any = None
     ) -> tuple[list[Tensor], Tensor]:
+        self.given.append(motion)
         return list(planes), torch.zeros(len(planes[0]), dtype=torch.bool)
 
 

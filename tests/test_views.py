@@ -367,9 +367,10 @@ def test_what_neighbours_show_turns_with_the_picture(turns: int, mirror: bool) -
     assert near.float().mean(dim=(0, 2, 3)).min() > 0.97
 
     both = [
-        Deblurrer(network(), device="cpu", ensemble=True, backend="torch", precision="fp32")(
-            rgb, motion, [around]
-        )
+        rgb
+        + Deblurrer(
+            network(), device="cpu", ensemble=True, backend="torch", precision="fp32"
+        ).correction(rgb, motion, [around])
         for rgb, motion, around in (
             film_in_hand(lambda x: x),
             film_in_hand(turn, turns=turns, mirror=mirror),

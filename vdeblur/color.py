@@ -105,17 +105,17 @@ def planes_to_rgb(
     """
     _check(planes, layout)
     if layout.kind == "rgb":
-        g, b, r = (_to_float(plane, layout.depth) for plane in planes)
+        g, b, r = (to_float(plane, layout.depth) for plane in planes)
         rgb = torch.stack([r, g, b], dim=1).div_((1 << layout.depth) - 1)
         return rgb.to(dtype)
     coefficients = _coefficients(layout)
-    luma = _to_float(planes[0], layout.depth)
+    luma = to_float(planes[0], layout.depth)
     if layout.kind == "gray":
         # Without chroma each row of the matrix gives the same gray: (Y' − black) / (white − black).
         scale = sum(coefficients.to_codes[0])
         black = 0.0 if layout.full_range else float(16 << (layout.depth - 8))
         return luma.sub_(black).div_(scale)[:, None].to(dtype).repeat(1, 3, 1, 1)
-    cb, cr = (_to_float(plane, layout.depth) for plane in planes[1:])
+    cb, cr = (to_float(plane, layout.depth) for plane in planes[1:])
     # The chroma's share of R, G and B is made on the small grid and only then enlarged.
     rgb = cb.new_empty(cb.shape[0], 3, *cb.shape[1:])
     for channel, (row, offset) in enumerate(
@@ -163,7 +163,7 @@ def add_correction(
     """
     top = (1 << layout.depth) - 1
     return [
-        _to_codes(_to_float(plane, layout.depth).add_(change).round_().clamp_(0, top), plane.dtype)
+        to_codes(to_float(plane, layout.depth).add_(change).round_().clamp_(0, top), plane.dtype)
         for plane, change in zip(planes, corrections, strict=True)
     ]
 
@@ -212,7 +212,7 @@ def _check(planes: Sequence[Tensor], layout: PlaneLayout) -> None:
         raise ValueError(f"planes of {shapes} (rows, columns) are not those of {layout.shapes}")
 
 
-def _to_float(plane: Tensor, depth: int) -> Tensor:
+def to_float(plane: Tensor, depth: int) -> Tensor:
     """Codes as float32, a new tensor; 16 bits fit its 24-bit mantissa."""
     plane = as_int16(plane)
     if depth == 16:
@@ -220,7 +220,7 @@ def _to_float(plane: Tensor, depth: int) -> Tensor:
     return plane.to(torch.float32)
 
 
-def _to_codes(values: Tensor, dtype: torch.dtype) -> Tensor:
+def to_codes(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Whole numbers in float32 → codes; 32768 and up wrap to int16's negative half on purpose."""
     if dtype == torch.uint8:
         return values.to(torch.uint8)

@@ -339,18 +339,17 @@ def deblur_frames(
                 )
             planes = tuple(array[..., channel] for channel in (1, 2, 0))
             layout = PlaneLayout(array.shape[1], array.shape[0], 8, "rgb", (0, 0), True)
-            yield Frame(planes, layout, number, Fraction(1), carrier=array)
+            yield Frame(planes, layout, number, Fraction(1))
 
     def flush() -> Iterator[NDArray[np.uint8]]:
         if pending:
-            pictures = np.stack([frame.carrier for frame in pending])
-            stack = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
-            motion = motion_of(pending)
-            more: dict[str, Any] = {}
-            if motion is not None:
-                more = {"motion": motion, "around": around_of(pending)}
-            restored = deblurrer(stack, **more).mul_(255).round_().to(torch.uint8)
-            yield from restored.permute(0, 2, 3, 1).cpu().numpy()
+            same = zip(*(frame.planes for frame in pending), strict=True)
+            planes = [torch.from_numpy(np.stack(plane)) for plane in same]
+            restored, _ = deblurrer.restore_planes(
+                planes, pending[0].layout, motion_of(pending), around_of(pending)
+            )
+            green, blue, red = restored
+            yield from torch.stack([red, green, blue], dim=-1).cpu().numpy()
             pending.clear()
 
     for frame in Guide(asked).run(checked()) if guided else checked():

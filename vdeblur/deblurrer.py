@@ -38,6 +38,7 @@ from vdeblur.guided import KEPT_VALUES, Inputs, fitted, padded
 from vdeblur.kernels import fused_color
 from vdeblur.memory import keep_pages
 from vdeblur.models import GlobalMean, Identity, Network, share_means, taps
+from vdeblur.steady import steadied_in_order
 from vdeblur.threads import SideBySide
 from vdeblur.views import Around
 
@@ -92,16 +93,17 @@ class Deblurrer:
     (AVX-512 BF16, AMX) where a network of the catalogue gives the same picture to 50 dB; fp32
     elsewhere; or what the environment's VDEBLUR_PRECISION says. tile: side in pixels of the square
     the network sees at once, overlap included; None is the whole picture, "auto" the whole picture
-    unless it would not fit the memory that is free. halo: pixels at a
-    tile's edge that are computed and dropped; "auto" is the network's own choice, its seams under
-    half an 8-bit level, "full" all that it sees, which makes tiles exact. strength: share of the
-    network's correction that is applied, from 0. ensemble: average the corrections of the picture's
-    eight rotations and reflections (Timofte et al., CVPR 2016), at eight times the cost; None is
-    what the catalogue says of the network. stage: which of the network's `stages` to take. backend:
-    the runtime, see `vdeblur.backends`; "auto" is what `vdeblur bench --tune` found fastest here,
-    else OpenVINO on a CPU where it is installed, else torch. precision "int8" is OpenVINO's on a
-    CPU and Triton's on CUDA, "fp8" Triton's; their ranges are measured on `calibration`, pictures
-    (N, 3, H, W) of the kind to come, or else on the first pictures given.
+    unless it would not fit the memory that is free. halo: pixels at a tile's edge that are computed
+    and dropped; "auto" is the network's own choice, its seams under half an 8-bit level, "full" all
+    that it sees, which makes tiles exact. strength: share of the network's correction that is
+    applied, from 0. steady: whether restored frames of a film are steadied along their motion (see
+    `vdeblur.steady`), as far as what is around them is known. ensemble: average the corrections of
+    the picture's eight rotations and reflections (Timofte et al., CVPR 2016), at eight times the
+    cost; None is what the catalogue says of the network. stage: which of the network's `stages` to
+    take. backend: the runtime, see `vdeblur.backends`; "auto" is what `vdeblur bench --tune` found
+    fastest here, else OpenVINO on a CPU where it is installed, else torch. precision "int8" is
+    OpenVINO's on a CPU and Triton's on CUDA, "fp8" Triton's; their ranges are measured on
+    `calibration`, pictures (N, 3, H, W) of the kind to come, or else on the first pictures given.
 
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
@@ -120,6 +122,7 @@ class Deblurrer:
         tile: int | Literal["auto"] | None = "auto",
         halo: int | Literal["auto", "full"] = "auto",
         strength: float = 1.0,
+        steady: bool = True,
         ensemble: bool | None = None,
         stage: str | None = None,
         backend: Backend = "auto",
@@ -135,6 +138,7 @@ class Deblurrer:
             raise UsageError("weights go with a network's name: load them into the module instead")
         self.device = find_device(device)
         self.strength = strength
+        self.steady = steady
         self.tile = tile
         self.plans: dict[tuple[int, int], Plan] = {}
         self.notes: list[str] = []
@@ -274,20 +278,14 @@ class Deblurrer:
         return self._changes_nothing
 
     @torch.no_grad()
-    def __call__(
-        self,
-        images: Tensor,
-        motion: Tensor | None = None,
-        around: Sequence[Around | None] | None = None,
-    ) -> Tensor:
+    def __call__(self, images: Tensor, motion: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) float RGB in [0, 1] on any device → the same shape, dtype and device,
         restored.
 
         motion: (N, 4, h, w), how each place moves while the shutter is open, in pixels of the
         pictures, at any size (see `vdeblur.models.taps`); of use to guided networks alone. None: it
-        is read off each picture by itself (`vdeblur.blur_field`). around: what a film shows around
-        each picture, if it has a motion (see `vdeblur.views`). The result is clamped to [0, 1]. A
-        picture that the network damages comes back as it was.
+        is read off each picture by itself (`vdeblur.blur_field`). The result is clamped to [0, 1].
+        A picture that the network damages comes back as it was.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -296,7 +294,7 @@ class Deblurrer:
         if self._changes_nothing or not images.numel():
             return images.clone()
 
-        guides = self._usable(motion, around, images)
+        guides = self._usable(motion, None, images)
 
         def restore(start: int, end: int, tile: int | None) -> Tensor:
             rgb = images[start:end].to(self.device, torch.float32)
@@ -317,11 +315,12 @@ class Deblurrer:
         """Planes (N, rows, columns) of `layout`, restored, on `self.device`; the given ones are
         kept.
 
-        motion: (N, 4, h, w) in pixels of the luma plane, around: both as for `__call__`.
-        Also returns which pictures were replaced by their source, bool (N,): those where the
-        network's output was not finite or far from what a deblurrer does (`harmed`). Unchanged
-        planes may be returned as the tensors that came in. The fields of interlaced pictures are
-        restored apart.
+        motion: (N, 4, h, w) in pixels of the luma plane, as for `__call__`. around: what a film
+        shows around each picture, if it has a motion (see `vdeblur.views`): it is restored by its
+        neighbours, and steadied by the one before, if that was restored. Also returns which
+        pictures were replaced by their source, bool (N,): those where the network's output was not
+        finite or far from what a deblurrer does (`harmed`). Unchanged planes may be returned as the
+        tensors that came in. The fields of interlaced pictures are restored apart.
         """
         planes = [plane.to(self.device, non_blocking=True) for plane in planes]
         count = len(planes[0])
@@ -352,13 +351,17 @@ class Deblurrer:
 
         parts = self._in_batches(restore, count, layout.height, layout.width)
         if len(parts) == 1:
-            return parts[0]
-        restored = [
-            # torch moves uint16, but does not promise to concatenate it.
-            torch.cat([as_int16(part[i]) for part, _ in parts]).view(plane.dtype)
-            for i, plane in enumerate(planes)
-        ]
-        return restored, torch.cat([replaced for _, replaced in parts])
+            restored, replaced = parts[0]
+        else:
+            restored = [
+                # torch moves uint16, but does not promise to concatenate it.
+                torch.cat([as_int16(part[i]) for part, _ in parts]).view(plane.dtype)
+                for i, plane in enumerate(planes)
+            ]
+            replaced = torch.cat([replaced for _, replaced in parts])
+        if self.steady and guides.around is not None:
+            restored = steadied_in_order(restored, layout, guides.around)
+        return restored, replaced
 
     @torch.no_grad()
     def correction(

@@ -35,7 +35,8 @@ class View:
     as `Frame.motion` has it. What is made of them is kept for who comes next by whoever makes it
     (`vdeblur.guided`): made_for says for what, given is a network's input (1, C, H, W), which goes
     once the frame itself was restored; luma (1, 1, H, W) and added (1, K, H, W) are for its
-    neighbours. making is held meanwhile, for frames are restored side by side.
+    neighbours. making is held meanwhile, for frames are restored side by side. restored: the planes
+    that the picture was given out with, for the frame after it (`vdeblur.steady`).
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -50,6 +51,7 @@ class View:
         self.given: Tensor | None = None
         self.luma: Tensor | None = None
         self.added: Tensor | None = None
+        self.restored: tuple[Tensor, ...] | None = None
         self.making = threading.RLock()
         self._decoded_there = there is not None
         self._moved = False

@@ -209,6 +209,7 @@ def _live(args: argparse.Namespace) -> int:
             steps,
             exposure=args.exposure,
             strength=args.strength,
+            steady=args.steady is not False,
             precision=args.precision,
             backend=args.backend,
         )

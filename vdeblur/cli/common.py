@@ -47,6 +47,7 @@ _NETWORK_OPTIONS = (
     "halo",
     "stage",
     "ensemble",
+    "steady",
 )
 
 
@@ -124,6 +125,12 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         help="average over eight rotations and reflections: better, eight times slower "
         "(default for mimo-unet-plusplus)",
     )
+    parser.add_argument(
+        "--steady",
+        action=argparse.BooleanOptionalAction,
+        help="average what flickers in a film's restored frames away along their motion (default, "
+        "for networks that are guided by motion)",
+    )
 
 
 def exposure_option(parser: argparse._ActionsContainer) -> None:
@@ -152,6 +159,7 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
         halo=args.halo,
         stage=args.stage,
         ensemble=args.ensemble,
+        steady=args.steady is not False,
         **more,
     )
 
