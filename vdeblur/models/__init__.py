@@ -100,6 +100,12 @@ _CATALOGUE = {
             ships=True,
         ),
         NetworkSpec(
+            "mimo-unet-guided-large",
+            "mimo-unet-guided",
+            "the same twice as wide and deeper, 3.5 million parameters, for GPUs",
+            {"widths": [32, 80, 160], "blocks": [2, 2, 3]},
+        ),
+        NetworkSpec(
             "mimo-unet",
             "mimo-unet",
             "MIMO-UNet as published (Cho et al., ICCV 2021), 6.8 million parameters",

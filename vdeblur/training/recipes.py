@@ -253,6 +253,13 @@ _GUIDED: dict[str, Any] = {
     "errors, each pair used several times: docs/training.md",
 }
 
+_GUIDED_GPU: dict[str, Any] = {
+    **_GUIDED,
+    "seconds": 1500,
+    "batch": 64,
+    "crop": 256,
+    "pool": PoolOptions(reuse=4, pairs=512, clean_first=1.0, clean_last=0.3),
+}
 
 RECIPES = {
     recipe.name: recipe
@@ -272,11 +279,13 @@ RECIPES = {
             "mimo-unet-guided-gpu",
             "the same network on a GPU: larger crops and batches",
             "mimo-unet-guided",
-            seconds=1500,
-            batch=64,
-            crop=256,
-            pool=PoolOptions(reuse=4, pairs=512, clean_first=1.0, clean_last=0.3),
-            **_GUIDED,
+            **_GUIDED_GPU,
+        ),
+        Recipe(
+            "mimo-unet-guided-large-gpu",
+            "its larger sister on a GPU",
+            "mimo-unet-guided-large",
+            **_GUIDED_GPU,
         ),
         Recipe(
             "mimo-unet-gpu",
