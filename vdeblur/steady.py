@@ -31,12 +31,12 @@ from vdeblur.views import Around
 _CELL = 4  # pixels a side, of which weights and corrections of the way are known
 _WINDOW = 3  # cells, over which they are found
 #: Weight of the frame before where both show the same; that of the frame at hand is 1.
-_MOST = 2.5
+_MOST = 2.0
 #: Levels of 255 that the network changed, from which on half of that weight is given.
-_CHANGED = 1.0
+_CHANGED = 2.0
 #: Levels by which both may differ, and of each that the network changed, before they are taken for
 #: different things.
-_DIFFER, _DIFFER_CHANGED = 4.0, 0.7
+_DIFFER, _DIFFER_CHANGED = 1.0, 0.7
 #: Squared levels a pixel, below which slopes say nothing of the way; pixels that it is corrected by
 #: at most.
 _FAINT, _FARTHEST = 2.0, 1.0
