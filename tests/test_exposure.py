@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.test_motion import FPS, film, frame, pan, texture
+from vdeblur.blur_field import shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
@@ -227,6 +228,24 @@ def test_of_a_vibration_the_pictures_tell() -> None:
     assert max(np.array(lengths)[~long]) < 8
     sharp = [frame(p, k, full_range=True) for k, p in enumerate(vibrating(0.0, 8))]
     assert not any(item.motion.any() for item in Guide().run(sharp))
+
+
+@pytest.mark.parametrize("told", [(0.0, 0.0), (9.0, 0.0), (2.0, 5.0)])
+def test_a_shake_is_told_by_the_whole_picture(told: tuple[float, float]) -> None:
+    """What the flow says is off by a shift, and nothing else."""
+    luma = next(blurred(0.5, (14, 5), 1)).astype(np.float32) / 255
+    flow = np.zeros((2, 10, 14), np.float32) + np.array(told, np.float32)[:, None, None]
+    shown = shown_motion(luma, flow)
+    assert shown is not None
+    x, y = shown.motion[:2]
+    sign = 1 if told[0] else np.sign(x.mean())  # a blur has none
+    assert np.hypot(sign * x - 7, sign * y - 2.5).max() < 1.5
+    # A flow that is wrong everywhere, each place in its own way, is not taken up.
+    wrong = np.random.default_rng(1).normal(0, 15, (2, 10, 14)).astype(np.float32)
+    alone, other = shown_motion(luma), shown_motion(luma, wrong)
+    assert alone is not None
+    assert other is not None
+    assert np.array_equal(alone.motion, other.motion)
 
 
 def test_seconds_stay_where_the_rate_varies() -> None:

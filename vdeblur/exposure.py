@@ -35,6 +35,7 @@ from vdeblur.views import linked
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
+_NONE = 0.05  # share below which the shutter blurs nothing
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 _TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
 
@@ -137,7 +138,7 @@ class Guide:
         self._meters: dict[int, Meter] = {}
         self._shots: dict[int, _Shot] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
-        self._shares, self._seconds = array("d"), array("d")
+        self._shares, self._seconds_read = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them, or None
@@ -179,10 +180,10 @@ class Guide:
                 "the pictures do not tell how long the shutter was open: "
                 f"taken as {USUAL_SHARE:g} of a frame's time"
             ]
-        shares, seconds = np.array(self._shares), np.array(self._seconds)
+        shares, seconds = np.array(self._shares), np.array(self._seconds_read)
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
         spread = f", at times {low:.2f}, at times {high:.2f}" if high > 1.5 * low + 0.05 else ""
-        if share < 0.05:
+        if share < _NONE:
             return ["the shutter was open too shortly to blur what moves"]
         time = float(np.median(seconds))
         return [
@@ -222,6 +223,14 @@ class Guide:
             yield item, movement
             del item
 
+    def _seconds(self, frame: Frame, movement: Movement) -> float:
+        """How long the shutter was open, as asked for or as far as the pictures tell by now."""
+        if self.exposure.seconds is not None:
+            return self.exposure.seconds
+        if self.exposure.share is not None:
+            return self.exposure.share * movement.interval_seconds
+        return self._meter(frame).seconds(movement.interval_seconds)
+
     def _shot(self, frame: Frame, movement: Movement) -> _Shot:
         shot = self._shots.get(frame.stream)
         if shot is None or shot.number != movement.shot:
@@ -235,7 +244,11 @@ class Guide:
         shot = self._shot(frame, movement)
         if not doubtful(movement) and sum(shot.turns) <= len(shot.turns) / 2:
             return None
-        shown = shown_by(frame)
+        # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
+        interval = movement.interval_seconds
+        seconds = self._seconds(frame, movement)
+        seconds = seconds if seconds > _NONE * interval else USUAL_SHARE * interval
+        shown = shown_by(frame, movement.during(seconds)[:2])
         if shown is not None:
             shot.blurred.append(shown.blurred)
         return shown
@@ -247,22 +260,15 @@ class Guide:
             frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
-        interval = movement.interval_seconds
-        if self.exposure.seconds is not None:
-            seconds = self.exposure.seconds
-        elif self.exposure.share is not None:
-            seconds = self.exposure.share * interval
-        else:
-            meter = self._meter(frame)
-            seconds = meter.seconds(interval)
-            if meter.measured and shown is None:
-                self._shares.append(seconds / interval)
-                self._seconds.append(seconds)
+        interval, seconds = movement.interval_seconds, self._seconds(frame, movement)
+        if self.exposure == AUTO and shown is None and self._meter(frame).measured:
+            self._shares.append(seconds / interval)
+            self._seconds_read.append(seconds)
         frame.motion = movement.during(seconds)
         if shown is not None:
-            # Of a vibration the flow knows nothing, and no exposure was read off it.
+            # Of a vibration the flow knows little, and no exposure was read off it.
             still = shown.motion * np.float32(self._shots[frame.stream].believed(shown))
-            if not borne_out(frame.motion, still):
+            if seconds <= _NONE * interval or not borne_out(frame.motion, still):
                 frame.motion = still
 
 
@@ -306,12 +312,13 @@ def borne_out(motion: Floats, still: Floats) -> bool:
     return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
-def shown_by(frame: Frame) -> Shown | None:
-    """`shown_motion` of a frame, in pixels of its luma plane."""
+def shown_by(frame: Frame, flow: Floats | None = None) -> Shown | None:
+    """`shown_motion` of a frame, in its pixels, given its flow."""
     luma = luma_plane(frame)
-    shown = shown_motion(luma)
+    rows = np.array([[[1]], [[frame.layout.height / luma.shape[0]]]], np.float32)
+    shown = shown_motion(luma, None if flow is None else flow / rows)
     if shown is not None:
-        shown.motion[1::2] *= frame.layout.height / luma.shape[0]
+        shown.motion[:2] *= rows
     return shown
 
 
