@@ -86,7 +86,8 @@ _FULL_WEIGHT = 20.0  # weight of windows from which they are believed
 #: ones up to 0.5, but their windows, unsure of any length, weigh 0.3 on average, not 0.8.
 _LIMITS, _LIMITS_OF_SURE, _UNSURE, _SURE = (0.4, 0.65), (0.25, 0.4), 0.4, 0.8
 #: And share of all windows, also of those that say neither, whose belief is in a blur along the
-#: motion: of sharp and soft pictures 0.15 at most (one of 60: 0.21), of blurred ones 0.2 and more.
+#: motion: of sharp and soft pictures 0.15 at most (one of 60: 0.21), of most blurred ones 0.2 and
+#: more, of noisy or soft ones blurred by 3 pixels 0.1: those are left as they are.
 _SEEING = (0.13, 0.2)
 
 
