@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.test_motion import FPS, film, frame, pan, texture
+from vdeblur.blur_field import shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
@@ -141,6 +142,45 @@ def test_sharp_and_soft_pictures_have_no_motion(
     assert estimates(0.0, speed, world_of=world) < 0.12
 
 
+def before_a_still_wall(
+    share: float, speed: tuple[float, float], size: tuple[int, int]
+) -> Iterator[Any]:
+    """A board moves before a wall that stands still and is as sharp as pictures get."""
+    wall, board = detailed(5)[:320, :448], detailed(6)[100 : 100 + size[1], 300 : 300 + size[0]]
+    for k in range(5):
+        total = np.zeros(SIZE[::-1], np.float32)
+        for t in k - 2 + share * ((np.arange(25) + 0.5) / 25 - 0.5):
+            x, y = 224 - size[0] / 2 + speed[0] * t, 160 - size[1] / 2 + speed[1] * t
+            way = np.array([[1, 0, x], [0, 1, y]], np.float32)
+            there = cv2.warpAffine(np.ones_like(board), way, SIZE)
+            total += there * cv2.warpAffine(board, way, SIZE, borderMode=cv2.BORDER_REPLICATE)
+            total += (1 - there) * wall
+        yield np.clip(total / 25, 0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("speed", "size"), [((18, 0), (150, 110)), ((8, 14), (190, 130))])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_what_moves_before_a_sharp_wall_tells_the_exposure(
+    share: float, speed: tuple[float, float], size: tuple[int, int]
+) -> None:
+    """A fifth of the picture, whose windows nearly all show some of the wall."""
+    read = share_read(list(before_a_still_wall(share, speed, size)))
+    assert read == pytest.approx(share, rel=0.35, abs=0.01)
+
+
+def test_lines_along_the_motion_are_no_blur() -> None:
+    """They look alike blurred and sharp: what else there is has to tell."""
+
+    def lined(seed: int) -> NDArray[np.float32]:
+        rows = np.random.default_rng(seed).uniform(0, 120, (234, 1))
+        lines = cv2.resize(np.repeat(rows, 2, axis=1), (2600, 700), interpolation=cv2.INTER_AREA)
+        return np.asarray(detailed(seed) * 0.5 + lines, np.float32)
+
+    for share in (0.0, 0.5):
+        pictures = list(blurred(share, (18, 0), 5, world_of=lined))
+        assert share_read(pictures) == pytest.approx(share, rel=0.25, abs=0.01)
+
+
 def test_what_is_soft_and_blurred_is_blurred() -> None:
     assert estimates(0.5, (14, 5), world_of=soft) == pytest.approx(0.5, rel=0.45)
 
@@ -188,6 +228,24 @@ def test_of_a_vibration_the_pictures_tell() -> None:
     assert max(np.array(lengths)[~long]) < 8
     sharp = [frame(p, k, full_range=True) for k, p in enumerate(vibrating(0.0, 8))]
     assert not any(item.motion.any() for item in Guide().run(sharp))
+
+
+@pytest.mark.parametrize("told", [(0.0, 0.0), (9.0, 0.0), (2.0, 5.0)])
+def test_a_shake_is_told_by_the_whole_picture(told: tuple[float, float]) -> None:
+    """What the flow says is off by a shift, and nothing else."""
+    luma = next(blurred(0.5, (14, 5), 1)).astype(np.float32) / 255
+    flow = np.zeros((2, 10, 14), np.float32) + np.array(told, np.float32)[:, None, None]
+    shown = shown_motion(luma, flow)
+    assert shown is not None
+    x, y = shown.motion[:2]
+    sign = 1 if told[0] else np.sign(x.mean())  # a blur has none
+    assert np.hypot(sign * x - 7, sign * y - 2.5).max() < 1.5
+    # A flow that is wrong everywhere, each place in its own way, is not taken up.
+    wrong = np.random.default_rng(1).normal(0, 15, (2, 10, 14)).astype(np.float32)
+    alone, other = shown_motion(luma), shown_motion(luma, wrong)
+    assert alone is not None
+    assert other is not None
+    assert np.array_equal(alone.motion, other.motion)
 
 
 def test_seconds_stay_where_the_rate_varies() -> None:
@@ -347,5 +405,7 @@ def test_small_pictures(size: tuple[int, int]) -> None:
 
 def test_long_motions_are_read_off_a_smaller_picture() -> None:
     assert estimates(0.5, (70, 0), seed=2) == pytest.approx(0.5, rel=0.25)
-    # 21 pixels of blur, which nothing but a smaller picture shows to be more than 17.
+    # 21 pixels of blur, which nothing but a smaller picture shows to be more than 17; and where the
+    # usual share of the motion would be short enough for the whole one.
     assert estimates(0.7, (30, 4), seed=1) == pytest.approx(0.7, rel=0.15)
+    assert estimates(0.9, (22, 4), seed=1) == pytest.approx(0.9, rel=0.15)

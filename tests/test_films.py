@@ -140,15 +140,21 @@ def test_films_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
     assert sun[-3:] == pan[-3:] == ["3", "of", "3"]
 
 
-def test_a_van_before_a_sharp_wall_tells_the_exposure() -> None:
-    """Windows that show both have to be left out: with them 0 was read."""
-    scene = replace(FILMS["fence"].shots[0][0], layers=lambda: films.race()[:-1], shutter=0.5)
-    FILMS["van"] = films.Shots(((scene, 5),))
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_van_before_a_sharp_wall_tells_the_exposure(fenced: bool) -> None:
+    """Of windows that show both, only the van has to be looked at: with the wall 0 was read, and
+    behind a fence, whose posts stand still and are sharp, too.
+    """
+    scene = FILMS["fence"].shots[0][0]
+    if not fenced:
+        scene = replace(scene, layers=lambda: films.race()[:-1], shutter=0.5)
+    name = "fenced van" if fenced else "van"
+    FILMS[name] = films.Shots(((scene, 5),))
     try:
-        van = film("van", 5)
+        van = film(name, 5)
     finally:
-        del FILMS["van"]
-    for pictures, share in ((van.blurred, 0.5), (van.sharp, 0.0)):
+        del FILMS[name]
+    for pictures, share in ((van.blurred, scene.shutter), (van.sharp, 0.0)):
         meter = Meter()
         for item, movement in follow(score_films.frames_of(pictures, van.fps)):
             meter.see(item, movement)

@@ -21,8 +21,10 @@ from vdeblur.checkpoints import SHIPPED, checked_weights
 from vdeblur.errors import ModelError
 from vdeblur.frames import Frame
 from vdeblur.models.blur_field import (
+    STEP,
     WINDOW,
     BlurFieldNetwork,
+    class_shares,
     mean_chord,
     pooled,
     spectra,
@@ -42,6 +44,11 @@ _FAINT = 1 / 255**2  # mean square of slopes, below which detail is not to be be
 #: more of four real photographs); of sharp ones a quarter looks so (stripes, railings, lettering).
 _SHARP, _BLURRED = 0.3, 0.6
 _SEEN = 3.0  # pixels
+#: Pixels that a camera may have shaken by, from the middle of what is tried to its ends, and in one
+#: step; windows that are asked, at most or so; and how much better than by the flow and a shake the
+#: places may be told each by itself for the shake to be believed.
+_SHAKEN, _SHAKEN_STEP, _ASKED, _BETTER = 18.0, 1.5, 80, 0.5
+_SMALLER = 1e-3  # what a squared pixel of a shake counts against it
 
 
 @cache
@@ -89,8 +96,15 @@ class Shown:
     blurred: float
 
 
-def shown_motion(luma: NDArray[np.float32]) -> Shown | None:
-    """How each place of a picture (H, W) in [0, 1] moved; None of one that is too small to tell."""
+def shown_motion(
+    luma: NDArray[np.float32], flow: NDArray[np.float32] | None = None
+) -> Shown | None:
+    """How each place of a picture (H, W) in [0, 1] moved; None of one that is too small to tell.
+
+    flow: (2, h, w) pixels, the motion but for what a camera that shakes adds to it, if any of it is
+    known. A shake is a motion of the whole picture, which all windows tell together more exactly
+    than those nearby.
+    """
     height, width = luma.shape
     reduced = max(1, round(math.sqrt(height * width / _AREA)))
     if min(height, width) < WINDOW * reduced:
@@ -105,10 +119,57 @@ def shown_motion(luma: NDArray[np.float32]) -> Shown | None:
         chord = mean_chord(pooled(evidence, network.prior, reach=_REACH, belief=_BELIEF))
         long = torch.hypot(chord[0], chord[1]) > _SEEN
         blurred = float((detail * long).sum() / detail.sum().clamp_min(1e-6))
+        if flow is not None:
+            known = [cv2.resize(part, evidence.shape[1::-1], interpolation=cv2.INTER_AREA)
+                     for part in flow * np.float32(size[0] / width)]  # fmt: skip
+            chord = _shaken(evidence, torch.from_numpy(np.stack(known)), chord)
     scale = np.array([width / size[0], height / size[1]], np.float32)[:, None, None]
     motion = np.zeros((4, *chord.shape[1:]), np.float32)
     motion[:2] = chord.numpy() * scale
     return Shown(motion, min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP))))
+
+
+def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
+    """The chords (2, h, w) of windows that a shake of the camera, a shift and a turn, makes of the
+    flow, so that they agree best with the evidence (h, w, CLASSES); or `alone`, what places tell
+    each by itself, where that agrees much better: then the flow is wrong, or it was no shake.
+    """
+    height, width = evidence.shape[:2]
+    down, across = torch.meshgrid(
+        torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2,
+        indexing="ij",
+    )  # fmt: skip
+    turned = torch.stack([-down, across]) * float(STEP)
+    thin = max(1, round(math.sqrt(height * width / _ASKED)))
+
+    def asked(field: Tensor) -> Tensor:
+        return field[:, ::thin, ::thin].flatten(1).T
+
+    likely = evidence[::thin, ::thin].flatten(0, 1).clamp_min(-3).exp()
+    base, turns = asked(flow), asked(turned)
+
+    def agreement(chords: Tensor) -> Tensor:
+        shares = class_shares(chords.reshape(-1, 2)).view(*chords.shape[:2], -1)
+        return (shares * likely).sum(2).clamp_min(1e-3).log().sum(1)
+
+    def best(shakes: Tensor) -> tuple[Tensor, float]:
+        scores = agreement(base + shakes[:, None, :2] + shakes[:, None, 2:] * turns)
+        # A blur has no sign: of two shakes that agree alike, the smaller one.
+        scores = scores - _SMALLER * shakes[:, :2].square().sum(1)
+        first = int(scores.argmax())
+        return shakes[first], float(scores[first])
+
+    steps = torch.arange(-_SHAKEN, _SHAKEN + 0.1, _SHAKEN_STEP)
+    shake, score = best(torch.cartesian_prod(steps, steps, torch.zeros(1)))
+    # A turn counts by what it does halfway to the picture's edge.
+    per_pixel = 1 / (STEP * max(height, width) / 4)
+    for step in (1.0, 0.5, 0.5, 0.25, 0.25):
+        near = torch.tensor([-1.0, 0.0, 1.0]) * step
+        more = torch.cartesian_prod(near, near, near * per_pixel)
+        shake, score = best(shake + more)
+    if score < _BETTER * float(agreement(asked(alone)[None])):
+        return alone
+    return flow + shake[:2, None, None] + shake[2] * turned
 
 
 def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:

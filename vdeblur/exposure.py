@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vdeblur.blur_field import Shown, blur_field_network, luma_plane, shown_motion
 from vdeblur.errors import UsageError
@@ -34,13 +35,17 @@ from vdeblur.views import linked
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
+_NONE = 0.05  # share below which the shutter blurs nothing
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 _TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
 
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about, and of blur that is read well:
-#: from 16 pixels on windows say too little, 0.6 of 27 pixels.
-_SHORTEST, _LONGEST, _LONG_BLUR = 4.0, 48.0, 16.0
+#: Pixels to the next picture that a window can be asked about.
+_SHORTEST, _LONGEST = 4.0, 48.0
+#: A blur of more than so many pixels is read off a picture of half the size that is this many
+#: windows high: windows say too little of it, 0.6 of 20 pixels. The lower it is, the fewer windows
+#: there are to ask, and the longer the blur has to be.
+_LONG_BLURS = ((4 * WINDOW, 8.0), (3 * WINDOW, 11.0))
 #: Where the places of a picture bend by more than this share of their way, and pixels, from one
 #: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
 #: found again (a cut that looks like none).
@@ -54,11 +59,19 @@ _EVERY = 16  # after those, one of so many
 _WINDOWS = 32  # that are read of a frame
 _CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
 _WORTH = 0.15  # least worth of a window to be read
-_FEW = 4  # windows of one motion, below which those of several are read too
-#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's; and
-#: by how much of their mean its motions may differ: beside what stands still, what moves seems
-#: sharp.
-_CLIPPED, _APART_INSIDE = 0.1, 0.2
+_FEW = 4  # good windows, below which others are read too
+#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's.
+_CLIPPED = 0.1
+#: Beside what stands still, what moves seems sharp: of a window only what has its motion is looked
+#: at, all that is off by less than this share of it, nothing that is off by twice that. `_CELL`
+#: pixels of a window have one motion; around what moves so many of them are left out too, for the
+#: flow is not sure of its edge, which is blurred into what is behind. And how much of a window has
+#: to be left, of a good one and of any.
+_OFF, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 4, 2, 0.5, 0.1
+#: Lines along the motion look alike blurred and sharp, and a window of little else seems sharp: one
+#: with less than a fourth of the contrast along the motion that it has across it counts less
+#: against a blur, down to half.
+_LINES, _LINES_COUNT = 0.25, 0.5
 #: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
 _MIDDLE = 9.0
 _ENOUGH = 3  # readings before a film's first frame is given out
@@ -72,6 +85,10 @@ _FULL_WEIGHT = 20.0  # weight of windows from which they are believed
 #: has blurred have 0.7 of it and more, those of moving objects 0.45, sharp ones 0.16 at most; soft
 #: ones up to 0.5, but their windows, unsure of any length, weigh 0.3 on average, not 0.8.
 _LIMITS, _LIMITS_OF_SURE, _UNSURE, _SURE = (0.4, 0.65), (0.25, 0.4), 0.4, 0.8
+#: And share of all windows, also of those that say neither, whose belief is in a blur along the
+#: motion: of sharp and soft pictures 0.15 at most (one of 60: 0.21), of most blurred ones 0.2 and
+#: more, of noisy or soft ones blurred by 3 pixels 0.1: those are left as they are.
+_SEEING = (0.13, 0.2)
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ class Guide:
         self._meters: dict[int, Meter] = {}
         self._shots: dict[int, _Shot] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
-        self._shares, self._seconds = array("d"), array("d")
+        self._shares, self._seconds_read = array("d"), array("d")
 
     def run(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them, or None
@@ -164,10 +181,10 @@ class Guide:
                 "the pictures do not tell how long the shutter was open: "
                 f"taken as {USUAL_SHARE:g} of a frame's time"
             ]
-        shares, seconds = np.array(self._shares), np.array(self._seconds)
+        shares, seconds = np.array(self._shares), np.array(self._seconds_read)
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
         spread = f", at times {low:.2f}, at times {high:.2f}" if high > 1.5 * low + 0.05 else ""
-        if share < 0.05:
+        if share < _NONE:
             return ["the shutter was open too shortly to blur what moves"]
         time = float(np.median(seconds))
         return [
@@ -207,6 +224,14 @@ class Guide:
             yield item, movement
             del item
 
+    def _seconds(self, frame: Frame, movement: Movement) -> float:
+        """How long the shutter was open, as asked for or as far as the pictures tell by now."""
+        if self.exposure.seconds is not None:
+            return self.exposure.seconds
+        if self.exposure.share is not None:
+            return self.exposure.share * movement.interval_seconds
+        return self._meter(frame).seconds(movement.interval_seconds)
+
     def _shot(self, frame: Frame, movement: Movement) -> _Shot:
         shot = self._shots.get(frame.stream)
         if shot is None or shot.number != movement.shot:
@@ -220,7 +245,11 @@ class Guide:
         shot = self._shot(frame, movement)
         if not doubtful(movement) and sum(shot.turns) <= len(shot.turns) / 2:
             return None
-        shown = shown_by(frame)
+        # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
+        interval = movement.interval_seconds
+        seconds = self._seconds(frame, movement)
+        seconds = seconds if seconds > _NONE * interval else USUAL_SHARE * interval
+        shown = shown_by(frame, movement.during(seconds)[:2])
         if shown is not None:
             shot.blurred.append(shown.blurred)
         return shown
@@ -232,22 +261,15 @@ class Guide:
             frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
-        interval = movement.interval_seconds
-        if self.exposure.seconds is not None:
-            seconds = self.exposure.seconds
-        elif self.exposure.share is not None:
-            seconds = self.exposure.share * interval
-        else:
-            meter = self._meter(frame)
-            seconds = meter.seconds(interval)
-            if meter.measured and shown is None:
-                self._shares.append(seconds / interval)
-                self._seconds.append(seconds)
+        interval, seconds = movement.interval_seconds, self._seconds(frame, movement)
+        if self.exposure == AUTO and shown is None and self._meter(frame).measured:
+            self._shares.append(seconds / interval)
+            self._seconds_read.append(seconds)
         frame.motion = movement.during(seconds)
         if shown is not None:
-            # Of a vibration the flow knows nothing, and no exposure was read off it.
+            # Of a vibration the flow knows little, and no exposure was read off it.
             still = shown.motion * np.float32(self._shots[frame.stream].believed(shown))
-            if not borne_out(frame.motion, still):
+            if seconds <= _NONE * interval or not borne_out(frame.motion, still):
                 frame.motion = still
 
 
@@ -291,12 +313,13 @@ def borne_out(motion: Floats, still: Floats) -> bool:
     return bool(near[seen].mean() >= _BORNE_OUT) if seen.any() else True
 
 
-def shown_by(frame: Frame) -> Shown | None:
-    """`shown_motion` of a frame, in pixels of its luma plane."""
+def shown_by(frame: Frame, flow: Floats | None = None) -> Shown | None:
+    """`shown_motion` of a frame, in its pixels, given its flow."""
     luma = luma_plane(frame)
-    shown = shown_motion(luma)
+    rows = np.array([[[1]], [[frame.layout.height / luma.shape[0]]]], np.float32)
+    shown = shown_motion(luma, None if flow is None else flow / rows)
     if shown is not None:
-        shown.motion[1::2] *= frame.layout.height / luma.shape[0]
+        shown.motion[:2] *= rows
     return shown
 
 
@@ -374,6 +397,7 @@ class Meter:
         sure = float(np.interp(weights.mean(), [_UNSURE, _SURE], [0, 1]))
         limits = [sure * b + (1 - sure) * a for a, b in zip(_LIMITS, _LIMITS_OF_SURE, strict=True)]
         middle *= float(np.interp(blurred, limits, [0, 1]))
+        middle *= float(np.interp(along / len(weights), _SEEING, [0, 1]))
         return float(min(middle, _LONGEST_SHARE * interval))
 
 
@@ -394,8 +418,9 @@ def reading(
         return None
     # A long blur is read off a smaller picture, as long as that holds some windows.
     way_there = float(np.median(moving)) / shrink
-    while way_there > _LONGEST or (
-        share * way_there > _LONG_BLUR and min(luma.shape) >= 4 * WINDOW * shrink
+    while way_there > _LONGEST or any(
+        share * way_there > blur and min(luma.shape) >= height * shrink
+        for height, blur in _LONG_BLURS
     ):
         shrink, way_there = 2 * shrink, way_there / 2
     size = luma.shape[1] // shrink, luma.shape[0] // shrink
@@ -403,37 +428,90 @@ def reading(
         return None
     if shrink > 1:
         luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
-    windows = torch.from_numpy(np.ascontiguousarray(luma))
-    windows = windows.unfold(0, WINDOW, _CLOSE).unfold(1, WINDOW, _CLOSE)
-    x, y, worth, alike = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
+    windows = _windows(luma, WINDOW)
+    x, y, worth, clear = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
     length = np.hypot(x, y)
     worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
     # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
-    order = np.flatnonzero(worth * alike > _WORTH)
+    order = np.flatnonzero(worth * clear > _WORTH)
     if len(order) < _FEW:
         order = np.flatnonzero(worth > _WORTH)
     apart = max(1, round(len(order) / _WINDOWS))
     order = order[turn % apart :: apart]
     if not len(order):
         return None
+    cells = -(-size[0] // _CELL), -(-size[1] // _CELL)
     with torch.inference_mode():
-        chosen = windows[tuple(map(torch.from_numpy, np.divmod(order, windows.shape[1])))]
+        places = tuple(map(torch.from_numpy, np.divmod(order, windows.shape[1])))
+        ways = torch.stack(
+            [_windows(cv2.resize(part / shrink, cells), WINDOW // _CELL)[places] for part in way], 1
+        )
         chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
+        chords, masks, left = _one_motion(ways, chords)
+        kept = left > _LEFT
+        if int(kept.sum()) < _FEW:
+            kept = left > _LEFT_AT_LEAST
+        chosen, chords, masks = windows[places][kept], chords[kept], masks[kept]
+        if not len(chosen):
+            return None
         network = blur_field_network()
-        lengths, _, along, none = length_along(network, spectra(chosen), chords)
+        lengths, _, along, none = length_along(network, spectra(_masked(chosen, masks)), chords)
         # Noise looks like a longer blur, by a half and more. Softened it does not, but what was
         # soft before may; and whether there is a blur at all is not told then. So only where most
         # windows are shorter softened. Of each the shorter one is too short, on the mean.
         soft = F.avg_pool2d(F.pad(chosen[:, None], (1, 1, 1, 1), mode="reflect"), 3, 1)[:, 0]
-        softened, weights, _, _ = length_along(network, spectra(soft), chords)
+        softened, weights, _, _ = length_along(network, spectra(_masked(soft, masks)), chords)
         if float((softened / lengths.clamp_min(1e-6)).median()) < _NOISY:
             lengths = softened
+        none = none * (_detail_along(soft, masks, chords) / _LINES).clamp(_LINES_COUNT, 1)
         # Something sharp in a window makes it seem less blurred, and shorter.
         weights = weights * (along.clamp_min(0) / (along.clamp_min(0) + none + 1e-6))
-    seconds = lengths.numpy() / length[order] * movement.interval_seconds
-    return Reading(
-        seconds.astype(np.float32), weights.numpy(), float(along.sum()), float(none.sum())
+        seconds = lengths / torch.hypot(chords[:, 0], chords[:, 1]) * movement.interval_seconds
+    return Reading(seconds.numpy(), weights.numpy(), float(along.sum()), float(none.sum()))
+
+
+def _windows(plane: NDArray[Any], side: int) -> Tensor:
+    """All windows of a plane, (down, across, side, side), a quarter of their side apart."""
+    there = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
+    return there.unfold(0, side, side // 4).unfold(1, side, side // 4)
+
+
+def _one_motion(ways: Tensor, chords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows' motions, cell by cell (N, 2, cells, cells), and which each is asked about (N, 2) →
+    that more exactly; (N, WINDOW, WINDOW) in [0, 1], where the window has it; and how much of the
+    window's middle that leaves, (N,).
+    """
+    hann = torch.hann_window(ways.shape[2])
+    hann = hann[:, None] * hann / hann.sum() ** 2
+    for _ in range(2):
+        length = torch.hypot(chords[:, 0], chords[:, 1])[:, None, None]
+        off = torch.hypot(ways[:, 0] - chords[:, :1, None], ways[:, 1] - chords[:, 1:, None])
+        masks = (2 - off / (_OFF * length)).clamp(0, 1)
+        counts = (masks * hann + 1e-9)[:, None]
+        chords = (ways * counts).sum((2, 3)) / counts.sum((2, 3))
+    near = F.pad(masks[:, None], (_RIM,) * 4, mode="replicate")
+    masks = (2 * F.avg_pool2d(near, 2 * _RIM + 1, 1) - 1).clamp(0, 1)
+    left = (masks[:, 0] * hann).sum((1, 2))
+    return chords, F.interpolate(masks, scale_factor=_CELL, mode="bilinear")[:, 0], left
+
+
+def _masked(windows: Tensor, masks: Tensor) -> Tensor:
+    """Windows without what is masked, which leaves no edges of its own: it fades to the mean."""
+    mean = (windows * masks).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)
+    return (windows - mean) * masks
+
+
+def _detail_along(windows: Tensor, masks: Tensor, chords: Tensor) -> Tensor:
+    """Contrast of windows along their motions, of that across them; squares. (N,)"""
+    length = torch.hypot(chords[:, 0], chords[:, 1])
+    to_x, to_y = ((part / length)[:, None, None] for part in (chords[:, 0], chords[:, 1]))
+    right = windows[:, 1:-1, 2:] - windows[:, 1:-1, :-2]
+    down = windows[:, 2:, 1:-1] - windows[:, :-2, 1:-1]
+    along, across = (
+        (slope.square() * masks[:, 1:-1, 1:-1]).sum((1, 2))
+        for slope in (right * to_x + down * to_y, down * to_x - right * to_y)
     )
+    return along / (across + 1e-9)
 
 
 def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
@@ -449,7 +527,8 @@ def _told(
     """What windows of a picture of `size` (width, height), `grid` of them down and across, tell.
 
     way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
-    it over what has contrast, x and y; the worth of the window; and whether it is of one motion.
+    it over what has contrast and moves most, x and y; the worth of the window; and whether it is
+    without clipped pixels.
     """
     small, _ = reduced(frame)
     cells = way.shape[2], way.shape[1]
@@ -475,13 +554,12 @@ def _told(
         wide = cv2.GaussianBlur(part, (0, 0), _MIDDLE * scale[0], sigmaY=_MIDDLE * scale[1])
         return np.asarray(cv2.remap(wide, to_x, to_y, cv2.INTER_LINEAR), np.float32).ravel()
 
-    there = around(weight)
+    speed = (way**2).sum(axis=0) + np.float32(1e-3)
+    moving = around(weight * speed)
     x, y, trust, off = (
-        around(part) / there
+        around(part * speed) / moving
         for part in (weight * way[0], weight * way[1], weight * movement.trust, lost)
     )
-    spread = around(weight * (way**2).sum(axis=0)) / there - x**2 - y**2
-    slope = np.sqrt(there)
-    alike = (spread < _APART_INSIDE**2 * (x**2 + y**2)) & (off < _CLIPPED)
+    slope = np.sqrt(around(weight))
     worth = np.asarray(trust * slope / (slope + 3), np.float32)
-    return x, y, worth, alike
+    return x, y, worth, off < _CLIPPED
