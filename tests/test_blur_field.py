@@ -35,7 +35,6 @@ from vdeblur.models.blur_field import (
     WINDOW,
     BlurFieldNetwork,
     class_shares,
-    length_along,
     mean_chord,
     pooled,
     spectra,
@@ -289,19 +288,6 @@ def test_where_there_is_nothing_to_see_nothing_moved() -> None:
         motion = still_motion(np.asarray(picture, np.float32))
         assert motion is not None
         assert np.hypot(*motion[:2]).max() < 2.5
-
-
-def test_lengths_along_a_known_way() -> None:
-    network = blur_field_network()
-    windows = windows_of(torch.from_numpy(blurred(10, 60)))[2:6, 2:6].flatten(0, 1)
-    seen = spectra(windows)
-    along, across = chord(1, 240).expand(16, 2), chord(1, 150).expand(16, 2)
-    length, weight, belief, none = length_along(network, seen, along)
-    assert float(length.median()) == pytest.approx(10, rel=0.25)
-    assert float(belief.mean()) > 0.4 > float(none.mean())
-    _, weaker, elsewhere, _ = length_along(network, seen, across)
-    assert float(elsewhere.mean()) < 0.05
-    assert float(weaker.sum()) < 0.3 * float(weight.sum())
 
 
 def test_the_parts_of_a_picture_are_read_alike() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -21,13 +22,13 @@ from vdeblur.exposure import (
     Exposure,
     Guide,
     Meter,
-    Reading,
     exposure_of,
+    plain,
     reading,
-    weighted_quantile,
 )
 from vdeblur.frames import Frame
 from vdeblur.motion import Watch, follow
+from vdeblur.stripes import Found
 
 SIZE = (448, 320)
 
@@ -186,7 +187,7 @@ def test_what_is_soft_and_blurred_is_blurred() -> None:
 
 
 def test_noise_is_not_taken_for_a_longer_blur() -> None:
-    """In a dark picture; 0.84 without softening."""
+    """In a dark picture."""
     rng = np.random.default_rng(1)
     noisy = [
         np.clip(20 + 0.3 * p + rng.normal(0, 4, p.shape), 0, 255).round().astype(np.uint8)
@@ -337,9 +338,9 @@ def test_live_frames_do_not_wait() -> None:
 def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def count(*args: Any, **options: Any) -> Reading:
+    def count(*args: Any, **options: Any) -> Said:
         calls.append(options)
-        return said(0.5, 1000.0)
+        return Said(0.5)
 
     monkeypatch.setattr("vdeblur.exposure.reading", count)
     list(Guide().run(film(pan(5), 36)))
@@ -347,21 +348,31 @@ def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     assert [options["share"] for options in calls] == pytest.approx([0.5] * 6)
 
 
-def said(share: float, weight: float, along: float = 10.0, none: float = 0.0) -> Reading:
-    """What one window could say."""
-    values = np.array([share / FPS, weight], np.float32)
-    return Reading(values[:1], values[1:], along, none)
+@dataclass
+class Said:
+    """What windows could say."""
+
+    share: float
+    windows: int = 100
+    explained: float = 0.2
+    distinct: float = 0.9
+
+    def __add__(self, more: Said) -> Said:
+        return self
+
+    def found(self) -> Found:
+        return Found(self.share, 10.0, self.explained, self.distinct)
 
 
 def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.MonkeyPatch) -> None:
     movement = next(m for n, (_, m) in enumerate(follow(film(pan(5), 3))) if n == 1)
     for found, given in (
-        (said(0.9, 0.2), 0.5),
-        (said(0.9, 1e4), 0.9),
-        (said(0.2, 0.2), 0.2),
-        (said(0.9, 1e4, along=3.0, none=10.0), 0.0),
-        (said(0.9, 1e4, along=-1.0, none=0.0), 0.0),
-        (said(1.2, 1e4), 1.05),
+        (Said(0.9, windows=1), 0.525),
+        (Said(0.9), 0.9),
+        (Said(0.2, windows=1), 0.2),
+        (Said(0.9, explained=0.01), 0.0),
+        (Said(0.9, distinct=0.1), 0.0),
+        (Said(1.2), 1.05),
     ):
         monkeypatch.setattr("vdeblur.exposure.reading", lambda *a, f=found, **o: f)
         meter = Meter()
@@ -389,10 +400,10 @@ def test_layouts_are_measured_alike(layout: dict[str, Any]) -> None:
         frames.append(frame(codes.round().astype(kind), k, **layout))
     item, movement = list(follow(frames))[1]
     assert movement is not None
-    found = reading(item, movement)
-    assert found is not None
-    assert weighted_quantile(found.seconds, found.weights, 0.5) * FPS == pytest.approx(0.6, rel=0.2)
-    assert found.along > 5 * found.none
+    seen = reading(item, movement, movement.interval_seconds)
+    assert seen is not None
+    assert seen.found().share == pytest.approx(0.6, rel=0.1)
+    assert plain(seen.found()) == 1
 
 
 @pytest.mark.parametrize("size", [(20, 20), (64, 40), (40, 300)])

@@ -1,15 +1,17 @@
 """How long the shutter was open, and so how far every place of a frame moved meanwhile.
 
 The exposure is what was asked for, or read off the pictures: what moves between two frames says
-which way each place is blurred, and how long the blur is says for how long it moved. A network
-reads that off the spectra of some windows (`vdeblur.models.blur_field`). A camera has one exposure,
-which changes slowly: what windows say is pooled over places and over time, and anew after a cut.
+which way each place is blurred, and how long the blur is says for how long it moved. That is read
+off the spectra of some windows (`vdeblur.stripes`). A camera has one exposure, which changes
+slowly: what windows say is pooled over places and over time, and anew after a cut.
 Gives `Frame.motion` to the frames of a stream. Knows no files and no threads.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from array import array
 from collections import deque
@@ -25,11 +27,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdeblur.blur_field import Shown, blur_field_network, luma_plane, shown_motion
+from vdeblur.blur_field import Shown, luma_plane, shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.models.blur_field import WINDOW, length_along, spectra
 from vdeblur.motion import Floats, Movement, follow, reduced
+from vdeblur.stripes import WINDOW, Found, Stripes, stripes
 from vdeblur.views import linked
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
@@ -68,27 +70,18 @@ _CLIPPED = 0.1
 #: flow is not sure of its edge, which is blurred into what is behind. And how much of a window has
 #: to be left, of a good one and of any.
 _OFF, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 4, 2, 0.5, 0.1
-#: Lines along the motion look alike blurred and sharp, and a window of little else seems sharp: one
-#: with less than a fourth of the contrast along the motion that it has across it counts less
-#: against a blur, down to half.
-_LINES, _LINES_COUNT = 0.25, 0.5
 #: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
 _MIDDLE = 9.0
 _ENOUGH = 3  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _KEPT = 12  # readings that count, the last ones
-#: Share of its length that most windows' blur keeps when softened, below which there is noise.
-_NOISY = 0.9
-_FULL_WEIGHT = 20.0  # weight of windows from which they are believed
-#: Share of the windows' belief that is in a blur along the motion, against none at all: up to the
-#: first the picture is taken for sharp, from the second on for blurred. Films that a moving camera
-#: has blurred have 0.7 of it and more, those of moving objects 0.45, sharp ones 0.16 at most; soft
-#: ones up to 0.5, but their windows, unsure of any length, weigh 0.3 on average, not 0.8.
-_LIMITS, _LIMITS_OF_SURE, _UNSURE, _SURE = (0.4, 0.65), (0.25, 0.4), 0.4, 0.8
-#: And share of all windows, also of those that say neither, whose belief is in a blur along the
-#: motion: of sharp and soft pictures 0.15 at most (one of 60: 0.21), of most blurred ones 0.2 and
-#: more, of noisy or soft ones blurred by 3 pixels 0.1: those are left as they are.
-_SEEING = (0.13, 0.2)
+_FULL = 16  # windows from which on they are believed
+#: How much of the spectra stripes have to explain, and how much of that no other length may: up to
+#: the first they are taken for chance, from the second on for a blur. Of 74 sharp films the first
+#: is 0.012 at most, or the second below 0.15. But what was enlarged is soft across and down more
+#: than aslant, like a blur of 4 pixels that explains 0.03: short ones have to explain more.
+_SHORT, _LONG, _DISTINCT = (0.028, 0.042), (0.013, 0.02), (0.15, 0.25)
+_SHORT_PIXELS, _LONG_PIXELS = 4.5, 6.5
 
 
 @dataclass(frozen=True)
@@ -323,24 +316,12 @@ def shown_by(frame: Frame, flow: Floats | None = None) -> Shown | None:
     return shown
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What windows of one frame say: seconds, each one's exposure, and how far each is to be
-    believed. along, none: their belief, summed, in a blur along the motion, beyond what chance
-    would put there, and in none at all.
-    """
-
-    seconds: Floats
-    weights: Floats
-    along: float
-    none: float
-
-    def impossible(self, movement: Movement) -> bool:
-        """Whether windows are blurred for longer than it takes to the next picture: it turned
-        meanwhile, and what is known of its motion is not what blurred it.
-        """
-        share = weighted_quantile(self.seconds, self.weights, 0.5) / movement.interval_seconds
-        return self.along > self.none and share > _TOO_LONG
+def plain(found: Found) -> float:
+    """How far what was found is to be taken for a blur, 0 … 1."""
+    length = np.interp(found.pixels, [_SHORT_PIXELS, _LONG_PIXELS], [0, 1])
+    limits = [length * b + (1 - length) * a for a, b in zip(_SHORT, _LONG, strict=True)]
+    explained = np.interp(found.explained, limits, [0, 1])
+    return float(explained * np.interp(found.distinct, _DISTINCT, [0, 1]))
 
 
 class Meter:
@@ -348,8 +329,9 @@ class Meter:
 
     def __init__(self) -> None:
         self.shot = -1
-        self._anew = False
-        self._known: deque[Reading] = deque(maxlen=_KEPT)
+        self._anew = True
+        self._known: deque[Stripes] = deque(maxlen=_KEPT)
+        self._unit = 0.0  # seconds that ways are of
         self._frames = 0  # of this shot
 
     @property
@@ -372,40 +354,50 @@ class Meter:
             return
         turn, self._frames = self._frames, self._frames + 1
         if turn < _EAGER or turn % _EVERY == 0:
-            share = self.seconds(movement.interval_seconds) / movement.interval_seconds
-            found = reading(frame, movement, turn=turn, share=share)
-            if found is not None and not found.impossible(movement):
-                if self._anew:
-                    self._known.clear()  # another shot's
-                self._anew = False
-                self._known.append(found)
+            interval = movement.interval_seconds
+            unit = interval if self._anew else self._unit
+            share = self.seconds(interval) / interval
+            found = reading(frame, movement, unit, turn=turn, share=share)
+            if found is None or _impossible(found.found(), unit / interval):
+                return
+            if self._anew:
+                self._known.clear()  # another shot's
+            self._anew, self._unit = False, unit
+            self._known.append(found)
 
     def seconds(self, interval: float) -> float:
         """How long the shutter is open, where pictures come `interval` seconds apart."""
         usual = USUAL_SHARE * interval
         if not self._known:
             return usual
-        values = np.concatenate([known.seconds for known in self._known])
-        weights = np.concatenate([known.weights for known in self._known])
-        middle = weighted_quantile(values, weights, 0.5)
+        pooled = functools.reduce(operator.add, self._known)
+        found = pooled.found()
+        seconds = found.share * self._unit
         # Little evidence may shorten an exposure, but not lengthen it.
-        belief = min(1.0, float(weights.sum()) / _FULL_WEIGHT)
-        if middle > usual:
-            middle = usual + belief * (middle - usual)
-        along = max(0.0, sum(known.along for known in self._known))
-        blurred = along / max(along + sum(known.none for known in self._known), 1e-6)
-        sure = float(np.interp(weights.mean(), [_UNSURE, _SURE], [0, 1]))
-        limits = [sure * b + (1 - sure) * a for a, b in zip(_LIMITS, _LIMITS_OF_SURE, strict=True)]
-        middle *= float(np.interp(blurred, limits, [0, 1]))
-        middle *= float(np.interp(along / len(weights), _SEEING, [0, 1]))
-        return float(min(middle, _LONGEST_SHARE * interval))
+        if seconds > usual:
+            seconds = usual + min(1.0, pooled.windows / _FULL) * (seconds - usual)
+        return float(min(seconds * plain(found), _LONGEST_SHARE * interval))
+
+
+def _impossible(found: Found, unit: float) -> bool:
+    """Whether a blur is longer than the way to the next picture, which is 1 / unit of the found
+    one's: it turned meanwhile, and what is known of its motion is not what blurred it.
+    """
+    return plain(found) > 0 and found.share * unit > _TOO_LONG
 
 
 def reading(
-    frame: Frame, movement: Movement, *, turn: int = 0, share: float = USUAL_SHARE
-) -> Reading | None:
-    """What one frame says of its exposure; None if nothing tells. turn: another number looks at
-    other windows. share: what the exposure is thought to be, of a frame's time.
+    frame: Frame,
+    movement: Movement,
+    unit: float,
+    *,
+    turn: int = 0,
+    share: float = USUAL_SHARE,
+) -> Stripes | None:
+    """What one frame says of its exposure, in ways of `unit` seconds; None if nothing tells.
+
+    turn: another number looks at other windows. share: what the exposure is thought to be, of a
+    frame's time.
     """
     luma = luma_plane(frame)
     shrink = max(1, round(math.sqrt(luma.size / _AREA)))
@@ -454,20 +446,7 @@ def reading(
         chosen, chords, masks = windows[places][kept], chords[kept], masks[kept]
         if not len(chosen):
             return None
-        network = blur_field_network()
-        lengths, _, along, none = length_along(network, spectra(_masked(chosen, masks)), chords)
-        # Noise looks like a longer blur, by a half and more. Softened it does not, but what was
-        # soft before may; and whether there is a blur at all is not told then. So only where most
-        # windows are shorter softened. Of each the shorter one is too short, on the mean.
-        soft = F.avg_pool2d(F.pad(chosen[:, None], (1, 1, 1, 1), mode="reflect"), 3, 1)[:, 0]
-        softened, weights, _, _ = length_along(network, spectra(_masked(soft, masks)), chords)
-        if float((softened / lengths.clamp_min(1e-6)).median()) < _NOISY:
-            lengths = softened
-        none = none * (_detail_along(soft, masks, chords) / _LINES).clamp(_LINES_COUNT, 1)
-        # Something sharp in a window makes it seem less blurred, and shorter.
-        weights = weights * (along.clamp_min(0) / (along.clamp_min(0) + none + 1e-6))
-        seconds = lengths / torch.hypot(chords[:, 0], chords[:, 1]) * movement.interval_seconds
-    return Reading(seconds.numpy(), weights.numpy(), float(along.sum()), float(none.sum()))
+        return stripes(_masked(chosen, masks), chords * (unit / movement.interval_seconds))
 
 
 def _windows(plane: NDArray[Any], side: int) -> Tensor:
@@ -499,26 +478,6 @@ def _masked(windows: Tensor, masks: Tensor) -> Tensor:
     """Windows without what is masked, which leaves no edges of its own: it fades to the mean."""
     mean = (windows * masks).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)
     return (windows - mean) * masks
-
-
-def _detail_along(windows: Tensor, masks: Tensor, chords: Tensor) -> Tensor:
-    """Contrast of windows along their motions, of that across them; squares. (N,)"""
-    length = torch.hypot(chords[:, 0], chords[:, 1])
-    to_x, to_y = ((part / length)[:, None, None] for part in (chords[:, 0], chords[:, 1]))
-    right = windows[:, 1:-1, 2:] - windows[:, 1:-1, :-2]
-    down = windows[:, 2:, 1:-1] - windows[:, :-2, 1:-1]
-    along, across = (
-        (slope.square() * masks[:, 1:-1, 1:-1]).sum((1, 2))
-        for slope in (right * to_x + down * to_y, down * to_x - right * to_y)
-    )
-    return along / (across + 1e-9)
-
-
-def weighted_quantile(values: NDArray[Any], weights: NDArray[Any], share: float) -> float:
-    """The value below which this share of the weight lies."""
-    order = np.argsort(values)
-    below = np.cumsum(weights[order]) - 0.5 * weights[order]
-    return float(np.interp(share * weights.sum(), below, values[order]))
 
 
 def _told(

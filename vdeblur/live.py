@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.blur_field import blur_field_network
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
@@ -81,7 +80,6 @@ class LiveDeblurrer:
             return None
         # One thread of torch there: the others are the network's.
         meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1, torch.get_num_threads()))
-        meters.submit(blur_field_network).result()
         return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()

@@ -156,37 +156,3 @@ def mean_chord(probabilities: Tensor) -> Tensor:
     across = (each * (torch.sin(2 * angle)[:, None] * length)).sum((2, 3))
     size, half = torch.hypot(along, across), torch.atan2(across, along) / 2
     return torch.stack([size * half.cos(), size * half.sin()])
-
-
-def length_along(
-    network: BlurFieldNetwork, seen: Tensor, ways: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How long windows are blurred along known directions.
-
-    seen: (N, 2, …) spectra; ways: (N, 2), the directions, of any length. Returns, each (N,): the
-    blur's length in pixels, the mean of its logarithm; how far that is to be believed; and how
-    likely a blur in that direction and none at all are, as often as they were met in training. Of
-    the former, what a window of no direction, as soft pictures have them, says of each is taken
-    off.
-    """
-    evidence = network.evidence(seen)
-    assert isinstance(network.prior, Tensor)
-    turn = torch.atan2(ways[:, 1], ways[:, 0]) % math.pi / math.pi * DIRECTIONS
-    apart = (torch.arange(DIRECTIONS, device=ways.device) - turn[:, None]).abs()
-    near = (1.5 - torch.minimum(apart, DIRECTIONS - apart)).clamp(0, 1)[:, :, None]
-
-    def along(probabilities: Tensor) -> Tensor:
-        each = probabilities[:, :-1].reshape(-1, DIRECTIONS, len(LENGTHS))
-        return torch.sum(each * near, dim=1)
-
-    # Of lengths that are alike likely before: the camera's is one, whatever training's were.
-    flat = along(evidence.softmax(dim=1))
-    belief = flat.sum(1)
-    share = flat / belief.clamp_min(1e-9)[:, None]
-    logs = share.new_tensor(LENGTHS).log()
-    mean = (share * logs).sum(1)
-    variance = (share * logs.square()).sum(1) - mean.square()
-    usual = (evidence + network.prior).softmax(dim=1)
-    here, none = along(usual).sum(1), usual[:, -1]
-    chance = (1 - here - none) * 2 / (DIRECTIONS - 2)  # `near` sums to 2
-    return mean.exp(), belief / (variance + 0.05), here - chance, none

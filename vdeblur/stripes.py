@@ -1,0 +1,184 @@
+"""How long a blur is, told by the dark stripes in the spectra of many windows together.
+
+A straight blur of constant speed multiplies the spectrum of a picture with a sinc of the frequency
+along the motion, in lengths of the blur. Where the way to the next picture is known, and only the
+share of it that the shutter was open for is not, all windows have that one unknown: their stripes
+lie at the same places once frequencies are measured in ways. What one window shows hardly is plain
+in the sum of a hundred, whatever their directions and lengths. Knows tensors only.
+
+Dark stripes in the spectrum of a blurred picture: M. Cannon, "Blind deconvolution of spatially
+invariant image blurs with phase", IEEE Trans. ASSP 1976.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Pixels a side of a window.
+WINDOW = 64
+#: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
+#: compare.
+_STEP = 0.075
+SHARES = torch.exp(torch.arange(math.log(0.1), math.log(2.2), _STEP))
+_LONGEST = 1.35
+#: Waves that are looked at, in waves a pixel: longer ones are a window's own, shorter ones noise.
+_WAVES = 2.5 / WINDOW, 0.42
+#: Power below which a spectrum is noise; depth of the stripes, which a window's edges fill; of the
+#: noise that the shortest waves show, which may be detail too, what is taken for noise; and waves
+#: of a window below which it counts less.
+_FLOOR, _DEPTH, _NOISE, _FEW = 1e-4, 0.02, 0.25, 100
+#: How far a stripe is looked for beside its place: it is distinct if blurs so many times as long
+#: and as short explain less.
+_BESIDE = 1.6
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Sums over windows, of which more may be added (`+`): products of their spectra, of what is
+    no stripe (K of them), and of the stripes of each of the SHARES (T). ways: pixels, all windows'.
+    """
+
+    windows: int
+    ways: float
+    power: Tensor  # ()
+    other: Tensor  # (K, K)
+    other_power: Tensor  # (K,)
+    own: Tensor  # (T,)
+    own_other: Tensor  # (T, K)
+    own_power: Tensor  # (T,)
+
+    def __add__(self, more: Stripes) -> Stripes:
+        return Stripes(
+            self.windows + more.windows,
+            self.ways + more.ways,
+            self.power + more.power,
+            self.other + more.other,
+            self.other_power + more.other_power,
+            self.own + more.own,
+            self.own_other + more.own_other,
+            self.own_power + more.own_power,
+        )
+
+    def found(self) -> Found:
+        """The share that explains most, by least squares."""
+        ground = 1e-6 * float(self.power) + 1e-9
+        other = self.other + ground * torch.eye(len(self.other))
+        inverse = torch.linalg.inv(other)
+        left = self.power - self.other_power @ inverse @ self.other_power
+        product = self.own_power - self.own_other @ inverse @ self.other_power
+        own = self.own - ((self.own_other @ inverse) * self.own_other).sum(1)
+        explained = product * product.abs() / own.clamp_min(1e-9) / left.clamp_min(1e-9)
+        most = int(explained[SHARES <= _LONGEST].argmax())
+        beside = round(math.log(_BESIDE) / _STEP)
+        ends = max(most - beside, 0), min(most + beside, len(SHARES) - 1)
+        highest = float(explained[most])
+        around = max(0.0, *(float(explained[end]) for end in ends))
+        share = float(SHARES[most])
+        if 0 < most < len(SHARES) - 1:  # the top of the parabola through three
+            low, mid, high = (float(explained[most + step]) for step in (-1, 0, 1))
+            bend = low - 2 * mid + high
+            share *= math.exp(_STEP * (0.5 * (low - high) / bend if bend < 0 else 0.0))
+        pixels = share * self.ways / max(self.windows, 1)
+        return Found(share, pixels, highest, (highest - around) / max(highest, 1e-6))
+
+
+@dataclass(frozen=True)
+class Found:
+    """share: of the way; pixels: how long the blur is on the mean; explained: share of what the spectra differ by from direction to
+    direction, beyond what is no stripe; distinct: share of that which no other length explains, 1
+    at most.
+    """
+
+    share: float
+    pixels: float
+    explained: float
+    distinct: float
+
+
+def stripes(windows: Tensor, ways: Tensor) -> Stripes:
+    """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
+    `ways` (N, 2), x and y in pixels.
+    """
+    down, across, rings, hann = _waves()
+    spectra = torch.fft.rfft2((windows - windows.mean((1, 2), keepdim=True)) * hann)
+    power = spectra.abs().square()
+    noise = _NOISE * power[:, _corners()].mean(1, keepdim=True) + _FLOOR
+    power = power[:, _chosen()]
+    sizes = rings.sum(0).clamp_min(1)
+    signal = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T  # of each wave's ring
+    counts = signal / (signal + noise)
+    counts = counts / counts.sum(1, keepdim=True).clamp_min(_FEW)  # all windows count the same
+
+    def level(values: Tensor) -> Tensor:
+        """What each wave differs by from the others of its length."""
+        return values - (values @ rings / sizes) @ rings.T
+
+    spectrum = level(torch.log(power + _FLOOR))
+    length = torch.hypot(across, down)
+    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
+    # Pictures have edges of some directions more than of others: that is smooth.
+    length_of_ways = ways.norm(dim=1, keepdim=True)
+    turned = (along / length_of_ways / length).square()
+    other = torch.stack([level(x) for x in (turned, turned.square(), turned * length * 4)])
+    # A stripe is no darker than the noise.
+    depth = (_DEPTH + noise / signal).clamp_max(100)
+    own = level(torch.log(_left(along * SHARES[:, None, None]) + depth))
+    return Stripes(
+        len(windows),
+        float(length_of_ways.sum()),
+        (spectrum.square() * counts).sum(),
+        torch.einsum("knb,lnb->kl", other, other * counts),
+        torch.einsum("knb,nb->k", other, spectrum * counts),
+        (own.square() * counts).sum((1, 2)),
+        torch.einsum("tnb,knb->tk", own, other * counts),
+        torch.einsum("tnb,nb->t", own, spectrum * counts),
+    )
+
+
+@functools.cache
+def _lengths() -> Tensor:
+    """Waves a pixel of each value of half a spectrum, (WINDOW, WINDOW / 2 + 1)."""
+    return torch.hypot(torch.fft.fftfreq(WINDOW)[:, None], torch.fft.rfftfreq(WINDOW)[None])
+
+
+def _chosen() -> Tensor:
+    """Which values are looked at."""
+    return (_lengths() > _WAVES[0]) & (_lengths() < _WAVES[1])
+
+
+def _corners() -> Tensor:
+    """Which values show the noise: beyond what any detail of a blurred picture reaches."""
+    return _lengths() > 0.5
+
+
+@functools.cache
+def _waves() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the B values looked at: waves a pixel down and across, which of R rings each is in,
+    (B, R); and Hann's window.
+    """
+    chosen = _chosen()
+    down = torch.fft.fftfreq(WINDOW)[:, None].expand(chosen.shape)[chosen]
+    across = torch.fft.rfftfreq(WINDOW)[None].expand(chosen.shape)[chosen]
+    ring = (torch.hypot(down, across) * WINDOW).round().long()
+    hann = torch.hann_window(WINDOW)
+    return down, across, torch.eye(int(ring.max()) + 1)[ring], hann[:, None] * hann
+
+
+_STEPS = 64  # of the table, a wave
+
+
+@functools.cache
+def _table() -> Tensor:
+    """The power that a blur leaves of 0, 1/_STEPS, 2/_STEPS … waves in its length."""
+    return torch.sinc(torch.arange(128 * _STEPS) / _STEPS).square()
+
+
+def _left(waves: Tensor) -> Tensor:
+    """The power that a blur leaves of so many waves in its length."""
+    table = _table()
+    return table[(waves * _STEPS).round_().long().clamp_max_(len(table) - 1)]
