@@ -18,6 +18,7 @@ from vdeblur.blur_field import shown_motion
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
+    TOLD,
     USUAL_SHARE,
     Exposure,
     Guide,
@@ -281,7 +282,7 @@ def test_seconds_and_shares_scale_chord_and_bend() -> None:
     for asked, seconds in (("0.5", 0.5 / FPS), ("1/120", 1 / 120)):
         guide = Guide(asked)
         middle = list(guide.run(bent()))[1]
-        assert np.allclose(middle.motion, whole.during(seconds), atol=1e-4)
+        assert np.allclose(middle.motion, whole.during(TOLD * seconds), atol=1e-4)
         assert guide.notes() == []
 
 
@@ -361,15 +362,15 @@ class Said:
         return self
 
     def found(self) -> Found:
-        return Found(self.share, 10.0, self.explained, self.distinct)
+        return Found(self.share, 10.0, self.explained, self.distinct, self.windows)
 
 
 def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.MonkeyPatch) -> None:
     movement = next(m for n, (_, m) in enumerate(follow(film(pan(5), 3))) if n == 1)
     for found, given in (
-        (Said(0.9, windows=1), 0.525),
+        (Said(0.9, windows=4), 0.6),
         (Said(0.9), 0.9),
-        (Said(0.2, windows=1), 0.2),
+        (Said(0.2, windows=4), 0.2),
         (Said(0.9, explained=0.01), 0.0),
         (Said(0.9, distinct=0.1), 0.0),
         (Said(1.2), 1.05),

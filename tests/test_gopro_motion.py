@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.footage import FPS, Footage, footage, payload
 from vdeblur import Deblurrer, gopro
-from vdeblur.exposure import AUTO, Exposure, Guide
+from vdeblur.exposure import AUTO, TOLD, Exposure, Guide
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.gopro import motion
 from vdeblur.gopro.motion import Agreement, SensorGuide, Turning, agreement, compare
@@ -175,11 +175,11 @@ def test_what_moves_by_itself_is_added_and_errors_of_flow_are_not(
     assert alone[0].mean() == pytest.approx(exact[0].mean(), abs=0.05)
     # Not believed: flow, for as long as the telemetry says.
     flow = guided(sensors, Agreement(), movement, monkeypatch)
-    assert np.array_equal(flow, movement.during(EXPOSURE))
+    assert np.array_equal(flow, movement.during(TOLD * EXPOSURE))
     assert guided(sensors, Agreement(), None, monkeypatch) is None
     # What is asked for goes before what was recorded.
     asked = guided(sensors, Agreement(), movement, monkeypatch, Exposure(share=0.5))
-    assert asked == pytest.approx(movement.during(1 / 60))
+    assert asked == pytest.approx(movement.during(TOLD / 60))
 
 
 # -- films ---------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_what_was_not_there_before_is_not_mixed_in() -> None:
     assert result is not None
     change = (result[0].float() - given[0].float()).abs()
     assert float(change[40:80, 60:100].mean()) < 0.3
-    assert float(change[EDGE:25, EDGE:-EDGE].mean()) > 1.5
+    assert float(change[EDGE:25, EDGE:-EDGE].mean()) > 0.8
 
 
 def test_there_must_be_a_restored_frame_before() -> None:
@@ -209,7 +209,7 @@ def test_a_film_flickers_less_whatever_the_batch() -> None:
     plain, out = run(steady=False), run()
     assert np.array_equal(out[0], plain[0])  # nothing came before it
     for steady_error, own in zip(errors(out)[1:], errors(plain)[1:], strict=True):
-        assert steady_error < 0.75 * own
+        assert steady_error < 0.8 * own
     for batch in (2, 4):
         for one, same in zip(run(batch=batch), out, strict=True):
             assert np.array_equal(one, same)

@@ -22,7 +22,7 @@ from vdeblur import views
 from vdeblur.color import planes_to_rgb
 from vdeblur.deblur import deblur_frames, restore
 from vdeblur.deblurrer import Deblurrer
-from vdeblur.exposure import Exposure, Guide
+from vdeblur.exposure import TOLD, Exposure, Guide
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.guided import Inputs
 from vdeblur.live import LiveGuide, _reduced
@@ -262,7 +262,7 @@ def test_neighbours_are_brought_to_the_places_of_the_frame() -> None:
         # What filters add there differs from picture to picture, but is there.
         assert around[:, number + 1][inner].abs().mean() > 1.5 * apart
     lengths = around[0, 2 * taps.PICTURES :: taps.DIRECTION_CHANNELS, 90, 160] * taps.UNIT
-    assert lengths.tolist() == pytest.approx([np.hypot(4.5, 2.5)] * 2, abs=0.3)
+    assert lengths.tolist() == pytest.approx([TOLD * np.hypot(4.5, 2.5)] * 2, abs=0.3)
 
 
 def test_the_own_channels_are_what_they_are_without_neighbours() -> None:

@@ -21,6 +21,7 @@ from vdeblur.deblurrer import Deblurrer
 from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
+    TOLD,
     USUAL_SHARE,
     Exposure,
     Meter,
@@ -128,7 +129,8 @@ class LiveGuide:
         if self._asked.share is not None:
             self.exposure_seconds = self._asked.share * interval
         seconds = self.exposure_seconds
-        frame.motion = movement.during(USUAL_SHARE * interval if seconds is None else seconds)
+        seconds = USUAL_SHARE * interval if seconds is None else seconds
+        frame.motion = movement.during(TOLD * seconds)
         idle = self._under_way is None or self._under_way.done()
         if self._asked == AUTO and idle and time.monotonic() >= self._rest_until:
             # A copy: the frame may be restored before it has been looked at.

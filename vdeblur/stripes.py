@@ -28,6 +28,8 @@ SHARES = torch.exp(torch.arange(math.log(0.1), math.log(2.2), _STEP))
 _LONGEST = 1.35
 #: Waves that are looked at, in waves a pixel: longer ones are a window's own, shorter ones noise.
 _WAVES = 2.5 / WINDOW, 0.42
+#: Waves a pixel along the motion, from which on a window tells them from none.
+_ALONG = 2 / WINDOW
 #: Power below which a spectrum is noise; depth of the stripes, which a window's edges fill; of the
 #: noise that the shortest waves show, which may be detail too, what is taken for noise; and waves
 #: of a window below which it counts less.
@@ -84,20 +86,22 @@ class Stripes:
             bend = low - 2 * mid + high
             share *= math.exp(_STEP * (0.5 * (low - high) / bend if bend < 0 else 0.0))
         pixels = share * self.ways / max(self.windows, 1)
-        return Found(share, pixels, highest, (highest - around) / max(highest, 1e-6))
+        distinct = (highest - around) / max(highest, 1e-6)
+        return Found(share, pixels, highest, distinct, self.windows)
 
 
 @dataclass(frozen=True)
 class Found:
-    """share: of the way; pixels: how long the blur is on the mean; explained: share of what the spectra differ by from direction to
-    direction, beyond what is no stripe; distinct: share of that which no other length explains, 1
-    at most.
+    """share: of the way; pixels: how long the blur is on the mean; explained: share of what the
+    spectra differ by from direction to direction, beyond what is no stripe; distinct: share of that
+    which no other length explains, 1 at most; windows: how many told.
     """
 
     share: float
     pixels: float
     explained: float
     distinct: float
+    windows: int
 
 
 def stripes(windows: Tensor, ways: Tensor) -> Stripes:
@@ -111,18 +115,22 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     power = power[:, _chosen()]
     sizes = rings.sum(0).clamp_min(1)
     signal = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T  # of each wave's ring
-    counts = signal / (signal + noise)
+    length = torch.hypot(across, down)
+    length_of_ways = ways.norm(dim=1, keepdim=True)
+    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
+    # Lines along the motion are in the others, and no blur changes them.
+    seen = (along > _ALONG * length_of_ways).float()
+    counts = seen * signal / (signal + noise)
     counts = counts / counts.sum(1, keepdim=True).clamp_min(_FEW)  # all windows count the same
+    ring_counts = (seen @ rings).clamp_min(1)
 
     def level(values: Tensor) -> Tensor:
         """What each wave differs by from the others of its length."""
-        return values - (values @ rings / sizes) @ rings.T
+        means: Tensor = (values * seen) @ rings / ring_counts
+        return values - means @ rings.T
 
     spectrum = level(torch.log(power + _FLOOR))
-    length = torch.hypot(across, down)
-    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
     # Pictures have edges of some directions more than of others: that is smooth.
-    length_of_ways = ways.norm(dim=1, keepdim=True)
     turned = (along / length_of_ways / length).square()
     other = torch.stack([level(x) for x in (turned, turned.square(), turned * length * 4)])
     # A stripe is no darker than the noise.
@@ -180,5 +188,5 @@ def _table() -> Tensor:
 
 def _left(waves: Tensor) -> Tensor:
     """The power that a blur leaves of so many waves in its length."""
-    table = _table()
+    table: Tensor = _table()
     return table[(waves * _STEPS).round_().long().clamp_max_(len(table) - 1)]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.errors import VdeblurError
-from vdeblur.exposure import AUTO, Exposure
+from vdeblur.exposure import AUTO, TOLD, Exposure
 from vdeblur.frames import Frame
 from vdeblur.gopro.telemetry import Telemetry
 from vdeblur.motion import Movement, follow
@@ -276,7 +276,7 @@ class SensorGuide:
         else:
             seconds = float(sensors.exposure(np.array(time)))
         if not self._agreement.agrees or not sensors.times[0] <= time <= sensors.times[-1]:
-            return None if movement is None else movement.during(seconds)
+            return None if movement is None else movement.during(TOLD * seconds)
         if movement is None:
             grid = max(1, frame.layout.height // 16), max(1, frame.layout.width // 16)
             return self._turning.during(time, seconds, grid)
