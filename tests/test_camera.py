@@ -143,7 +143,8 @@ def test_several_cameras_share_a_network(tmp_path: Path) -> None:
     options = SessionOptions(together=True, encoding=QUICK.encoding)
     sources = ["test:160x90@20", "test:160x90@20"]
     with session(sources, tmp_path / "cam_{camera}.mkv", options=options) as (live, _):
-        peers.until(lambda: min(count(live, camera=0), count(live, camera=1)) > 20)
+        # On a machine that is busy otherwise, a frame may be dropped.
+        peers.until(lambda: min(count(live, camera=0), count(live, camera=1)) > 24)
     assert len(numbers_of(tmp_path / "cam_1.mkv")) > 20
     assert len(numbers_of(tmp_path / "cam_2.mkv")) > 20
     with pytest.raises(UsageError, match=r"\{camera\}"):
