@@ -1,8 +1,11 @@
 """How well the films of `tests/films.py` are restored, whose truth is known.
 
     python -m tests.score_films --films walk,pan --weights FILE --exposure true
+    python -m tests.score_films --footage karma.mp4 max-heromode.mp4 --start 20 --frames 10
 
-prints a line a film: the gain over its blurred frames, and what was read of its exposure.
+prints a line a film: the gain over its blurred frames, and what was read of its exposure. Footage
+is made into films: means of a few frames, in linear light, of every few and one more, as the GoPro
+dataset was made (Nah et al., CVPR 2017).
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean
 
+import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,6 +57,34 @@ def frames_of(pictures: Pictures, fps: int) -> list[Frame]:
               Fraction(1, fps), 1)
         for k, picture in enumerate(pictures)
     ]  # fmt: skip
+
+
+def averaged(footage: Path, *, take: int, start: int, count: int) -> Rendered:
+    """A film of real frames, at most 640 pixels wide: each the mean of `take` frames, of which one
+    more is left out before the next; the sharp one is in their middle. Its motion is not known.
+
+    start, count: of its frames.
+    """
+    first, end = start * (take + 1), (start + count) * (take + 1)
+    frames = []
+    with av.open(str(footage)) as container:
+        for picture in islice(container.decode(video=0), first, end):
+            width = min(640, picture.width)
+            height = round(picture.height * width / picture.width)
+            frame = picture.to_ndarray(format="rgb24")
+            frames.append(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+    groups = [frames[k : k + take] for k in range(0, len(frames) - take + 1, take + 1)]
+    linear = [np.mean((np.stack(group) / 255) ** 2.2, axis=0) for group in groups]
+    return Rendered(
+        footage.stem,
+        films.FPS,
+        take / (take + 1),
+        np.stack([(mean ** (1 / 2.2) * 255).round().astype(np.uint8) for mean in linear]),
+        np.stack([group[take // 2] for group in groups]),
+        np.zeros((0, 4, 1, 1), np.float32),
+        np.zeros((0, 2), np.float32),
+        (),
+    )
 
 
 def restored(deblurrer: Deblurrer, pictures: Pictures, guide: Guide, fps: int) -> Pictures:
@@ -97,17 +130,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="of mimo-unet-guided; those that ship")
     parser.add_argument("--exposure", default="auto", help="auto (default), true, or a share")
     parser.add_argument("--frames", type=int, help="only the first so many")
+    parser.add_argument("--footage", type=Path, nargs="+", help="real films instead")
+    parser.add_argument("--take", type=int, default=5, help="frames that make one (5)")
+    parser.add_argument("--start", type=int, default=0, help="the first of footage's films (0)")
     args = parser.parse_args(argv)
+    made = (
+        (
+            averaged(p, take=args.take, start=args.start, count=args.frames or 10)
+            for p in args.footage
+        )
+        if args.footage
+        else (films.render(name, args.frames) for name in args.films.split(","))
+    )
     deblurrer = Deblurrer("mimo-unet-guided", weights=args.weights)
     print("film      blurred   gain  least  exposure  read  flicker  sharp frames kept")
     gains = []
-    for name in args.films.split(","):
-        film = films.render(name, args.frames)
+    for film in made:
         found = score(deblurrer, film, args.exposure)
         gains.append(mean(found.gains))
         read = "" if found.exposure is None else f"{found.exposure:.2f}"
         print(
-            f"{name:9} {found.blurred:7.2f} {gains[-1]:6.2f} {min(found.gains):6.2f} "
+            f"{film.name[:9]:9} {found.blurred:7.2f} {gains[-1]:6.2f} {min(found.gains):6.2f} "
             f"{film.shutter:9.2f} {read:>5} {found.flicker:8.2f}  "
             f"{found.kept} of {len(film.sharp)}",
             flush=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.test_motion import film, pan, texture, view
 from vdeblur import steady
+from vdeblur.cli.common import deblurrer_of, network_options
 from vdeblur.deblur import deblur_frames, restore
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.exposure import Exposure, Guide
@@ -226,3 +228,10 @@ def test_frames_given_as_arrays_are_steadied_too() -> None:
     assert np.array_equal(on[0], off[0])
     for one, other in zip(on[1:], off[1:], strict=True):
         assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("words", "on"), [([], True), (["--no-steady"], False)])
+def test_the_command_can_leave_it_out(words: list[str], on: bool) -> None:
+    parser = argparse.ArgumentParser()
+    network_options(parser)
+    assert deblurrer_of(parser.parse_args([*words, "--model", "identity"])).steady is on

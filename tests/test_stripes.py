@@ -99,3 +99,11 @@ def test_flat_windows_say_nothing() -> None:
     found = flat.found()
     assert math.isfinite(found.share)
     assert found.explained < 0.01
+
+
+def test_a_share_is_within_what_is_tried() -> None:
+    """Also where what explains most is at an end, and no top can be fitted."""
+    for way in (3.0, 150.0):
+        for degrees in (0.0, 70.0):
+            found = shown(blurred(40, 0), way, degrees).found()
+            assert 0.09 < found.share < 1.5

@@ -338,13 +338,14 @@ class Meter:
         self.shot = -1
         self._anew = True
         self._known: deque[Stripes] = deque(maxlen=_KEPT)
+        self._found: Found | None = None  # of all of them
         self._unit = 0.0  # seconds that ways are of
         self._frames = 0  # of this shot
 
     @property
     def measured(self) -> bool:
         """Whether the pictures say anything of it."""
-        return len(self._known) > 0
+        return self._found is not None
 
     @property
     def settled(self) -> bool:
@@ -364,25 +365,24 @@ class Meter:
             interval = movement.interval_seconds
             unit = interval if self._anew else self._unit
             share = self.seconds(interval) / interval
-            found = reading(frame, movement, unit, turn=turn, share=share)
-            if found is None or _impossible(found.found(), unit / interval):
+            seen = reading(frame, movement, unit, turn=turn, share=share)
+            if seen is None or _impossible(seen.found(), unit / interval):
                 return
             if self._anew:
                 self._known.clear()  # another shot's
             self._anew, self._unit = False, unit
-            self._known.append(found)
+            self._known.append(seen)
+            self._found = functools.reduce(operator.add, self._known).found()
 
     def seconds(self, interval: float) -> float:
         """How long the shutter is open, where pictures come `interval` seconds apart."""
-        usual = USUAL_SHARE * interval
-        if not self._known:
+        usual, found = USUAL_SHARE * interval, self._found
+        if found is None:
             return usual
-        pooled = functools.reduce(operator.add, self._known)
-        found = pooled.found()
         seconds = found.share * self._unit
         # Little evidence may shorten an exposure, but not lengthen it.
         if seconds > usual:
-            seconds = usual + min(1.0, pooled.windows / _FULL) * (seconds - usual)
+            seconds = usual + min(1.0, found.windows / _FULL) * (seconds - usual)
         return float(min(seconds * plain(found), _LONGEST_SHARE * interval))
 
 

@@ -42,8 +42,10 @@ def optical_flow(here: Tensor, there: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def warp(picture: Tensor, flow: Tensor) -> Tensor:
-    """picture (N, C, H, W) sampled bilinearly at p + flow(p); beyond the edges, the edge."""
+def warp(picture: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
+    """picture (N, C, H, W) sampled at p + flow(p), `mode` as torch's grid_sample has it; beyond the
+    edges, the edge.
+    """
     height, width = picture.shape[2:]
     y, x = torch.meshgrid(
         torch.arange(height, device=flow.device), torch.arange(width, device=flow.device),
@@ -57,7 +59,7 @@ def warp(picture: Tensor, flow: Tensor) -> Tensor:
         dim=3,
     )
     return F.grid_sample(
-        picture, grid.to(picture), mode="bilinear", padding_mode="border", align_corners=True
+        picture, grid.to(picture), mode=mode, padding_mode="border", align_corners=True
     )
 
 

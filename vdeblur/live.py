@@ -81,6 +81,7 @@ class LiveDeblurrer:
             return None
         # One thread of torch there: the others are the network's.
         meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1, torch.get_num_threads()))
+        meters.submit(torch.get_num_threads).result()  # begun now, not beside the first frames
         return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()

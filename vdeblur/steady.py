@@ -16,7 +16,6 @@ Knows tensors and views; no files, no networks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdeblur.color import as_int16, to_codes, to_float
+from vdeblur.flow import warp
 from vdeblur.frames import PlaneLayout
 from vdeblur.views import Around
 
@@ -118,7 +118,10 @@ def _mixed(
 
 
 def _correction(now: Tensor, before: Tensor, way: Tensor, level: float) -> Tensor:
-    """(2, h, w): what is to be added to the way, in pixels, by one step of least squares."""
+    """(2, h, w): what is to be added to the way, in pixels, by one step of least squares.
+
+    For cells, not for pixels as `vdeblur.flow` does for measurements, which takes much longer.
+    """
     (there,) = _brought([before], way)
     mean, error = (there + now).mul_(0.5 / level), (there - now).mul_(1 / level)
     across, down = torch.zeros_like(mean), torch.zeros_like(mean)
@@ -168,10 +171,10 @@ def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
     if _on_cpu(values):
         kind = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         return torch.from_numpy(cv2.resize(values.numpy(), (size[1], size[0]), interpolation=kind))
-    options: dict[str, Any] = {"mode": "bilinear", "align_corners": False}
+    whole = values[None, None]
     if smaller:
-        options = {"mode": "area"}
-    return F.interpolate(values[None, None], size=tuple(size), **options)[0, 0]
+        return F.interpolate(whole, size=tuple(size), mode="area")[0, 0]
+    return F.interpolate(whole, size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _brought(planes: Sequence[Tensor], way: Tensor, *, cubic: bool = False) -> list[Tensor]:
@@ -180,24 +183,14 @@ def _brought(planes: Sequence[Tensor], way: Tensor, *, cubic: bool = False) -> l
     """
     rows, columns = planes[0].shape
     x, y = (_resized(part, (rows, columns)) for part in way)
-    x += torch.arange(columns, device=x.device)
-    y += torch.arange(rows, device=y.device)[:, None]
-    if _on_cpu(x):
-        kind = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-        to_x, to_y = x.numpy(), y.numpy()
-        return [
-            torch.from_numpy(
-                cv2.remap(plane.numpy(), to_x, to_y, kind, borderMode=cv2.BORDER_REPLICATE)
-            )
-            for plane in planes
-        ]
-    grid = torch.stack([(x + 0.5) * (2 / columns) - 1, (y + 0.5) * (2 / rows) - 1], dim=-1)
-    mode = "bicubic" if cubic else "bilinear"
-    found = F.grid_sample(
-        torch.stack(list(planes))[None],
-        grid[None],
-        mode=mode,
-        padding_mode="border",
-        align_corners=False,
-    )
-    return list(found[0])
+    if not _on_cpu(x):
+        mode = "bicubic" if cubic else "bilinear"
+        return list(warp(torch.stack(list(planes))[None], torch.stack([x, y])[None], mode)[0])
+    to_x, to_y = (x + torch.arange(columns)).numpy(), (y + torch.arange(rows)[:, None]).numpy()
+    kind = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+    return [
+        torch.from_numpy(
+            cv2.remap(plane.numpy(), to_x, to_y, kind, borderMode=cv2.BORDER_REPLICATE)
+        )
+        for plane in planes
+    ]

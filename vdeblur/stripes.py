@@ -81,10 +81,10 @@ class Stripes:
         highest = float(explained[most])
         around = max(0.0, *(float(explained[end]) for end in ends))
         share = float(SHARES[most])
-        if 0 < most < len(SHARES) - 1:  # the top of the parabola through three
-            low, mid, high = (float(explained[most + step]) for step in (-1, 0, 1))
-            bend = low - 2 * mid + high
-            share *= math.exp(_STEP * (0.5 * (low - high) / bend if bend < 0 else 0.0))
+        if most:  # the top of the parabola through the three, if that is between them
+            low, mid, high = explained[most - 1 : most + 2].tolist()
+            if low <= mid >= high and low + high < 2 * mid:
+                share *= math.exp(_STEP * 0.5 * (low - high) / (low - 2 * mid + high))
         pixels = share * self.ways / max(self.windows, 1)
         distinct = (highest - around) / max(highest, 1e-6)
         return Found(share, pixels, highest, distinct, self.windows)
