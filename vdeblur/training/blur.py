@@ -553,11 +553,13 @@ def _gone(motion: Motion, gone: Tensor, factor: Tensor) -> Motion:
     )
 
 
-def _ways(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Where places go by a motion of one step: (N, 2, *grid)."""
+def _ways(motion: Motion, size: tuple[int, int]) -> Tensor:
+    """Where places go by a motion of one step: (N, 2, _FIELD_POINTS, _FIELD_POINTS), from the
+    picture's first edges to its last.
+    """
     places = torch.linspace(-1, 1, _FIELD_POINTS).tolist()
     rows = [torch.stack([motion.at(x, y, size)[:, 0] for x in places], dim=-1) for y in places]
-    return F.interpolate(torch.stack(rows, dim=-2), size=grid, mode="bilinear", align_corners=True)
+    return torch.stack(rows, dim=-2)
 
 
 def _carried(images: Tensor, way: Tensor) -> Tensor:
@@ -704,14 +706,16 @@ class _Film:
             _gone(motion, way.gone, side * (1 + factor) / 2)
             for way, side, factor in zip(ways, sides, change, strict=True)
         ]
-        fields = [_ways(swing, self._size, self._size) for swing in swings]
+        fields = [_ways(swing, self._size) for swing in swings]
         far = torch.stack([field.abs().amax(dim=(1, 2, 3)) for field in fields]).amax(0)
         self.shares = draw.uniform(0.25, 1.0).maximum(far / (0.9 * margin))
         self.blurred, self.fields, self.ways = [], [], []
         for way, factor, field in zip(ways, change, fields, strict=True):
             own = _scaled(motion, way.path, factor).within(margin, self._size)
             part = _blur_each(linear, own, options)
+            # Few numbers travel: the whole field is made where it is wanted.
             gone = (field / self.shares[:, None, None, None]).to(linear.device)
+            gone = F.interpolate(gone, size=self._size, mode="bilinear", align_corners=True)
             self.blurred.append(_carried(part, gone))
             self.ways.append(F.interpolate(gone, size=self._grid, mode="area"))
             self.fields.append(_field(own, self._size, self._grid).to(linear.device))
