@@ -127,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--films", default=",".join(FILMS), help="of %(default)s: all")
-    parser.add_argument("--weights", type=Path, help="of mimo-unet-guided; those that ship")
+    parser.add_argument("--model", default="mimo-unet-guided", help="a guided network")
+    parser.add_argument("--weights", type=Path, help="of it; those that ship")
     parser.add_argument("--exposure", default="auto", help="auto (default), true, or a share")
     parser.add_argument("--frames", type=int, help="only the first so many")
     parser.add_argument("--footage", type=Path, nargs="+", help="real films instead")
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.footage
         else (films.render(name, args.frames) for name in args.films.split(","))
     )
-    deblurrer = Deblurrer("mimo-unet-guided", weights=args.weights)
+    deblurrer = Deblurrer(args.model, weights=args.weights)
     print("film      blurred   gain  least  exposure  read  flicker  sharp frames kept")
     gains = []
     for film in made:

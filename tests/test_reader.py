@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -229,3 +231,23 @@ def test_a_decoder_that_is_not_there(tmp_path: Path) -> None:
         VideoReader(tmp_path / "b.mkv")
     with pytest.raises(InputError, match="folder"):
         VideoReader(tmp_path)
+
+
+def test_a_device_that_cannot_be_shared_is_asked_for_a_decoder_of_its_own_then_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_frames(tmp_path / "clip.mkv", (scene(n) for n in range(3)))
+    opened, asked = VideoReader._opened, []
+
+    def refused(self: VideoReader, file: Any, form: Any, options: Any, acceleration: Any) -> Any:
+        asked.append(acceleration and (acceleration.is_hw_owned, acceleration.options))
+        if acceleration is not None:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return opened(self, file, form, options, acceleration)
+
+    monkeypatch.setattr(VideoReader, "_opened", refused)
+    with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
+        assert len(list(reader)) == 3
+        assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
+    # torch's own context first: PyAV's default would want it with other flags.
+    assert asked == [(True, {"primary_ctx": "0", "current_ctx": "1"}), (False, {}), None]

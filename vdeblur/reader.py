@@ -220,42 +220,21 @@ class VideoReader:
             self._check_path(Path(self.source))
             file = for_libav(self.path or Path(self.source))
             self._spool = None if isinstance(file, str) else file
-        acceleration = None
+        for acceleration in self._accelerations(hwaccel, on_device):
+            try:
+                return self._opened(file, form, options, acceleration)
+            except (av.error.FFmpegError, OSError, ValueError, NotImplementedError):
+                # Which errors a device raises that is not there, in spite of
+                # allow_software_fallback, depends on its kind. If the file is to blame, it is
+                # said below.
+                if self._spool is not None:
+                    self._spool.seek(0)
         if hwaccel and hwaccel != "none":
-            from av.codec.hwaccel import HWAccel, HWDeviceType
-
-            if hwaccel not in HWDeviceType.__members__:
-                known = ", ".join(kind for kind in HWDeviceType.__members__ if kind != "none")
-                raise UsageError(f"there is no hardware decoder {hwaccel!r}: choose one of {known}")
-            acceleration = HWAccel(
-                device_type=hwaccel, allow_software_fallback=True, is_hw_owned=on_device
-            )
-        try:
-            return self._try_open(file, form, options, acceleration)
-        except PermissionError:
-            # HWAccel without a device raises EPERM in spite of allow_software_fallback.
-            if acceleration is None:
-                raise InputError(f"{self.name} may not be read: check its permissions") from None
             self.notes.append(f"no {hwaccel} decoder here: decoding on the CPU")
-            if self._spool is not None:
-                self._spool.seek(0)
-            return self._try_open(file, form, options, None)
-
-    def _try_open(
-        self, file: Any, form: str | None, options: dict[str, str], acceleration: Any
-    ) -> av.container.InputContainer:
         try:
-            container: av.container.InputContainer = av.open(
-                file,
-                "r",
-                format=form,
-                options=options,
-                hwaccel=acceleration,
-                metadata_errors="surrogateescape",
-            )
-            return container
+            return self._opened(file, form, options, None)
         except PermissionError:
-            raise
+            raise InputError(f"{self.name} may not be read: check its permissions") from None
         except FileNotFoundError as error:
             raise InputError(
                 f"{self.name} was not found: check the path"
@@ -271,6 +250,41 @@ class VideoReader:
                 f"{self.name} is not a video that can be read ({_reason(error)}): "
                 "give a video file, an image or an image pattern"
             ) from error
+
+    @staticmethod
+    def _accelerations(hwaccel: str | None, on_device: bool) -> Iterator[Any]:
+        """What to ask for a decoder, one after another. UsageError for an unknown kind."""
+        if not hwaccel or hwaccel == "none":
+            return
+        from av.codec.hwaccel import HWAccel, HWDeviceType
+
+        if hwaccel not in HWDeviceType.__members__:
+            known = ", ".join(kind for kind in HWDeviceType.__members__ if kind != "none")
+            raise UsageError(f"there is no hardware decoder {hwaccel!r}: choose one of {known}")
+        if on_device:
+            # The context that torch has made current: PyAV's default would set the primary one's
+            # flags, which fails (EOPNOTSUPP) once torch has it.
+            context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+            yield HWAccel(
+                device_type=hwaccel,
+                allow_software_fallback=True,
+                is_hw_owned=True,
+                options=context,
+            )
+        yield HWAccel(device_type=hwaccel, allow_software_fallback=True)
+
+    def _opened(
+        self, file: Any, form: str | None, options: dict[str, str], acceleration: Any
+    ) -> av.container.InputContainer:
+        container: av.container.InputContainer = av.open(
+            file,
+            "r",
+            format=form,
+            options=dict(options),
+            hwaccel=acceleration,
+            metadata_errors="surrogateescape",
+        )
+        return container
 
     def _check_path(self, path: Path) -> None:
         try:
