@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdeblur.deblurrer import Deblurrer, sample_crops
+from vdeblur.deblurrer import FEATHER, Deblurrer, sample_crops
 from vdeblur.errors import UsageError
 from vdeblur.models import FAMILIES, GlobalMean, Network, build, names, share_means, spec
 from vdeblur.models.mimo_unet import MIMOUNet
@@ -133,14 +133,17 @@ def test_the_full_halo_makes_tiles_exact_through_the_deblurrer() -> None:
             Deblurrer(Attends(), device="cpu", halo=impossible)
 
 
-def test_seams_of_the_shipped_weights_stay_under_half_a_level() -> None:
+@pytest.mark.parametrize("name", [name for name in names() if spec(name).ships])
+def test_seams_of_the_shipped_weights_stay_under_half_a_level(name: str) -> None:
     with VideoReader(SAMPLE) as reader:
         frame = next(iter(reader))
     luma = torch.from_numpy(np.ascontiguousarray(frame.planes[0])).float().div(255)
-    # Tiles of 272 are the smallest that have an edge of 64 pixels.
-    x, motion = luma[:, :320].expand(1, 3, -1, -1), torch.tensor([25.0, 3, 0, 0])
+    # The smallest tiles that have a whole edge: of more than four edges.
+    tile = 4 * build(name).context + FEATHER
+    x, motion = luma[:, : tile + 48].expand(1, 3, -1, -1), torch.tensor([25.0, 3, 0, 0])
     whole, tiled = (
-        Deblurrer(device="cpu", tile=tile)(x, motion.view(1, 4, 1, 1)) for tile in (None, 272)
+        Deblurrer(name, device="cpu", tile=side)(x, motion.view(1, 4, 1, 1))
+        for side in (None, tile)
     )
     difference = (tiled - whole).abs().mul(255).flatten()
     assert float((whole - x).abs().max()) > 8 / 255

@@ -104,6 +104,7 @@ _CATALOGUE = {
             "mimo-unet-guided",
             "the same twice as wide and deeper, 3.5 million parameters, for GPUs",
             {"widths": [32, 80, 160], "blocks": [2, 2, 3]},
+            ships=True,
         ),
         NetworkSpec(
             "mimo-unet",
