@@ -1,4 +1,4 @@
-"""Everything that needs a CUDA device, in one run: its tests, kernels, tuning, benchmark, 8 GB.
+"""Everything that needs a CUDA device, in one run: films, tests, kernels, tuning, benchmark, 8 GB.
 
 python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--weights FILE]
     [--pairs FOLDER]
@@ -73,6 +73,56 @@ for kind in quantised.KINDS.values():
                 except Exception as problem:
                     times[name] = type(problem).__name__
         print(f'{kind.name:>5} {channels:>8} {plain:>9.3f}  {times}')
+"""
+
+FILMS = """
+from pathlib import Path
+import av, numpy as np, torch
+from vdeblur import Deblurrer, deblur_frames
+def read(path):
+    with av.open(str(path)) as container:
+        return [f.to_ndarray(format='rgb24') for _, f in zip(range(40), container.decode(video=0))]
+def psnr(some, others):
+    errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(some, others)]
+    return float(np.mean([10 * np.log10(255**2 / max(e, 1e-9)) for e in errors]))
+def spoil():
+    large = [torch.full((1 << 28,), float('nan'), device='cuda') for _ in range(4)]
+    small = [torch.full((1 << 18,), float('nan'), device='cuda') for _ in range(64)]
+for name in ('street', 'walk'):
+    blurred, sharp = (read(Path('samples') / f'{name}_{k}.mp4') for k in ('blurred', 'sharp'))
+    before = psnr(blurred, sharp)
+    cpu = Deblurrer(device='cpu', precision='fp32', backend='torch')
+    right = list(deblur_frames(iter(blurred), model=cpu))
+    print(f'{name}: gain of the CPU in fp32 {psnr(right, sharp) - before:.3f} dB')
+    for backend in ('torch', 'cudagraphs'):
+        gpu = Deblurrer(device='cuda', backend=backend)
+        spoil()  # what a kernel leaves unwritten shows
+        got = list(deblur_frames(iter(blurred), model=gpu))
+        print(f'{name}: {backend} {psnr(got, sharp) - before:.3f} dB, {psnr(got, right):.1f} dB '
+              'from it', gpu.notes)
+        assert psnr(got, right) > 50
+"""
+
+GUIDED = """
+import torch
+from vdeblur.backends.cuda import record_graph
+from vdeblur.kernels.fused import _milliseconds
+from vdeblur.models import build, spec, taps
+print('milliseconds a frame: samples along the motion, network, its trunk, network as a graph')
+for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
+    network = build(model, dict(spec(model).config)).eval().requires_grad_(False).cuda().half()
+    network = network.to(memory_format=torch.channels_last)
+    for width, height, n in ((1280, 720, 1), (1280, 720, 8), (1920, 1080, 1), (3840, 2160, 1)):
+        rgb = torch.rand(n, 3, height, width, device='cuda')
+        motion = torch.randn(n, 4, height // 8, width // 8, device='cuda') * 5
+        x = taps.with_guidance(rgb, motion).to(torch.half, memory_format=torch.channels_last)
+        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+            packed, _ = network.prepare(x)
+            graph = record_graph(network.correction, x)
+            ways = ((lambda _: taps.with_guidance(rgb, motion), rgb), (network.correction, x),
+                    (network.trunk, packed), (graph, x))
+            times = [f'{_milliseconds(way, given) / n:8.3f}' for way, given in ways]
+        print(f'{model:>24} {width:>5}x{height:<5} batch {n}', *times)
 """
 
 COLOUR = """
@@ -170,13 +220,16 @@ def main() -> int:
         chart = ["--chart", str(args.out / f"{name}.png")]
         done = part(name, ["-m", "vdeblur", "bench", "--json", *chart, *words], limit)
         if done:
-            print(summary(json.loads((args.out / f"{name}.log").read_text().splitlines()[-1])))
+            lines = (args.out / f"{name}.log").read_text().splitlines()
+            print(summary(json.loads([line for line in lines if line.startswith("{")][-1])))
         return done
 
     model = ["--model", args.model]
     quick = ["--backend", "triton", "--rounds", "2"]
     # The device's own questions first: what time is left goes to the rest.
     results = [
+        part("films", ["-c", FILMS], 60),
+        part("guided", ["-c", GUIDED], 40),
         part("colour", ["-c", COLOUR], 30),
         part("kernels", ["-c", KERNELS], 90),
         bench("torch", *model, "--backend", "torch", "--against", "published", limit=70),
@@ -185,7 +238,17 @@ def main() -> int:
         bench("int8", *model, *quick, "--precision", "int8", limit=60),
         part(
             "tests",
-            ["-m", "pytest", "-q", "--continue-on-collection-errors", "-k", "cuda or gpu"],
+            # pytest-benchmark, where it happens to be installed, warns of xdist: an error here.
+            [
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:benchmark",
+                "--continue-on-collection-errors",
+                "-k",
+                "cuda or gpu",
+            ],
             120,
         ),
         part("in-8-gb", ["-c", IN_8_GB.format(model=args.model)], 40),
