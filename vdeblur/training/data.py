@@ -6,6 +6,7 @@ and several training processes see the same pictures. Knows no network.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import mmap
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vdeblur.errors import InputError, UsageError
 from vdeblur.extras import optional
+from vdeblur.stages import background
 from vdeblur.training.blur import MOTION_STEP, PURE, BlurOptions, lightly, make_pairs
 from vdeblur.training.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.training.layouts import Pair, find_pairs, picture_files, picture_size, recognise
@@ -251,14 +253,14 @@ def _ignore_interrupt(_: int) -> None:
 class SyntheticPairs(Data, IterableDataset[Batch]):
     """Pairs made from sharp photographs, which are held in memory as uint8; without end.
 
-    device: where pairs are made and given. On a GPU the photographs lie in its memory and no worker
-    is needed; on the CPU, give `feed` some workers. reduce: photographs are made smaller by a
-    factor out of it, which makes crops sharper and shows more of the scene; flat parts of them are
-    mostly left out. margin: how far anything moves at most; by default more where there are
-    neighbours. pool: whether pairs are used more than once, and how clean they are. errors: what is
-    wrong with the motion that is given with them. films: whether they come with the frames around
-    them. Iterating gives the batches from the
-    first on, shared among the workers of a DataLoader (with batch_size=None) that it is given to.
+    device: where pairs are made and given. On a GPU the photographs lie in its memory, and `feed`
+    makes pairs in a thread beside training; on the CPU, give it some workers. reduce: photographs
+    are made smaller by a factor out of it, which makes crops sharper and shows more of the scene;
+    flat parts of them are mostly left out. margin: how far anything moves at most; by default more
+    where there are neighbours. pool: whether pairs are used more than once, and how clean they are.
+    errors: what is wrong with the motion that is given with them. films: whether they come with the
+    frames around them. Iterating gives the batches from the first on, shared among the workers of a
+    DataLoader (with batch_size=None) that it is given to.
     """
 
     def __init__(
@@ -288,6 +290,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         self.options = options or BlurOptions()
         self.augment, self.reduce = augment or Augment(), reduce
         self.device = torch.device(device)
+        self.in_thread = self.device.type != "cpu"  # whether `feed` makes pairs in a thread
         self.pictures = [self._load(file) for file in files]
         self._held_out = list(held_out)
         self.summary = f"{len(files)} photographs, blurred as they are used"
@@ -399,11 +402,34 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
     ) -> Iterator[Batch]:
         # Pools are made ahead of time; crops of them are cut here, for which nothing need travel.
         each = self._batches_of_a_pool(shard)
+        first, ahead = start // each, 4 if each == 1 else 1
         make = functools.partial(_pool_of, self, shard, course, each)
-        pools = _made(make, start // each, workers=workers, pin=pin, ahead=4 if each == 1 else 1)
-        for number, pool in zip(itertools.count(start // each), pools, strict=False):
-            for index in range(max(start, number * each), (number + 1) * each):
-                yield self._batch(pool, index, shard, course.at(index))
+        with contextlib.ExitStack() as stack:
+            pools: Iterable[Pool]
+            if self.in_thread:
+                made = self._made_beside(make, first)
+                pools = stack.enter_context(background(made, depth=ahead, name="pairs"))
+            else:
+                pools = _made(make, first, workers=workers, pin=pin, ahead=ahead)
+            for number, pool in zip(itertools.count(first), pools, strict=False):
+                _keep_until_used(pool)
+                for index in range(max(start, number * each), (number + 1) * each):
+                    yield self._batch(pool, index, shard, course.at(index))
+
+    def _made_beside(self, make: Callable[[int], Pool], first: int) -> Iterator[Pool]:
+        """Pools from number `first` on, for a thread of their own: each finished when it is given.
+
+        On a GPU they are made on a stream of their own, beside the training's.
+        """
+        with contextlib.ExitStack() as stack:
+            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            for number in itertools.count(first):
+                pool = make(number)
+                if stream is not None:
+                    stream.synchronize()
+                yield pool
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(_Stream(self.batch_at, 0))
@@ -448,6 +474,17 @@ def _pool_of(
     data: SyntheticPairs, shard: tuple[int, int], course: Course, each: int, number: int
 ) -> Pool:
     return data.pool_at(number, shard, course.at(number * each))
+
+
+def _keep_until_used(pool: Pool) -> None:
+    """Have a GPU's memory of a pool not given to another stream before this one is done with it.
+
+    It was taken on the stream that the pool was made on, where it is free as soon as nobody in
+    Python has it; what reads it may not have run by then.
+    """
+    for part in (*pool[:3], *(pool.film or ())):
+        if part.is_cuda:
+            part.record_stream(torch.cuda.current_stream(part.device))
 
 
 #: Three cameras to score on: frames averaged in coded values, a bare camera with a response curve,
