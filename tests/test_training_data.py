@@ -316,7 +316,7 @@ def test_the_thread_that_makes_pairs_ends_with_the_run(
         run(stop=interrupted)
     assert threading.active_count() == before
 
-    def failing(number: int, *_: object) -> Pool:
+    def failing(number: int, *_: object, **__: object) -> Pool:
         if number == 1:
             raise InputError("a photograph of the second pool")
         return pool_at(number)

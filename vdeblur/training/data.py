@@ -30,6 +30,7 @@ from vdeblur.stages import background
 from vdeblur.training.blur import MOTION_STEP, PURE, BlurOptions, lightly, make_pairs
 from vdeblur.training.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.training.layouts import Pair, find_pairs, picture_files, picture_size, recognise
+from vdeblur.training.matching import Matching, in_processes, matched
 from vdeblur.training.motion_errors import NO_ERRORS, MotionErrors, with_errors
 from vdeblur.training.pool import (
     Batch,
@@ -187,9 +188,9 @@ class Data(ABC):
     ) -> Callable[[int], Iterable[Batch]]:
         """A function of a batch's number that gives the batches from it on, without end.
 
-        workers: processes that make batches ahead of time. shard: (i, n), every process of n gets
-        the i-th part of each batch. pin: in page-locked memory, for a GPU. course: how much of the
-        run is done, for what changes in its course.
+        workers: processes that make batches ahead of time, or help to. shard: (i, n), every process
+        of n gets the i-th part of each batch. pin: in page-locked memory, for a GPU. course: how
+        much of the run is done, for what changes in its course.
         """
         if self.batch % shard[1]:
             raise UsageError(f"a batch of {self.batch} cannot be shared by {shard[1]} evenly")
@@ -254,13 +255,14 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
     """Pairs made from sharp photographs, which are held in memory as uint8; without end.
 
     device: where pairs are made and given. On a GPU the photographs lie in its memory, and `feed`
-    makes pairs in a thread beside training; on the CPU, give it some workers. reduce: photographs
-    are made smaller by a factor out of it, which makes crops sharper and shows more of the scene;
-    flat parts of them are mostly left out. margin: how far anything moves at most; by default more
-    where there are neighbours. pool: whether pairs are used more than once, and how clean they are.
-    errors: what is wrong with the motion that is given with them. films: whether they come with the
-    frames around them. Iterating gives the batches from the first on, shared among the workers of a
-    DataLoader (with batch_size=None) that it is given to.
+    makes pairs in a thread beside training, with workers that find the flow of films; on the CPU
+    the workers make pairs. reduce: photographs are made smaller by a factor out of it, which makes
+    crops sharper and shows more of the scene; flat parts of them are mostly left out. margin: how
+    far anything moves at most; by default more where there are neighbours. pool: whether pairs are
+    used more than once, and how clean they are. errors: what is wrong with the motion that is given
+    with them. films: whether they come with the frames around them. Iterating gives the batches
+    from the first on, shared among the workers of a DataLoader (with batch_size=None) that it is
+    given to.
     """
 
     def __init__(
@@ -337,8 +339,18 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             self._last = (number, shard), self.pool_at(number, shard, share)
         return self._batch(self._last[1], index, shard, share)
 
-    def pool_at(self, number: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Pool:
-        """Pool number `number`, on the device; with pairs that are used once, that of one batch."""
+    def pool_at(
+        self,
+        number: int,
+        shard: tuple[int, int] = (0, 1),
+        share: float = 0.0,
+        *,
+        match: Matching = matched,
+    ) -> Pool:
+        """Pool number `number`, on the device; with pairs that are used once, that of one batch.
+
+        match: finds the flow of frames, for `filmed`.
+        """
         rng, generator = self._random(number, *shard)
         count = self._pairs_of_a_pool(shard)
         most = _AT_ONCE.get(self.device.type, 8)
@@ -357,7 +369,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             if pairs.around is not None:
                 around = pairs.around._replace(blurred=pairs.around.blurred.mul(255).round() / 255)
                 seen = pairs._replace(blurred=blurred / 255, around=around)
-                motion, film = filmed(seen, self.films, rng, generator)
+                motion, film = filmed(seen, self.films, rng, generator, match=match)
             parts.append(Pool(blurred.byte(), sharp.byte(), motion, film))
         return joined(parts)
 
@@ -407,7 +419,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         with contextlib.ExitStack() as stack:
             pools: Iterable[Pool]
             if self.in_thread:
-                made = self._made_beside(make, first)
+                made = self._made_beside(make, first, workers)
                 pools = stack.enter_context(background(made, depth=ahead, name="pairs"))
             else:
                 pools = _made(make, first, workers=workers, pin=pin, ahead=ahead)
@@ -416,17 +428,19 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
                 for index in range(max(start, number * each), (number + 1) * each):
                     yield self._batch(pool, index, shard, course.at(index))
 
-    def _made_beside(self, make: Callable[[int], Pool], first: int) -> Iterator[Pool]:
+    def _made_beside(self, make: Callable[..., Pool], first: int, workers: int) -> Iterator[Pool]:
         """Pools from number `first` on, for a thread of their own: each finished when it is given.
 
-        On a GPU they are made on a stream of their own, beside the training's.
+        On a GPU they are made on a stream of their own, beside the training's. Flow is found by
+        `workers` processes.
         """
         with contextlib.ExitStack() as stack:
+            match = stack.enter_context(in_processes(workers))
             stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if stream is not None:
                 stack.enter_context(torch.cuda.stream(stream))
             for number in itertools.count(first):
-                pool = make(number)
+                pool = make(number, match=match)
                 if stream is not None:
                     stream.synchronize()
                 yield pool
@@ -471,9 +485,15 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
 
 
 def _pool_of(
-    data: SyntheticPairs, shard: tuple[int, int], course: Course, each: int, number: int
+    data: SyntheticPairs,
+    shard: tuple[int, int],
+    course: Course,
+    each: int,
+    number: int,
+    *,
+    match: Matching = matched,
 ) -> Pool:
-    return data.pool_at(number, shard, course.at(number * each))
+    return data.pool_at(number, shard, course.at(number * each), match=match)
 
 
 def _keep_until_used(pool: Pool) -> None:
