@@ -65,7 +65,7 @@ _FLAT = 0.025  # mean difference of neighbours, in rows and in columns together
 _TRIES = 4  # at a part of a photograph that is not flat
 #: Pictures that are blurred at once. More are slower on a CPU, whose caches they leave; on a GPU
 #: each time costs some thousand launches, however many pictures there are.
-_AT_ONCE = {"cpu": 8, "cuda": 128}
+_AT_ONCE = {"cpu": 8, "cuda": 256}
 _T = TypeVar("_T")
 
 

@@ -232,8 +232,13 @@ def train(
         teacher.requires_grad_(False)
     parameters = [p for p in network.parameters() if p.requires_grad]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+    fused = True if device.type == "cuda" else None  # all parameters in one launch
     optimiser: torch.optim.Optimizer = kind(
-        parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+        parameters,
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
     )
     dtype = _PRECISIONS[run.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -244,6 +249,8 @@ def train(
         _check_same_run(state, recipe, network, seed, state_file)
         network.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
+        for group in state["optimiser"]["param_groups"]:
+            group["fused"] = fused  # as it is here, not where the state was saved
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         used, step, updates = (state[k] for k in ("used", "step", "updates"))
