@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -394,6 +396,57 @@ def test_a_resumed_run_with_films_is_the_unbroken_one_to_the_bit(
     )
     run(alone)
     assert losses[3] != losses[0]
+
+
+no_cuda = not torch.cuda.is_available() and not os.environ.get("VDEBLUR_REQUIRE_CUDA")
+
+
+@pytest.mark.skipif(no_cuda, reason="no CUDA GPU here (VDEBLUR_REQUIRE_CUDA makes this a failure)")
+def test_a_gpu_makes_pairs_beside_training(photos: Path, tmp_path: Path) -> None:
+    def opened() -> SyntheticPairs:
+        data = open_data(
+            f"synth:{photos}",
+            batch=8,
+            crop=64,
+            seed=3,
+            device="cuda",
+            pool=PoolOptions(reuse=2, pairs=16),
+            films=FilmOptions(True),
+        )
+        assert isinstance(data, SyntheticPairs)
+        assert data.in_thread
+        return data
+
+    # As made in turn, while another stream has work; memory of pools that are done with is reused.
+    busy = torch.rand(2048, 2048, device="cuda")
+    in_turn = opened()
+    for index, batch in zip(range(2, 14), opened().feed(workers=2)(2), strict=False):
+        for _ in range(20):
+            busy = (busy @ busy).clamp(0, 1)
+        for made, other in zip(batch, in_turn.batch_at(index), strict=True):
+            assert made is not None
+            assert other is not None
+            assert made.is_cuda
+            assert float((made.float() - other.float()).abs().mean()) < 1e-3
+
+    config = {"widths": [8, 8, 8], "blocks": [1, 1, 1]}
+    recipe = replace(
+        recipe_of("mimo-unet-guided-gpu"), config=config, seconds=0.0, steps=6, batch=8
+    )
+    losses: list[float] = []
+    count = itertools.count(1)
+    for stop in (lambda: next(count) == 4, lambda: False):  # and gone on with
+        train(
+            build(recipe.network, config),
+            opened().feed(workers=2),
+            recipe,
+            run=RunOptions(device=torch.device("cuda"), precision="bf16", report_steps=1),
+            state_file=tmp_path / "state.pt",
+            on_report=lambda progress, _: losses.append(progress.loss),
+            stop=stop,
+        )
+    assert len(losses) == 6
+    assert all(map(math.isfinite, losses))
 
 
 def test_films_to_score_on(photos: Path) -> None:
