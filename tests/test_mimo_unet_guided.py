@@ -10,7 +10,7 @@ from torch import Tensor
 from vdeblur.deblurrer import Deblurrer
 from vdeblur.frames import PlaneLayout
 from vdeblur.models import taps
-from vdeblur.models.mimo_unet_guided import MIMOUNetGuided
+from vdeblur.models.mimo_unet_guided import EvenConv, MIMOUNetGuided
 from vdeblur.training.blur import PURE, make_pairs
 
 
@@ -48,6 +48,20 @@ def test_samples_are_taken_along_the_motion() -> None:
     assert seen[0, :5, 48, 64].tolist() == pytest.approx([1, 1, 0, 0, 0], abs=1e-5)
     # A slope of a 128th a pixel, times the length in units of 4 pixels.
     assert seen[0, 5:8, 48, 64].tolist() == pytest.approx([4 / 128] * 3, abs=1e-4)
+
+
+def test_channels_of_zeros_change_nothing() -> None:
+    """As a GPU trains."""
+    first = network().inputs[0]
+    assert isinstance(first, EvenConv)
+    x = torch.rand(2, first.in_channels, 8, 12)
+    first.requires_grad_(True)
+    for result in (first(x), first.filled(x)):
+        result.square().sum().backward()
+    usual = torch.autograd.grad(first(x).square().sum(), first.weight)[0]
+    assert torch.allclose(first.filled(x), first(x), atol=1e-5)
+    assert first.weight.grad is not None
+    assert torch.allclose(first.weight.grad, 2 * usual, rtol=1e-3, atol=1e-3)
 
 
 def test_without_motion_nothing_is_seen_but_the_picture() -> None:

@@ -354,6 +354,19 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
     assert len(longer) == 2
 
 
+def test_a_state_from_a_gpu_goes_on_on_a_cpu(tmp_path: Path) -> None:
+    unbroken, _ = losses_of(TINY)
+    state = tmp_path / "state.pt"
+    first, _ = losses_of(TINY, state_file=state, stop=lambda: True)
+    content = torch.load(state, weights_only=True)
+    for group in content["optimiser"]["param_groups"]:
+        group["fused"] = True
+    torch.save(content, state)
+    second, outcome = losses_of(TINY, state_file=state)
+    assert first + second == unbroken
+    assert outcome.finished
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     losses_of(replace(TINY, steps=1), state_file=state)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 from tests.media import write_frames
 from vdeblur.cli import main
 from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.models import build as build_network
 from vdeblur.training.average import (
     AverageOptions,
     average,
@@ -41,8 +44,10 @@ from vdeblur.training.data import (
     picture_files,
 )
 from vdeblur.training.layouts import LAYOUTS, Pair, find_pairs, recognise
+from vdeblur.training.loop import train
 from vdeblur.training.motion_errors import MotionErrors
-from vdeblur.training.pool import PoolOptions
+from vdeblur.training.pool import Pool, PoolOptions
+from vdeblur.training.recipes import recipe_of
 
 Picture = NDArray[np.uint8]
 
@@ -262,6 +267,67 @@ def test_a_batch_depends_on_seed_and_number_alone(opened: Callable[[], object]) 
         assert equal(joined, whole[:2])
     with pytest.raises(UsageError, match="shared by 3"):
         data.feed(shard=(0, 3))
+
+
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_a_thread_beside_training_makes_the_same_batches(photos: Path, reuse: int) -> None:
+    """As for a GPU, where no process can make them."""
+
+    def opened(in_thread: bool) -> SyntheticPairs:
+        pool = PoolOptions(reuse=reuse, pairs=3)
+        data = open_data(f"synth:{photos}", batch=2, crop=24, seed=3, pool=pool)
+        assert isinstance(data, SyntheticPairs)
+        assert not data.in_thread
+        data.in_thread = in_thread
+        return data
+
+    whole = take(opened(False).feed()(0), 7)
+    before = threading.active_count()
+    batches = iter(opened(True).feed()(0))
+    assert isinstance(batches, Generator)
+    assert equal(take(batches, 7), whole)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+    assert equal(take(opened(True).feed()(4), 3), whole[4:])  # a resumed run
+
+
+def test_the_thread_that_makes_pairs_ends_with_the_run(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data(f"synth:{photos}", batch=2, crop=32, pool=PoolOptions(reuse=2, pairs=3))
+    assert isinstance(data, SyntheticPairs)
+    data.in_thread = True
+    config = {"base": 4, "blocks": 1}
+    recipe = replace(recipe_of("mimo-unet-lite"), seconds=0.0, steps=9, batch=2, config=config)
+
+    def run(**options: Any) -> None:
+        train(build_network(recipe.network, config), data.feed(), recipe, **options)
+
+    before = threading.active_count()
+    run(stop=lambda: True)
+    assert threading.active_count() == before
+
+    def interrupted() -> bool:
+        assert threading.active_count() == before + 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=interrupted)
+    assert threading.active_count() == before
+
+    def failing(number: int, *_: object, **__: object) -> Pool:
+        if number == 1:
+            raise InputError("a photograph of the second pool")
+        return pool_at(number)
+
+    pool_at = data.pool_at
+    monkeypatch.setattr(data, "pool_at", failing)
+    steps: list[float] = []
+    with pytest.raises(InputError, match="a photograph of the second pool"):
+        run(on_share=steps.append)
+    assert len(steps) == 1 + 3  # those of the first pool are seen
+    assert threading.active_count() == before
 
 
 def test_what_changes_in_the_course_of_a_run(photos: Path) -> None:

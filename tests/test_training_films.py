@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+import multiprocessing
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +21,9 @@ from vdeblur.errors import UsageError
 from vdeblur.models import build, taps
 from vdeblur.training.blur import PURE, Around, BlurOptions, BlurredPairs, make_pairs
 from vdeblur.training.data import Batch, SyntheticPairs, open_data
-from vdeblur.training.films import FilmOptions, displaced, filmed, with_some_left_out
+from vdeblur.training.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.training.loop import Outcome, RunOptions, train
+from vdeblur.training.matching import Matched, in_processes, matched
 from vdeblur.training.motion_errors import AS_SHOWN, BY_FLOW, EXACTLY, NO_ERRORS, with_errors
 from vdeblur.training.pool import (
     Film,
@@ -199,8 +203,10 @@ def test_some_frames_are_without_neighbours() -> None:
     assert float(around.min()) == 1
 
 
-def test_nothing_is_read_back_from_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On "meta", which has shapes and no values: there nothing can be matched."""
+def test_nothing_but_pictures_to_match_is_read_back_from_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On "meta", which has shapes and no values."""
     monkeypatch.setattr("vdeblur.training.blur._Draw.on_device", lambda self: None)
     pairs = make_pairs(
         scenes(5, 128).to("meta"),
@@ -209,26 +215,34 @@ def test_nothing_is_read_back_from_a_device(monkeypatch: pytest.MonkeyPatch) -> 
         generator=seeded(),
         neighbours=True,
     )
-    motion, film = seen(pairs, FilmOptions(True, shown_share=0.4))
+
+    def match(frames: Tensor, reductions: list[int], grid: tuple[int, int]) -> Matched:
+        assert (frames.dtype, frames.device.type) == (torch.uint8, "meta")
+        return matched(torch.zeros(frames.shape, dtype=torch.uint8), reductions, grid)
+
+    options = FilmOptions(True, shown_share=0.4)
+    motion, film = filmed(pairs, options, np.random.default_rng(0), seeded(), match=match)
     assert motion.shape == (5, 4, 16, 16)
     around = with_some_left_out(around_of(film), FilmOptions(), seeded())
     assert around.shape == (2, 5, CHANNELS, 64, 64)
     assert around.device.type == film.known.device.type == "meta"
 
 
-def test_true_ways_stand_for_flow_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = films()
-    measured, by_flow = seen(pairs)
-
-    def as_there(luma: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-        ways, told = displaced(around_it(pairs).ways, seeded(3))
-        return ways, torch.ones(2, len(luma), dtype=torch.bool), told
-
-    monkeypatch.setattr("vdeblur.training.films._matched", as_there)
-    told, film = seen(pairs)
-    for one, other in ((told, measured), (film.pictures.float(), by_flow.pictures.float())):
-        apart = (one - other).square().mean(dim=1).sqrt()
-        assert 0 < float(apart.median()) < 0.75 * float(other.square().mean(dim=1).sqrt().mean())
+def test_processes_find_the_same_flow() -> None:
+    pairs = films(6)
+    luma = taps.luma_of(torch.cat([pairs.blurred[None], around_it(pairs).blurred]).flatten(0, 1))
+    frames = luma.view(3, 6, *luma.shape[2:]).mul(255).byte()
+    frames[1, 5] = 0  # which matches nothing
+    reductions, grid = [2, 3, 4, 2, 2, 2], (32, 32)
+    here = matched(frames, reductions, grid)
+    with in_processes(2) as match:
+        there = match(frames, reductions, grid)
+        assert all(map(torch.equal, there, here))
+        assert there.found.sum(1).tolist() == [5, 6]
+        assert 1 <= len(multiprocessing.active_children()) <= 2
+        with pytest.raises(ZeroDivisionError):  # as itself
+            match(frames, [2, 2, 2, 2, 2, 0], grid)
+    assert not multiprocessing.active_children()
 
 
 # --- turning -------------------------------------------------------------------------------------
@@ -339,6 +353,8 @@ def test_batches_bring_what_is_around_them(photos: Path, reuse: int) -> None:
     again = opened(photos, FilmOptions(True), reuse)
     assert equal(take(again.feed()(2), 3), whole[2:])  # a resumed run
     assert equal(take(again.feed(workers=1)(1), 3), whole[1:4])  # a loading process
+    again.in_thread = True  # with a process to match, as for a GPU
+    assert equal(take(again.feed(workers=1)(1), 3), whole[1:4])
     alone = opened(photos, FilmOptions(), reuse)
     assert alone.margin == 32
     assert take(alone.feed()(0), 1)[0].around is None
@@ -380,6 +396,57 @@ def test_a_resumed_run_with_films_is_the_unbroken_one_to_the_bit(
     )
     run(alone)
     assert losses[3] != losses[0]
+
+
+no_cuda = not torch.cuda.is_available() and not os.environ.get("VDEBLUR_REQUIRE_CUDA")
+
+
+@pytest.mark.skipif(no_cuda, reason="no CUDA GPU here (VDEBLUR_REQUIRE_CUDA makes this a failure)")
+def test_a_gpu_makes_pairs_beside_training(photos: Path, tmp_path: Path) -> None:
+    def opened() -> SyntheticPairs:
+        data = open_data(
+            f"synth:{photos}",
+            batch=8,
+            crop=64,
+            seed=3,
+            device="cuda",
+            pool=PoolOptions(reuse=2, pairs=16),
+            films=FilmOptions(True),
+        )
+        assert isinstance(data, SyntheticPairs)
+        assert data.in_thread
+        return data
+
+    # As made in turn, while another stream has work; memory of pools that are done with is reused.
+    busy = torch.rand(2048, 2048, device="cuda")
+    in_turn = opened()
+    for index, batch in zip(range(2, 14), opened().feed(workers=2)(2), strict=False):
+        for _ in range(20):
+            busy = (busy @ busy).clamp(0, 1)
+        for made, other in zip(batch, in_turn.batch_at(index), strict=True):
+            assert made is not None
+            assert other is not None
+            assert made.is_cuda
+            assert float((made.float() - other.float()).abs().mean()) < 1e-3
+
+    config = {"widths": [8, 8, 8], "blocks": [1, 1, 1]}
+    recipe = replace(
+        recipe_of("mimo-unet-guided-gpu"), config=config, seconds=0.0, steps=6, batch=8
+    )
+    losses: list[float] = []
+    count = itertools.count(1)
+    for stop in (lambda: next(count) == 4, lambda: False):  # and gone on with
+        train(
+            build(recipe.network, config),
+            opened().feed(workers=2),
+            recipe,
+            run=RunOptions(device=torch.device("cuda"), precision="bf16", report_steps=1),
+            state_file=tmp_path / "state.pt",
+            on_report=lambda progress, _: losses.append(progress.loss),
+            stop=stop,
+        )
+    assert len(losses) == 6
+    assert all(map(math.isfinite, losses))
 
 
 def test_films_to_score_on(photos: Path) -> None:

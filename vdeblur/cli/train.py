@@ -132,7 +132,8 @@ def add(commands: Commands) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that load data, 0 for none (default half of the cores, 8 at most)",
+        help="processes that load data, 0 for none (default half of the cores, 8 at most); on a "
+        "GPU they match the frames made of photographs (default all cores but two, 16 at most)",
     )
     how.add_argument(
         "--accumulate",
@@ -224,7 +225,11 @@ def _run(args: argparse.Namespace) -> int:
         accumulate=args.accumulate,
         report_seconds=args.report,
     )
-    workers = min(8, (os.cpu_count() or 2) // 2) if args.workers is None else args.workers
+    workers = args.workers
+    if workers is None:
+        # Pairs that a GPU makes wait for their flow; two cores feed the GPU.
+        cores, on_gpu = os.cpu_count() or 2, photographs and device.type == "cuda"
+        workers = min(16, max(1, cores // processes()[1] - 2)) if on_gpu else min(8, cores // 2)
     settings = RunSettings(
         data=args.data,
         out=Path(args.out),

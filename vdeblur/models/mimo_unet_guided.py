@@ -97,6 +97,24 @@ class GuidedBlock(nn.Module):
         return out
 
 
+class EvenConv(nn.Conv2d):
+    """A 3×3 convolution which a GPU trains with its input filled up to a multiple of 8 channels.
+
+    Of 87 channels forward and backward took an H100 1.37 ms, of 88 0.75 ms (bf16, 32 of 128²).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H, W)."""
+        if self.training and input.is_cuda:
+            return self.filled(input)
+        return super().forward(input)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """The same, with channels of zeros appended to the input and to the weights."""
+        more = (0, 0, 0, 0, 0, -x.shape[1] % 8)
+        return F.conv2d(F.pad(x, more), F.pad(self.weight, more), self.bias, padding=1)
+
+
 class MIMOUNetGuided(Network):
     """A U-Net over three scales of a 2× pixel-unshuffled picture, guided along the motion.
 
@@ -131,7 +149,7 @@ class MIMOUNetGuided(Network):
         self.bank = nn.Conv2d(2 * len(taps.OFFSETS), filters, 1, bias=False)
         self.inputs = nn.ModuleList(
             [
-                nn.Conv2d(taken, fine, 3, padding=1),
+                EvenConv(taken, fine, 3, padding=1),
                 nn.Conv2d(12, middle, 3, padding=1),
                 nn.Conv2d(12, coarse, 3, padding=1),
             ]

@@ -6,6 +6,7 @@ and several training processes see the same pictures. Knows no network.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import mmap
@@ -25,9 +26,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vdeblur.errors import InputError, UsageError
 from vdeblur.extras import optional
+from vdeblur.stages import background
 from vdeblur.training.blur import MOTION_STEP, PURE, BlurOptions, lightly, make_pairs
 from vdeblur.training.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.training.layouts import Pair, find_pairs, picture_files, picture_size, recognise
+from vdeblur.training.matching import Matching, in_processes, matched
 from vdeblur.training.motion_errors import NO_ERRORS, MotionErrors, with_errors
 from vdeblur.training.pool import (
     Batch,
@@ -62,7 +65,7 @@ _FLAT = 0.025  # mean difference of neighbours, in rows and in columns together
 _TRIES = 4  # at a part of a photograph that is not flat
 #: Pictures that are blurred at once. More are slower on a CPU, whose caches they leave; on a GPU
 #: each time costs some thousand launches, however many pictures there are.
-_AT_ONCE = {"cpu": 8, "cuda": 128}
+_AT_ONCE = {"cpu": 8, "cuda": 256}
 _T = TypeVar("_T")
 
 
@@ -185,9 +188,9 @@ class Data(ABC):
     ) -> Callable[[int], Iterable[Batch]]:
         """A function of a batch's number that gives the batches from it on, without end.
 
-        workers: processes that make batches ahead of time. shard: (i, n), every process of n gets
-        the i-th part of each batch. pin: in page-locked memory, for a GPU. course: how much of the
-        run is done, for what changes in its course.
+        workers: processes that make batches ahead of time, or help to. shard: (i, n), every process
+        of n gets the i-th part of each batch. pin: in page-locked memory, for a GPU. course: how
+        much of the run is done, for what changes in its course.
         """
         if self.batch % shard[1]:
             raise UsageError(f"a batch of {self.batch} cannot be shared by {shard[1]} evenly")
@@ -251,14 +254,15 @@ def _ignore_interrupt(_: int) -> None:
 class SyntheticPairs(Data, IterableDataset[Batch]):
     """Pairs made from sharp photographs, which are held in memory as uint8; without end.
 
-    device: where pairs are made and given. On a GPU the photographs lie in its memory and no worker
-    is needed; on the CPU, give `feed` some workers. reduce: photographs are made smaller by a
-    factor out of it, which makes crops sharper and shows more of the scene; flat parts of them are
-    mostly left out. margin: how far anything moves at most; by default more where there are
-    neighbours. pool: whether pairs are used more than once, and how clean they are. errors: what is
-    wrong with the motion that is given with them. films: whether they come with the frames around
-    them. Iterating gives the batches from the
-    first on, shared among the workers of a DataLoader (with batch_size=None) that it is given to.
+    device: where pairs are made and given. On a GPU the photographs lie in its memory, and `feed`
+    makes pairs in a thread beside training, with workers that find the flow of films; on the CPU
+    the workers make pairs. reduce: photographs are made smaller by a factor out of it, which makes
+    crops sharper and shows more of the scene; flat parts of them are mostly left out. margin: how
+    far anything moves at most; by default more where there are neighbours. pool: whether pairs are
+    used more than once, and how clean they are. errors: what is wrong with the motion that is given
+    with them. films: whether they come with the frames around them. Iterating gives the batches
+    from the first on, shared among the workers of a DataLoader (with batch_size=None) that it is
+    given to.
     """
 
     def __init__(
@@ -288,6 +292,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         self.options = options or BlurOptions()
         self.augment, self.reduce = augment or Augment(), reduce
         self.device = torch.device(device)
+        self.in_thread = self.device.type != "cpu"  # whether `feed` makes pairs in a thread
         self.pictures = [self._load(file) for file in files]
         self._held_out = list(held_out)
         self.summary = f"{len(files)} photographs, blurred as they are used"
@@ -334,8 +339,18 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             self._last = (number, shard), self.pool_at(number, shard, share)
         return self._batch(self._last[1], index, shard, share)
 
-    def pool_at(self, number: int, shard: tuple[int, int] = (0, 1), share: float = 0.0) -> Pool:
-        """Pool number `number`, on the device; with pairs that are used once, that of one batch."""
+    def pool_at(
+        self,
+        number: int,
+        shard: tuple[int, int] = (0, 1),
+        share: float = 0.0,
+        *,
+        match: Matching = matched,
+    ) -> Pool:
+        """Pool number `number`, on the device; with pairs that are used once, that of one batch.
+
+        match: finds the flow of frames, for `filmed`.
+        """
         rng, generator = self._random(number, *shard)
         count = self._pairs_of_a_pool(shard)
         most = _AT_ONCE.get(self.device.type, 8)
@@ -354,7 +369,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
             if pairs.around is not None:
                 around = pairs.around._replace(blurred=pairs.around.blurred.mul(255).round() / 255)
                 seen = pairs._replace(blurred=blurred / 255, around=around)
-                motion, film = filmed(seen, self.films, rng, generator)
+                motion, film = filmed(seen, self.films, rng, generator, match=match)
             parts.append(Pool(blurred.byte(), sharp.byte(), motion, film))
         return joined(parts)
 
@@ -399,11 +414,36 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
     ) -> Iterator[Batch]:
         # Pools are made ahead of time; crops of them are cut here, for which nothing need travel.
         each = self._batches_of_a_pool(shard)
+        first, ahead = start // each, 4 if each == 1 else 1
         make = functools.partial(_pool_of, self, shard, course, each)
-        pools = _made(make, start // each, workers=workers, pin=pin, ahead=4 if each == 1 else 1)
-        for number, pool in zip(itertools.count(start // each), pools, strict=False):
-            for index in range(max(start, number * each), (number + 1) * each):
-                yield self._batch(pool, index, shard, course.at(index))
+        with contextlib.ExitStack() as stack:
+            pools: Iterable[Pool]
+            if self.in_thread:
+                made = self._made_beside(make, first, workers)
+                pools = stack.enter_context(background(made, depth=ahead, name="pairs"))
+            else:
+                pools = _made(make, first, workers=workers, pin=pin, ahead=ahead)
+            for number, pool in zip(itertools.count(first), pools, strict=False):
+                _keep_until_used(pool)
+                for index in range(max(start, number * each), (number + 1) * each):
+                    yield self._batch(pool, index, shard, course.at(index))
+
+    def _made_beside(self, make: Callable[..., Pool], first: int, workers: int) -> Iterator[Pool]:
+        """Pools from number `first` on, for a thread of their own: each finished when it is given.
+
+        On a GPU they are made on a stream of their own, beside the training's. Flow is found by
+        `workers` processes.
+        """
+        with contextlib.ExitStack() as stack:
+            match = stack.enter_context(in_processes(workers))
+            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            for number in itertools.count(first):
+                pool = make(number, match=match)
+                if stream is not None:
+                    stream.synchronize()
+                yield pool
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(_Stream(self.batch_at, 0))
@@ -445,9 +485,26 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
 
 
 def _pool_of(
-    data: SyntheticPairs, shard: tuple[int, int], course: Course, each: int, number: int
+    data: SyntheticPairs,
+    shard: tuple[int, int],
+    course: Course,
+    each: int,
+    number: int,
+    *,
+    match: Matching = matched,
 ) -> Pool:
-    return data.pool_at(number, shard, course.at(number * each))
+    return data.pool_at(number, shard, course.at(number * each), match=match)
+
+
+def _keep_until_used(pool: Pool) -> None:
+    """Have a GPU's memory of a pool not given to another stream before this one is done with it.
+
+    It was taken on the stream that the pool was made on, where it is free as soon as nobody in
+    Python has it; what reads it may not have run by then.
+    """
+    for part in (*pool[:3], *(pool.film or ())):
+        if part.is_cuda:
+            part.record_stream(torch.cuda.current_stream(part.device))
 
 
 #: Three cameras to score on: frames averaged in coded values, a bare camera with a response curve,

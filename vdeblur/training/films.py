@@ -2,10 +2,9 @@
 
 A film's frames are matched as `vdeblur.motion` matches them, on the blurred pictures, so that the
 errors of flow are real ones: for the motion of the frame at hand, and to bring its neighbours to
-its places. On a GPU nothing is matched, for pictures would have to come back from it: the true
-displacement is made about as wrong. Each neighbour is filtered along its own motion, which has
-errors too. Not all pairs are frames of films: of some the motion is known exactly, before a batch
-makes it wrong, of some it is read off the picture alone, as of stills. Knows tensors only.
+its places. Each neighbour is filtered along its own motion, which has errors too. Not all pairs are
+frames of films: of some the motion is known exactly, before a batch makes it wrong, of some it is
+read off the picture alone, as of stills. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ import copy
 import functools
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vdeblur.blur_field import blur_field_network
@@ -32,9 +29,9 @@ from vdeblur.models.blur_field import (
     spectra,
     windows_of,
 )
-from vdeblur.motion import Flow, each_interval, match
 from vdeblur.training.blur import BlurredPairs
 from vdeblur.training.degrade import choose
+from vdeblur.training.matching import Matching, matched
 from vdeblur.training.motion_errors import (
     AS_SHOWN,
     BY_FLOW,
@@ -87,18 +84,6 @@ NEIGHBOUR_ERRORS = MotionErrors(
     widest=1.0,
     false_share=0.0,
 )
-#: What stands for the errors of flow where nothing is matched.
-FLOW_ERRORS = MotionErrors(
-    length=0.05,
-    angle=0.02,
-    drift=0.3,
-    relative_drift=0.1,
-    smooth_share=1.0,
-    bend=(1.0, 1.0),
-    straight_share=0.0,
-    widest=1.0,
-    false_share=0.0,
-)
 #: Windows over which evidence is pooled where motion is read off a picture, one of these.
 _REACHES = (0.8, 1.2, 1.8)
 _BELIEF = 0.4
@@ -107,12 +92,18 @@ _AT_ONCE = 32  # pictures, of which samples are taken
 
 @torch.no_grad()
 def filmed(
-    pairs: BlurredPairs, options: FilmOptions, rng: np.random.Generator, generator: torch.Generator
+    pairs: BlurredPairs,
+    options: FilmOptions,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    *,
+    match: Matching = matched,
 ) -> tuple[Tensor, Film]:
     """The motion of pairs as it is known, (N, 4, h, w), and what is seen of the frames around.
 
     pairs: with `around`, pictures as 8-bit files hold them. rng and the CPU's generator alone
-    decide what is drawn.
+    decide what is drawn. match: whatever finds the flow; for it, 8-bit luma comes from the device,
+    and nothing else does.
     """
     around = pairs.around
     assert around is not None
@@ -138,11 +129,9 @@ def filmed(
         rows = choose(films, device)
         luma, there = luma.index_select(0, rows), there.index_select(1, rows)
         reductions = rng.choice(options.reductions, size=len(films)).tolist()
-        if device.type == "cpu":
-            ways, found, told = _matched(luma, there, reductions, grid)
-        else:
-            ways, told = displaced(around.ways.index_select(1, rows), generator)
-            found = torch.ones(2, len(films), dtype=torch.bool)
+        frames = torch.cat([luma[None], there])[:, :, 0].mul(255).round().byte()
+        ways, found, told = match(frames, reductions, grid)
+        ways, told = to_device(ways, device), to_device(told, device)
         by_flow[films] &= found.any(0)
         share = to_device(around.shares[films], device)[:, None, None, None]
         told = torch.cat([told[:, :2] * share, told[:, 2:] * share.square()], dim=1)
@@ -186,57 +175,6 @@ def with_some_left_out(around: Tensor, options: FilmOptions, generator: torch.Ge
     without_before = (drawn < none) | ((drawn >= before) & (drawn < after))
     without = torch.stack([without_before, drawn < before])
     return around * to_device(~without, around.device)[..., None, None, None]
-
-
-def _matched(
-    luma: Tensor, there: Tensor, reductions: list[int], grid: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """By flow: ways (2, N, 2, *grid) in pixels, where there are any (2, N), and chord and bend
-    (N, 4, *grid) from frame to frame.
-
-    luma: (N, 1, H, W) in [0, 1], there: (2, N, 1, H, W), on the CPU.
-    """
-    count = len(luma)
-    ways, told = luma.new_zeros(2, count, 2, *grid), luma.new_zeros(count, 4, *grid)
-    found = torch.zeros(2, count, dtype=torch.bool)
-    for number, ratio in enumerate(reductions):
-        here = _reduced(luma[number, 0], ratio)
-        scale = [luma.shape[3] / here.shape[1], luma.shape[2] / here.shape[0]]
-        flows: list[Flow | None] = []
-        for side in (0, 1):
-            pair = match(here, _reduced(there[side, number, 0], ratio))
-            flows.append(None if pair is None else pair[0])
-            if pair is not None:
-                ways[side, number] = _on_grid(pair[0].field, scale, grid)
-                found[side, number] = True
-        if flows[0] is not None or flows[1] is not None:
-            told[number] = _on_grid(each_interval(flows[1], flows[0]), scale, grid)
-    return ways, found, told
-
-
-def _reduced(luma: Tensor, ratio: int) -> NDArray[np.uint8]:
-    """(H, W) in [0, 1] → 8 bits, as it is matched."""
-    whole = luma.mul(255).round().byte().numpy()
-    size = max(1, round(luma.shape[1] / ratio)), max(1, round(luma.shape[0] / ratio))
-    return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _on_grid(field: NDArray[np.float32], scale: list[float], grid: tuple[int, int]) -> Tensor:
-    """Vectors (C, h, w), x and y in turn, in reduced pixels → (C, *grid) in pixels."""
-    vectors = F.interpolate(
-        torch.from_numpy(field)[None], size=grid, mode="bilinear", align_corners=False
-    )[0]
-    return vectors * vectors.new_tensor(scale * (len(vectors) // 2))[:, None, None]
-
-
-def displaced(ways: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """True ways (2, N, 2, h, w) about as wrong as flow is, and the chord and bend (N, 4, h, w) that
-    they tell, from frame to frame.
-    """
-    padded = torch.cat([ways, torch.zeros_like(ways)], dim=2).flatten(0, 1)
-    ways = with_errors(padded, FLOW_ERRORS, generator)[:, :2].reshape(ways.shape)
-    before, after = ways
-    return ways, torch.cat([(after - before) / 2, (after + before) / 2], dim=1)
 
 
 def _shown(luma: Tensor, reach: float, grid: tuple[int, int]) -> Tensor:

@@ -232,8 +232,13 @@ def train(
         teacher.requires_grad_(False)
     parameters = [p for p in network.parameters() if p.requires_grad]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+    fused = True if device.type == "cuda" else None  # all parameters in one launch
     optimiser: torch.optim.Optimizer = kind(
-        parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+        parameters,
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
     )
     dtype = _PRECISIONS[run.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -244,6 +249,8 @@ def train(
         _check_same_run(state, recipe, network, seed, state_file)
         network.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
+        for group in state["optimiser"]["param_groups"]:
+            group["fused"] = fused  # as it is here, not where the state was saved
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         used, step, updates = (state[k] for k in ("used", "step", "updates"))
@@ -351,89 +358,94 @@ def train(
     if random_state is not None:
         # After the loader has drawn its own seed: whatever the network draws goes on as it was.
         torch.set_rng_state(random_state)
-    while True:
-        asked = time.monotonic()
-        batch = next(iterator, None)
-        waiting += time.monotonic() - asked
-        if not _all_have(batch is not None, device):
-            finished = True
-        else:
-            assert batch is not None
-            share = share_done()
-            on_share(share)
-            rate = recipe.schedule.rate(recipe.learning_rate, share)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            given = Batch(*batch)
-            blurred, sharp = (_as_float(p.to(device, non_blocking=True)) for p in given[:2])
-            if recipe.keep_sharp:
-                first = images + rank * len(blurred)
-                blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
-            images += len(blurred) * world
-            if guided:
-                # Pairs of files know no motion: it is read off the pictures, as of single ones.
-                motion = motion_shown(blurred) if given.motion is None else given.motion
-                if motion is not None:
-                    with torch.no_grad():
-                        moved = motion.to(device, non_blocking=True)
-                        around = None
-                        if given.around is not None:
-                            before, after = given.around.to(device, non_blocking=True)
-                            around = before, after
-                        blurred = taps.with_guidance(blurred, moved, around)
-            if side := _patch_side(recipe, share):
-                blurred, sharp = cut(blurred, side), cut(sharp, side)
-            step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
-            count = min(_at(recipe.updates, share, 1), len(blurred))
-            for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
-                loss_value, finite = update(*part, share)
-                if finite:
-                    total, counted = total + loss_value, counted + 1
-                else:
-                    skipped += 1
-                watch.see(loss_value, finite=finite)
-                updates += 1
-                if recipe.ema:
-                    _average(averaged, network, min(recipe.ema, updates / (updates + 10)))
-            finished = False
-        now = time.monotonic()
-        used = used_before + now - began
-        used, asked_to_stop = _agree(used, stop(), device)
-        finished = finished or share_done() >= 1
-        wild = int(_agree(watch.in_a_row, False, device)[0])
-        lost = finished or (asked_to_stop and sound is None)  # nothing else could be handed back
-        if wild >= _HOPELESS or (lost and wild >= _SUSPECT):
-            raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
-        ending = finished or asked_to_stop
-        due = now - reported >= run.report_seconds
-        if run.report_steps:
-            due = step % run.report_steps == 0
-        # A report of a wild step waits for a sound one: it may be the first of many.
-        if (ending and wild < _SUSPECT) or (
-            not ending and not wild and _agree(0.0, due, device)[1] and step > reported_step
-        ):
-            span = max(now - reported, 1e-9)
-            mean = total / counted if counted else math.nan
-            progress = Progress(
-                elapsed=used,
-                step=step,
-                share=min(share_done(), 1.0),
-                megapixels=pixels / 1e6,
-                loss=mean,
-                learning_rate=rate,
-                waiting=min(waiting / span, 1.0),
-                images_per_second=(images - seen) / span,
-                skipped=skipped,
-            )
-            sound = _copied(kept)
-            save()
-            if on_report is not None and not rank:
-                on_report(progress, kept)
-                network.train()
-            waiting, total, counted, skipped, seen = 0.0, 0.0, 0, 0, images
-            reported, reported_step = time.monotonic(), step
-        if ending:
-            break
+    with contextlib.ExitStack() as leaving:
+        # Whatever makes batches beside this thread ends with the run, however that ends.
+        leaving.callback(getattr(iterator, "close", lambda: None))
+        while True:
+            asked = time.monotonic()
+            batch = next(iterator, None)
+            waiting += time.monotonic() - asked
+            if not _all_have(batch is not None, device):
+                finished = True
+            else:
+                assert batch is not None
+                share = share_done()
+                on_share(share)
+                rate = recipe.schedule.rate(recipe.learning_rate, share)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                given = Batch(*batch)
+                blurred, sharp = (_as_float(p.to(device, non_blocking=True)) for p in given[:2])
+                if recipe.keep_sharp:
+                    first = images + rank * len(blurred)
+                    blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
+                images += len(blurred) * world
+                if guided:
+                    # Pairs of files know no motion: it is read off the pictures, as of single ones.
+                    motion = motion_shown(blurred) if given.motion is None else given.motion
+                    if motion is not None:
+                        with torch.no_grad():
+                            moved = motion.to(device, non_blocking=True)
+                            around = None
+                            if given.around is not None:
+                                before, after = given.around.to(device, non_blocking=True)
+                                around = before, after
+                            blurred = taps.with_guidance(blurred, moved, around)
+                if side := _patch_side(recipe, share):
+                    blurred, sharp = cut(blurred, side), cut(sharp, side)
+                step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
+                count = min(_at(recipe.updates, share, 1), len(blurred))
+                for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
+                    loss_value, finite = update(*part, share)
+                    if finite:
+                        total, counted = total + loss_value, counted + 1
+                    else:
+                        skipped += 1
+                    watch.see(loss_value, finite=finite)
+                    updates += 1
+                    if recipe.ema:
+                        _average(averaged, network, min(recipe.ema, updates / (updates + 10)))
+                finished = False
+            now = time.monotonic()
+            used = used_before + now - began
+            used, asked_to_stop = _agree(used, stop(), device)
+            finished = finished or share_done() >= 1
+            wild = int(_agree(watch.in_a_row, False, device)[0])
+            lost = finished or (
+                asked_to_stop and sound is None
+            )  # nothing else could be handed back
+            if wild >= _HOPELESS or (lost and wild >= _SUSPECT):
+                raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
+            ending = finished or asked_to_stop
+            due = now - reported >= run.report_seconds
+            if run.report_steps:
+                due = step % run.report_steps == 0
+            # A report of a wild step waits for a sound one: it may be the first of many.
+            if (ending and wild < _SUSPECT) or (
+                not ending and not wild and _agree(0.0, due, device)[1] and step > reported_step
+            ):
+                span = max(now - reported, 1e-9)
+                mean = total / counted if counted else math.nan
+                progress = Progress(
+                    elapsed=used,
+                    step=step,
+                    share=min(share_done(), 1.0),
+                    megapixels=pixels / 1e6,
+                    loss=mean,
+                    learning_rate=rate,
+                    waiting=min(waiting / span, 1.0),
+                    images_per_second=(images - seen) / span,
+                    skipped=skipped,
+                )
+                sound = _copied(kept)
+                save()
+                if on_report is not None and not rank:
+                    on_report(progress, kept)
+                    network.train()
+                waiting, total, counted, skipped, seen = 0.0, 0.0, 0, 0, images
+                reported, reported_step = time.monotonic(), step
+            if ending:
+                break
     if wild >= _SUSPECT and sound is not None:
         kept.load_state_dict(sound)
     return Outcome(kept, network, progress, finished)

@@ -234,7 +234,7 @@ def _run(
         )
 
     family = FAMILIES[spec(recipe.network).family]
-    # A GPU blurs photographs itself; files are read by processes beside this one.
+    # A GPU blurs photographs itself, and processes beside this one match them; or they read files.
     on_device = settings.data.startswith("synth:") and run.device.type == "cuda"
     source = open_data(
         settings.data,
@@ -263,7 +263,7 @@ def _run(
     teacher = _teacher(settings.teacher) if recipe.teacher_weight else None
     course = Course(steps)
     batches = source.feed(
-        workers=0 if on_device else settings.workers,
+        workers=settings.workers,
         shard=(rank, world),
         pin=run.device.type == "cuda" and not on_device,
         course=course,
