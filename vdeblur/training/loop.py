@@ -411,9 +411,8 @@ def train(
             used, asked_to_stop = _agree(used, stop(), device)
             finished = finished or share_done() >= 1
             wild = int(_agree(watch.in_a_row, False, device)[0])
-            lost = finished or (
-                asked_to_stop and sound is None
-            )  # nothing else could be handed back
+            # Then nothing else could be handed back.
+            lost = finished or (asked_to_stop and sound is None)
             if wild >= _HOPELESS or (lost and wild >= _SUSPECT):
                 raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
             ending = finished or asked_to_stop
