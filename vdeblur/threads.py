@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -96,12 +96,14 @@ class Helpers:
         self.ahead = self.count + 4 if self.count else 0
         self._crew: _Crew | None = None
         self._futures: set[Future[Any]] = set()  # whose work is not done
-        self._alone = one_opencv_thread()
+        self._ends = ExitStack()
 
     def __enter__(self) -> Self:
         if self.count:
-            self._alone.__enter__()
-            self._crew = _Crew(self.count, 1, _usual(), name="helper")
+            with ExitStack() as ends:
+                ends.enter_context(one_opencv_thread())
+                self._crew = _Crew(self.count, 1, _usual(), name="helper")
+                self._ends = ends.pop_all()
         return self
 
     def __exit__(
@@ -110,10 +112,10 @@ class Helpers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._crew is not None:
-            self._crew.stop(tuple(self._futures), at_once=False)
-            self._crew = None
-            self._alone.__exit__(None, None, None)
+        with self._ends:
+            if self._crew is not None:
+                self._crew.stop(tuple(self._futures), at_once=False)
+                self._crew = None
 
     def begin(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin a piece of work; what is returned waits for its result, or raises its error."""
