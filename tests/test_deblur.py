@@ -40,7 +40,7 @@ from vdeblur import (
     deblur_frames,
     deblur_video,
 )
-from vdeblur.deblur import default_output
+from vdeblur.deblur import default_output, motion_threads
 from vdeblur.reader import VideoReader
 from vdeblur.writer import VideoWriter
 
@@ -578,6 +578,62 @@ def test_frames_of_a_film_know_their_motion(tmp_path: Path) -> None:
         assert np.median(motion[0]) == pytest.approx(5 * 25 / 100, abs=0.15)
     auto = deblur_video(source, tmp_path / "auto.mkv", model=deblurrer)
     assert any("the shutter was open" in note for note in auto.notes)
+
+
+def test_motion_by_several_threads_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert motion_threads(torch.device("cpu")) == 1  # the network has the cores
+    assert 1 <= motion_threads(torch.device("cuda")) <= 12
+    pictures = [av.VideoFrame.from_ndarray(p, format="rgb24") for p in panning(14)]
+    source = write_frames(
+        tmp_path / "pan.mkv", [p.reformat(format="yuv420p") for p in pictures], sound="pcm_s16le"
+    )
+
+    def motions() -> list[Tensor | None]:
+        deblurrer = Guided()
+        report = deblur_video(source, tmp_path / "out.mkv", model=deblurrer, overwrite=True)
+        assert not report.differences
+        assert report.frames == 14
+        return deblurrer.given
+
+    alone = motions()
+    monkeypatch.setattr("vdeblur.deblur.motion_threads", lambda device: 3)
+    for one, other in zip(alone, motions(), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+    def fail(here: Any, there: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("vdeblur.motion.match", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        deblur_video(source, tmp_path / "none.mkv", model=Guided())
+    assert {path.name for path in tmp_path.iterdir()} == {"pan.mkv", "out.mkv"}
+
+
+def test_cancelled_no_thread_goes_on_looking_for_motion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdeblur.deblur.motion_threads", lambda device: 3)
+    source = write_frames(
+        tmp_path / "pan.mkv",
+        [
+            av.VideoFrame.from_ndarray(p, format="rgb24").reformat(format="yuv420p")
+            for p in panning(30)
+        ],
+    )
+    cancel, before = threading.Event(), set(threading.enumerate())
+    with pytest.raises(Cancelled):
+        deblur_video(
+            source,
+            tmp_path / "out.mkv",
+            model=Guided(),
+            on_progress=lambda *_: cancel.set(),
+            cancel=cancel,
+        )
+    assert not set(threading.enumerate()) - before
 
 
 def test_other_networks_cost_nothing(tmp_path: Path, colours: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -230,6 +231,43 @@ def test_of_a_vibration_the_pictures_tell() -> None:
     assert max(np.array(lengths)[~long]) < 8
     sharp = [frame(p, k, full_range=True) for k, p in enumerate(vibrating(0.0, 8))]
     assert not any(item.motion.any() for item in Guide().run(sharp))
+
+
+@pytest.mark.parametrize("exposure", ["auto", "0.5"])
+def test_with_several_threads_all_is_the_same(exposure: str) -> None:
+    """Of a pan, a vibration, whose pictures are asked each, and single pictures between cuts."""
+    pictures = [
+        *blurred(0.5, (14, 5), 6),
+        *vibrating(0.5, 6),
+        *(next(blurred(0.6, (9, 9), 1, seed=seed)) for seed in (3, 4)),
+        *blurred(0.3, (-14, 5), 6, seed=5),
+    ]
+    items: list[Any] = []
+    for k, picture in enumerate(pictures):
+        items += [frame(picture, k, full_range=True), f"packet {k}"]
+
+    def motions(threads: int) -> tuple[list[Any], list[str]]:
+        guide, found = Guide(exposure), []
+        for given, item in zip(guide.run(items, threads=threads), items, strict=True):
+            assert given is item
+            if isinstance(item, Frame):
+                found.append((item.motion, item.around is None))
+        return found, guide.notes()
+
+    (alone, said), (beside, also) = motions(1), motions(4)
+    assert said == also
+    for (one, single), (other, lone) in zip(alone, beside, strict=True):
+        assert np.array_equal(one, other)
+        assert single == lone
+
+
+def test_threads_end_when_no_more_is_taken() -> None:
+    before = set(threading.enumerate())
+    frames = Guide().run(iter(film(pan(5), 30)), threads=2)
+    next(frames)
+    assert set(threading.enumerate()) - before
+    frames.close()  # type: ignore[attr-defined]
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.mark.parametrize("told", [(0.0, 0.0), (9.0, 0.0), (2.0, 5.0)])

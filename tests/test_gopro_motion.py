@@ -150,7 +150,7 @@ def guided(
 ) -> Any:
     layout = PlaneLayout(400, 240)
     frame = Frame((), layout, 30, Fraction(1, 30))
-    monkeypatch.setattr(motion, "follow", lambda items: ((i, movement) for i in items))
+    monkeypatch.setattr(motion, "follow", lambda items, **_: ((i, movement) for i in items))
     (given,) = SensorGuide(sensors, found, exposure).run([frame])
     return given.motion
 

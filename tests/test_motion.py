@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.motion import Movement, Watch, follow, same_picture
+from vdeblur.threads import Helpers
 
 WIDTH, HEIGHT = 320, 180
 FPS = 30
@@ -347,6 +348,58 @@ def test_few_frames_are_held_and_given_ones_may_be_overwritten() -> None:
         item.planes[0][...] = 77  # as the network does, downstream
         assert velocity(movement)[0] == pytest.approx(5, abs=0.3)
     assert most <= 3
+
+
+def test_matched_side_by_side_all_is_the_same() -> None:
+    """Also cuts, repeated and frozen pictures, another size, another stream and packets."""
+    shown = [0, 1, 2, 2, 3, 4, *[5] * 9, 6, 7]
+    first = [frame(view(*pan(5, 2)(n)), k) for k, n in enumerate(shown)]
+    cut = [frame(view(900 - 4 * k, 200), len(shown) + k) for k in range(4)]
+    small = [frame(view(-3 * k, 0, (160, 96)), 30 + k) for k in range(4)]
+    items: list[Any] = []
+    for k, item in enumerate([*first, *cut, *small]):
+        items += [item, f"packet {k}"]
+        if k % 2:
+            items.append(frame(view(k, 0, (64, 48)), k, stream=1))
+    alone = list(follow(items))
+    asked = most = 0
+
+    def source() -> Iterator[Any]:
+        nonlocal asked
+        for item in items:
+            asked += isinstance(item, Frame)
+            yield item
+
+    with Helpers(3) as helpers:
+        given = 0
+        for (item, movement), (same, known) in zip(
+            follow(source(), helpers=helpers), alone, strict=True
+        ):
+            assert item is same
+            given += isinstance(item, Frame)
+            most = max(most, asked - given)
+            assert (movement is None) == (known is None)
+            if movement is None or known is None:
+                continue
+            assert (movement.interval_seconds, movement.shot) == (
+                known.interval_seconds,
+                known.shot,
+            )
+            for name in ("field", "trust", "ahead", "back"):
+                assert np.array_equal(getattr(movement, name), getattr(known, name))
+    assert 3 < most <= 16 + helpers.ahead + 1
+
+
+def test_what_fails_in_a_thread_is_raised_where_movements_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(here: Any, there: Any) -> None:
+        raise cv2.error("no memory")
+
+    monkeypatch.setattr("vdeblur.motion.match", fail)
+    with Helpers(2) as helpers, pytest.raises(cv2.error, match="no memory"):
+        list(follow(film(pan(5), 6), helpers=helpers))
+    gc.collect()
 
 
 def test_live_pictures_are_compared_with_the_one_before_and_do_not_wait() -> None:

@@ -6,11 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
+import cv2
 import pytest
 import torch
 
-from vdeblur.threads import SideBySide, use_torch_threads, with_one_torch_thread
+from vdeblur.threads import Helpers, SideBySide, use_torch_threads, with_one_torch_thread
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,63 @@ def test_threads_that_cannot_begin_are_told_and_tried_again(
 def test_a_thread_can_be_given_another_number() -> None:
     use_torch_threads(2, 4)
     assert torch.get_num_threads() == 2
+
+
+def test_helpers_work_ahead_of_who_takes_the_results() -> None:
+    meeting = threading.Barrier(3, timeout=10)
+
+    def work() -> tuple[int, int]:
+        meeting.wait()  # nobody passes alone
+        return torch.get_num_threads(), cv2.getNumThreads()
+
+    before = cv2.getNumThreads()
+    with Helpers(3) as helpers:
+        results = [helpers.begin(work) for _ in range(3)]
+        assert [result() for result in results] == [(1, 1)] * 3
+        later: list[int] = []
+        other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+    assert (later, torch.get_num_threads()) == ([4], 4)
+    assert cv2.getNumThreads() == before
+
+
+def test_helpers_in_a_stage_leave_others_their_threads() -> None:
+    def made() -> Iterator[int]:
+        with Helpers(2) as helpers:
+            yield helpers.begin(torch.get_num_threads)()
+        later: list[int] = []
+        other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        yield from later
+
+    found: list[int] = []
+    items = with_one_torch_thread(made())
+    stage = threading.Thread(target=lambda: found.extend(items))
+    stage.start()
+    stage.join()
+    assert found == [1, 4]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_helper_s_error_reaches_who_asks_for_the_result(count: int) -> None:
+    def fail() -> None:
+        raise ValueError("zero")
+
+    with Helpers(count) as helpers, pytest.raises(ValueError, match="zero"):
+        helpers.begin(fail)()
+    gc.collect()
+
+
+def test_what_nobody_asks_helpers_for_any_more_is_not_begun() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.2)
+
+    with Helpers(2) as helpers:
+        for number in range(9):
+            helpers.begin(partial(work, number))
+    assert len(begun) <= 2

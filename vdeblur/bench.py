@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from vdeblur import footage, roofline
 from vdeblur.checkpoints import load
 from vdeblur.color import add_correction, correction_to_planes, planes_to_rgb
-from vdeblur.deblur import batch_size, restore
+from vdeblur.deblur import batch_size, motion_threads, restore
 from vdeblur.deblurrer import Deblurrer, best_algorithms
 from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import ModelError, UsageError
@@ -429,7 +429,8 @@ class _Measurement:
                         background(self._frames(reader), depth=depth, name="decode")
                     )
                     if self.deblurrer.guided:
-                        moved = with_one_torch_thread(Guide().run(source))
+                        threads = motion_threads(self.deblurrer.device)
+                        moved = with_one_torch_thread(Guide().run(source, threads=threads))
                         source = running.enter_context(
                             background(moved, depth=depth, name="motion")
                         )

@@ -5,6 +5,7 @@ The file to open first. Each part is in a module of its own; this one only conne
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -42,6 +43,8 @@ from vdeblur.writer import VideoWriter, format_name
 _QUEUE_BATCHES = 2
 #: A group is closed after this many items even if its batch is not full: packets may not pile up.
 _GROUP_ITEMS = 256
+#: More threads would find motion faster than any encoder takes frames, for as many more in memory.
+_MOST_MOTION_THREADS = 12
 
 
 @dataclass
@@ -81,11 +84,27 @@ class Report:
 class Guiding(Protocol):
     """Gives frames their motion: `vdeblur.exposure.Guide` by their pictures."""
 
-    def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items in their order, frames with their `motion` and what is `around` them."""
+    def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
+        """The items in their order, frames with their `motion` and what is `around` them.
+
+        threads: how many may look at frames at once, ahead of those that are given out.
+        """
 
     def notes(self) -> list[str]:
         """What a report should say of it."""
+
+
+def motion_threads(device: torch.device) -> int:
+    """How many threads look for motion beside a network on such a device.
+
+    On a CPU one: a network has all cores there, and takes longer. Beside a GPU half of the cores:
+    the others are the encoder's.
+    """
+    if device.type == "cpu":
+        return 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(max(1, cores // 2), _MOST_MOTION_THREADS)
 
 
 def default_output(source: str | Path) -> str:
@@ -197,7 +216,9 @@ def deblur_video(
             if guided:
                 items = running.enter_context(
                     background(
-                        with_one_torch_thread(guide.run(decoded)),
+                        with_one_torch_thread(
+                            guide.run(decoded, threads=motion_threads(deblurrer.device))
+                        ),
                         depth=depth,
                         name="motion",
                         cancel=cancel,
@@ -352,7 +373,8 @@ def deblur_frames(
             yield from torch.stack([red, green, blue], dim=-1).cpu().numpy()
             pending.clear()
 
-    for frame in Guide(asked).run(checked()) if guided else checked():
+    threads = motion_threads(deblurrer.device)
+    for frame in Guide(asked).run(checked(), threads=threads) if guided else checked():
         if pending and frame.layout != pending[0].layout:
             yield from flush()
         pending.append(frame)

@@ -4,7 +4,7 @@ The exposure is what was asked for, or read off the pictures: what moves between
 which way each place is blurred, and how long the blur is says for how long it moved. That is read
 off the spectra of some windows (`vdeblur.stripes`). A camera has one exposure, which changes
 slowly: what windows say is pooled over places and over time, and anew after a cut.
-Gives `Frame.motion` to the frames of a stream. Knows no files and no threads.
+Gives `Frame.motion` to the frames of a stream. Knows no files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import operator
 import re
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import cv2
@@ -32,6 +33,7 @@ from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
 from vdeblur.motion import Floats, Movement, follow, reduced
 from vdeblur.stripes import WINDOW, Found, Stripes, stripes
+from vdeblur.threads import Helpers
 from vdeblur.views import linked
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
@@ -52,10 +54,6 @@ _SHORTEST, _LONGEST = 4.0, 48.0
 #: windows high: its stripes are hardly apart any more. The lower it is, the fewer windows there are
 #: to ask, and the longer the blur has to be.
 _LONG_BLURS = ((4 * WINDOW, 8.0), (3 * WINDOW, 15.0))
-#: Where the places of a picture bend by more than this share of their way, and pixels, from one
-#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
-#: found again (a cut that looks like none).
-_BENT, _BENT_PIXELS = 0.3, 0.5
 #: Share of its places whose motion the picture itself must bear out to be believed then; a place
 #: does, to half of the longer of the two and these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
@@ -78,6 +76,7 @@ _OFF, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 4, 2, 0.5, 0.1
 _MIDDLE = 9.0
 _ENOUGH = 4  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
+_MOST_ITEMS = 256  # frames and others that wait for whatever
 _KEPT = 12  # readings that count, the last ones
 _FULL = 16  # windows from which on they are believed
 #: How much of the spectra stripes have to explain, and how much of that no other length may: up to
@@ -140,36 +139,44 @@ class Guide:
         self._moved = False  # whether any picture had a neighbour that shows the same scene
         self._shares, self._seconds_read = array("d"), array("d")
 
-    def run(self, items: Iterable[Any]) -> Iterator[Any]:
+    def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them, or None
         where there is none.
 
         The first frames of a shot wait for a few more, so that their exposure is known already;
-        each waits for the next one's motion.
+        each waits for the next one's motion. threads: with two or more, that many frames and some
+        are looked ahead at, at once.
         """
-        return linked(self._guided(items))
+        with Helpers(threads) as helpers:
+            yield from linked(self._guided(items, helpers))
 
-    def _guided(self, items: Iterable[Any]) -> Iterator[tuple[Any, Movement | None]]:
+    def _guided(
+        self, items: Iterable[Any], helpers: Helpers
+    ) -> Iterator[tuple[Any, Movement | None]]:
         held: deque[tuple[Any, Movement | None]] = deque()
+        coming: deque[deque[_Told]] = deque()
         frames = 0
-        for item, movement in follow(items):
+        for item, movement in follow(items, helpers=helpers):
             is_frame = isinstance(item, Frame)
             if is_frame and held and self._new_shot(item, movement):
-                yield from self._released(held)
+                coming.append(self._told(held, helpers))
+                yield from self._given(coming, helpers.ahead)
                 frames = 0
             held.append((item, movement))
             frames += is_frame
             if is_frame:
                 self._measure(item, movement)
+            del item
             if (
                 frames > _MOST_HELD
-                or len(held) > 256
+                or len(held) > _MOST_ITEMS
                 or all(meter.settled for meter in self._meters.values())
             ):
-                yield from self._released(held)
+                coming.append(self._told(held, helpers))
+                yield from self._given(coming, helpers.ahead)
                 frames = 0
-            del item
-        yield from self._released(held)
+        coming.append(self._told(held, helpers))
+        yield from self._given(coming, 0)
 
     def notes(self) -> list[str]:
         """What a report should say of the exposure, once frames were given out."""
@@ -204,24 +211,55 @@ class Guide:
         if self.exposure == AUTO:
             self._meter(frame).see(frame, movement)
 
-    def _released(
-        self, held: deque[tuple[Any, Movement | None]]
-    ) -> Iterator[tuple[Any, Movement | None]]:
-        # All that wait tell how their shot turns, and what they show, before any is given out.
+    def _told(self, held: deque[tuple[Any, Movement | None]], helpers: Helpers) -> deque[_Told]:
+        """What is known of those that wait, by now; they wait no more."""
+        # All tell how their shot turns, and what they show, before any is given out.
         for item, movement in held:
             if isinstance(item, Frame) and movement is not None:
-                self._shot(item, movement).turns.append(doubtful(movement))
-        shown = deque(
-            self._shown(item, movement) if isinstance(item, Frame) else None
-            for item, movement in held
-        )
-        while held:
-            item, movement = held.popleft()
-            own = shown.popleft()
-            if isinstance(item, Frame):
-                self._give(item, movement, own)
-            yield item, movement
-            del item
+                self._shot(item, movement).turns.append(movement.doubtful)
+        told: deque[_Told] = deque()
+        for item, movement in held:
+            entry = _Told(item, movement)
+            told.append(entry)
+            if not isinstance(item, Frame):
+                continue
+            flow = None
+            if movement is not None:
+                entry.shot = shot = self._shot(item, movement)
+                entry.seconds = self._seconds(item, movement)
+                entry.read = self.exposure == AUTO and self._meter(item).measured
+                if not movement.doubtful and sum(shot.turns) <= len(shot.turns) / 2:
+                    continue
+                # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
+                interval = movement.interval_seconds
+                short = entry.seconds <= _NONE * interval
+                flow = movement.during(USUAL_SHARE * interval if short else entry.seconds)[:2]
+            entry.shown = helpers.begin(partial(shown_by, item, flow))
+        held.clear()
+        return told
+
+    def _given(
+        self, coming: deque[deque[_Told]], ahead: int
+    ) -> Iterator[tuple[Any, Movement | None]]:
+        """Those that were looked at; the last `ahead` frames may wait to be."""
+        while coming and (
+            all(entry.shown is None for entry in coming[0])
+            or sum(map(len, coming)) > _MOST_ITEMS
+            or sum(isinstance(entry.item, Frame) for told in coming for entry in told) > ahead
+        ):
+            told = coming.popleft()
+            shown = deque(None if entry.shown is None else entry.shown() for entry in told)
+            for entry, own in zip(told, shown, strict=True):
+                if own is not None and entry.shot is not None:
+                    entry.shot.blurred.append(own.blurred)
+            while told:
+                entry = told.popleft()
+                if isinstance(entry.item, Frame):
+                    self._give(entry, shown.popleft())
+                else:
+                    shown.popleft()
+                yield entry.item, entry.movement
+                del entry
 
     def _seconds(self, frame: Frame, movement: Movement) -> float:
         """How long the shutter was open, as asked for or as far as the pictures tell by now."""
@@ -237,39 +275,39 @@ class Guide:
             shot = self._shots[frame.stream] = _Shot(movement.shot)
         return shot
 
-    def _shown(self, frame: Frame, movement: Movement | None) -> Shown | None:
-        """What a frame shows by itself, where nothing else tells how it moved."""
-        if movement is None:
-            return shown_by(frame)
-        shot = self._shot(frame, movement)
-        if not doubtful(movement) and sum(shot.turns) <= len(shot.turns) / 2:
-            return None
-        # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
-        interval = movement.interval_seconds
-        seconds = self._seconds(frame, movement)
-        seconds = seconds if seconds > _NONE * interval else USUAL_SHARE * interval
-        shown = shown_by(frame, movement.during(seconds)[:2])
-        if shown is not None:
-            shot.blurred.append(shown.blurred)
-        return shown
-
-    def _give(self, frame: Frame, movement: Movement | None, shown: Shown | None) -> None:
+    def _give(self, told: _Told, shown: Shown | None) -> None:
+        frame, movement, shot = told.item, told.movement, told.shot
         frame.motion = None
-        if movement is None:
+        if movement is None or shot is None:
             # No neighbour shows the same scene.
             frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
-        interval, seconds = movement.interval_seconds, self._seconds(frame, movement)
-        if self.exposure == AUTO and shown is None and self._meter(frame).measured:
+        interval, seconds = movement.interval_seconds, told.seconds
+        if told.read and shown is None:
             self._shares.append(seconds / interval)
             self._seconds_read.append(seconds)
         frame.motion = movement.during(TOLD * seconds)
         if shown is not None:
             # Of a vibration the flow knows little, and no exposure was read off it.
-            still = shown.motion * np.float32(self._shots[frame.stream].believed(shown))
+            still = shown.motion * np.float32(shot.believed(shown))
             if seconds <= _NONE * interval or not borne_out(frame.motion, still):
                 frame.motion = still
+
+
+@dataclass
+class _Told:
+    """An item with its movement. Of a frame, how long the shutter was open, and whether that was
+    read off the pictures; its shot, if it has a neighbour there; and what gives what it shows by
+    itself, where nothing else tells how it moved.
+    """
+
+    item: Any
+    movement: Movement | None
+    seconds: float = 0.0
+    read: bool = False
+    shot: _Shot | None = None
+    shown: Callable[[], Shown | None] | None = None
 
 
 class _Shot:
@@ -287,15 +325,6 @@ class _Shot:
         nearly sharp are blurred a little. Half of them must show it.
         """
         return max(shown.blurred, min(1.0, 2 * sum(self.blurred) / len(self.blurred)))
-
-
-def doubtful(movement: Movement) -> bool:
-    """Whether a movement turns too fast to be followed."""
-    chord, bend = (
-        float(np.median(np.hypot(*part)))
-        for part in np.split(movement.during(movement.interval_seconds), 2)
-    )
-    return bend > _BENT * chord + _BENT_PIXELS
 
 
 def borne_out(motion: Floats, still: Floats) -> bool:
@@ -358,7 +387,7 @@ class Meter:
             return
         if movement.shot != self.shot:
             self.shot, self._frames, self._anew = movement.shot, 0, True
-        if doubtful(movement):
+        if movement.doubtful:
             return
         turn, self._frames = self._frames, self._frames + 1
         if turn < _EAGER or turn % _EVERY == 0:

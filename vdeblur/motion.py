@@ -4,16 +4,18 @@ What moves between two frames moves while the shutter is open too. Pictures are 
 their size, or to 320 × 180 to 640 × 360, and matched both ways by DIS (T. Kroeger et al., "Fast
 Optical Flow using Dense Inverse Search", ECCV 2016). Places that are not found again on the way
 back are hidden in one of the two: they are filled from what is sure around them. Across a cut
-nothing is matched; a picture that a film shows several times is one picture. Knows no files, no
-networks and no threads; how long the shutter was open is the business of `vdeblur.exposure`.
+nothing is matched; a picture that a film shows several times is one picture. Two pictures are
+matched whatever others show, so that it can be done by threads beside each other. Knows no files
+and no networks; how long the shutter was open is the business of `vdeblur.exposure`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from statistics import median
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.frames import Frame
+from vdeblur.threads import Helpers
 
 Floats = NDArray[np.float32]
 
@@ -45,6 +48,10 @@ _MOST_SHOWN = 6
 _MOST_ITEMS = 256
 _MOST_FRAMES = 16
 _WINDOW = 8  # distinct pictures over which the rate is taken
+#: Where the places of a picture bend by more than this share of their way, and pixels, from one
+#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
+#: found again (a cut that looks like none).
+_BENT, _BENT_PIXELS = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -72,27 +79,38 @@ class Movement:
         moved: Floats = self.field * scale[:, None, None]
         return moved
 
+    @cached_property
+    def doubtful(self) -> bool:
+        """Whether it turns too fast to be followed."""
+        chord, bend = (
+            float(np.median(np.hypot(*part)))
+            for part in np.split(self.during(self.interval_seconds), 2)
+        )
+        return bend > _BENT * chord + _BENT_PIXELS
+
 
 def follow(
-    items: Iterable[Any], *, look_ahead: bool = True
+    items: Iterable[Any], *, look_ahead: bool = True, helpers: Helpers | None = None
 ) -> Iterator[tuple[Any, Movement | None]]:
     """The items in their order, each with the movement of its picture.
 
     Frames have one unless no neighbour shows the same scene; other items have None. A frame waits
     for the next of its stream, a repeated one for the next that differs. look_ahead False: for live
-    pictures, nothing waits, and each is compared with the one before it alone. Of a frame that was
-    given out nothing is kept but a reduced copy: its planes may be written.
+    pictures, nothing waits, and each is compared with the one before it alone. helpers: match
+    pictures `helpers.ahead` of those that are given out. Of a frame that was given out nothing is
+    kept but a reduced copy: its planes may be written.
     """
     waiting: deque[_Waiting] = deque()
     tracks: dict[int, _Track] = {}
     frames = 0
-    for item in items:
+    most = _MOST_AREA if look_ahead else _LEAST_AREA
+    for item, seen in _seen(items, most, helpers or Helpers()):
         entry = _Waiting(item)
         waiting.append(entry)
-        if isinstance(item, Frame):
+        if seen is not None:
             frames += 1
             track = tracks.setdefault(item.stream, _Track(look_ahead))
-            track.add(entry)
+            track.add(entry, seen)
         while waiting and (
             waiting[0].settled or len(waiting) > _MOST_ITEMS or frames > _MOST_FRAMES
         ):
@@ -101,7 +119,7 @@ def follow(
             first = waiting.popleft()
             frames -= isinstance(first.item, Frame)
             yield first.item, first.movement
-        del item, entry  # not to be kept alive while waiting for the next
+        del item, entry, seen  # not to be kept alive while waiting for the next
     for track in tracks.values():
         track.settle()
     while waiting:
@@ -109,16 +127,37 @@ def follow(
         yield first.item, first.movement
 
 
+def _seen(items: Iterable[Any], most: int, helpers: Helpers) -> Iterator[tuple[Any, _Seen | None]]:
+    """The items in their order, frames with what was seen of them; those to come are matched."""
+    coming: deque[tuple[Any, _Seen | None]] = deque()
+    eyes: dict[int, _Eye] = {}
+    frames = 0
+    for item in items:
+        seen = None
+        if isinstance(item, Frame):
+            frames += 1
+            seen = eyes.setdefault(item.stream, _Eye(most)).see(item, helpers)
+        coming.append((item, seen))
+        del item, seen
+        while coming and (
+            coming[0][1] is None or len(coming) > _MOST_ITEMS or frames > helpers.ahead
+        ):
+            frames -= coming[0][1] is not None
+            yield coming.popleft()
+    while coming:
+        yield coming.popleft()
+
+
 class Watch:
     """One live stream: each picture is compared with the one before it, and nothing waits."""
 
     def __init__(self) -> None:
-        self._track = _Track(look_ahead=False)
+        self._eye, self._track = _Eye(_LEAST_AREA), _Track(look_ahead=False)
 
     def see(self, frame: Frame) -> Movement | None:
         """The movement of the next frame."""
         entry = _Waiting(frame)
-        self._track.add(entry)
+        self._track.add(entry, self._eye.see(frame, Helpers()))
         return entry.movement
 
 
@@ -142,13 +181,49 @@ class Flow:
     trust: Floats
 
 
+_Pair = tuple[Flow, Flow]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A frame: when it came; pixels of its luma to a reduced one (x, y); whether it shows the
+    picture again that was before it; and what gives the flow from that to it, and back.
+    """
+
+    seconds: float
+    scale: tuple[float, float]
+    again: bool = False
+    pair: Callable[[], _Pair | None] = lambda: None
+
+
+class _Eye:
+    """One stream's frames as they come, each beside the picture before it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._last: tuple[NDArray[np.uint8], tuple[float, float]] | None = None
+        self._shown = 0
+
+    def see(self, frame: Frame, helpers: Helpers) -> _Seen:
+        """The next frame; who matches it is begun with."""
+        small, scale = now = reduced(frame, most=self._most)
+        last, seconds = self._last, frame.time_seconds
+        if last is not None and same_picture(last[0], small):
+            self._shown += 1
+            return _Seen(seconds, scale, again=True)
+        frozen = self._shown > _MOST_SHOWN
+        self._last, self._shown = now, 1
+        if last is None or frozen or last[0].shape != small.shape or last[1] != scale:
+            return _Seen(seconds, scale)
+        return _Seen(seconds, scale, pair=helpers.begin(partial(match, last[0], small)))
+
+
 @dataclass
 class _Picture:
-    """A distinct picture: its reduced luma, pixels of luma to one of it (x, y), when it came."""
+    """A distinct picture: when it came, and pixels of luma to a reduced one (x, y)."""
 
-    small: NDArray[np.uint8]
-    scale: tuple[float, float]
     seconds: float
+    scale: tuple[float, float]
     shown: int = 1
     entries: list[_Waiting] = field(default_factory=list)
     back: Flow | None = None
@@ -166,12 +241,10 @@ class _Track:
         self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)  # intervals, times shown
         self._shot = 0
 
-    def add(self, entry: _Waiting) -> None:
+    def add(self, entry: _Waiting, seen: _Seen) -> None:
         """The next frame; settles what it lets be known."""
-        frame: Frame = entry.item
-        small, scale = reduced(frame, most=_MOST_AREA if self._look_ahead else _LEAST_AREA)
         before = self._current
-        if before is not None and same_picture(before.small, small):
+        if before is not None and seen.again:
             before.shown += 1
             if before.settled:
                 entry.settle(before.movement)
@@ -180,9 +253,9 @@ class _Track:
             if before.shown > _MOST_SHOWN:
                 self.settle()
             return
-        now = _Picture(small, scale, frame.time_seconds, entries=[entry])
+        now = _Picture(seen.seconds, seen.scale, entries=[entry])
         if before is not None:
-            self._meet(before, now)
+            self._meet(before, now, seen.pair())
         self._current = now
         if not self._look_ahead:
             self.settle()
@@ -192,14 +265,10 @@ class _Track:
         if self._current is not None and not self._current.settled:
             self._give(self._current, None, 0.0)
 
-    def _meet(self, before: _Picture, now: _Picture) -> None:
-        frozen = before.shown > _MOST_SHOWN
-        pair = None
-        if not frozen and before.small.shape == now.small.shape and before.scale == now.scale:
-            pair = match(before.small, now.small)
+    def _meet(self, before: _Picture, now: _Picture, pair: _Pair | None) -> None:
         if pair is None:
             self.settle()
-            if not frozen:
+            if before.shown <= _MOST_SHOWN:
                 self._recent.clear()
                 self._shot += 1
             return
@@ -341,7 +410,7 @@ def same_picture(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> bool:
 # --- matching -----------------------------------------------------------------------------------
 
 
-def match(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[Flow, Flow] | None:
+def match(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> _Pair | None:
     """Flow from one reduced picture to another, and back; None where they show different scenes."""
     if min(here.shape) < _LEAST:
         return None

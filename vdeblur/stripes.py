@@ -125,26 +125,29 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     ring_counts = (seen @ rings).clamp_min(1)
 
     def level(values: Tensor) -> Tensor:
-        """What each wave differs by from the others of its length."""
+        """What each wave differs by from the others of its length; in place."""
         means: Tensor = (values * seen) @ rings / ring_counts
-        return values - means @ rings.T
+        return values.sub_(means @ rings.T)
 
     spectrum = level(torch.log(power + _FLOOR))
     # Pictures have edges of some directions more than of others: that is smooth.
     turned = (along / length_of_ways / length).square()
-    other = torch.stack([level(x) for x in (turned, turned.square(), turned * length * 4)])
+    other = torch.stack([turned, turned.square(), turned * length * 4])
+    other = level(other).flatten(1)
     # A stripe is no darker than the noise.
     depth = (_DEPTH + noise / signal).clamp_max(100)
-    own = level(torch.log(_left(along * SHARES[:, None, None]) + depth))
+    own = level(_left(along, SHARES).add_(depth).log_()).flatten(1)
+    counts, spectrum = counts.flatten(), spectrum.flatten()
+    other_counts, spectrum_counts = (other * counts).T, spectrum * counts
     return Stripes(
         len(windows),
         float(length_of_ways.sum()),
-        (spectrum.square() * counts).sum(),
-        torch.einsum("knb,lnb->kl", other, other * counts),
-        torch.einsum("knb,nb->k", other, spectrum * counts),
-        (own.square() * counts).sum((1, 2)),
-        torch.einsum("tnb,knb->tk", own, other * counts),
-        torch.einsum("tnb,nb->t", own, spectrum * counts),
+        (spectrum * spectrum_counts).sum(),
+        other @ other_counts,
+        other @ spectrum_counts,
+        own.square() @ counts,
+        own @ other_counts,
+        own @ spectrum_counts,
     )
 
 
@@ -186,7 +189,8 @@ def _table() -> Tensor:
     return torch.sinc(torch.arange(128 * _STEPS) / _STEPS).square()
 
 
-def _left(waves: Tensor) -> Tensor:
-    """The power that a blur leaves of so many waves in its length."""
+def _left(waves: Tensor, lengths: Tensor) -> Tensor:
+    """The power that blurs of lengths (T,) leave of so many waves a pixel (N, B): (T, N, B)."""
     table: Tensor = _table()
-    return table[(waves * _STEPS).round_().long().clamp_max_(len(table) - 1)]
+    places = (waves * (lengths * _STEPS)[:, None, None]).round_().clamp_max_(len(table) - 1)
+    return table.index_select(0, places.int().flatten()).view(places.shape)

@@ -1,4 +1,4 @@
-"""Work in threads, each with its share of torch's own. Knows no pictures.
+"""Work in threads, each with its share of torch's own, and of OpenCV's. Knows no pictures.
 
 torch cuts each operation into as many parts as it has threads, and waits for all of them. Where
 other threads are at work too, the parts are not done at once, and each operation waits for the
@@ -14,9 +14,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
+import cv2
 import torch
 
 T = TypeVar("T")
@@ -52,6 +55,95 @@ def with_one_torch_thread(items: Iterable[T]) -> Iterator[T]:
     return made()
 
 
+class _OpenCV:
+    """Whoever wants OpenCV to have one thread, and the number that it had before the first did."""
+
+    wanting = 0
+    usual = 0
+
+
+@contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """OpenCV does each operation in the calling thread meanwhile; in the whole process, for it has
+    one number for all threads.
+    """
+    with _setting:
+        if not _OpenCV.wanting:
+            _OpenCV.usual = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+        _OpenCV.wanting += 1
+    try:
+        yield
+    finally:
+        with _setting:
+            _OpenCV.wanting -= 1
+            if not _OpenCV.wanting:
+                cv2.setNumThreads(_OpenCV.usual)
+
+
+class Helpers:
+    """Threads, `count` of them, that work ahead of whoever takes the results; with less than two
+    there are none, and work is done when it is begun.
+
+    A context manager, which begins and ends them. Each has one of torch's threads; so has OpenCV
+    meanwhile, whose own would only be in the way.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count if count > 1 else 0
+        #: Pieces of work that may be begun before the first result is taken: enough for all, and
+        #: some for when whoever takes them is busy for a moment.
+        self.ahead = self.count + 4 if self.count else 0
+        self._crew: _Crew | None = None
+        self._futures: set[Future[Any]] = set()  # whose work is not done
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.count:
+            with ExitStack() as ends:
+                ends.enter_context(one_opencv_thread())
+                self._crew = _Crew(self.count, 1, _usual(), name="helper")
+                self._ends = ends.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._ends:
+            if self._crew is not None:
+                self._crew.stop(tuple(self._futures), at_once=False)
+                self._crew = None
+
+    def begin(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Begin a piece of work; what is returned waits for its result, or raises its error."""
+        if self._crew is None:
+            result = call()
+            return lambda: result
+        future = self._crew.begin(call)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return partial(_result, future)
+
+
+def _usual() -> int:
+    """How many of torch's threads one has that begins now."""
+    found: list[int] = []
+    with _setting:
+        asking = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        asking.start()
+        asking.join()
+    return found[0]
+
+
+def _result(future: Future[T]) -> T:
+    while wait([future], _LOOK_UP).not_done:
+        pass
+    return future.result()
+
+
 class SideBySide:
     """Threads for up to `most` pieces of work at once, which share torch's threads equally.
 
@@ -79,7 +171,8 @@ class SideBySide:
             count *= 2  # a power of two, so that few are begun
         count = min(count, self.most)
         if count not in self._crews:
-            self._crews[count] = _Crew(count)
+            usual = torch.get_num_threads()
+            self._crews[count] = _Crew(count, max(1, usual // count), usual)
         crew = self._crews[count]
         inference = torch.is_inference_mode_enabled()
 
@@ -102,20 +195,23 @@ class SideBySide:
 
 
 class _Crew:
-    """`count` threads that take work from one queue."""
+    """`count` threads that take work from one queue, with so many of torch's threads each; usual:
+    what others have that begin later.
+    """
 
-    def __init__(self, count: int) -> None:
+    def __init__(
+        self, count: int, torch_threads: int, usual: int, *, name: str = "picture"
+    ) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._end = weakref.finalize(self, _end, self._jobs, count)
-        usual = torch.get_num_threads()
         set_up = threading.Semaphore(0)
         for number in range(count):
             # Daemons: a program's end does not wait for work that nobody waits for.
             thread = threading.Thread(
                 target=_work,
-                args=(self._jobs, max(1, usual // count), usual, set_up),
-                name=f"picture {number}",
+                args=(self._jobs, torch_threads, usual, set_up),
+                name=f"{name} {number}",
                 daemon=True,
             )
             thread.start()
@@ -128,15 +224,16 @@ class _Crew:
         self._jobs.put((future, call))
         return future
 
-    def stop(self, futures: Iterable[Future[Any]]) -> None:
-        """End all threads, what they are at as Ctrl-C would: after the operation under way.
+    def stop(self, futures: Iterable[Future[Any]], *, at_once: bool = True) -> None:
+        """End all threads; at once: what they are at too, as Ctrl-C would, after the operation
+        under way.
 
         A thread that is inside torch or OpenVINO when the interpreter ends takes the process down.
         """
         for future in futures:
             future.cancel()
         self._end()
-        for thread in self._threads:
+        for thread in self._threads if at_once else ():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
             )

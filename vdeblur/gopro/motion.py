@@ -24,6 +24,7 @@ from vdeblur.frames import Frame
 from vdeblur.gopro.telemetry import Telemetry
 from vdeblur.motion import Movement, follow
 from vdeblur.reader import VideoReader
+from vdeblur.threads import Helpers
 from vdeblur.views import linked
 
 Floats = NDArray[np.float64]
@@ -233,12 +234,18 @@ class SensorGuide:
         self._sensors, self._agreement, self.exposure = sensors, agreement, exposure
         self._turning = Turning(sensors, agreement.offset_seconds)
 
-    def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items in their order, frames with their `motion` and what is `around` them."""
-        return linked(self._guided(items))
+    def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
+        """The items in their order, frames with their `motion` and what is `around` them.
 
-    def _guided(self, items: Iterable[Any]) -> Iterator[tuple[Any, Movement | None]]:
-        for item, movement in follow(items):
+        threads: with two or more, that many frames and some are looked ahead at, at once.
+        """
+        with Helpers(threads) as helpers:
+            yield from linked(self._guided(items, helpers))
+
+    def _guided(
+        self, items: Iterable[Any], helpers: Helpers
+    ) -> Iterator[tuple[Any, Movement | None]]:
+        for item, movement in follow(items, helpers=helpers):
             if isinstance(item, Frame):
                 item.motion = self._motion(item, movement)
             yield item, movement
