@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -131,6 +132,19 @@ def test_a_name_that_begins_with_a_dash(
     assert run("./-a.mkv", "-o", "./-b.mkv")[0] == 0
     assert run("--model", "identity", "--", "-a.mkv", model=False)[0] == 0
     assert names(tmp_path) == {"-a.mkv", "-b.mkv", "-a_deblurred.mkv"}
+
+
+def test_numbered_pictures_that_are_restored_apart_may_be_a_film(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (7, 8, 9):
+        picture = np.random.default_rng(number).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"f{number:04d}.png"), picture)
+    code, _, err = run(folder, "-o", f"{tmp_path / 'out'}/")
+    assert code == 0
+    assert f"come out better as one, {folder}/f%04d.png" in err
+    (folder / "f0008.png").unlink()
+    assert "f%04d" not in run(folder, "-o", f"{tmp_path / 'out2'}/")[2]
 
 
 def test_many(tmp_path: Path, clip: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

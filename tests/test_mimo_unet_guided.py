@@ -170,6 +170,32 @@ def test_planes_are_restored_as_pictures_are_with_odd_sizes() -> None:
     assert not torch.equal(blind[0], restored[0])
 
 
+def test_what_does_not_move_is_left_without_asking_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, layout = network(), PlaneLayout(64, 48, kind="gray")
+    still, moving = across(0.49, 1), across(9.0, 1)
+    seen = taps.with_guidance(texture(1, 48, 64), still)
+    assert not net.correction(seen).any()
+    asked, correction = [], net.correction
+
+    def counted(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return correction(x)
+
+    monkeypatch.setattr(net, "correction", counted)
+    planes = [(texture(2, 48, 64)[:, 0] * 255).byte()]
+    deblurrer = Deblurrer(net, device="cpu")
+    (left,), replaced = deblurrer.restore_planes(planes, layout, still.expand(2, -1, -1, -1))
+    assert torch.equal(left, planes[0])
+    assert not replaced.any()
+    assert not asked
+    both = torch.cat([still, moving])
+    (restored,), _ = deblurrer.restore_planes(planes, layout, both)
+    assert torch.equal(restored[0], planes[0][0])
+    assert not torch.equal(restored[1], planes[0][1])
+
+
 def test_each_field_moves_by_half_the_rows() -> None:
     layout = PlaneLayout(64, 96, kind="gray")
     field = (texture(1, 48, 64)[:, 0] * 255).byte()

@@ -192,6 +192,7 @@ class Deblurrer:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
         #: Whether the network takes motion; others are given the picture alone.
         self.guided = bool(getattr(network, "guided", False))
+        self._leaves: Callable[[Tensor], bool] | None = getattr(network, "leaves", None)
         if self.guided:
             # Without motion, its channels would be 0 and their ranges nothing.
             calibration = [random_guided(pictures.float()) for pictures in calibration]
@@ -331,6 +332,8 @@ class Deblurrer:
         def restore(start: int, end: int, tile: int | None) -> tuple[list[Tensor], Tensor]:
             part, pictures = [plane[start:end] for plane in planes], layout
             told = guides[start:end]
+            if self._untouched(told.motion):
+                return part, torch.zeros(end - start, dtype=torch.bool, device=self.device)
             if layout.interlaced:
                 part, pictures = split_fields(part, layout)
                 told = told.of_fields()
@@ -473,6 +476,8 @@ class Deblurrer:
         if motion is None or told.around is None:
             pictures = rgb()
             motion = motion_shown(pictures) if motion is None else motion
+            if self._untouched(motion):
+                return torch.zeros_like(pictures)
             given = self._inputs.alone(pictures, motion)
         else:
             dtype = torch.float32 if self.ensemble else self.dtype
@@ -480,6 +485,15 @@ class Deblurrer:
         delta = self._over_turns(given, tile, motion)
         self._inputs.done(given)
         return delta
+
+    def _untouched(self, motion: Tensor | None) -> bool:
+        """Whether the network is known to change nothing, so that it need not be asked.
+
+        A GPU is not waited for to know it.
+        """
+        if motion is None or self._leaves is None or self.device.type != "cpu":
+            return False
+        return self._leaves(motion)
 
     def _over_turns(self, given: Tensor, tile: int | None, motion: Tensor | None) -> Tensor:
         """The network's input of legal size, and its motion → Δ, of one view or the ensemble's."""

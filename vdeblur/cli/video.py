@@ -6,6 +6,7 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ _VIDEO_SUFFIXES = frozenset(
     ]
 )
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_FEWEST_OF_A_FILM = 3  # numbered pictures that are taken for one
 
 
 def add(commands: Commands) -> None:
@@ -152,6 +154,21 @@ def _expand(inputs: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _film_of(inputs: Sequence[str]) -> str | None:
+    """The pattern of pictures that are numbered one after another, as frames of a film are."""
+    found: dict[tuple[str, int, str], list[int]] = {}
+    for name in inputs:
+        parts = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name)
+        if parts and parts[3].lower() in _IMAGE_SUFFIXES:
+            before, digits, after = parts.groups()
+            found.setdefault((before, len(digits), after), []).append(int(digits))
+    for (before, digits, after), numbers in found.items():
+        row = max(numbers) - min(numbers) == len(numbers) - 1
+        if row and len(numbers) >= _FEWEST_OF_A_FILM and "%" not in before:
+            return f"{before}%0{digits}d{after}"
+    return None
+
+
 def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, str]]:
     from vdeblur.deblur import default_output
 
@@ -185,6 +202,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
     inputs = _expand(args.inputs)
     _check_sequence_options(inputs, args)
+    film = _film_of(inputs)
+    if film and not (args.quiet or args.json):
+        say(
+            f"{len(inputs)} inputs, restored each by itself: frames of a film come out better as "
+            f"one, {film}"
+        )
     jobs = list(_outputs(inputs, args.output))
     clash = {out for _, out in jobs if out != "-"}
     if len(clash) < len([out for _, out in jobs if out != "-"]):

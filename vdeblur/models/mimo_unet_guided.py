@@ -200,6 +200,11 @@ class MIMOUNetGuided(Network):
         """Values alive at once in an inference pass, per input pixel, rounded up."""
         return 2 * taps.CHANNELS + 6 * self.widths[0] // 4 + 60
 
+    @staticmethod
+    def leaves(motion: Tensor) -> bool:
+        """Whether pictures of such a motion (N, 4, h, w) are left as they are, all over."""
+        return bool((motion[:, :2].square().sum(1) <= _STILL**2).all())
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1], or (N, 3 + taps.CHANNELS, H, W) with its guidance, restored;
         not clamped.
