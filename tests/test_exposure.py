@@ -352,6 +352,15 @@ def test_it_is_told_in_the_report() -> None:
     assert "of a frame's time (1/" in note
 
 
+def test_who_knows_better_than_the_pictures_is_told_what_to_do() -> None:
+    guide = Guide()
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(blurred(0.0, (14, 5), 5))]
+    list(guide.run(frames))
+    (note,) = guide.notes()
+    assert "too shortly to blur" in note
+    assert "exposure such as 0.5" in note
+
+
 def test_order_and_packets_stay_and_the_first_frames_know_already() -> None:
     items: list[Any] = []
     for k, picture in enumerate(blurred(0.5, (14, 5), 12)):

@@ -192,7 +192,11 @@ class Guide:
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
         spread = f", at times {low:.2f}, at times {high:.2f}" if high > 1.5 * low + 0.05 else ""
         if share < _NONE:
-            return ["the shutter was open too shortly to blur what moves"]
+            # Or the film was coded so strongly that little is left of the stripes.
+            return [
+                "the shutter was open too shortly to blur what moves, by what the pictures tell: "
+                "if it is blurred, say by how much with an exposure such as 0.5"
+            ]
         time = float(np.median(seconds))
         return [
             f"the shutter was open for about {share:.2f} of a frame's time "
