@@ -184,6 +184,25 @@ def test_lines_along_the_motion_are_no_blur() -> None:
         assert share_read(pictures) == pytest.approx(share, rel=0.25, abs=0.01)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("speed", "bars"), [((12, 0), (56, 0)), ((16, 0), (40, 0)), ((0, 10), (0, 64))]
+)
+def test_bars_beside_the_picture_are_not_read(
+    share: float, speed: tuple[float, float], bars: tuple[int, int]
+) -> None:
+    """Their edge is sharp, and along the motion."""
+    for seed in (0, 1, 2):
+        film = blurred(share, speed, 5, seed, world_of=lambda n: texture(700, 2600, n))
+        pictures = [np.ascontiguousarray(picture[64:-64, 64:-64]) for picture in film]
+        for picture in pictures:
+            rows, columns = (size - bar for size, bar in zip(picture.shape, bars, strict=True))
+            seen = picture[bars[0] : rows, bars[1] : columns].copy()
+            picture[:] = 16
+            picture[bars[0] : rows, bars[1] : columns] = seen
+        assert share_read(pictures) == pytest.approx(share, rel=0.2, abs=0.01)
+
+
 def test_what_is_soft_and_blurred_is_blurred() -> None:
     assert estimates(0.5, (14, 5), world_of=soft) == pytest.approx(0.5, rel=0.45)
 
@@ -331,6 +350,15 @@ def test_it_is_told_in_the_report() -> None:
     (note,) = guide.notes()
     assert note.startswith("the shutter was open for about 0.")
     assert "of a frame's time (1/" in note
+
+
+def test_who_knows_better_than_the_pictures_is_told_what_to_do() -> None:
+    guide = Guide()
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(blurred(0.0, (14, 5), 5))]
+    list(guide.run(frames))
+    (note,) = guide.notes()
+    assert "too shortly to blur" in note
+    assert "exposure such as 0.5" in note
 
 
 def test_order_and_packets_stay_and_the_first_frames_know_already() -> None:

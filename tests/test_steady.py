@@ -166,6 +166,16 @@ def test_what_was_not_there_before_is_not_mixed_in() -> None:
     assert float(change[EDGE:25, EDGE:-EDGE].mean()) > 0.8
 
 
+@pytest.mark.parametrize("lighter", [-0.03, 0.03, 0.2])
+def test_where_the_light_changes_the_one_before_is_not_mixed_in(lighter: float) -> None:
+    now = np.clip(noisy(sharp(1), 1) * 0.6 + 0.1 + lighter, 0, 1)
+    before = noisy(sharp(0), 2) * 0.6 + 0.1
+    given = planes_of(now, GRAY)
+    result = steadied(given, GRAY, around(blurred(now), before, GRAY))
+    assert result is not None
+    assert torch.equal(result[0], given[0])
+
+
 def test_there_must_be_a_restored_frame_before() -> None:
     given = planes_of(noisy(sharp(1), 1), GRAY)
     known = around(blurred(sharp(1)), noisy(sharp(0), 2), GRAY)

@@ -64,6 +64,7 @@ _WINDOWS = 32  # that are read of a frame
 _CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
 _WORTH = 0.15  # least worth of a window to be read
 _FEW = 4  # good windows, below which others are read too
+_BAR = 0.04  # of white, that a row or a column of a bar beside the picture differs by at most
 #: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's.
 _CLIPPED = 0.1
 #: Beside what stands still, what moves seems sharp: of a window only what has its motion is looked
@@ -191,7 +192,11 @@ class Guide:
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
         spread = f", at times {low:.2f}, at times {high:.2f}" if high > 1.5 * low + 0.05 else ""
         if share < _NONE:
-            return ["the shutter was open too shortly to blur what moves: it is left as it is"]
+            # Or the film was coded so strongly that little is left of the stripes.
+            return [
+                "the shutter was open too shortly to blur what moves, by what the pictures tell: it "
+                "is left as it is; if it is blurred, give an exposure such as 0.5"
+            ]
         time = float(np.median(seconds))
         return [
             f"the shutter was open for about {share:.2f} of a frame's time "
@@ -444,10 +449,11 @@ def reading(
     moving = moving[moving > _SHORTEST]
     if not moving.size:
         return None
+    inside = _inside_bars(luma)
     # A long blur is read off a smaller picture, as long as that holds some windows.
     way_there = float(np.median(moving)) / shrink
     while way_there > _LONGEST or any(
-        share * way_there > blur and min(luma.shape) >= height * shrink
+        share * way_there > blur and min(end - start for start, end in inside) >= height * shrink
         for height, blur in _LONG_BLURS
     ):
         shrink, way_there = 2 * shrink, way_there / 2
@@ -459,7 +465,14 @@ def reading(
     windows = _windows(luma, WINDOW)
     x, y, worth, clear = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
     length = np.hypot(x, y)
-    worth = np.where((length > _SHORTEST) & (length < _LONGEST), worth, 0)
+    down, across = (
+        (first * shrink >= start) & ((first + WINDOW) * shrink <= end)
+        for (start, end), first in zip(
+            inside, (_CLOSE * np.arange(count) for count in windows.shape[:2]), strict=True
+        )
+    )
+    told = (length > _SHORTEST) & (length < _LONGEST) & np.outer(down, across).ravel()
+    worth = np.where(told, worth, 0)
     # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
     order = np.flatnonzero(worth * clear > _WORTH)
     if len(order) < _FEW:
@@ -483,6 +496,18 @@ def reading(
         if not len(chosen):
             return None
         return stripes(_masked(chosen, masks), chords * (unit / movement.interval_seconds))
+
+
+def _inside_bars(luma: Floats) -> list[tuple[int, int]]:
+    """The first row of a picture and the one after its last, and the same of its columns, without
+    the bars of one colour that a film of another shape has beside it: their edge is sharp whatever
+    the shutter did.
+    """
+    found = []
+    for axis in (1, 0):
+        seen = np.flatnonzero(np.ptp(luma, axis=axis) > _BAR)
+        found.append((int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0))
+    return found
 
 
 def _windows(plane: NDArray[Any], side: int) -> Tensor:

@@ -37,6 +37,9 @@ _CHANGED = 2.0
 #: Levels by which both may differ, and of each that the network changed, before they are taken for
 #: different things.
 _DIFFER, _DIFFER_CHANGED = 1.0, 0.7
+#: Levels by which half of the picture may be lighter or darker than the one before: beyond, the
+#: light changed (a flash, a fade), and that one's would be mixed in.
+_LIGHTER = 1.0
 #: Squared levels a pixel, below which slopes say nothing of the way; pixels that it is corrected by
 #: at most.
 _FAINT, _FARTHEST = 2.0, 1.0
@@ -65,10 +68,12 @@ def steadied(
     way = torch.stack([_resized(part, size) for part in link[1].to(now.device)])
     way = way + _correction(now, before, way, level)
     (there,) = _brought([before], way, cubic=True)
-    apart = _around(_resized((there - now).abs_(), size)[None])[0] / level
+    error = there - now
+    lighter = _resized(error, size).median() / level
+    apart = _around(_resized(error.abs_(), size)[None])[0] / level
     weight = _MOST * changed / (changed + _CHANGED)
     weight *= torch.exp(-((apart / (_DIFFER + _DIFFER_CHANGED * changed)) ** 2))
-    weight *= _inside(way, layout)
+    weight *= _inside(way, layout) * (lighter.abs() <= _LIGHTER)
     share = weight / (1 + weight)
     result = [_mixed(planes[0], now, there, _resized(share, now.shape), layout)]
     others = [to_float(plane, layout.depth) for plane in planes[1:]]
