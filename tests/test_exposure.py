@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -223,6 +225,31 @@ def share_read(pictures: Sequence[NDArray[np.uint8]]) -> float:
         meter.see(item, movement)
     assert meter.measured
     return meter.seconds(interval) / interval
+
+
+def coded(pictures: Sequence[NDArray[np.uint8]], crf: int) -> list[NDArray[np.uint8]]:
+    """What x264 leaves of gray pictures."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        stream = out.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
+        stream.height, stream.width = pictures[0].shape
+        stream.pix_fmt = "gray"
+        for picture in pictures:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
+        out.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file) as back:
+        return [picture.to_ndarray(format="gray") for picture in back.decode(video=0)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_a_coder_leaves_of_the_stripes_is_read(share: float) -> None:
+    world, pictures = detailed(1), []
+    for k in range(6):
+        times = k + share * ((np.arange(17) + 0.5) / 17 - 0.5)
+        seen = [cv2.getRectSubPix(world, SIZE, (1300 - 12 * t, 350 - 4 * t)) for t in times]
+        pictures.append(np.clip(np.mean(seen, axis=0), 0, 255).round().astype(np.uint8))
+    assert share_read(coded(pictures, 26)) == pytest.approx(share, abs=0.06)
 
 
 def vibrating(share: float, count: int) -> Iterator[Any]:

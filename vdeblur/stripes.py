@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ _ALONG = 2 / WINDOW
 #: noise that the shortest waves show, which may be detail too, what is taken for noise; and waves
 #: of a window below which it counts less.
 _FLOOR, _DEPTH, _NOISE, _FEW = 1e-4, 0.02, 0.25, 100
+#: Noise of a film that was coded: quantised, it is none where a picture has little, and much
+#: beside, which the shortest waves do not show. What is explained so counts where little is
+#: without, and if both shares differ by no more than this in their logarithm: what is out of focus
+#: is no blur of one share.
+_CODED, _LITTLE, _ALIKE = 0.01, 0.05, 0.15
 #: How far a stripe is looked for beside its place: it is distinct if blurs so many times as long
 #: and as short explain less.
 _BESIDE = 1.6
@@ -53,6 +58,7 @@ class Stripes:
     own: Tensor  # (T,)
     own_other: Tensor  # (T, K)
     own_power: Tensor  # (T,)
+    coded: Stripes | None = None  # the same windows, as those of a film that was coded
 
     def __add__(self, more: Stripes) -> Stripes:
         return Stripes(
@@ -64,10 +70,24 @@ class Stripes:
             self.own + more.own,
             self.own_other + more.own_other,
             self.own_power + more.own_power,
+            self.coded + more.coded if self.coded and more.coded else None,
         )
 
     def found(self) -> Found:
-        """The share that explains most, by least squares."""
+        """The share that explains most, by least squares; if it explains little, as of a film that
+        was coded.
+        """
+        found = self._found()
+        if self.coded is None or found.explained > _LITTLE:
+            return found
+        coded = self.coded._found()
+        alike = abs(math.log(coded.share / found.share)) < _ALIKE
+        if not alike or coded.explained <= found.explained:
+            return found
+        # What noise levels out of the stripes makes them narrower: the share is the other's.
+        return replace(found, explained=coded.explained, distinct=coded.distinct, coded=True)
+
+    def _found(self) -> Found:
         ground = 1e-6 * float(self.power) + 1e-9
         other = self.other + ground * torch.eye(len(self.other))
         inverse = torch.linalg.inv(other)
@@ -94,7 +114,8 @@ class Stripes:
 class Found:
     """share: of the way; pixels: how long the blur is on the mean; explained: share of what the
     spectra differ by from direction to direction, beyond what is no stripe; distinct: share of that
-    which no other length explains, 1 at most; windows: how many told.
+    which no other length explains, 1 at most; windows: how many told; coded: explained as of a film
+    that was coded.
     """
 
     share: float
@@ -102,17 +123,24 @@ class Found:
     explained: float
     distinct: float
     windows: int
+    coded: bool = False
 
 
 def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
     `ways` (N, 2), x and y in pixels.
     """
-    down, across, rings, hann = _waves()
+    *_, hann = _waves()
     spectra = torch.fft.rfft2((windows - windows.mean((1, 2), keepdim=True)) * hann)
     power = spectra.abs().square()
     noise = _NOISE * power[:, _corners()].mean(1, keepdim=True) + _FLOOR
     power = power[:, _chosen()]
+    return replace(_seen(power, noise, ways), coded=_seen(power, noise + _CODED, ways))
+
+
+def _seen(power: Tensor, noise: Tensor, ways: Tensor) -> Stripes:
+    """What spectra (N, B) of such noise (N, 1) show."""
+    down, across, rings, _ = _waves()
     sizes = rings.sum(0).clamp_min(1)
     signal = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T  # of each wave's ring
     length = torch.hypot(across, down)
@@ -140,7 +168,7 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     counts, spectrum = counts.flatten(), spectrum.flatten()
     other_counts, spectrum_counts = (other * counts).T, spectrum * counts
     return Stripes(
-        len(windows),
+        len(power),
         float(length_of_ways.sum()),
         (spectrum * spectrum_counts).sum(),
         other @ other_counts,
