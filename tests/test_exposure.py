@@ -238,8 +238,8 @@ def coded(pictures: Sequence[NDArray[np.uint8]], crf: int) -> list[NDArray[np.ui
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
         out.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as back:
-        return [picture.to_ndarray(format="gray") for picture in back.decode(video=0)]
+    with av.open(file, "r") as back:
+        return [np.asarray(p.to_ndarray(format="gray"), np.uint8) for p in back.decode(video=0)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
