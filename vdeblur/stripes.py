@@ -130,22 +130,26 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
     `ways` (N, 2), x and y in pixels.
     """
-    *_, hann = _waves()
+    down, across, _, hann = _waves()
     spectra = torch.fft.rfft2((windows - windows.mean((1, 2), keepdim=True)) * hann)
     power = spectra.abs().square()
     noise = _NOISE * power[:, _corners()].mean(1, keepdim=True) + _FLOOR
     power = power[:, _chosen()]
-    return replace(_seen(power, noise, ways), coded=_seen(power, noise + _CODED, ways))
+    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
+    left = _left(along, SHARES)
+    plain, coded = (_seen(power, n, ways, along, left) for n in (noise, noise + _CODED))
+    return replace(plain, coded=coded)
 
 
-def _seen(power: Tensor, noise: Tensor, ways: Tensor) -> Stripes:
-    """What spectra (N, B) of such noise (N, 1) show."""
+def _seen(power: Tensor, noise: Tensor, ways: Tensor, along: Tensor, left: Tensor) -> Stripes:
+    """What spectra (N, B) of such noise (N, 1) show; along: waves in a way, (N, B), left: what blurs
+    of all SHARES leave of them (T, N, B).
+    """
     down, across, rings, _ = _waves()
     sizes = rings.sum(0).clamp_min(1)
     signal = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T  # of each wave's ring
     length = torch.hypot(across, down)
     length_of_ways = ways.norm(dim=1, keepdim=True)
-    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
     # Lines along the motion are in the others, and no blur changes them.
     seen = (along > _ALONG * length_of_ways).float()
     counts = seen * signal / (signal + noise)
@@ -164,7 +168,7 @@ def _seen(power: Tensor, noise: Tensor, ways: Tensor) -> Stripes:
     other = level(other).flatten(1)
     # A stripe is no darker than the noise.
     depth = (_DEPTH + noise / signal).clamp_max(100)
-    own = level(_left(along, SHARES).add_(depth).log_()).flatten(1)
+    own = level((left + depth).log_()).flatten(1)
     counts, spectrum = counts.flatten(), spectrum.flatten()
     other_counts, spectrum_counts = (other * counts).T, spectrum * counts
     return Stripes(
