@@ -142,8 +142,9 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
 
 
 def _seen(power: Tensor, noise: Tensor, ways: Tensor, along: Tensor, left: Tensor) -> Stripes:
-    """What spectra (N, B) of such noise (N, 1) show; along: waves in a way, (N, B), left: what blurs
-    of all SHARES leave of them (T, N, B).
+    """What spectra (N, B) of such noise (N, 1) show.
+
+    along: (N, B), waves in the way; left: (T, N, B), what blurs of the SHARES leave of their power.
     """
     down, across, rings, _ = _waves()
     sizes = rings.sum(0).clamp_min(1)
