@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,10 @@ from tests.live import (
     session,
     started,
 )
-from vdeblur.camera.encoding import LiveEncoding
+from vdeblur.camera.addresses import Scene
+from vdeblur.camera.encoding import LiveEncoding, PictureEncoder
+from vdeblur.camera.recording import FileSink
+from vdeblur.camera.scene import draw
 from vdeblur.camera.sinks import SinkOptions
 from vdeblur.errors import OutputError, UsageError
 
@@ -293,6 +297,32 @@ def test_a_virtual_camera_without_its_package(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
     with pytest.raises(UsageError, match=r"vdeblur\[virtualcam\]"), session("test", "virtual"):
         pass
+
+
+def test_a_keyframe_that_waits_for_a_busy_sink_is_followed_by_what_follows_it(
+    tmp_path: Path,
+) -> None:
+    """The sink's thread comes to a new segment after the segment's first keyframe is queued."""
+    asked: list[bool] = []
+    sink = FileSink(str(tmp_path / "a.mkv"), SinkOptions(), keyframe=lambda: asked.append(True))
+    encoder = PictureEncoder(
+        LiveEncoding(preset="ultrafast", keyframes=1.0), width=160, height=90, rate=Fraction(25)
+    )
+    planes = [plane.reshape(-1) for plane in draw(Scene.of("test:160x90@25"), 0)]
+    picture = av.VideoFrame.from_ndarray(np.concatenate(planes).reshape(-1, 160), format="yuv420p")
+    picture.time_base = Fraction(1, 90000)
+    sink.begin(encoder.template, "format")
+    for number in range(5):
+        picture.pts = number * 3600
+        for chunk in encoder.encode(picture):
+            sink.offer(chunk)
+        if not number:
+            sink.start()
+            peers.until(lambda: sink.connected)
+    sink.end()
+    assert sink.join(10)
+    assert (sink.written, sink.dropped, asked) == (5, 0, [])
+    assert len(numbers_of(tmp_path / "a.mkv")) == 5
 
 
 @needs_nginx

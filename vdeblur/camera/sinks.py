@@ -148,6 +148,9 @@ class Sink:
         """Other streams, or another stretch of them: a new segment from the next keyframe on."""
         with self._changed:
             self._items.append(_Begin(template, reason))
+            # Now, and not once the thread comes to it: the keyframe may be here by then, and what
+            # follows it would be dropped.
+            self._skipping = True
             self._changed.notify()
 
     def offer(self, chunk: Chunk) -> None:
@@ -228,7 +231,6 @@ class Sink:
         if isinstance(item, _Begin):
             self._finish()
             self._begin = item
-            self._skip()
             return
         muxer = self._muxer
         if muxer is not None and self.rotates(item):
