@@ -18,6 +18,8 @@ import pytest
 import vdeblur
 from tests import peers
 from tests.live import QUICK, Events, Network, count
+from tests.test_exposure import by_hand
+from tests.test_motion import FPS
 from vdeblur.camera.scheduling import Line, Picture
 from vdeblur.camera.session import Session
 from vdeblur.camera.watching import Prometheus
@@ -270,6 +272,18 @@ def test_the_exposure_is_learned_and_kept(texture: Any) -> None:
     assert across(seen) == pytest.approx(12 * RATE * (seconds or 0), rel=0.1)
     guide.forget()
     assert guide.exposure_seconds == seconds
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.0, 0.01), (0.9, 0.5, 1.0)])
+def test_a_hand_that_moves_slowly_tells_it_by_what_changes(
+    share: float, least: float, most: float
+) -> None:
+    """Too slowly for one picture to tell; of two it is those that follow each other."""
+    guide = LiveGuide(AUTO, AtOnce())
+    for item in by_hand(share, 3.0, 14):
+        guide.see(item)
+    assert guide.exposure_seconds is not None
+    assert least <= guide.exposure_seconds * FPS <= most
 
 
 def test_measuring_holds_no_frame_up(texture: Any) -> None:

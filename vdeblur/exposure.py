@@ -19,26 +19,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vdeblur.blur_field import Shown, luma_plane, shown_motion
+from vdeblur.changes import Change
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.motion import Floats, Movement, follow, reduced
-from vdeblur.stripes import WINDOW, Found, Stripes, stripes
+from vdeblur.motion import Floats, Movement, follow
+from vdeblur.stripes import Found
 from vdeblur.threads import Helpers
 from vdeblur.views import linked
+from vdeblur.windows import Look, comparison, reading
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
 USUAL_SHARE = 0.5
+#: The same where so little moves that nothing could tell, and little is to be restored: a sharp
+#: film stays as it is, to 50 dB.
+_CAREFUL_SHARE = 0.25
 _NONE = 0.05  # share below which the shutter blurs nothing
 #: Of the way that flow finds during an exposure, what is told of it. Eleven films of known
 #: exposure, rendered and real, were restored best at 1.06 to 1.12: a pixel has a width, and flow
@@ -47,34 +48,12 @@ TOLD = 1.06
 _LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
 _TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
 
-_AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about.
-_SHORTEST, _LONGEST = 4.0, 48.0
-#: A blur of more than so many pixels is read off a picture of half the size that is this many
-#: windows high: its stripes are hardly apart any more. The lower it is, the fewer windows there are
-#: to ask, and the longer the blur has to be.
-_LONG_BLURS = ((4 * WINDOW, 8.0), (3 * WINDOW, 15.0))
 #: Share of its places whose motion the picture itself must bear out to be believed then; a place
 #: does, to half of the longer of the two and these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
 _RECENT = 8  # frames of a shot that tell whether it turns, and whether it is blurred
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 16  # after those, one of so many
-_WINDOWS = 32  # that are read of a frame
-_CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
-_WORTH = 0.15  # least worth of a window to be read
-_FEW = 4  # good windows, below which others are read too
-_BAR = 0.04  # of white, that a row or a column of a bar beside the picture differs by at most
-#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's.
-_CLIPPED = 0.1
-#: Beside what stands still, what moves seems sharp: of a window only what has its motion is looked
-#: at, all that is off by less than this share of it, nothing that is off by twice that. `_CELL`
-#: pixels of a window have one motion; around what moves so many of them are left out too, for the
-#: flow is not sure of its edge, which is blurred into what is behind. And how much of a window has
-#: to be left, of a good one and of any.
-_OFF, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 4, 2, 0.5, 0.1
-#: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
-_MIDDLE = 9.0
 _ENOUGH = 4  # readings before a film's first frame is given out
 _MOST_HELD = 6  # frames that wait for them
 _MOST_ITEMS = 256  # frames and others that wait for whatever
@@ -86,8 +65,19 @@ _FULL = 16  # windows from which on they are believed
 #: than aslant, like a blur of 4 pixels that explains 0.03: short ones have to explain more; and so
 #: do few windows, of which more is chance.
 _SHORT, _LONG, _DISTINCT = (0.028, 0.042), (0.0145, 0.0185), (0.2, 0.35)
-#: The same of what was found as of a film that was coded, be it short or long. Near to each other:
-#: by half of its length a blur is not restored by half, but hardly at all.
+#: How much of what spectra changed by changes of blur have to explain, how much of such changes
+#: has to be seen, and, of short blurs, at least: up to the first of each they are taken for chance.
+#: Blurs of less than a pixel are not worth the risk.
+_CHANGED, _STRENGTH, _AT_LEAST = (0.012, 0.02), (0.12, 0.2), (0.15, 0.3)
+_SHORTEST_PIXELS = 0.6, 0.9
+#: The first where all turns too fast to be followed: the ways are not sure, and so is what they
+#: explain, unless it is much.
+_TURNING = 0.08, 0.12
+#: What a blur of half of the way would explain: up to the first nothing can be told of it. And what
+#: it has to be, and how little be explained, for a film to be sharp whatever a picture looks like.
+_TELLING, _TELLING_MUCH, _NOTHING = (0.006, 0.012), 0.12, 0.003
+#: The same as _SHORT of what was found as of a film that was coded, be it short or long. Near to
+#: each other: by half of its length a blur is not restored by half, but hardly at all.
 _IF_CODED = 0.0165, 0.018
 _SHORT_PIXELS, _LONG_PIXELS = 4.5, 6.5
 _MANY = 80  # windows
@@ -139,9 +129,10 @@ class Guide:
     def __init__(self, exposure: str | float | Fraction | Exposure = AUTO) -> None:
         self.exposure = exposure_of(exposure)
         self._meters: dict[int, Meter] = {}
+        self._looks: dict[int, Look] = {}  # of the frame before
         self._shots: dict[int, _Shot] = {}
         self._moved = False  # whether any picture had a neighbour that shows the same scene
-        self._shares, self._seconds_read = array("d"), array("d")
+        self._shares, self._seconds_read, self._guessed = array("d"), array("d"), array("d")
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them, or None
@@ -187,9 +178,10 @@ class Guide:
         if self.exposure != AUTO or not self._moved:
             return []
         if not self._shares:
+            taken = float(np.median(self._guessed)) if self._guessed else USUAL_SHARE
             return [
                 "the pictures do not tell how long the shutter was open: "
-                f"taken as {USUAL_SHARE:g} of a frame's time"
+                f"taken as {taken:.2g} of a frame's time"
             ]
         shares, seconds = np.array(self._shares), np.array(self._seconds_read)
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
@@ -217,7 +209,10 @@ class Guide:
 
     def _measure(self, frame: Frame, movement: Movement | None) -> None:
         if self.exposure == AUTO:
-            self._meter(frame).see(frame, movement)
+            meter, before = self._meter(frame), self._looks.pop(frame.stream, None)
+            meter.see(frame, movement, before)
+            if movement is not None and meter.wants_before:
+                self._looks[frame.stream] = Look.at(frame, movement)
 
     def _told(self, held: deque[tuple[Any, Movement | None]], helpers: Helpers) -> deque[_Told]:
         """What is known of those that wait, by now; they wait no more."""
@@ -239,6 +234,8 @@ class Guide:
                 if not movement.doubtful and sum(shot.turns) <= len(shot.turns) / 2:
                     continue
                 # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
+                if entry.read and self._meter(item).sharp:
+                    continue
                 interval = movement.interval_seconds
                 short = entry.seconds <= _NONE * interval
                 flow = movement.during(USUAL_SHARE * interval if short else entry.seconds)[:2]
@@ -295,6 +292,8 @@ class Guide:
         if told.read and shown is None:
             self._shares.append(seconds / interval)
             self._seconds_read.append(seconds)
+        elif shown is None:
+            self._guessed.append(seconds / interval)
         frame.motion = movement.during(TOLD * seconds)
         if shown is not None:
             # Of a vibration the flow knows little, and no exposure was read off it.
@@ -369,59 +368,150 @@ def plain(found: Found) -> float:
     return float(explained * np.interp(found.distinct, _DISTINCT, [0, 1]))
 
 
+def changed(found: Change) -> float:
+    """How far what changed is to be taken for a blur's doing, 0 … 1."""
+    limits = [
+        (1 - found.turning) * of_all + found.turning * of_turning
+        for of_all, of_turning in zip(_CHANGED, _TURNING, strict=True)
+    ]
+    explained = np.interp(found.explained, limits, [0, 1])
+    explained *= np.interp(found.strength, _STRENGTH, [0, 1])
+    at_least = (1 - found.turning) * np.interp(found.at_least, _AT_LEAST, [0, 1])
+    return float(max(explained, at_least) * np.interp(found.pixels, _SHORTEST_PIXELS, [0, 1]))
+
+
+Result = TypeVar("Result", covariant=True)
+
+
+class _Seen(Protocol[Result]):
+    def __add__(self, more: Any) -> Self: ...
+
+    def found(self) -> Result: ...
+
+
+class _Readings(Generic[Result]):
+    """The last readings of a kind, and what they tell together; of one shot after another."""
+
+    def __init__(self) -> None:
+        self._last: deque[_Seen[Result]] = deque(maxlen=_KEPT)
+        self._anew = True
+        self.found: Result | None = None
+        self.unit = 0.0  # seconds of the ways that it is of
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def new_shot(self) -> None:
+        """What is known stays until the shot tells of itself."""
+        self._anew = True
+
+    def next_unit(self, interval: float) -> float:
+        """That of the next reading, where pictures come `interval` seconds apart."""
+        return interval if self._anew else self.unit
+
+    def add(self, seen: _Seen[Result], unit: float) -> None:
+        """One more, in ways of `next_unit`."""
+        if self._anew:
+            self._last.clear()
+        self.unit, self._anew = unit, False
+        self._last.append(seen)
+        self.found = functools.reduce(operator.add, self._last).found()
+
+
 class Meter:
     """The exposure of one stream, from what its pictures show."""
 
     def __init__(self) -> None:
         self.shot = -1
-        self._anew = True
-        self._known: deque[Stripes] = deque(maxlen=_KEPT)
-        self._found: Found | None = None  # of all of them
-        self._unit = 0.0  # seconds that ways are of
-        self._frames = 0  # of this shot
+        self._stripes = _Readings[Found]()
+        self._changes = _Readings[Change]()
+        self._frames = self._followed = 0  # of this shot; but for those that turn too fast
 
     @property
     def measured(self) -> bool:
         """Whether the pictures say anything of it."""
-        return self._found is not None
+        change = self._changes.found
+        return self._stripes.found is not None or (
+            change is not None and max(changed(change), _telling(change)) > 0.5
+        )
+
+    @property
+    def sharp(self) -> bool:
+        """Whether there is no blur, whatever a picture looks like by itself."""
+        change = self._changes.found
+        return (
+            change is not None
+            and change.explained < _NOTHING
+            and change.telling > _TELLING_MUCH
+            and not (self._stripes.found is not None and plain(self._stripes.found) > 0)
+        )
 
     @property
     def settled(self) -> bool:
         """Whether waiting for more frames would not tell much more."""
-        return self._frames >= _EAGER or len(self._known) >= _ENOUGH
+        return self._followed >= _EAGER or len(self._stripes) >= _ENOUGH
 
-    def see(self, frame: Frame, movement: Movement | None) -> None:
-        """Read the frame, if it is time to."""
+    @property
+    def wants_before(self) -> bool:
+        """Whether the next frame is to be compared with the one before it, should that be of the
+        same shot.
+        """
+        return self._frames < _EAGER or self._frames % _EVERY == 0
+
+    def see(self, frame: Frame, movement: Movement | None, before: Look | None = None) -> None:
+        """Read the frame, if it is time to. before: the frame before it."""
         if movement is None:
             return
         if movement.shot != self.shot:
-            self.shot, self._frames, self._anew = movement.shot, 0, True
+            self.shot, self._frames, self._followed = movement.shot, 0, 0
+            self._stripes.new_shot()
+            self._changes.new_shot()
+            before = None
+        interval = movement.interval_seconds
+        if before is not None and self.wants_before:
+            unit = self._changes.next_unit(interval)
+            compared = comparison(before, frame, movement, unit, turn=self._frames)
+            if compared is not None:
+                self._changes.add(compared, unit)
+        self._frames += 1
         if movement.doubtful:
             return
-        turn, self._frames = self._frames, self._frames + 1
+        turn, self._followed = self._followed, self._followed + 1
         if turn < _EAGER or turn % _EVERY == 0:
-            interval = movement.interval_seconds
-            unit = interval if self._anew else self._unit
+            unit = self._stripes.next_unit(interval)
             share = self.seconds(interval) / interval
             seen = reading(frame, movement, unit, turn=turn, share=share)
-            if seen is None or _impossible(seen.found(), unit / interval):
-                return
-            if self._anew:
-                self._known.clear()  # another shot's
-            self._anew, self._unit = False, unit
-            self._known.append(seen)
-            self._found = functools.reduce(operator.add, self._known).found()
+            if seen is not None and not _impossible(seen.found(), unit / interval):
+                self._stripes.add(seen, unit)
 
     def seconds(self, interval: float) -> float:
         """How long the shutter is open, where pictures come `interval` seconds apart."""
-        usual, found = USUAL_SHARE * interval, self._found
-        if found is None:
+        usual, longest = USUAL_SHARE * interval, _LONGEST_SHARE * interval
+        found, change = self._stripes.found, self._changes.found
+        if found is None and change is None:
             return usual
-        seconds = found.share * self._unit
+        by_change = 0.0
+        if change is not None:
+            sure = changed(change)
+            by_change = sure * change.share * self._changes.unit
+            if found is None:
+                unknown = (1 - sure) * (1 - _telling(change))
+                careful = change.turning * USUAL_SHARE + (1 - change.turning) * _CAREFUL_SHARE
+                by_change += unknown * careful * interval
+        if found is None:
+            return float(min(by_change, longest))
+        seconds = found.share * self._stripes.unit
         # Little evidence may shorten an exposure, but not lengthen it.
         if seconds > usual:
             seconds = usual + min(1.0, found.windows / _FULL) * (seconds - usual)
-        return float(min(seconds * plain(found), _LONGEST_SHARE * interval))
+        sure = plain(found)
+        return float(min(sure * seconds + (1 - sure) * by_change, longest))
+
+
+def _telling(change: Change) -> float:
+    """How far changes would tell of a blur, 0 … 1."""
+    sure = 1.0 if change.explained < _NOTHING else 1 - change.turning
+    return float(sure * np.interp(change.telling, _TELLING, [0, 1]))
 
 
 def _impossible(found: Found, unit: float) -> bool:
@@ -429,161 +519,3 @@ def _impossible(found: Found, unit: float) -> bool:
     one's: it turned meanwhile, and what is known of its motion is not what blurred it.
     """
     return plain(found) > 0 and found.share * unit > _TOO_LONG
-
-
-def reading(
-    frame: Frame,
-    movement: Movement,
-    unit: float,
-    *,
-    turn: int = 0,
-    share: float = USUAL_SHARE,
-) -> Stripes | None:
-    """What one frame says of its exposure, in ways of `unit` seconds; None if nothing tells.
-
-    turn: another number looks at other windows. share: what the exposure is thought to be, of a
-    frame's time.
-    """
-    luma = luma_plane(frame)
-    shrink = max(1, round(math.sqrt(luma.size / _AREA)))
-    rows_seen = luma.shape[0] / frame.layout.height  # of interlaced pictures, a field's
-    way = movement.field[:2] * np.array([1.0, rows_seen], np.float32)[:, None, None]
-    way = way * np.float32(movement.interval_seconds)
-    moving = np.hypot(*way)
-    moving = moving[moving > _SHORTEST]
-    if not moving.size:
-        return None
-    inside = _inside_bars(luma)
-    # A long blur is read off a smaller picture, as long as that holds some windows.
-    way_there = float(np.median(moving)) / shrink
-    while way_there > _LONGEST or any(
-        share * way_there > blur and min(end - start for start, end in inside) >= height * shrink
-        for height, blur in _LONG_BLURS
-    ):
-        shrink, way_there = 2 * shrink, way_there / 2
-    size = luma.shape[1] // shrink, luma.shape[0] // shrink
-    if min(size) < WINDOW:
-        return None
-    if shrink > 1:
-        luma = np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)
-    windows = _windows(luma, WINDOW)
-    x, y, worth, clear = _told(frame, movement, way / np.float32(shrink), size, windows.shape[:2])
-    length = np.hypot(x, y)
-    down, across = (
-        (first * shrink >= start) & ((first + WINDOW) * shrink <= end)
-        for (start, end), first in zip(
-            inside, (_CLOSE * np.arange(count) for count in windows.shape[:2]), strict=True
-        )
-    )
-    told = (length > _SHORTEST) & (length < _LONGEST) & np.outer(down, across).ravel()
-    worth = np.where(told, worth, 0)
-    # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
-    order = np.flatnonzero(worth * clear > _WORTH)
-    if len(order) < _FEW:
-        order = np.flatnonzero(worth > _WORTH)
-    apart = max(1, round(len(order) / _WINDOWS))
-    order = order[turn % apart :: apart]
-    if not len(order):
-        return None
-    cells = -(-size[0] // _CELL), -(-size[1] // _CELL)
-    with torch.inference_mode():
-        places = tuple(map(torch.from_numpy, np.divmod(order, windows.shape[1])))
-        ways = torch.stack(
-            [_windows(cv2.resize(part / shrink, cells), WINDOW // _CELL)[places] for part in way], 1
-        )
-        chords = torch.from_numpy(np.stack([x[order], y[order]], axis=1).astype(np.float32))
-        chords, masks, left = _one_motion(ways, chords)
-        kept = left > _LEFT
-        if int(kept.sum()) < _FEW:
-            kept = left > _LEFT_AT_LEAST
-        chosen, chords, masks = windows[places][kept], chords[kept], masks[kept]
-        if not len(chosen):
-            return None
-        return stripes(_masked(chosen, masks), chords * (unit / movement.interval_seconds))
-
-
-def _inside_bars(luma: Floats) -> list[tuple[int, int]]:
-    """The first row of a picture and the one after its last, and the same of its columns, without
-    the bars of one colour that a film of another shape has beside it: their edge is sharp whatever
-    the shutter did.
-    """
-    found = []
-    for axis in (1, 0):
-        seen = np.flatnonzero(np.ptp(luma, axis=axis) > _BAR)
-        found.append((int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0))
-    return found
-
-
-def _windows(plane: NDArray[Any], side: int) -> Tensor:
-    """All windows of a plane, (down, across, side, side), a quarter of their side apart."""
-    there = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
-    return there.unfold(0, side, side // 4).unfold(1, side, side // 4)
-
-
-def _one_motion(ways: Tensor, chords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows' motions, cell by cell (N, 2, cells, cells), and which each is asked about (N, 2) →
-    that more exactly; (N, WINDOW, WINDOW) in [0, 1], where the window has it; and how much of the
-    window's middle that leaves, (N,).
-    """
-    hann = torch.hann_window(ways.shape[2])
-    hann = hann[:, None] * hann / hann.sum() ** 2
-    for _ in range(2):
-        length = torch.hypot(chords[:, 0], chords[:, 1])[:, None, None]
-        off = torch.hypot(ways[:, 0] - chords[:, :1, None], ways[:, 1] - chords[:, 1:, None])
-        masks = (2 - off / (_OFF * length)).clamp(0, 1)
-        counts = (masks * hann + 1e-9)[:, None]
-        chords = (ways * counts).sum((2, 3)) / counts.sum((2, 3))
-    near = F.pad(masks[:, None], (_RIM,) * 4, mode="replicate")
-    masks = (2 * F.avg_pool2d(near, 2 * _RIM + 1, 1) - 1).clamp(0, 1)
-    left = (masks[:, 0] * hann).sum((1, 2))
-    return chords, F.interpolate(masks, scale_factor=_CELL, mode="bilinear")[:, 0], left
-
-
-def _masked(windows: Tensor, masks: Tensor) -> Tensor:
-    """Windows without what is masked, which leaves no edges of its own: it fades to the mean."""
-    mean = (windows * masks).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)
-    return (windows - mean) * masks
-
-
-def _told(
-    frame: Frame, movement: Movement, way: Floats, size: tuple[int, int], grid: tuple[int, ...]
-) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """What windows of a picture of `size` (width, height), `grid` of them down and across, tell.
-
-    way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
-    it over what has contrast and moves most, x and y; the worth of the window; and whether it is
-    without clipped pixels.
-    """
-    small, _ = reduced(frame)
-    cells = way.shape[2], way.shape[1]
-    slopes = [cv2.Sobel(small, cv2.CV_32F, dx, dy, scale=1 / 8) for dx, dy in ((1, 0), (0, 1))]
-    contrast = np.asarray(slopes[0] ** 2 + slopes[1] ** 2, np.float32)
-    layout = frame.layout
-    white = 250 if layout.kind == "rgb" or layout.full_range else 230
-    clipped = cv2.dilate((small >= white).astype(np.float32), np.ones((3, 3)))
-    weight, lost = (
-        cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
-        for part in (contrast, contrast * clipped)
-    )
-    weight = np.asarray(weight + 1e-3, np.float32)
-    # Places of the windows' middles among the field's.
-    scale = cells[0] / size[0], cells[1] / size[1]
-    across, down = (
-        (WINDOW / 2 + _CLOSE * np.arange(count)) * per - 0.5
-        for count, per in zip(grid[::-1], scale, strict=True)
-    )
-    to_x, to_y = (part.astype(np.float32) for part in np.meshgrid(across, down))
-
-    def around(part: NDArray[Any]) -> Floats:
-        wide = cv2.GaussianBlur(part, (0, 0), _MIDDLE * scale[0], sigmaY=_MIDDLE * scale[1])
-        return np.asarray(cv2.remap(wide, to_x, to_y, cv2.INTER_LINEAR), np.float32).ravel()
-
-    speed = (way**2).sum(axis=0) + np.float32(1e-3)
-    moving = around(weight * speed)
-    x, y, trust, off = (
-        around(part * speed) / moving
-        for part in (weight * way[0], weight * way[1], weight * movement.trust, lost)
-    )
-    slope = np.sqrt(around(weight))
-    worth = np.asarray(trust * slope / (slope + 3), np.float32)
-    return x, y, worth, off < _CLIPPED

@@ -32,6 +32,7 @@ from vdeblur.motion import Movement, Watch
 from vdeblur.overlap import Overlap
 from vdeblur.threads import use_torch_threads
 from vdeblur.views import Around, Link, View, link, view_of
+from vdeblur.windows import Look
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
 
@@ -117,12 +118,16 @@ class LiveGuide:
     def forget(self) -> None:
         """See `Guide`. The exposure stays until there is a better one: it is the same camera."""
         self._watch, self._meter = Watch(), Meter()
+        self._before: Look | None = (
+            None  # of the frame before, if this one is to be compared with it
+        )
         self._last: tuple[Movement | None, View | None, Link | None] = None, None, None
 
     def see(self, frame: Frame) -> None:
         """See `Guide`."""
         movement = self._watch.see(frame)
         frame.motion = frame.around = None
+        before, self._before = self._before, None
         if movement is None:
             self._last = None, None, None
             return
@@ -133,12 +138,18 @@ class LiveGuide:
         seconds = USUAL_SHARE * interval if seconds is None else seconds
         frame.motion = movement.during(TOLD * seconds)
         idle = self._under_way is None or self._under_way.done()
-        if self._asked == AUTO and idle and time.monotonic() >= self._rest_until:
+        if self._asked != AUTO or not idle or time.monotonic() < self._rest_until:
+            pass
+        elif before is None and self._meter.wants_before:
+            self._before = Look.at(frame, movement)
+        else:
             # A copy: the frame may be restored before it has been looked at.
             seen = 3 if frame.layout.kind == "rgb" else 1
             planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
             still = replace(frame, planes=planes, carrier=None, on_device=None)
-            self._under_way = self._meters.submit(self._measure, self._meter, still, movement)
+            self._under_way = self._meters.submit(
+                self._measure, self._meter, still, movement, before
+            )
         self._look_back(frame, movement)
 
     def _look_back(self, frame: Frame, movement: Movement) -> None:
@@ -158,9 +169,9 @@ class LiveGuide:
         """See `Guide`."""
         self._meters.shutdown(wait=False)
 
-    def _measure(self, meter: Meter, frame: Frame, movement: Movement) -> None:
+    def _measure(self, meter: Meter, frame: Frame, movement: Movement, before: Look | None) -> None:
         began = time.monotonic()
-        meter.see(frame, movement)
+        meter.see(frame, movement, before)
         if meter.measured:
             self.exposure_seconds = meter.seconds(movement.interval_seconds)
         now = time.monotonic()

@@ -12,28 +12,24 @@ invariant image blurs with phase", IEEE Trans. ASSP 1976.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-#: Pixels a side of a window.
-WINDOW = 64
+from vdeblur.spectra import FLOOR, WINDOW, along, left_of, power_of, signal_of, waves
+
 #: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
 #: compare.
 _STEP = 0.075
 SHARES = torch.exp(torch.arange(math.log(0.1), math.log(2.2), _STEP))
 _LONGEST = 1.35
-#: Waves that are looked at, in waves a pixel: longer ones are a window's own, shorter ones noise.
-_WAVES = 2.5 / WINDOW, 0.42
 #: Waves a pixel along the motion, from which on a window tells them from none.
 _ALONG = 2 / WINDOW
-#: Power below which a spectrum is noise; depth of the stripes, which a window's edges fill; of the
-#: noise that the shortest waves show, which may be detail too, what is taken for noise; and waves
-#: of a window below which it counts less.
-_FLOOR, _DEPTH, _NOISE, _FEW = 1e-4, 0.02, 0.25, 100
+#: Depth of the stripes, which a window's edges fill; and waves of a window below which it counts
+#: less.
+DEPTH, FEW = 0.02, 100
 #: Noise of a film that was coded: quantised, it is none where a picture has little, and much
 #: beside, which the shortest waves do not show. What is explained so counts where little is
 #: without, and if both shares differ by no more than this in their logarithm: what is out of focus
@@ -130,31 +126,27 @@ def stripes(windows: Tensor, ways: Tensor) -> Stripes:
     """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
     `ways` (N, 2), x and y in pixels.
     """
-    down, across, _, hann = _waves()
-    spectra = torch.fft.rfft2((windows - windows.mean((1, 2), keepdim=True)) * hann)
-    power = spectra.abs().square()
-    noise = _NOISE * power[:, _corners()].mean(1, keepdim=True) + _FLOOR
-    power = power[:, _chosen()]
-    along = (ways[:, :1] * across + ways[:, 1:] * down).abs()
-    left = _left(along, SHARES)
-    plain, coded = (_seen(power, n, ways, along, left) for n in (noise, noise + _CODED))
+    power, noise = power_of(windows)
+    passed = along(ways)
+    left = left_of(passed, SHARES)
+    plain, coded = (_seen(power, n, ways, passed, left) for n in (noise, noise + _CODED))
     return replace(plain, coded=coded)
 
 
-def _seen(power: Tensor, noise: Tensor, ways: Tensor, along: Tensor, left: Tensor) -> Stripes:
+def _seen(power: Tensor, noise: Tensor, ways: Tensor, passed: Tensor, left: Tensor) -> Stripes:
     """What spectra (N, B) of such noise (N, 1) show.
 
-    along: (N, B), waves in the way; left: (T, N, B), what blurs of the SHARES leave of their power.
+    passed: (N, B), waves in the way; left: (T, N, B), what blurs of the SHARES leave of their
+    power.
     """
-    down, across, rings, _ = _waves()
-    sizes = rings.sum(0).clamp_min(1)
-    signal = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T  # of each wave's ring
+    down, across, rings = waves()
+    signal = signal_of(power, noise)
     length = torch.hypot(across, down)
     length_of_ways = ways.norm(dim=1, keepdim=True)
     # Lines along the motion are in the others, and no blur changes them.
-    seen = (along > _ALONG * length_of_ways).float()
+    seen = (passed > _ALONG * length_of_ways).float()
     counts = seen * signal / (signal + noise)
-    counts = counts / counts.sum(1, keepdim=True).clamp_min(_FEW)  # all windows count the same
+    counts = counts / counts.sum(1, keepdim=True).clamp_min(FEW)  # all windows count the same
     ring_counts = (seen @ rings).clamp_min(1)
 
     def level(values: Tensor) -> Tensor:
@@ -162,13 +154,13 @@ def _seen(power: Tensor, noise: Tensor, ways: Tensor, along: Tensor, left: Tenso
         means: Tensor = (values * seen) @ rings / ring_counts
         return values.sub_(means @ rings.T)
 
-    spectrum = level(torch.log(power + _FLOOR))
+    spectrum = level(torch.log(power + FLOOR))
     # Pictures have edges of some directions more than of others: that is smooth.
-    turned = (along / length_of_ways / length).square()
+    turned = (passed / length_of_ways / length).square()
     other = torch.stack([turned, turned.square(), turned * length * 4])
     other = level(other).flatten(1)
     # A stripe is no darker than the noise.
-    depth = (_DEPTH + noise / signal).clamp_max(100)
+    depth = (DEPTH + noise / signal).clamp_max(100)
     own = level((left + depth).log_()).flatten(1)
     counts, spectrum = counts.flatten(), spectrum.flatten()
     other_counts, spectrum_counts = (other * counts).T, spectrum * counts
@@ -182,48 +174,3 @@ def _seen(power: Tensor, noise: Tensor, ways: Tensor, along: Tensor, left: Tenso
         own @ other_counts,
         own @ spectrum_counts,
     )
-
-
-@functools.cache
-def _lengths() -> Tensor:
-    """Waves a pixel of each value of half a spectrum, (WINDOW, WINDOW / 2 + 1)."""
-    return torch.hypot(torch.fft.fftfreq(WINDOW)[:, None], torch.fft.rfftfreq(WINDOW)[None])
-
-
-def _chosen() -> Tensor:
-    """Which values are looked at."""
-    return (_lengths() > _WAVES[0]) & (_lengths() < _WAVES[1])
-
-
-def _corners() -> Tensor:
-    """Which values show the noise: beyond what any detail of a blurred picture reaches."""
-    return _lengths() > 0.5
-
-
-@functools.cache
-def _waves() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the B values looked at: waves a pixel down and across, which of R rings each is in,
-    (B, R); and Hann's window.
-    """
-    chosen = _chosen()
-    down = torch.fft.fftfreq(WINDOW)[:, None].expand(chosen.shape)[chosen]
-    across = torch.fft.rfftfreq(WINDOW)[None].expand(chosen.shape)[chosen]
-    ring = (torch.hypot(down, across) * WINDOW).round().long()
-    hann = torch.hann_window(WINDOW)
-    return down, across, torch.eye(int(ring.max()) + 1)[ring], hann[:, None] * hann
-
-
-_STEPS = 64  # of the table, a wave
-
-
-@functools.cache
-def _table() -> Tensor:
-    """The power that a blur leaves of 0, 1/_STEPS, 2/_STEPS … waves in its length."""
-    return torch.sinc(torch.arange(128 * _STEPS) / _STEPS).square()
-
-
-def _left(waves: Tensor, lengths: Tensor) -> Tensor:
-    """The power that blurs of lengths (T,) leave of so many waves a pixel (N, B): (T, N, B)."""
-    table: Tensor = _table()
-    places = (waves * (lengths * _STEPS)[:, None, None]).round_().clamp_max_(len(table) - 1)
-    return table.index_select(0, places.int().flatten()).view(places.shape)
