@@ -438,13 +438,10 @@ class Meter:
     @property
     def sharp(self) -> bool:
         """Whether there is no blur, whatever a picture looks like by itself."""
-        change = self._changes.found
-        return (
-            change is not None
-            and change.explained < _NOTHING
-            and change.telling > _TELLING_MUCH
-            and not (self._stripes.found is not None and plain(self._stripes.found) > 0)
-        )
+        change, found = self._changes.found, self._stripes.found
+        if change is None or (found is not None and plain(found) > 0):
+            return False
+        return change.explained < _NOTHING and change.telling > _TELLING_MUCH
 
     @property
     def settled(self) -> bool:

@@ -137,7 +137,7 @@ def comparison(
     told = (fastest > _CHANGES) & (fastest < _LONGEST)
     for middle, side in ((rows, grid.size[1]), (columns, grid.size[0])):
         told &= (middle >= half) & (middle <= side - half)
-    chosen = grid.chosen(told, turn, none_clipped=True)
+    chosen = grid.chosen(told, turn)
     if not len(chosen):
         return None
     with torch.inference_mode():
@@ -225,16 +225,14 @@ class _Grid:
         values = cv2.remap(part, to_x, to_y, cv2.INTER_LINEAR, borderMode=edge)
         return np.asarray(values[0], np.float32)
 
-    def chosen(
-        self, told: NDArray[np.bool_], turn: int, *, none_clipped: bool = False
-    ) -> NDArray[np.intp]:
+    def chosen(self, told: NDArray[np.bool_], turn: int) -> NDArray[np.intp]:
         """Some windows of those that tell (N,), evenly spread; without clipped pixels, or, if
         there are few of those, with some.
         """
         worth = np.where(told, self.worth, 0)
         # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
         order = np.flatnonzero(worth * self.clear > _WORTH)
-        if len(order) < _FEW and not none_clipped:
+        if len(order) < _FEW:
             order = np.flatnonzero(worth > _WORTH)
         apart = max(1, round(len(order) / _WINDOWS))
         return order[turn % apart :: apart]
