@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -430,6 +431,48 @@ def test_a_frame_is_compared_with_the_one_before_it_when_it_is_time() -> None:
     assert comparison(look, item, first, unit) is None
     smaller = Look(look.luma[:-2], 1, first, look.way)
     assert comparison(smaller, item, movement, unit) is None
+
+
+def test_two_fields_in_one_picture_are_no_blur() -> None:
+    """Interlaced, and nobody said so: rows lie apart by how fast it moves, which is a change."""
+    frames = []
+    for k in range(8):
+        at = 2 * k + 0.8 * k * k
+        one, other = (detailed(0)[100:420, round(x) : round(x) + 448] for x in (at, at + at / 12))
+        picture = one.copy()
+        picture[1::2] = other[1::2]
+        frames.append(frame(picture.round().clip(0, 255).astype(np.uint8), k, full_range=True))
+    meter, before = Meter(), None
+    for item, movement in follow(frames):
+        meter.see(item, movement, before)
+        before = None if movement is None else Look.at(item, movement)
+    assert meter.seconds(1 / FPS) == 0
+
+
+def test_a_pan_that_never_changes_tells_nothing() -> None:
+    """Pictures without noise, each a whole number of pixels on, are the same to the last bit."""
+    meter, before = Meter(), None
+    for item, movement in follow(list(film(pan(3), 6))):
+        meter.see(item, movement, before)
+        before = None if movement is None else Look.at(item, movement)
+    assert not meter.sharp
+    assert not meter.measured
+    assert 0 < meter.seconds(1 / FPS) * FPS < USUAL_SHARE
+
+
+def test_ways_are_of_the_same_seconds_where_the_rate_varies() -> None:
+    """Three pixels in each 1/30 s, whatever the pictures' intervals: nothing changes."""
+    frames = [frame(p, k, full_range=True) for k, p in enumerate(blurred(0.5, (3, 0), 9))]
+    followed = list(follow([frames[k] for k in (0, 1, 4, 5, 8)]))
+    intervals = {round(m.interval_seconds * FPS) for _, m in followed if m is not None}
+    assert intervals == {1, 2}
+    for (item, movement), (after, moved) in pairwise(followed):
+        assert movement is not None
+        assert moved is not None
+        seen = comparison(Look.at(item, movement), after, moved, 2 / FPS)
+        assert seen is not None
+        assert seen.found().telling < 0.1
+        assert seen.ways / seen.windows == pytest.approx(6**2, rel=0.1)
 
 
 def test_where_hardly_anything_moves_less_than_the_usual_share_is_taken() -> None:

@@ -35,6 +35,8 @@ _OVERLAP = 3.0
 #: A blur of fewer pixels only weakens waves, by the square of its length; one of more, those of its
 #: own length.
 _SHORT_PIXELS, _LONG_PIXELS = 2.5, 4.0
+#: Squares of changes that a window may have of whatever comes, though none be seen.
+_LEAST_POWER = 0.02
 #: What explains so much of what the best share does explains it as well.
 _ALIKE = 0.93
 
@@ -43,10 +45,10 @@ _ALIKE = 0.93
 class Changes:
     """Sums over windows, of which more may be added (`+`).
 
-    windows: how many; turning: how many of pictures that turn fast. ways: pixels, all of theirs.
-    power: squares of what their spectra changed by. Of each of the SHARES, (T,): product, of that
-    with what blurs of this share change by; own, squares of the latter; and, windows squared first,
-    both of them and their product.
+    windows: how many; turning: how many of pictures that turn fast. ways: their squares, pixels²,
+    the mean of both pictures'. power: squares of what their spectra changed by. Of each of the
+    SHARES, (T,): product, of that with what blurs of this share change by; own, squares of the
+    latter; and, windows squared first, both of them and their product.
     """
 
     windows: int
@@ -66,7 +68,7 @@ class Changes:
     def found(self) -> Change:
         """The share that explains most, by least squares."""
         own, product = self.own.clamp_min(1e-12), self.product
-        power = float(self.power) + 1e-9
+        power = float(self.power) + _LEAST_POWER * self.windows + 1e-9
         explained = product * product.abs() / own / power
         strength = product / own
         scatter = self.product_squared - 2 * strength * self.both + strength**2 * self.own_squared
@@ -85,7 +87,7 @@ class Changes:
             meant = int(seen.argmin())
             if abs(meant - best) > 1:
                 best, share = meant, float(SHARES[meant])
-        way = self.ways / max(self.windows, 1)
+        way = math.sqrt(self.ways / max(self.windows, 1))
         pixels = share * way
         short = (_LONG_PIXELS - pixels) / (_LONG_PIXELS - _SHORT_PIXELS)
         short = min(1.0, max(0.0, short))
@@ -96,8 +98,9 @@ class Changes:
             share,
             share * way,
             float(explained[best]),
-            min(1.0, float(strength[best])),
-            short * float(strength[_USUAL] - 2 * error[_USUAL]),
+            float(strength[best]),
+            short,
+            float(strength[_USUAL] - 2 * error[_USUAL]),
             float(0.25 * own[_USUAL] / power),
             self.turning / max(self.windows, 1),
         )
@@ -105,17 +108,19 @@ class Changes:
 
 @dataclass(frozen=True)
 class Change:
-    """share: of the way; pixels: how long the blur is on the mean; explained: share of what the
-    spectra changed by; strength: how much of what such a blur changes is seen, 0 … 1, for a coder
-    takes some of it. at_least: the least that a blur of half of the way would be seen by, 1 of a
-    true one, where blurs are short; telling: what it would explain were half of it seen. turning:
-    the share of windows that are of pictures which turn fast.
+    """share: of the way; pixels: how long the blur is (root mean square); explained: share of what
+    the spectra changed by; strength: how much of what such a blur changes is seen, of a true one 1,
+    but that a coder takes some of it. short: how far it is so short that it only weakens waves,
+    0 … 1; at_least: then, the least that a blur of half of the way is seen by, 1 of a true one.
+    telling: what that would explain were half of it seen. turning: the share of windows that are of
+    pictures which turn fast.
     """
 
     share: float
     pixels: float
     explained: float
     strength: float
+    short: float
     at_least: float
     telling: float
     turning: float
@@ -157,7 +162,7 @@ def changes(
     return Changes(
         len(before),
         len(before) * turning,
-        float(ways_before.norm(dim=1).sum() + ways_after.norm(dim=1).sum()) / 2,
+        float(ways_before.square().sum() + ways_after.square().sum()) / 2,
         (counts * seen.square()).sum(),
         product.sum(1),
         squares.sum(1),

@@ -67,9 +67,10 @@ _FULL = 16  # windows from which on they are believed
 _SHORT, _LONG, _DISTINCT = (0.028, 0.042), (0.0145, 0.0185), (0.2, 0.35)
 #: How much of what spectra changed by changes of blur have to explain, how much of such changes
 #: has to be seen, and, of short blurs, at least: up to the first of each they are taken for chance.
-#: Blurs of less than a pixel are not worth the risk.
-_CHANGED, _STRENGTH, _AT_LEAST = (0.012, 0.02), (0.12, 0.2), (0.15, 0.3)
-_SHORTEST_PIXELS = 0.6, 0.9
+#: The last is enough by itself, and has to be something in any case. Blurs of less than a pixel are
+#: not worth the risk, and longer or stronger ones than there can be are something else.
+_CHANGED, _STRENGTH, _AT_LEAST, _NOT_BELOW = (0.012, 0.02), (0.12, 0.2), (0.15, 0.3), (0.0, 0.1)
+_SHORTEST_PIXELS, _MOST_SHARE, _MOST_STRENGTH = (0.5, 0.7), 1.15, 2.0
 #: The first where all turns too fast to be followed: the ways are not sure, and so is what they
 #: explain, unless it is much.
 _TURNING = 0.08, 0.12
@@ -370,13 +371,16 @@ def plain(found: Found) -> float:
 
 def changed(found: Change) -> float:
     """How far what changed is to be taken for a blur's doing, 0 … 1."""
+    if found.share > _MOST_SHARE or found.strength > _MOST_STRENGTH:
+        return 0.0
     limits = [
         (1 - found.turning) * of_all + found.turning * of_turning
         for of_all, of_turning in zip(_CHANGED, _TURNING, strict=True)
     ]
     explained = np.interp(found.explained, limits, [0, 1])
     explained *= np.interp(found.strength, _STRENGTH, [0, 1])
-    at_least = (1 - found.turning) * np.interp(found.at_least, _AT_LEAST, [0, 1])
+    explained *= 1 - found.short * (1 - np.interp(found.at_least, _NOT_BELOW, [0, 1]))
+    at_least = np.interp(found.at_least, _AT_LEAST, [0, 1]) * found.short * (1 - found.turning)
     return float(max(explained, at_least) * np.interp(found.pixels, _SHORTEST_PIXELS, [0, 1]))
 
 

@@ -47,6 +47,9 @@ _CLIPPED = 0.1
 #: what moves so many of them are left out too, for the flow is not sure of its edge, which is
 #: blurred into what is behind. And how much of a window has to be left, of a good one and of any.
 _OFF, _SLOW, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 2.5, 4, 2, 0.5, 0.1
+#: Share of combed windows from which on a picture is two fields that nobody told of. Of pictures
+#: that are one, none is.
+_COMBED = 0.1
 #: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
 _MIDDLE = 9.0
 
@@ -149,12 +152,15 @@ def comparison(
             luma[rows[k] - half : rows[k] + half, columns[k] - half : columns[k] + half]
             for k in kept
         ])  # fmt: skip
-        per_unit = unit / movement.interval_seconds
+        new = grid.windows[grid.places(kept)]
+        if float((_combed(old) | _combed(new)).float().mean()) > _COMBED:
+            return None
+        ways = torch.from_numpy(moved[kept].astype(np.float32))
         return changes(
             _masked(old, masks),
-            _masked(grid.windows[grid.places(kept)], masks),
-            torch.from_numpy(moved[kept].astype(np.float32)) * per_unit,
-            chords * per_unit,
+            _masked(new, masks),
+            ways * (unit / before.movement.interval_seconds),
+            chords * (unit / movement.interval_seconds),
             turning=(movement.doubtful + before.movement.doubtful) / 2,
         )
 
@@ -316,6 +322,19 @@ def _one_motion(ways: Tensor, chords: Tensor, slow: float) -> tuple[Tensor, Tens
     masks = (2 * F.avg_pool2d(near, 2 * _RIM + 1, 1) - 1).clamp(0, 1)
     left = (masks[:, 0] * hann).sum((1, 2))
     return chords, F.interpolate(masks, scale_factor=_CELL, mode="bilinear")[:, 0], left
+
+
+def _combed(windows: Tensor) -> Tensor:
+    """Which windows (N, …) bend more from row to row than over every second: two fields in one,
+    which lie the farther apart the faster it moves.
+    """
+    next_row, after_next = (
+        (windows[:, : -2 * step] - 2 * windows[:, step:-step] + windows[:, 2 * step :])
+        .square()
+        .mean((1, 2))
+        for step in (1, 2)
+    )
+    return next_row > after_next
 
 
 def _masked(windows: Tensor, masks: Tensor) -> Tensor:
