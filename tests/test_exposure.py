@@ -23,7 +23,6 @@ from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
     TOLD,
-    USUAL_SHARE,
     Exposure,
     Guide,
     Meter,
@@ -33,7 +32,7 @@ from vdeblur.exposure import (
 from vdeblur.frames import Frame
 from vdeblur.motion import Watch, follow
 from vdeblur.stripes import Found
-from vdeblur.windows import Look, comparison, reading
+from vdeblur.windows import USUAL_SHARE, Look, comparison, reading
 
 SIZE = (448, 320)
 

@@ -32,13 +32,10 @@ from vdeblur.motion import Floats, Movement, follow
 from vdeblur.stripes import Found
 from vdeblur.threads import Helpers
 from vdeblur.views import linked
-from vdeblur.windows import Look, comparison, reading
+from vdeblur.windows import USUAL_SHARE, Look, comparison, reading
 
-#: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
-#: too short a motion restores too little, too long a one does damage.
-USUAL_SHARE = 0.5
-#: The same where so little moves that nothing could tell, and little is to be restored: a sharp
-#: film stays as it is, to 50 dB.
+#: Share of a frame's time that is taken, instead of `USUAL_SHARE`, where so little moves that
+#: nothing could tell, and little is to be restored: a sharp film stays as it is, to 50 dB.
 _CAREFUL_SHARE = 0.25
 _NONE = 0.05  # share below which the shutter blurs nothing
 #: Of the way that flow finds during an exposure, what is told of it. Eleven films of known
@@ -65,6 +62,11 @@ _FULL = 16  # windows from which on they are believed
 #: than aslant, like a blur of 4 pixels that explains 0.03: short ones have to explain more; and so
 #: do few windows, of which more is chance.
 _SHORT, _LONG, _DISTINCT = (0.028, 0.042), (0.0145, 0.0185), (0.2, 0.35)
+#: The same of what was found as of a film that was coded, be it short or long. Near to each other:
+#: by half of its length a blur is not restored by half, but hardly at all.
+_IF_CODED = 0.0165, 0.018
+_SHORT_PIXELS, _LONG_PIXELS = 4.5, 6.5
+_MANY = 80  # windows
 #: How much of what spectra changed by changes of blur have to explain, how much of such changes
 #: has to be seen, and, of short blurs, at least: up to the first of each they are taken for chance.
 #: The last is enough by itself, and has to be something in any case. Blurs of less than a pixel are
@@ -77,11 +79,6 @@ _TURNING = 0.08, 0.12
 #: What a blur of half of the way would explain: up to the first nothing can be told of it. And what
 #: it has to be, and how little be explained, for a film to be sharp whatever a picture looks like.
 _TELLING, _TELLING_MUCH, _NOTHING = (0.006, 0.012), 0.12, 0.003
-#: The same as _SHORT of what was found as of a film that was coded, be it short or long. Near to
-#: each other: by half of its length a blur is not restored by half, but hardly at all.
-_IF_CODED = 0.0165, 0.018
-_SHORT_PIXELS, _LONG_PIXELS = 4.5, 6.5
-_MANY = 80  # windows
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from vdeblur.errors import UsageError
 from vdeblur.exposure import (
     AUTO,
     TOLD,
-    USUAL_SHARE,
     Exposure,
     Meter,
     exposure_of,
@@ -32,7 +31,7 @@ from vdeblur.motion import Movement, Watch
 from vdeblur.overlap import Overlap
 from vdeblur.threads import use_torch_threads
 from vdeblur.views import Around, Link, View, link, view_of
-from vdeblur.windows import Look
+from vdeblur.windows import USUAL_SHARE, Look
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
 

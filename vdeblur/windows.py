@@ -25,8 +25,9 @@ from vdeblur.motion import Floats, Movement, reduced
 from vdeblur.spectra import WINDOW
 from vdeblur.stripes import Stripes, stripes
 
-#: Share of the way to the next picture that the shutter is taken to be open for.
-_USUAL_SHARE = 0.5
+#: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
+#: too short a motion restores too little, too long a one does damage.
+USUAL_SHARE = 0.5
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
 #: Pixels to the next picture that a window can be asked about; and from which on it changes.
 _SHORTEST, _LONGEST, _CHANGES = 4.0, 48.0, 0.5
@@ -80,7 +81,7 @@ def reading(
     unit: float,
     *,
     turn: int = 0,
-    share: float = _USUAL_SHARE,
+    share: float = USUAL_SHARE,
 ) -> Stripes | None:
     """What one frame says of its exposure, in ways of `unit` seconds; None if nothing tells.
 
@@ -123,7 +124,7 @@ def comparison(
     if not moving.size:
         return None
     way_there = float(np.median(moving))
-    grid = _Grid.of(frame, movement, here.luma, here.shrink, way_there, _USUAL_SHARE)
+    grid = _Grid.of(frame, movement, here.luma, here.shrink, way_there, USUAL_SHARE)
     if grid is None:
         return None
     # Where the windows' middles were in the picture before, to the pixel, and how they moved there.
