@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -26,6 +26,7 @@ from vdeblur.exposure import (
     Exposure,
     Guide,
     Meter,
+    _Shot,
     exposure_of,
     plain,
 )
@@ -430,6 +431,34 @@ def test_a_frame_is_compared_with_the_one_before_it_when_it_is_time() -> None:
     assert comparison(look, item, first, unit) is None
     smaller = Look(look.luma[:-2], 1, first, look.way)
     assert comparison(smaller, item, movement, unit) is None
+
+
+def test_frames_that_turn_in_a_shot_that_does_not_move_as_the_others_do() -> None:
+    """The flow is as good as beside them, and the exposure is known."""
+    movements = [m for _, m in follow(by_hand(0.5, 7.0, 10, rate=0.6))]
+    turning = [k for k, m in enumerate(movements) if m is not None and m.doubtful]
+    assert 2 <= len(turning) <= 5
+    guide = Guide()
+    for k, item in enumerate(guide.run(by_hand(0.5, 7.0, 10, rate=0.6))):
+        movement = movements[k]
+        assert movement is not None
+        given, right = (m[:2] for m in (item.motion, movement.during(0.5 * TOLD / FPS)))
+        if k in turning:
+            assert np.median(np.hypot(*(given - right))) < 0.2 * np.median(np.hypot(*right)) + 0.1
+    assert "was open for about 0.5" in guide.notes()[0]
+
+
+def test_a_cut_that_looks_like_none_is_no_movement() -> None:
+    """What is matched with another scene goes farther than the shot does."""
+    shot = _Shot(0)
+    movements = [m for _, m in follow(by_hand(0.5, 7.0, 10, rate=0.6))]
+    turns = next(m for m in movements if m is not None and m.doubtful)
+    assert not shot.knows(turns)
+    for movement in movements:
+        assert movement is not None
+        shot.see(movement)
+    assert shot.knows(turns)
+    assert not shot.knows(replace(turns, field=4 * turns.field))
 
 
 def test_two_fields_in_one_picture_are_no_blur() -> None:

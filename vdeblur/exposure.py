@@ -48,6 +48,8 @@ _TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: 
 #: Share of its places whose motion the picture itself must bear out to be believed then; a place
 #: does, to half of the longer of the two and these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
+#: Up to this a picture shows nothing of its own; and how many times the way of others is as far.
+_BELIEVED, _AS_FAR = 0.5, 1.5
 _RECENT = 8  # frames of a shot that tell whether it turns, and whether it is blurred
 _EAGER = 4  # frames of a shot that are read at once
 _EVERY = 16  # after those, one of so many
@@ -217,7 +219,7 @@ class Guide:
         # All tell how their shot turns, and what they show, before any is given out.
         for item, movement in held:
             if isinstance(item, Frame) and movement is not None:
-                self._shot(item, movement).turns.append(movement.doubtful)
+                self._shot(item, movement).see(movement)
         told: deque[_Told] = deque()
         for item, movement in held:
             entry = _Told(item, movement)
@@ -229,11 +231,15 @@ class Guide:
                 entry.shot = shot = self._shot(item, movement)
                 entry.seconds = self._seconds(item, movement)
                 entry.read = self.exposure == AUTO and self._meter(item).measured
-                if not movement.doubtful and sum(shot.turns) <= len(shot.turns) / 2:
+                vibrates = sum(shot.turns) > len(shot.turns) / 2
+                if not vibrates and not movement.doubtful:
                     continue
                 # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
-                if entry.read and self._meter(item).sharp:
-                    continue
+                if entry.read:
+                    meter = self._meter(item)
+                    if meter.sharp:
+                        continue
+                    entry.like_others = meter.sure and not vibrates and shot.knows(movement)
                 interval = movement.interval_seconds
                 short = entry.seconds <= _NONE * interval
                 flow = movement.during(USUAL_SHARE * interval if short else entry.seconds)[:2]
@@ -287,24 +293,31 @@ class Guide:
             return
         self._moved = True
         interval, seconds = movement.interval_seconds, told.seconds
-        if told.read and shown is None:
-            self._shares.append(seconds / interval)
-            self._seconds_read.append(seconds)
-        elif shown is None:
-            self._guessed.append(seconds / interval)
         frame.motion = movement.during(TOLD * seconds)
         if shown is not None:
             # Of a vibration the flow knows little, and no exposure was read off it.
-            still = shown.motion * np.float32(shot.believed(shown))
-            if seconds <= _NONE * interval or not borne_out(frame.motion, still):
+            believed = shot.believed(shown)
+            still = shown.motion * np.float32(believed)
+            # A picture that shows nothing bears nothing out, nor does one that seems to have been
+            # blurred by more than it moved.
+            longer = _length(still) > _length(movement.during(interval))
+            others = told.like_others and (believed < _BELIEVED or longer)
+            if seconds <= _NONE * interval or not (others or borne_out(frame.motion, still)):
                 frame.motion = still
+                return
+        if told.read:
+            self._shares.append(seconds / interval)
+            self._seconds_read.append(seconds)
+        else:
+            self._guessed.append(seconds / interval)
 
 
 @dataclass
 class _Told:
     """An item with its movement. Of a frame, how long the shutter was open, and whether that was
     read off the pictures; its shot, if it has a neighbour there; and what gives what it shows by
-    itself, where nothing else tells how it moved.
+    itself, where nothing else tells how it moved; and whether, of a shot that is surely blurred and
+    does not turn, it alone turns too fast to be followed, and moves about as far as others do.
     """
 
     item: Any
@@ -312,6 +325,7 @@ class _Told:
     seconds: float = 0.0
     read: bool = False
     shot: _Shot | None = None
+    like_others: bool = False
     shown: Callable[[], Shown | None] | None = None
 
 
@@ -324,12 +338,28 @@ class _Shot:
         self.number = number
         self.turns: deque[bool] = deque(maxlen=_RECENT)
         self.blurred: deque[float] = deque(maxlen=_RECENT)
+        self.ways: deque[float] = deque(maxlen=_RECENT)  # a second, of those that do not turn
+
+    def see(self, movement: Movement) -> None:
+        """The movement of the next frame."""
+        self.turns.append(movement.doubtful)
+        if not movement.doubtful:
+            self.ways.append(_length(movement.field))
+
+    def knows(self, movement: Movement) -> bool:
+        """Whether others move about as fast: what was matched with another scene does not."""
+        return bool(self.ways) and _length(movement.field) <= _AS_FAR * max(self.ways)
 
     def believed(self, shown: Shown) -> float:
         """0 … 1. A shot whose frames are blurred has one exposure: those that vibration leaves
         nearly sharp are blurred a little. Half of them must show it.
         """
         return max(shown.blurred, min(1.0, 2 * sum(self.blurred) / len(self.blurred)))
+
+
+def _length(motion: Floats) -> float:
+    """Of chords (2 or more, h, w), the median."""
+    return float(np.median(np.hypot(*motion[:2])))
 
 
 def borne_out(motion: Floats, still: Floats) -> bool:
@@ -434,6 +464,14 @@ class Meter:
         change = self._changes.found
         return self._stripes.found is not None or (
             change is not None and max(changed(change), _telling(change)) > 0.5
+        )
+
+    @property
+    def sure(self) -> bool:
+        """Whether the pictures surely are blurred, as long as is known."""
+        found, change = self._stripes.found, self._changes.found
+        return (found is not None and plain(found) > 0.5) or (
+            change is not None and changed(change) > 0.5
         )
 
     @property
