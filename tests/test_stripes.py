@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.test_motion import texture
-from vdeblur.stripes import WINDOW, Stripes, stripes
+from vdeblur.spectra import WINDOW
+from vdeblur.stripes import Stripes, stripes
 
 Floats = NDArray[np.float32]
 SCENE = texture(400, 600, seed=3) / 255
