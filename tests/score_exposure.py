@@ -91,7 +91,7 @@ def film(photo: Path, dice: np.random.Generator, speed: float, share: float) -> 
         )
         return np.asarray(seen, np.float32)
 
-    def coded(seen: NDArray[np.float32]) -> Pictures:
+    def shown(seen: NDArray[np.float32]) -> Pictures:
         codes = (np.clip(seen, 0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8)
         return codes[..., ::-1]
 
@@ -102,7 +102,7 @@ def film(photo: Path, dice: np.random.Generator, speed: float, share: float) -> 
         np.mean([view((k + moment) / FPS) for moment in moments], axis=0) if share else sharp[k]
         for k in range(FRAMES)
     ]
-    return np.stack([coded(p) for p in blurred]), np.stack([coded(p) for p in sharp])
+    return np.stack([shown(p) for p in blurred]), np.stack([shown(p) for p in sharp])
 
 
 def coded(pictures: Pictures, crf: int) -> Pictures:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vdeblur.spectra import along, left_of, power_of, signal_of, waves
+from vdeblur.spectra import along, left_of, peak, power_of, signal_of, waves
 from vdeblur.stripes import DEPTH, FEW
 
 #: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
@@ -74,11 +74,7 @@ class Changes:
         scatter = self.product_squared - 2 * strength * self.both + strength**2 * self.own_squared
         error = (_OVERLAP * scatter.clamp_min(0)).sqrt() / own
         best = int(explained[SHARES <= _LONGEST].argmax())
-        share = float(SHARES[best])
-        if best:  # the top of the parabola through the three, if that is between them
-            low, mid, high = explained[best - 1 : best + 2].tolist()
-            if low <= mid >= high and low + high < 2 * mid:
-                share *= math.exp(_STEP * 0.5 * (low - high) / (low - 2 * mid + high))
+        share = peak(SHARES, explained, best, _STEP)
         # Blurs of a pixel or two explain alike, whatever their length: then the one is meant that
         # is seen as it should be.
         alike = (SHARES <= _LONGEST) & (explained >= _ALIKE * explained[best]) & (strength > 0)

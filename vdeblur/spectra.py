@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -59,6 +60,18 @@ def left_of(waves_along: Tensor, shares: Tensor) -> Tensor:
     table: Tensor = _table()
     places = (waves_along * (shares * _STEPS)[:, None, None]).round_().clamp_max_(len(table) - 1)
     return table.index_select(0, places.int().flatten()).view(places.shape)
+
+
+def peak(shares: Tensor, explained: Tensor, best: int, step: float) -> float:
+    """The share at the top of the parabola through what the best of them and those beside it, `step`
+    apart in their logarithm, explain; the best itself if the top is not between them.
+    """
+    share = float(shares[best])
+    if 0 < best < len(shares) - 1:
+        low, mid, high = explained[best - 1 : best + 2].tolist()
+        if low <= mid >= high and low + high < 2 * mid:
+            share *= math.exp(step * 0.5 * (low - high) / (low - 2 * mid + high))
+    return share
 
 
 @functools.cache

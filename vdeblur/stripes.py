@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vdeblur.spectra import FLOOR, WINDOW, along, left_of, power_of, signal_of, waves
+from vdeblur.spectra import FLOOR, WINDOW, along, left_of, peak, power_of, signal_of, waves
 
 #: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
 #: compare.
@@ -96,11 +96,7 @@ class Stripes:
         ends = max(most - beside, 0), min(most + beside, len(SHARES) - 1)
         highest = float(explained[most])
         around = max(0.0, *(float(explained[end]) for end in ends))
-        share = float(SHARES[most])
-        if most:  # the top of the parabola through the three, if that is between them
-            low, mid, high = explained[most - 1 : most + 2].tolist()
-            if low <= mid >= high and low + high < 2 * mid:
-                share *= math.exp(_STEP * 0.5 * (low - high) / (low - 2 * mid + high))
+        share = peak(SHARES, explained, most, _STEP)
         pixels = share * self.ways / max(self.windows, 1)
         distinct = (highest - around) / max(highest, 1e-6)
         return Found(share, pixels, highest, distinct, self.windows)
