@@ -63,8 +63,8 @@ def left_of(waves_along: Tensor, shares: Tensor) -> Tensor:
 
 
 def peak(shares: Tensor, explained: Tensor, best: int, step: float) -> float:
-    """The share at the top of the parabola through what the best of them and those beside it, `step`
-    apart in their logarithm, explain; the best itself if the top is not between them.
+    """The share at the top of the parabola through what the best and those beside it explain, which
+    are `step` apart in their logarithm; the best itself if the top is not between them.
     """
     share = float(shares[best])
     if 0 < best < len(shares) - 1:
