@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from vdeblur import VdeblurError
-from vdeblur.bench import bench, format_result
+from vdeblur.benchmark.run import bench, format_result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,8 +24,8 @@ import torch
 
 KERNELS = """
 import torch, torch.nn as nn
-from vdeblur.kernels import fused
-from vdeblur.models.layers import ResBlock
+from vdeblur.inference.kernels import fused
+from vdeblur.networks.layers import ResBlock
 print(f"{'channels':>8} {'size':>14} {'torch ms':>9}  ms of each way that agrees")
 for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
     for n in (1, 4):
@@ -49,8 +49,8 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
 
 IN_8_BITS = """
 import torch
-from vdeblur.kernels import fused, quantised
-from vdeblur.models.layers import ResBlock
+from vdeblur.inference.kernels import fused, quantised
+from vdeblur.networks.layers import ResBlock
 print(f"{'kind':>5} {'channels':>8} {'half ms':>9}  ms, and error as a share of the step to half")
 for kind in quantised.KINDS.values():
     for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
@@ -105,9 +105,9 @@ for name in ('street', 'walk'):
 
 GUIDED = """
 import torch
-from vdeblur.backends.cuda import record_graph
-from vdeblur.kernels.fused import _milliseconds
-from vdeblur.models import build, spec, taps
+from vdeblur.inference.runtimes.cuda import record_graph
+from vdeblur.inference.kernels.convolution import _milliseconds
+from vdeblur.networks import build, spec, taps
 print('milliseconds a frame: samples along the motion, network, its trunk, network as a graph')
 for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
     network = build(model, dict(spec(model).config)).eval().requires_grad_(False).cuda().half()
@@ -127,9 +127,9 @@ for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
 
 COLOUR = """
 import torch
-from vdeblur.kernels import fused, fused_color
+from vdeblur.inference.kernels import fused, fused_color
 from vdeblur.color import add_correction, as_int16, correction_to_planes
-from vdeblur.deblurrer import harmed
+from vdeblur.inference.deblurrer import harmed
 from vdeblur.frames import PlaneLayout
 limits = {'block': 16, 'block_mean': 0.35, 'mean': 0.15}
 print(f"{'planes':>24} {'torch ms':>18} {'kernels ms':>20}  codes off")
@@ -164,7 +164,7 @@ for layout, size in ((PlaneLayout(1280, 720), (720, 1280)),
 IN_8_GB = """
 import torch
 from vdeblur import Deblurrer
-from vdeblur.bench import load_for_speed
+from vdeblur.benchmark.run import load_for_speed
 from vdeblur.frames import PlaneLayout
 free = torch.cuda.mem_get_info()[0]
 block = torch.empty(max(0, free - 8 * 10**9), dtype=torch.uint8, device='cuda')

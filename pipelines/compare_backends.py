@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from vdeblur import Deblurrer, VdeblurError
-from vdeblur.bench import load_for_speed
+from vdeblur.benchmark.run import load_for_speed
 from vdeblur.errors import UsageError
-from vdeblur.export import random_motion
-from vdeblur.models import DEFAULT, Network, build, taps
+from vdeblur.inference.export import random_motion
+from vdeblur.networks import DEFAULT, Network, build, taps
 
 AUTHORS = "authors"
 

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vdeblur import VdeblurError
-from vdeblur.deblurrer import find_device
 from vdeblur.errors import UsageError
-from vdeblur.training.loop import RunOptions
-from vdeblur.training.prune import operations
+from vdeblur.inference.deblurrer import find_device
+from vdeblur.training.pruning import operations
 from vdeblur.training.recipes import Recipe, recipe_of, with_values
 from vdeblur.training.run import RunSettings, run_recipe, validation_of
+from vdeblur.training.trainer import RunOptions
 
 
 def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:

@@ -2,9 +2,9 @@
 
 python pipelines/score_8_bits.py PAIRS --weights FILE [--model mimo-unet] [--calibrate CLIP]
 
-The arithmetic is that of the kernels of `vdeblur.kernels.quantised`, in torch, on any device; the
-rest is fp32. Ranges are measured on CLIP, or for each pair on all others. The default network has
-no such blocks.
+The arithmetic is that of the kernels of `vdeblur.inference.kernels.quantised`, in torch, on any
+device; the rest is fp32. Ranges are measured on CLIP, or for each pair on all others. The default
+network has no such blocks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from torch import Tensor
 
 from vdeblur import Deblurrer, VdeblurError
-from vdeblur.backends.samples import samples_of
-from vdeblur.calibration import pictures_of
-from vdeblur.checkpoints import load
+from vdeblur.datasets.pairs import open_pairs
 from vdeblur.errors import InputError, ModelError
-from vdeblur.kernels.quantised import KINDS, blocks_of, measure, quantise
-from vdeblur.metrics import psnr
-from vdeblur.models import Network
-from vdeblur.pairs import open_pairs
+from vdeblur.evaluation.metrics import psnr
+from vdeblur.inference.calibration import samples_of, to_tensor
+from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure, quantise
+from vdeblur.media.sample_frames import sample_frames
+from vdeblur.networks import Network
+from vdeblur.weights.load import load
 
 
 def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> Deblurrer:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     pairs = list(open_pairs(args.pairs))
-    clip = pictures_of([args.calibrate]) if args.calibrate else []
+    clip = [to_tensor(p) for p in sample_frames([args.calibrate])] if args.calibrate else []
     if not clip and len(pairs) < 2:
         raise InputError("ranges are measured on other pictures: give two pairs, or --calibrate")
     network = load(args.model, args.weights).network.eval()

@@ -5,8 +5,8 @@ python pipelines/train_blur_field.py PHOTOS --out weights.safetensors [--budget 
 
 PHOTOS is a folder of sharp photographs; the last ones by name are held out. Each report says the
 median errors of the likeliest direction and length in held-out windows that moved by more than 4
-pixels, and writes the averaged weights in fp16, as `vdeblur.blur_field` loads them. With --budget 0
-the weights of --init are scored.
+pixels, and writes the averaged weights in fp16, as `vdeblur.motion.single_picture` loads them. With
+--budget 0 the weights of --init are scored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdeblur import VdeblurError
-from vdeblur.blur_field import blur_field_network
+from vdeblur.datasets.batches import Batch, open_data
+from vdeblur.datasets.motion_errors import NO_ERRORS
+from vdeblur.datasets.pool import PoolOptions, turned_vectors
+from vdeblur.datasets.synthetic_blur import MOTION_STEP, BlurOptions
 from vdeblur.errors import OutputError
-from vdeblur.files import replacing
-from vdeblur.models import taps
-from vdeblur.models.blur_field import (
+from vdeblur.motion.single_picture import blur_field_network
+from vdeblur.networks import taps
+from vdeblur.networks.blur_field import (
     DIRECTIONS,
     LENGTHS,
     WINDOW,
@@ -35,10 +38,7 @@ from vdeblur.models.blur_field import (
     class_shares,
     spectra,
 )
-from vdeblur.training.blur import MOTION_STEP, BlurOptions
-from vdeblur.training.data import Batch, open_data
-from vdeblur.training.motion_errors import NO_ERRORS
-from vdeblur.training.pool import PoolOptions, turned_vectors
+from vdeblur.system.files import replacing
 from vdeblur.training.schedules import Schedule
 
 #: Longer blur, calmer paths and fewer moving layers than a restoring network is trained on.

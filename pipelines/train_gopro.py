@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from vdeblur import VdeblurError
-from vdeblur.checkpoints import save_weights
-from vdeblur.deblurrer import find_device
+from vdeblur.datasets.batches import open_data
 from vdeblur.errors import OutputError
-from vdeblur.models import build, spec
-from vdeblur.models.network import Network
-from vdeblur.training.data import open_data
-from vdeblur.training.health import start_well
-from vdeblur.training.loop import Progress, RunOptions, train
+from vdeblur.inference.deblurrer import find_device
+from vdeblur.networks import build, spec
+from vdeblur.networks.base import Network
+from vdeblur.training.dead_channels import start_well
 from vdeblur.training.recipes import recipe_of
+from vdeblur.training.trainer import Progress, RunOptions, train
+from vdeblur.weights.load import save_weights
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tests.media import (
+from tests.helpers.clips import (
     INTERLACED,
     MKV,
     PLAIN,
@@ -41,8 +41,8 @@ from vdeblur import (
     deblur_video,
 )
 from vdeblur.deblur import default_output, motion_threads
-from vdeblur.reader import VideoReader
-from vdeblur.writer import VideoWriter
+from vdeblur.media.reader import VideoReader
+from vdeblur.media.writer import VideoWriter
 
 RED = 40  # codes of 255
 FAST = EncodeOptions(preset="ultrafast")
@@ -607,7 +607,7 @@ def test_motion_by_several_threads_is_the_same(
     def fail(here: Any, there: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("vdeblur.motion.match", fail)
+    monkeypatch.setattr("vdeblur.motion.flow.match", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         deblur_video(source, tmp_path / "none.mkv", model=Guided())
     assert {path.name for path in tmp_path.iterdir()} == {"pan.mkv", "out.mkv"}

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vdeblur import models
-from vdeblur.checkpoints import load_network, save_weights
-from vdeblur.deblurrer import Deblurrer
-from vdeblur.models import Network, NetworkSpec
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.networks import Network, NetworkSpec, catalogue
+from vdeblur.weights.load import load_network, save_weights
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-network.md"
 
@@ -21,16 +20,16 @@ def test_the_network_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Monke
     if not PAGE.exists():
         pytest.skip("not in this distribution")
     file, families, entry = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
-    monkeypatch.setattr(models, "_CATALOGUE", dict(models._CATALOGUE))
+    monkeypatch.setattr(catalogue, "FAMILIES", dict(catalogue.FAMILIES))
+    monkeypatch.setattr(catalogue, "_CATALOGUE", dict(catalogue._CATALOGUE))
     space: dict[str, Any] = {"__name__": "plain"}
     exec(compile(file, "plain.py", "exec"), space)
-    exec(families, space | {"FAMILIES": models.FAMILIES})
+    exec(families, space | {"FAMILIES": catalogue.FAMILIES})
     spec = eval(entry, {"NetworkSpec": NetworkSpec})
-    models._CATALOGUE[spec.name] = spec
+    catalogue._CATALOGUE[spec.name] = spec
 
     torch.manual_seed(4)
-    network = models.build("plain")
+    network = catalogue.build("plain")
     assert isinstance(network, Network)
     with torch.no_grad():
         network.get_parameter("head.weight").mul_(0.2)

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 pytest.importorskip("PIL", reason="the scenes are lettered with Pillow")
 
 from samples import make_samples
-from tests import films, score_films
-from tests.films import FILMS, Rendered
-from vdeblur.exposure import Meter
-from vdeblur.flow import warp
-from vdeblur.metrics import psnr
-from vdeblur.motion import follow
-from vdeblur.pictures import frame_to_rgb, to_picture
-from vdeblur.reader import VideoReader
+from tests.helpers import films
+from tests.helpers.films import FILMS, Rendered
+from tests.trials import score_films
+from vdeblur.datasets.pictures import frame_to_rgb, to_picture
+from vdeblur.evaluation.metrics import psnr
+from vdeblur.media.reader import VideoReader
+from vdeblur.motion.exposure import Meter
+from vdeblur.motion.flow import follow
+from vdeblur.motion.lucas_kanade import warp
 
 STEPS = 9
 

@@ -55,6 +55,6 @@ def test_constraints_pin_what_the_installation_asks_for() -> None:
 def test_what_the_wheel_promises_is_there() -> None:
     package = Path(vdeblur.__file__).parent
     assert (package / "py.typed").is_file()
-    assert project()["scripts"] == {"vdeblur": "vdeblur.cli:main"}
-    assert (package / "cli" / "__init__.py").is_file()
+    assert project()["scripts"] == {"vdeblur": "vdeblur.cli.main:main"}
+    assert (package / "cli" / "main.py").is_file()
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vdeblur
-from tests.media import same_frames, scene, write_frames
-from vdeblur.blur_field import blur_field_network
-from vdeblur.checkpoints import load_network
-from vdeblur.models.blur_field import BlurFieldNetwork
+from tests.helpers.clips import same_frames, scene, write_frames
+from vdeblur.motion.single_picture import blur_field_network
+from vdeblur.networks.blur_field import BlurFieldNetwork
+from vdeblur.weights.load import load_network
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.cli import main
-from vdeblur.metrics import psnr
+from vdeblur.cli.main import main
+from vdeblur.evaluation.metrics import psnr
 
 ROOT = Path(__file__).parent.parent
 FRAMES = 12

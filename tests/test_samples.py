@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 pytest.importorskip("PIL", reason="the scene is lettered with Pillow")
 
 from samples import make_samples
-from vdeblur.metrics import psnr
+from vdeblur.evaluation.metrics import psnr
 
 SAMPLES = Path(make_samples.__file__).parent
 FILMS = make_samples.FILMS

@@ -14,12 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vdeblur.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vdeblur.deblur import Report, deblur_frames, deblur_stream, deblur_video
-    from vdeblur.deblurrer import Deblurrer
-    from vdeblur.encoders import EncodeOptions
     from vdeblur.errors import (
         Cancelled,
         DeviceError,
@@ -31,8 +29,10 @@ if TYPE_CHECKING:
         VdeblurError,
     )
     from vdeblur.frames import Frame, FrameBatch, PlaneLayout, VideoInfo
-    from vdeblur.reader import VideoReader
-    from vdeblur.writer import VideoWriter
+    from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.media.encoders import EncodeOptions
+    from vdeblur.media.reader import VideoReader
+    from vdeblur.media.writer import VideoWriter
 
 __all__ = [
     "Cancelled",
@@ -59,8 +59,8 @@ __all__ = [
 
 _HOMES = {
     "deblur": ("Report", "deblur_frames", "deblur_stream", "deblur_video"),
-    "deblurrer": ("Deblurrer",),
-    "encoders": ("EncodeOptions",),
+    "inference.deblurrer": ("Deblurrer",),
+    "media.encoders": ("EncodeOptions",),
     "errors": (
         "Cancelled",
         "DeviceError",
@@ -72,8 +72,8 @@ _HOMES = {
         "VdeblurError",
     ),
     "frames": ("Frame", "FrameBatch", "PlaneLayout", "VideoInfo"),
-    "reader": ("VideoReader",),
-    "writer": ("VideoWriter",),
+    "media.reader": ("VideoReader",),
+    "media.writer": ("VideoWriter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

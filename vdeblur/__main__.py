@@ -2,6 +2,6 @@
 
 import sys
 
-from vdeblur.cli import main
+from vdeblur.cli.main import main
 
 sys.exit(main())

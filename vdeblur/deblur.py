@@ -21,23 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vdeblur import tuning
-from vdeblur.camera.session import SessionOptions
-from vdeblur.camera.stream import Stream, many
-from vdeblur.deblurrer import Deblurrer, Precision
-from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, OutputError, UsageError
-from vdeblur.exposure import AUTO, Exposure, Guide, exposure_of
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
-from vdeblur.live import LiveDeblurrer
-from vdeblur.on_device import adopt
-from vdeblur.overlap import Overlap, motion_of
-from vdeblur.reader import VideoReader, is_pattern
-from vdeblur.stages import Drain, StageTimes, background
-from vdeblur.threads import with_one_torch_thread
-from vdeblur.verify import BY_CONTAINER, verify
-from vdeblur.views import around_of
-from vdeblur.writer import VideoWriter, format_name
+from vdeblur.inference import settings as tuning
+from vdeblur.inference.deblurrer import Deblurrer, Precision
+from vdeblur.inference.gpu_frames import adopt
+from vdeblur.inference.transfers import Overlap, motion_of
+from vdeblur.live.restorer import LiveDeblurrer
+from vdeblur.live.session import SessionOptions
+from vdeblur.live.stream import Stream, many
+from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.reader import VideoReader, is_pattern
+from vdeblur.media.verify import BY_CONTAINER, verify
+from vdeblur.media.writer import VideoWriter, format_name
+from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of
+from vdeblur.motion.neighbours import around_of
+from vdeblur.system.thread_shares import with_one_torch_thread
+from vdeblur.system.workers import Drain, StageTimes, background
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
@@ -82,7 +82,7 @@ class Report:
 
 
 class Guiding(Protocol):
-    """Gives frames their motion: `vdeblur.exposure.Guide` by their pictures."""
+    """Gives frames their motion: `vdeblur.motion.exposure.Guide` by their pictures."""
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them.
@@ -401,7 +401,7 @@ def deblur_stream(
 
     source, sink: one address or several, as `vdeblur camera` takes them; no sink is for iterating
     alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
-    stopped (`stop`); see `vdeblur.camera.stream.Stream`. model, weights, device, precision: as for
+    stopped (`stop`); see `vdeblur.live.stream.Stream`. model, weights, device, precision: as for
     `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
     short. exposure: how long the shutter is open, for networks that are guided by motion: "auto",
     "1/60", or the share of a frame's time, such as 0.5. options: all the rest; max_latency and

@@ -77,12 +77,13 @@ class Frame:
     stream: int = 0
     carrier: Any = None
     #: The same picture in a GPU's memory, for who can take it from there: decoded hardware planes,
-    #: or tensors (rows, columns) of the layout (see `vdeblur.on_device`).
+    #: or tensors (rows, columns) of the layout (see `vdeblur.inference.gpu_frames`).
     on_device: Any = None
     #: (4, h, w) float32 at any size: how each place moves while the shutter is open, chord x, y and
-    #: bend x, y in pixels of the luma plane (see `vdeblur.models.taps`). None: not known.
+    #: bend x, y in pixels of the luma plane (see `vdeblur.networks.taps`). None: not known.
     motion: NDArray[np.float32] | None = None
-    #: The frames before and after, as far as they show the same scene: a `vdeblur.views.Around`.
+    #: The frames before and after, as far as they show the same scene: a
+    #: `vdeblur.motion.neighbours.Around`.
     around: Any = None
 
     @property

@@ -8,11 +8,11 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.common import keep_pages, network_options, say
+from vdeblur.cli.options import keep_pages, network_options, say
 from vdeblur.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
 
 _SIZE = "1280x720"
 
@@ -70,10 +70,10 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vdeblur import bench_chart
-    from vdeblur.bench import bench, format_result
-    from vdeblur.reader import VideoReader
-    from vdeblur.sweep import Trial, format_sweep, tune
+    from vdeblur.benchmark import chart
+    from vdeblur.benchmark.run import bench, format_result
+    from vdeblur.benchmark.sweep import Trial, format_sweep, tune
+    from vdeblur.media.reader import VideoReader
 
     if args.chart and Path(args.chart).suffix.lower() != ".png":
         raise UsageError(f"--chart {args.chart}: give a name that ends in .png")
@@ -133,5 +133,5 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(format_result(result))
     if args.chart:
-        bench_chart.write(Path(args.chart), result, sweep)
+        chart.write(Path(args.chart), result, sweep)
     return 0

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from vdeblur.cli.common import (
+from vdeblur.cli.options import (
     bitrate,
     deblurrer_of,
     exposure_option,
@@ -24,9 +24,9 @@ from vdeblur.cli.common import (
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.camera.session import Session
-    from vdeblur.camera.watching import Snapshot
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
+    from vdeblur.live.counters import Snapshot
+    from vdeblur.live.session import Session
 
 _WORDS = """\
 SOURCE  rtsp:// rtsps:// rtmp:// http(s):// (MJPEG, HLS) udp:// tcp:// srt://, /dev/video0,
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.keep is not None and args.keep < 1:
         raise UsageError(f"--keep is {args.keep}: 1 file or more can be kept")
     if args.service:
-        from vdeblur.camera.service import unit
+        from vdeblur.live.systemd import unit
 
         words = sys.argv[1:]
         print(unit(words[words.index("camera") + 1 :] if "camera" in words else words))
@@ -156,13 +156,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _live(args: argparse.Namespace) -> int:
-    from vdeblur.camera.encoding import LiveEncoding
-    from vdeblur.camera.receiving import RetryOptions
-    from vdeblur.camera.session import Session, SessionOptions, Viewer
-    from vdeblur.camera.sinks import SinkOptions
-    from vdeblur.camera.sources import SourceOptions
-    from vdeblur.camera.watching import Prometheus
-    from vdeblur.live import LiveDeblurrer, degrade_steps
+    from vdeblur.live.counters import Prometheus
+    from vdeblur.live.encoding import LiveEncoding
+    from vdeblur.live.restorer import LiveDeblurrer, degrade_steps
+    from vdeblur.live.session import Session, SessionOptions, Viewer
+    from vdeblur.live.sinks.sink import SinkOptions
+    from vdeblur.live.sources.receiver import RetryOptions
+    from vdeblur.live.sources.source import SourceOptions
 
     keep_pages()
     steps = degrade_steps(args.degrade) if args.degrade else []
@@ -200,7 +200,7 @@ def _live(args: argparse.Namespace) -> int:
         viewers: list[Viewer] = []
         preview = None
         if args.preview:
-            from vdeblur.camera.preview import Preview
+            from vdeblur.live.preview import Preview
 
             preview = stack.enter_context(Preview(args.preview))
             viewers.append(preview)
@@ -271,7 +271,7 @@ class _Told:
     reader that has stopped, must not hold up the picture. What it cannot take is left out."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from vdeblur.camera.watching import JsonLines
+        from vdeblur.live.counters import JsonLines
 
         self._lines = JsonLines(_Unbuffered()) if args.json else None
         self._quiet, self._several = args.quiet, len(args.sources) > 1
@@ -425,7 +425,7 @@ def _whose(facts: dict[str, Any], several: bool) -> str:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from vdeblur.camera.devices import devices
+    from vdeblur.live.sources.devices import devices
 
     found = devices()
     for device in found:
@@ -439,7 +439,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _duration(text: str) -> float:
-    from vdeblur.camera.addresses import duration_seconds
+    from vdeblur.live.addresses import duration_seconds
 
     try:
         return duration_seconds(text)
@@ -448,7 +448,7 @@ def _duration(text: str) -> float:
 
 
 def _bytes(text: str) -> int:
-    from vdeblur.camera.addresses import size_bytes
+    from vdeblur.live.addresses import size_bytes
 
     try:
         return size_bytes(text)

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.common import say, seconds
+from vdeblur.cli.options import say, seconds
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
 
 _PAGES = {".html", ".htm"}
 
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         if unfit or args.no_labels:
             name = unfit[0] if unfit else "no-labels"
             raise UsageError(f"--{name} is for a video: leave it out, or write to .mp4 or .mkv")
-        from vdeblur.compare import compare_page
+        from vdeblur.evaluation.compare_video import compare_page
 
         notes = compare_page(
             args.before,
@@ -94,8 +94,8 @@ def _run(args: argparse.Namespace) -> int:
 def _video(args: argparse.Namespace, labels: tuple[str, str] | None) -> list[str]:
     from tqdm import tqdm
 
-    from vdeblur.compare import CompareOptions, compare_video
-    from vdeblur.encoders import EncodeOptions
+    from vdeblur.evaluation.compare_video import CompareOptions, compare_video
+    from vdeblur.media.encoders import EncodeOptions
 
     options = CompareOptions(
         mode=args.mode or "side",

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import check_new_file, say
+from vdeblur.cli.options import check_new_file, say
 from vdeblur.errors import UsageError, VdeblurError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
-    from vdeblur.training.blur import BlurOptions
+    from vdeblur.cli.options import Commands
+    from vdeblur.datasets.synthetic_blur import BlurOptions
 
 
 def add(commands: Commands) -> None:
@@ -146,7 +146,7 @@ def _check_seed(seed: int) -> None:
 def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from vdeblur.training.check import check_folder, format_facts
+    from vdeblur.evaluation.check_pairs import check_folder, format_facts
 
     if args.sample < 0:
         raise UsageError(f"--sample is {args.sample}: give 0 or more")
@@ -166,7 +166,7 @@ def _check(args: argparse.Namespace) -> int:
 def _average(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from vdeblur.training.average import AverageOptions, AverageReport, average_video
+    from vdeblur.datasets.average import AverageOptions, AverageReport, average_video
 
     _check_seed(args.seed)
     options = AverageOptions(
@@ -215,8 +215,8 @@ def _average(args: argparse.Namespace) -> int:
 def _synth(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from vdeblur.training.layouts import picture_files
-    from vdeblur.training.synth import write_pairs, write_sheet
+    from vdeblur.datasets.layouts import picture_files
+    from vdeblur.datasets.synthesise import write_pairs, write_sheet
 
     if args.output is None and args.sheet is None:
         raise UsageError("nothing to write: give -o OUT for pairs, --sheet PICTURE, or both")
@@ -257,7 +257,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _blur_options(settings: list[str]) -> BlurOptions:
-    from vdeblur.training.blur import BlurOptions
+    from vdeblur.datasets.synthetic_blur import BlurOptions
     from vdeblur.training.recipes import from_texts
 
     values = {}

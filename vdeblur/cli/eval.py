@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import (
+from vdeblur.cli.options import (
     check_new_file,
     deblurrer_of,
     exposure_option,
@@ -19,12 +19,12 @@ from vdeblur.cli.common import (
 from vdeblur.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
-    from vdeblur.evaluate import EvalOptions, Look
-    from vdeblur.pairs import PairSet
-    from vdeblur.pans import Photograph
-    from vdeblur.report import Gallery
-    from vdeblur.scores import SetScores
+    from vdeblur.cli.options import Commands
+    from vdeblur.datasets.pairs import PairSet
+    from vdeblur.datasets.pans import Photograph
+    from vdeblur.evaluation.report_page import Gallery
+    from vdeblur.evaluation.run import EvalOptions, Look
+    from vdeblur.evaluation.scores import SetScores
 
 _MODEL = "mimo-unet-guided"
 _DESCRIPTION = """\
@@ -185,12 +185,12 @@ def _run(args: argparse.Namespace) -> int:
         chosen = "--restored scores outputs that exist" if outputs else "--baseline runs no network"
         raise UsageError(f"{chosen}: leave {unused} out")
 
+    from vdeblur.datasets.pairs import open_pairs
+    from vdeblur.datasets.pans import photographs_in, photographs_of
     from vdeblur.deblur import batch_size
-    from vdeblur.evaluate import EvalOptions
-    from vdeblur.exposure import exposure_of
-    from vdeblur.pairs import open_pairs
-    from vdeblur.pans import photographs_in, photographs_of
-    from vdeblur.report import Gallery
+    from vdeblur.evaluation.report_page import Gallery
+    from vdeblur.evaluation.run import EvalOptions
+    from vdeblur.motion.exposure import exposure_of
 
     options = EvalOptions(
         protocol=args.protocol,
@@ -289,7 +289,7 @@ def _one_set(
 ) -> SetScores:
     from tqdm import tqdm
 
-    from vdeblur.evaluate import evaluate
+    from vdeblur.evaluation.run import evaluate
 
     with tqdm(desc=pairs.name, unit="pair", disable=quiet or None, dynamic_ncols=True) as bar:
 
@@ -317,8 +317,8 @@ def _by_length(
     quiet: bool,
 ) -> dict[int, dict[str, SetScores]]:
     """The scores of pans, by length of blur and by what the network is told of their motion."""
-    from vdeblur.evaluate import EvalOptions
-    from vdeblur.pans import LENGTHS, pans
+    from vdeblur.datasets.pans import LENGTHS, pans
+    from vdeblur.evaluation.run import EvalOptions
 
     told = ("exact motion", "estimated", "no motion") if deblurrer.guided else ("gain",)
     found: dict[int, dict[str, SetScores]] = {}
@@ -344,9 +344,9 @@ def _write(
     label: str,
     device: str | None,
 ) -> None:
-    from vdeblur.evaluate import PROTOCOLS
-    from vdeblur.pictures import write_bytes
-    from vdeblur.scores import (
+    from vdeblur.datasets.pictures import write_bytes
+    from vdeblur.evaluation.run import PROTOCOLS
+    from vdeblur.evaluation.scores import (
         as_csv,
         as_markdown,
         as_text,
@@ -410,10 +410,10 @@ def _write_report(
     by_length: dict[int, dict[str, SetScores]],
     label: str,
 ) -> None:
-    from vdeblur.evaluate import PROTOCOLS
-    from vdeblur.pictures import write_bytes
-    from vdeblur.report import page
-    from vdeblur.scores import length_table, score_table, summary_table
+    from vdeblur.datasets.pictures import write_bytes
+    from vdeblur.evaluation.report_page import page
+    from vdeblur.evaluation.run import PROTOCOLS
+    from vdeblur.evaluation.scores import length_table, score_table, summary_table
 
     scores = [one for one, _ in sets]
     tables = [("All sets", summary_table(scores, label=label))]

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.common import say
+from vdeblur.cli.options import say
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
-    from vdeblur.export import Format
+    from vdeblur.cli.options import Commands
+    from vdeblur.inference.export import Format
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 _OPSET = 17
@@ -61,10 +61,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.opset is not None and format != "onnx":
         raise UsageError("--opset is ONNX's alone: leave it out, or use --format onnx")
 
-    from vdeblur.checkpoints import load
-    from vdeblur.export import export
-    from vdeblur.files import sha256_of
-    from vdeblur.models import Network
+    from vdeblur.inference.export import export
+    from vdeblur.networks import Network
+    from vdeblur.system.files import sha256_of
+    from vdeblur.weights.load import load
 
     loaded = load(args.model, args.weights)
     if args.stage is not None:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import (
+from vdeblur.cli.options import (
     bitrate,
     deblurrer_of,
     exposure_option,
@@ -19,11 +19,11 @@ from vdeblur.cli.common import (
 from vdeblur.errors import OutputError, UsageError, VdeblurError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
     from vdeblur.deblur import Report
-    from vdeblur.deblurrer import Deblurrer
-    from vdeblur.encoders import EncodeOptions
     from vdeblur.gopro import Job, Plan
+    from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.media.encoders import EncodeOptions
 
 _THRESHOLD = 1.5  # vdeblur.gopro.THRESHOLD, which is costly to import
 
@@ -92,8 +92,8 @@ def _run(args: argparse.Namespace) -> int:
     keep_pages()
     if args.crf is not None and args.bitrate is not None:
         raise UsageError("--crf and --bitrate exclude each other: give one")
-    from vdeblur.encoders import EncodeOptions
-    from vdeblur.exposure import exposure_of
+    from vdeblur.media.encoders import EncodeOptions
+    from vdeblur.motion.exposure import exposure_of
 
     exposure_of(args.exposure)  # a wrong one is said before anything is opened
     jobs = _jobs(args)

@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import say
+from vdeblur.cli.options import say
 from vdeblur.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
-    from vdeblur.models import Network
+    from vdeblur.cli.options import Commands
+    from vdeblur.networks import Network
 
 _USAGE = """vdeblur models [NAME] [--json]
        vdeblur models add FILE --name N [--force]
@@ -77,15 +77,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from vdeblur import library
-    from vdeblur.models import LEFT, names, spec
+    from vdeblur.networks import LEFT, names, spec
+    from vdeblur.weights import store
 
     if args.words:
         name = args.words[0]
-        kept = library.find(name)
+        kept = store.find(name)
         if name not in names():
             if kept is None:
-                meant = library.near(name, [*names(), *(entry.name for entry in library.kept())])
+                meant = store.near(name, [*names(), *(entry.name for entry in store.kept())])
                 try:
                     spec(name)  # says which names there are
                 except ModelError as error:
@@ -97,7 +97,7 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps(facts) if args.json else _details(facts))
         return 0
     networks = [_facts(name) for name in names() if spec(name).trained]
-    added = [_facts_of_kept(kept) for kept in library.kept()]
+    added = [_facts_of_kept(kept) for kept in store.kept()]
     if args.json:
         print(json.dumps({"networks": networks, "added": added}))
         return 0
@@ -138,16 +138,16 @@ def _show(args: argparse.Namespace) -> int:
 
 def _facts(name: str) -> dict[str, Any]:
     """All that is known of a network of the catalogue."""
-    from vdeblur import library
-    from vdeblur.checkpoints import sharing_weights
-    from vdeblur.models import spec
+    from vdeblur.networks import spec
+    from vdeblur.weights import store
+    from vdeblur.weights.load import sharing_weights
 
     entry = spec(name)
     network = _sketch(entry.family, json.dumps(dict(entry.config)))
     parameters = sum(p.numel() for p in network.parameters())
     pixels = 1280 * 720
     if entry.trained and not entry.ships:
-        here = "added" if any(library.find(own) for own in sharing_weights(entry)) else ""
+        here = "added" if any(store.find(own) for own in sharing_weights(entry)) else ""
     else:
         here = "shipped" if entry.ships else "needs none"
     # Views of an ensemble are run one after another: their memory is that of one.
@@ -172,7 +172,7 @@ def _sketch(family: str, config: str) -> Network:
     """A network of shapes without values; config as JSON."""
     import torch
 
-    from vdeblur.models import FAMILIES
+    from vdeblur.networks import FAMILIES
 
     with torch.device("meta"):
         return FAMILIES[family](**json.loads(config)).eval()
@@ -198,7 +198,7 @@ def _facts_of_kept(kept: Any) -> dict[str, Any]:
 
 def _details(facts: dict[str, Any]) -> str:
     """One network or kept file, a fact a line."""
-    from vdeblur.checkpoints import describe
+    from vdeblur.weights.load import describe
 
     if "file" in facts:
         rows = [
@@ -271,12 +271,12 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> None:
-    from vdeblur import library
-    from vdeblur.checkpoints import identify, sharing_weights
-    from vdeblur.files import sha256_of
-    from vdeblur.models import names, spec
+    from vdeblur.networks import names, spec
+    from vdeblur.system.files import sha256_of
+    from vdeblur.weights import store
+    from vdeblur.weights.load import identify, sharing_weights
 
-    library.check_free(name, replace=args.force)
+    store.check_free(name, replace=args.force)
     if name in names() and (spec(name).ships or not spec(name).trained):
         raise UsageError(f"{name!r} needs no weights of yours: choose another name")
     loaded = identify(file)
@@ -285,7 +285,7 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
         raise UsageError(
             f"{file} is {loaded.description}, but {name!r} is another network: choose another name"
         )
-    kept = library.keep(
+    kept = store.keep(
         file,
         name=name,
         network=loaded.description,
@@ -298,9 +298,9 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from vdeblur import library
+    from vdeblur.weights import store
 
-    library.remove(args.words[1])
+    store.remove(args.words[1])
     say(f"{args.words[1]} is removed")
     return 0
 
@@ -308,28 +308,26 @@ def _remove(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from vdeblur import library
-    from vdeblur.fetch import download
-    from vdeblur.models import names, spec
+    from vdeblur.networks import names, spec
+    from vdeblur.weights import store
+    from vdeblur.weights.download import download
 
     name = args.words[1]
-    library.check_free(name, replace=args.force)
+    store.check_free(name, replace=args.force)
     entry = spec(name) if name in names() else None
     if entry is not None and (entry.ships or not entry.trained):
         raise UsageError(f"{name!r} needs no weights of yours: choose another name")
     page = entry.page if entry else ""
     url = args.url or (entry.url if entry else "")
     if not url:
-        meant = None if entry else library.near(name, names())
+        meant = None if entry else store.near(name, names())
         hint = f"; did you mean {meant}?" if meant else ""
         raise UsageError(
             f"no address is known for the weights of {name!r}: give --url, or "
             f"{_manual(name, page)}{hint}"
         )
     digest = args.sha256 or (entry.sha256 if entry and not args.url else "")
-    target = (
-        library.weights_folder() / "fetched" / (name + library.suffix_of(url.partition("?")[0]))
-    )
+    target = store.weights_folder() / "fetched" / (name + store.suffix_of(url.partition("?")[0]))
     bar = tqdm(desc=name, unit="B", unit_scale=True, disable=None, dynamic_ncols=True)
 
     def progress(size: int, total: int | None) -> None:

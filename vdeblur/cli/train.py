@@ -12,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import keep_pages, say
+from vdeblur.cli.options import keep_pages, say
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
     from vdeblur.training.recipes import Recipe
 
 
@@ -207,12 +207,12 @@ def _run(args: argparse.Namespace) -> int:
 
     import torch.distributed as dist
 
-    from vdeblur.deblurrer import find_device
-    from vdeblur.training.blur import BlurOptions
-    from vdeblur.training.data import Augment
-    from vdeblur.training.loop import RunOptions, processes, start_processes
+    from vdeblur.datasets.batches import Augment
+    from vdeblur.datasets.synthetic_blur import BlurOptions
+    from vdeblur.inference.deblurrer import find_device
     from vdeblur.training.recipes import from_texts
     from vdeblur.training.run import RunSettings, run_recipe
+    from vdeblur.training.trainer import RunOptions, processes, start_processes
 
     keep_pages()
     device = start_processes(find_device(args.device))
@@ -336,7 +336,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _own(model: str | None) -> str:
     """The recipe for whom names none: what suits a guided network does not suit others."""
-    from vdeblur.models import DEFAULT, FAMILIES, spec
+    from vdeblur.networks import DEFAULT, FAMILIES, spec
 
     guided = FAMILIES[spec(model or DEFAULT).family].guided
     return "mimo-unet-guided" if guided else "mimo-unet-lite"
@@ -349,7 +349,7 @@ def _check_config(recipe: Recipe, texts: list[str]) -> None:
     import torch
 
     from vdeblur.errors import ModelError, UsageError
-    from vdeblur.models import FAMILIES, build, spec
+    from vdeblur.networks import FAMILIES, build, spec
 
     entry = spec(recipe.network)
     known = list(inspect.signature(FAMILIES[entry.family]).parameters)
@@ -408,7 +408,7 @@ def _precision(name: str, device: str) -> str:
     """For "auto": bf16 where the device multiplies it faster than fp32, fp32 elsewhere."""
     import torch
 
-    from vdeblur.backends import multiplies_bf16
+    from vdeblur.inference.runtimes import multiplies_bf16
 
     if name != "auto":
         return name

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.common import seconds
+from vdeblur.cli.options import seconds
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
@@ -45,8 +45,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vdeblur.gopro.joining import join
-    from vdeblur.verify import as_json, format_checks, verify
+    from vdeblur.gopro.chapters import join
+    from vdeblur.media.verify import as_json, format_checks, verify
 
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.common import (
+from vdeblur.cli.options import (
     bitrate,
     deblurrer_of,
     exposure_option,
@@ -25,7 +25,7 @@ from vdeblur.cli.common import (
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 
 if TYPE_CHECKING:
-    from vdeblur.cli.common import Commands
+    from vdeblur.cli.options import Commands
     from vdeblur.deblur import Report
 
 _VIDEO_SUFFIXES = frozenset(
@@ -215,14 +215,15 @@ def _run(args: argparse.Namespace) -> int:
 
     calibration = []
     if args.precision in ("int8", "fp8"):
-        from vdeblur.calibration import pictures_of
+        from vdeblur.inference.calibration import to_tensor
+        from vdeblur.media.sample_frames import sample_frames
 
         if not (args.quiet or args.json):
             say(
                 f"{args.precision}: measuring ranges on frames of the input, "
                 "some seconds the first time"
             )
-        calibration = pictures_of([source for source, _ in jobs])
+        calibration = [to_tensor(p) for p in sample_frames([source for source, _ in jobs])]
     deblurrer = deblurrer_of(args, strength=args.strength, calibration=calibration)
     worst = 0
     for source, output in jobs:
@@ -242,7 +243,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_sequence_options(inputs: Sequence[str], args: argparse.Namespace) -> None:
-    from vdeblur.reader import is_pattern
+    from vdeblur.media.reader import is_pattern
 
     given = {"--framerate": args.framerate, "--start-number": args.start_number}
     for option, value in given.items():
@@ -259,7 +260,7 @@ def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespac
     from tqdm import tqdm
 
     from vdeblur.deblur import deblur_video
-    from vdeblur.encoders import EncodeOptions
+    from vdeblur.media.encoders import EncodeOptions
 
     silent = args.quiet or args.json
     name = "standard input" if source == "-" else Path(source).name

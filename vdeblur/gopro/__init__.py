@@ -15,9 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vdeblur.gopro.chapters import Recording, find, recording_of
-    from vdeblur.gopro.joining import join
+    from vdeblur.gopro.chapters import join
     from vdeblur.gopro.plan import Blur, Plan, estimate, look, measure_blur
+    from vdeblur.gopro.recordings import Recording, find, recording_of
     from vdeblur.gopro.restoring import THRESHOLD, Job, finished, gate, jobs, restore
     from vdeblur.gopro.telemetry import Telemetry
 
@@ -41,11 +41,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "chapters": ("Recording", "find", "recording_of"),
+    "recordings": ("Recording", "find", "recording_of"),
     "plan": ("Blur", "Plan", "estimate", "look", "measure_blur"),
     "restoring": ("THRESHOLD", "Job", "finished", "gate", "jobs", "restore"),
     "telemetry": ("Telemetry",),
-    "joining": ("join",),
+    "chapters": ("join",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vdeblur import boxes
+from vdeblur.media.mp4 import boxes
 
 
 def merge(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:

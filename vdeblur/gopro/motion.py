@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.errors import VdeblurError
-from vdeblur.exposure import AUTO, TOLD, Exposure
 from vdeblur.frames import Frame
 from vdeblur.gopro.telemetry import Telemetry
-from vdeblur.motion import Movement, follow
-from vdeblur.reader import VideoReader
-from vdeblur.threads import Helpers
-from vdeblur.views import linked
+from vdeblur.media.reader import VideoReader
+from vdeblur.motion.exposure import AUTO, TOLD, Exposure
+from vdeblur.motion.flow import Movement, follow
+from vdeblur.motion.neighbours import linked
+from vdeblur.system.thread_shares import Helpers
 
 Floats = NDArray[np.float64]
 
@@ -224,7 +224,7 @@ def _liveliest(speed: Floats) -> Iterator[int]:
 
 
 class SensorGuide:
-    """Gives frames their motion: as `vdeblur.exposure.Guide`, by what the camera recorded.
+    """Gives frames their motion: as `vdeblur.motion.exposure.Guide`, by what the camera recorded.
 
     exposure: goes before the telemetry's. agreement: see `compare`; where it does not agree, flow
     goes alone.

@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur import boxes
+from vdeblur.datasets.pictures import write_png
 from vdeblur.deblur import deblur_video
-from vdeblur.deblurrer import Deblurrer
-from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, UsageError, VdeblurError
 from vdeblur.frames import FrameBatch
 from vdeblur.gopro import sharpness, telemetry
-from vdeblur.gopro.plot import plot
+from vdeblur.gopro.blur_plot import plot
 from vdeblur.gopro.restoring import Job
-from vdeblur.joined import Joined
-from vdeblur.overlap import Overlap
-from vdeblur.pictures import write_png
-from vdeblur.reader import VideoReader
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.transfers import Overlap
+from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.joined_file import Joined
+from vdeblur.media.mp4 import boxes
+from vdeblur.media.reader import VideoReader
 
 Floats = NDArray[np.float64]
 

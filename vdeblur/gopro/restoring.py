@@ -17,22 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdeblur import boxes
 from vdeblur.deblur import Guiding, Report, deblur_video
-from vdeblur.deblurrer import Deblurrer
-from vdeblur.encoders import EncodeOptions
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
-from vdeblur.exposure import AUTO, Exposure, Guide, exposure_of
-from vdeblur.files import replacing
 from vdeblur.frames import Frame
 from vdeblur.gopro import telemetry
-from vdeblur.gopro.chapters import SUFFIX, Recording
-from vdeblur.gopro.dress import dress
-from vdeblur.gopro.joining import join
+from vdeblur.gopro.chapters import join
 from vdeblur.gopro.motion import SensorGuide, compare
-from vdeblur.joined import Joined
-from vdeblur.reader import VideoReader
-from vdeblur.writer import VideoWriter
+from vdeblur.gopro.recordings import SUFFIX, Recording
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.joined_file import Joined
+from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.headers import dress
+from vdeblur.media.reader import VideoReader
+from vdeblur.media.writer import VideoWriter
+from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of
+from vdeblur.system.files import replacing
 
 #: Blur below this many pixels is nothing that a viewer sees or a network improves.
 THRESHOLD = 1.5

@@ -1,6 +1,6 @@
 """How sharp the pictures are, by themselves: what the telemetry's estimate is checked against.
 
-Knows no telemetry; reads frames through `vdeblur.reader`.
+Knows no telemetry; reads frames through `vdeblur.media.reader`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.joined import for_libav
+from vdeblur.media.joined_file import for_libav
 
 _FAR = 12  # pixels: longer blurs are as unsharp as blurs of this length
 _MIDDLE = (1080, 1920)  # rows and columns that are looked at

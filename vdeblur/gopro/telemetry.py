@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur import boxes
 from vdeblur.errors import InputError
-from vdeblur.extras import optional
-from vdeblur.joined import Joined
+from vdeblur.media.joined_file import Joined
+from vdeblur.media.mp4 import boxes
+from vdeblur.system.optional import optional
 
 Floats = NDArray[np.float64]
 

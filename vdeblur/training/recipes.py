@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vdeblur.datasets.films import FilmOptions
+from vdeblur.datasets.motion_errors import MotionErrors
+from vdeblur.datasets.pool import PoolOptions
 from vdeblur.errors import UsageError
-from vdeblur.models import spec
-from vdeblur.training.films import FilmOptions
+from vdeblur.networks import spec
 from vdeblur.training.losses import SCALE_WEIGHTS, parse_loss
-from vdeblur.training.motion_errors import MotionErrors
-from vdeblur.training.pool import PoolOptions
 from vdeblur.training.schedules import Schedule
 
 if TYPE_CHECKING:

@@ -23,17 +23,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdeblur.blur_field import motion_shown
-from vdeblur.checkpoints import load, save_weights, write_card
+from vdeblur.datasets.batches import LENGTHS, Augment, Batch, Course, Data, load_picture, open_data
+from vdeblur.datasets.layouts import find_pairs, recognise
+from vdeblur.datasets.motion_errors import MotionErrors, with_errors
+from vdeblur.datasets.synthetic_blur import BlurOptions
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.models import FAMILIES, build, names, spec, taps
-from vdeblur.models.network import Network
-from vdeblur.training.blur import BlurOptions
-from vdeblur.training.data import LENGTHS, Augment, Batch, Course, Data, load_picture, open_data
-from vdeblur.training.health import dead_share, revive, start_well
-from vdeblur.training.layouts import find_pairs, recognise
-from vdeblur.training.log import METRICS, RunLog, read_metrics
-from vdeblur.training.loop import (
+from vdeblur.motion.single_picture import motion_shown
+from vdeblur.networks import FAMILIES, build, names, spec, taps
+from vdeblur.networks.base import Network
+from vdeblur.training.dead_channels import dead_share, revive, start_well
+from vdeblur.training.pruning import operations, prune
+from vdeblur.training.recipes import Recipe, facts
+from vdeblur.training.run_log import METRICS, RunLog, read_metrics
+from vdeblur.training.trainer import (
     Diverged,
     Outcome,
     Progress,
@@ -42,9 +44,7 @@ from vdeblur.training.loop import (
     read_state,
     train,
 )
-from vdeblur.training.motion_errors import MotionErrors, with_errors
-from vdeblur.training.prune import operations, prune
-from vdeblur.training.recipes import Recipe, facts
+from vdeblur.weights.load import load, save_weights, write_card
 
 _SAMPLE_BATCHES = 8  # that say which channels are dead, or of little use: a few dozen crops
 

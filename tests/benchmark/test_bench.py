@@ -1,0 +1,635 @@
+"""The benchmark: what it measures, how it says so, and the settings that it finds and keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.clips import read_frames, scene, write_frames
+from vdeblur import Deblurrer, InputError, UsageError
+from vdeblur.benchmark import chart as bench_chart
+from vdeblur.benchmark import roofline
+from vdeblur.benchmark.run import STAGES, BenchResult, Rates, bench, format_result
+from vdeblur.benchmark.sweep import Sweep, Trial, format_sweep, tune
+from vdeblur.cli import main as cli
+from vdeblur.deblur import batch_size, deblur_video
+from vdeblur.inference import runtimes, settings
+from vdeblur.inference.runtimes import cuda
+from vdeblur.inference.runtimes.mimo_unet_rewrite import LeanMIMOUNet
+from vdeblur.inference.settings import Setting
+from vdeblur.media import demo_scene
+from vdeblur.networks import DEFAULT, build
+from vdeblur.networks.mimo_unet import MIMOUNet
+
+TINY = {"model": DEFAULT, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "cache"))
+    for name in ("VDEBLUR_BACKEND", "VDEBLUR_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    # What "auto" then is does not depend on the machine.
+    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A second and more, otherwise.
+    monkeypatch.setattr(roofline, "peaks", lambda device, dtype: (1e12, 1e10))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "clip.mp4"
+    return write_frames(path, (scene(n) for n in range(8)), "libx264")
+
+
+def result(**changes: Any) -> BenchResult:
+    rates = {
+        "decode": Rates((200.0, 210.0, 190.0)),
+        "colour": Rates((900.0,) * 3),
+        "network": Rates((50.0, 60.0, 40.0)),
+        "encode": Rates((100.0,) * 3),
+        "asynchronous": Rates((500.0,) * 3),
+        "planes to planes": Rates((45.0,) * 3),
+        "pipeline": Rates((40.0,) * 3),
+        "published network": Rates((10.0, 10.0, 10.0)),
+        "published frames": Rates((5.0,) * 3),
+    }
+    values: dict[str, Any] = {
+        "clip": "a.mp4",
+        "size": "64x48",
+        "frames": 5,
+        "rounds": 3,
+        "model": "identity",
+        "device": "CPU",
+        "backend": "torch",
+        "precision": "fp32",
+        "tile": None,
+        "batch": 1,
+        "encoder": "libx264",
+        "rates": rates,
+        "network_flop": 2e9,
+        "peak_flops": 1e12,
+        "copy_bytes": 1e10,
+        "ceiling": 100.0,
+        "memory_bytes": 10**9,
+        "memory_predicted": 2 * 10**9,
+    }
+    return BenchResult(**(values | changes))
+
+
+def test_every_stage_is_measured(clip: Path) -> None:
+    got = bench(clip, **TINY, backend="torch", frames=3, rounds=2, preset="ultrafast")  # type: ignore[arg-type]
+    assert (got.frames, got.rounds, got.size, got.batch) == (3, 2, "64x48", 1)
+    assert (got.encoder, got.model, got.backend) == ("libx264", DEFAULT, "torch")
+    assert (got.precision, got.tile) == ("fp32", None)
+    # On a CPU nothing is copied; without --against nobody else's way is run.
+    assert set(got.rates) == {*STAGES, "asynchronous", "planes to planes", "pipeline"} - {
+        "upload",
+        "download",
+    }
+    assert all(len(r.rounds) == 2 and min(r.rounds) > 0 for r in got.rates.values())
+    assert got.slowest == min(set(STAGES) & set(got.rates), key=got.rate)
+    assert got.efficiency == got.rate("pipeline") / got.rate(got.slowest)
+    assert got.memory_predicted > 64 * 48 * 100
+    assert got.memory_bytes is None or got.memory_bytes > got.memory_predicted
+    # 64 × 48 is legal: 17.71 GMAC at 1280 × 720.
+    assert got.network_flop == pytest.approx(2 * 17.705e9 * 64 * 48 / (1280 * 720), rel=1e-3)
+    assert list(clip.parent.iterdir()) == [clip]
+
+
+def test_against_the_authors_way(clip: Path) -> None:
+    got = bench(clip, **TINY, backend="torch", frames=2, rounds=2, against="published")  # type: ignore[arg-type]
+    ratio = got.ratio("network", "published network")
+    rounds = zip(got.rates["network"].rounds, got.rates["published network"].rounds, strict=True)
+    assert ratio.rounds == tuple(a / b for a, b in rounds)
+    said = got.as_dict()
+    assert (
+        said["frames_against_published"]["median"]
+        == got.ratio("planes to planes", "published frames").median
+    )
+    assert "× the authors' way" in format_result(got)
+
+
+def test_a_network_without_weights_is_measured_untrained() -> None:
+    got = bench(size=(64, 48), model="mimo-unet-lite", device="cpu", backend="torch", frames=1,
+                rounds=1)  # fmt: skip
+    assert got.clip.startswith("a generated scene")
+    assert got.size == "64x48"
+    assert any("untrained" in note for note in got.notes)
+
+
+def test_how_it_is_shown() -> None:
+    got = result()
+    assert got.slowest == "network"
+    assert got.efficiency == 0.8
+    text = format_result(got)
+    marked = next(line for line in text.splitlines() if "<- slowest stage" in line)
+    assert marked.split()[:6] == ["network", "50.0", "20.00", "40.0", "to", "60.0"]
+    for part in ("0.80 of the slowest", "0.90 of the network", "0.1 TFLOP/s, 10% of", "50% of it",
+                 "predicted to take 2.00 GB; the whole process, 1.00 GB at the peak",
+                 "5.00× the authors' way (4.00 to 6.00)",
+                 "nothing is copied", "500.0"):  # fmt: skip
+        assert part in text, part
+    said = json.loads(json.dumps(got.as_dict()))
+    assert said["efficiency"] == 0.8
+    assert said["rates"]["network"] == {"median": 50.0, "rounds": [50.0, 60.0, 40.0]}
+    assert "ceiling:" not in format_result(result(ceiling=None, network_flop=None))
+    assert text.startswith("a.mp4, 64x48, 5 frames, 3 rounds\n")
+    assert "a.mp4, 64x48, 1 frame, 1 round\n" in format_result(result(frames=1, rounds=1))
+    assert "faster than the products measured" in format_result(result(ceiling=40.0))
+    assert "faster than the products measured" not in text
+    # Numbers of any size stand apart.
+    wide = result(rates=got.rates | {"planes to planes": Rates((12345678901.2,) * 3)})
+    assert "planes to planes  12345678901.2 " in format_result(wide)
+    # Bytes, and not frames without codecs too.
+    assert sum(line.startswith("  memory") for line in text.splitlines()) == 1
+
+
+def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
+    got = bench(clip, model="identity", device="cpu", rounds=1, against="published")
+    assert set(got.rates) == {"decode", "encode", "planes to planes", "pipeline"}
+    assert got.slowest in ("decode", "encode")
+    assert got.as_dict()["network_ms"] is None
+    text = format_result(got)
+    line = next(line for line in text.splitlines() if line.startswith("  network"))
+    assert line.split()[1:] == ["-", "-", "nothing", "is", "computed"]
+    assert "FLOP" not in text
+    assert "authors" not in text
+    assert ": nothing is computed\n" in text
+    assert not any(backend in text for backend in runtimes.BACKENDS)
+
+
+def test_there_is_nothing_to_tune_in_a_network_that_computes_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["bench", "--device", "cpu", "--model", "identity", "--tune", "--precision", "int8"]
+    assert cli.main(words) == 2
+    assert "there is nothing to tune" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_decoder_that_is_not_here_is_told(clip: Path) -> None:
+    got = bench(clip, model="identity", device="cpu", rounds=1, frames=1, hwaccel="cuda")
+    assert got.notes == ["no cuda decoder here: decoding on the CPU"]
+
+
+def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chart = tmp_path / "chart.png"
+    words = ["bench", str(clip), "--model", "identity", "--frames", "3", "--rounds", "1", "--json"]
+    assert cli.main([*words, "--chart", str(chart)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["frames"] == 3
+    with av.open(str(chart)) as picture:
+        assert picture.streams.video[0].width == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--size", "large"], 2, "'large' is not a size"),
+        (["--size", "65x48"], 2, "size is 65x48: choose even numbers"),
+        (["--rounds", "0"], 2, "must be 1 or more"),
+        (["--chart", "a.svg"], 2, "ends in .png"),
+        (["--chart", "nowhere/a.png"], 1, "the folder of nowhere/a.png does not exist"),
+        (["--model", "unheard-of"], 2, "there is no network"),
+    ],
+)
+def test_bad_options(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        got = cli.main(["bench", "--device", "cpu", *words])
+    except SystemExit as exit:
+        got = int(str(exit.code))
+    assert got == code
+    assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured(tmp_path: Path, clip: Path) -> None:
+    with pytest.raises(UsageError):
+        bench(clip, model="identity", frames=0)
+    with pytest.raises(InputError):
+        bench(tmp_path / "none.mp4", model="identity")
+    assert cli.main(["bench", str(clip), "--size", "64x48"]) == 2
+
+
+def test_the_generated_scene_moves_and_is_the_same_each_time(tmp_path: Path) -> None:
+    one = read_frames(demo_scene.write(tmp_path / "a.mp4", (128, 64), count=5))
+    two = read_frames(demo_scene.write(tmp_path / "b.mp4", (128, 64), count=5))
+    assert len(one) == 5
+    assert all((a[1][0] == b[1][0]).all() for a, b in zip(one, two, strict=True))
+    moved = [float(np.abs(a[1][0] - b[1][0].astype(int)).mean())
+             for a, b in pairwise(one)]  # fmt: skip
+    assert min(moved) > 5
+
+
+def test_a_chart_has_a_bar_for_each_figure_in_its_place() -> None:
+    trials = [Trial("torch", "fp32", 1, None, [4.0]), Trial("torch bf16", "fp32", 1, 256, [8.0])]
+    sweep = Sweep("identity", "CPU", "64x48", trials, trials[1], True, [])
+    both, first = bench_chart.draw(result(), sweep), bench_chart.draw(result(), None)
+    assert np.array_equal(both[: len(first)], first)
+    ours = both[len(first) :]
+    # Of the last row of each bar: no whiskers.
+    lengths = [int((np.ptp(row, axis=1) > 100).sum()) for row in ours]
+    bars = sorted({n for n in lengths if 100 < n < 700})
+    assert bars[-1] == pytest.approx(2 * bars[0], abs=12)
+    # Two that are far apart: in decades.
+    assert len(first) == len(bench_chart.draw(result(), None))
+
+
+# -- what a network costs ------------------------------------------------------------------------
+
+
+def test_a_ceiling_is_the_sum_of_what_each_layer_takes() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1),
+        nn.Conv2d(4, 3, 2, stride=2, groups=1),
+    )
+    work = roofline.work_of(network, 10, 20, torch.float16)
+    assert work is not None
+    flop = [2 * 27 * 8 * 200, 2 * 16 * 8 * 4 * 200, 2 * 16 * 3 * 200]
+    values = [3 * 200 + 8 * 200 + 216, 8 * 200 + 4 * 800 + 512, 4 * 800 + 3 * 200 + 48]
+    assert [layer[0] for layer in work.layers] == flop
+    assert [layer[1] for layer in work.layers] == [2 * n for n in values]
+    assert work.flop == sum(flop)
+    seconds = [max(f / 1e6, 2 * n / 1e5) for f, n in zip(flop, values, strict=True)]
+    assert work.ceiling(1e6, 1e5) == pytest.approx(1 / sum(seconds))
+
+
+def test_the_published_network_costs_what_is_known_of_it() -> None:
+    work = roofline.work_of(build("mimo-unet"), 720, 1280, torch.float16)
+    assert work is not None
+    assert work.flop / 2e9 == pytest.approx(896, abs=1)
+    identity = roofline.work_of(build("identity"), 720, 1280, torch.float16)
+    assert identity is not None
+    assert (identity.flop, identity.ceiling(1, 1)) == (0, None)
+
+
+# -- the fastest settings ------------------------------------------------------------------------
+
+
+def small() -> MIMOUNet:
+    torch.manual_seed(1)
+    return MIMOUNet(base=8, blocks=1).eval()
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_setting_is_kept_for_its_network_size_and_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+    first, second = (Setting("torch", "fp32", n, None, 5.0) for n in (2, 4))
+    assert settings.keep(small(), CPU, (48, 64), first)
+    assert settings.keep(small(), CPU, (72, 128), second)
+    assert settings.recall(settings.facts_of(small(), CPU)) == {(48, 64): first, (72, 128): second}
+    assert settings.keep(small(), CPU, (48, 64), second)
+    # The newest last.
+    assert list(settings.recall(settings.facts_of(small(), CPU))) == [(72, 128), (48, 64)]
+    other = small()
+    with torch.no_grad():
+        other.get_parameter("feat_extract.0.main.0.weight").add_(1e-3)
+    assert settings.recall(settings.facts_of(other, CPU)) == {}
+    assert settings.recall(settings.facts_of(MIMOUNet(base=8, blocks=2), CPU)) == {}
+    monkeypatch.setattr(settings, "device_name", lambda device: "another one")
+    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+
+
+def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
+    settings.keep(small(), CPU, (48, 64), Setting("torch", "fp32", 2, None, 5.0))
+    for file in (tmp_path / "cache").rglob("settings.json"):
+        file.write_text('{"64x48": {"backend": 1}}')
+    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+    assert Deblurrer(small(), device="cpu").tuned == {}
+
+
+def test_what_was_tuned_is_used_and_gives_way_to_what_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = Setting("torch", "bf16", 3, 160, 5.0)
+    settings.keep(small(), CPU, (200, 240), half)
+    tuned = Deblurrer(small(), device="cpu")
+    assert (tuned.dtype, tuned.precision) == (torch.bfloat16, "bf16")
+    assert batch_size("auto", tuned, size=(200, 240)) == 3
+    assert batch_size(2, tuned, size=(200, 240)) == 2
+    assert batch_size("auto", tuned, size=(201, 240)) == 1
+    tuned(torch.rand(1, 3, 200, 240))
+    assert (tuned.plans[200, 240].tile, tuned.plans[200, 240].batch) == (160, 3)
+    asked = Deblurrer(small(), device="cpu", precision="fp32")
+    assert (asked.dtype, asked.tuned) == (torch.float32, {})
+    whole = Deblurrer(small(), device="cpu", tile=None)
+    whole(torch.rand(1, 3, 200, 240))
+    assert whole.plans[200, 240].tile is None
+    monkeypatch.setenv("VDEBLUR_BACKEND", "torch")
+    assert Deblurrer(small(), device="cpu").dtype == torch.float32
+
+
+def test_a_tuned_batch_is_that_of_the_video(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    whole = Deblurrer.restore_planes
+
+    def restore_planes(self: Deblurrer, planes: Any, *more: Any) -> Any:
+        seen.append(len(planes[0]))
+        return whole(self, planes, *more)
+
+    monkeypatch.setattr(Deblurrer, "restore_planes", restore_planes)
+    settings.keep(small(), CPU, (48, 64), Setting("torch", "fp32", 3, None, 5.0))
+    deblur_video(clip, tmp_path / "out.mp4", model=small(), device="cpu")
+    assert seen == [3, 3, 2]
+
+
+def test_a_sweep_keeps_the_fastest_that_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    # 288 wide: tiles of 256 are there to be tried.
+    words = ["--size", "288x32", "--rounds", "1", "--frames", "1", "--backend", "torch"]
+    assert cli.main(["bench", "--device", "cpu", *words, "--tune", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    trials = said["sweep"]["trials"]
+    assert {(t["backend"], t["precision"]) for t in trials} <= {
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+    }
+    assert {t["batch"] for t in trials} >= {1, 2}
+    assert {t["tile"] for t in trials} == {None, 256}
+    assert said["sweep"]["kept"]
+    best = said["sweep"]["best"]
+    again = Deblurrer(DEFAULT, device="cpu")
+    assert again.tuned[32, 288].batch == best["batch"] == said["batch"]
+
+
+def test_a_trial_s_batch_is_restored_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    network = LeanMIMOUNet.correction
+
+    def correction(self: LeanMIMOUNet, x: Tensor) -> Tensor:
+        seen.append(tuple(x.shape))
+        return network(self, x)
+
+    monkeypatch.setattr(LeanMIMOUNet, "correction", correction)
+    # Larger than what a CPU takes several of by itself.
+    monkeypatch.setattr("vdeblur.inference.deblurrer._CPU_BATCH_PIXELS", 1)
+    options: Any = {"backend": "torch", "precision": "fp32", "batch": 3, "rounds": 1}
+    weights = tmp_path / "tiny.pth"
+    torch.save(MIMOUNet(base=8, blocks=1).state_dict(), weights)
+    tune(weights=weights, size=(64, 64), device="cpu", **options)
+    assert (3, 3, 64, 64) in seen
+
+
+def test_what_disagrees_or_fails_is_never_the_fastest() -> None:
+    wrong = Trial("torch", "bf16", 1, None, [100.0], decibels=49.0)
+    broken = Trial("triton", "fp16", 1, None, failure="needs Triton")
+    unsound = Trial("torch", "fp16", 1, None, [100.0], decibels=math.nan)
+    right = Trial("torch", "fp32", 1, None, [5.0, 7.0])
+    assert [t.rate for t in (wrong, broken, unsound, right)] == [0, 0, 0, 6.0]
+    sweep = Sweep("identity", "CPU", "64x48", [wrong, broken, right], right, True, [])
+    text = format_sweep(sweep)
+    assert "differs too much" in text
+    assert "needs Triton" in text
+    assert text.count("<- chosen") == 1
+    json.dumps(sweep.as_dict(), allow_nan=False)
+
+
+def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[tuple[str, int, int | None], float] = {
+        ("torch bf16", 1, None): 8, ("torch fp32", 1, None): 5, ("torch bf16", 2, None): 9,
+        ("torch bf16", 4, None): 9.1, ("torch bf16", 2, 256): 11,
+    }  # fmt: skip
+
+    def measure(self: Any, trials: list[Trial]) -> None:
+        for trial in trials:
+            rate = rates[f"{trial.backend} {trial.precision}", trial.batch, trial.tile]
+            trial.rounds += [rate] * 5
+
+    monkeypatch.setattr("vdeblur.benchmark.sweep._Bench.measure", measure)
+    monkeypatch.setattr("vdeblur.benchmark.sweep.installed", lambda name: False)
+    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
+    tried: list[Trial] = []
+    sweep = tune(size=(320, 64), device="cpu", on_trial=tried.append)
+    assert [(f"{t.backend} {t.precision}", t.batch, t.tile) for t in tried] == list(rates)
+    assert (sweep.best.batch, sweep.best.tile, sweep.kept) == (2, 256, True)
+    # An untrained network's settings are for nobody.
+    lite = tune(model="mimo-unet-lite", size=(320, 64), device="cpu")
+    assert not lite.kept
+
+
+def test_noise_does_not_move_a_setting_from_the_default() -> None:
+    usual = Trial("torch", "fp32", 1, None, [50.0, 44.0, 82.0, 60.0, 55.0])
+    # A higher median, for it was lucky; and one that is faster whatever else the machine does.
+    lucky = Trial("torch", "fp32", 2, None, [80.0, 40.0, 84.0, 66.0, 70.0])
+    better = Trial("torch", "fp32", 4, None, [55.0, 48.0, 90.0, 64.0, 61.0])
+    hardly = Trial("torch", "fp32", 8, None, [n * 1.01 for n in usual.rounds])
+    assert lucky.rate > usual.rate
+    assert [t.beats(usual, rounds=5) for t in (lucky, better, hardly)] == [False, True, False]
+    assert not Trial("torch", "fp16", 1, None, failure="no").beats(usual, rounds=5)
+    sweep = Sweep("a", "CPU", "64x48", [usual, lucky], usual, True, [])
+    text = format_sweep(sweep)
+    assert "44.00 to 82.00   <- chosen" in text
+    assert "faster in every round" in text
+
+
+def test_what_was_tuned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
+    settings.keep(small(), CPU, (480, 640), Setting("torch", "bf16", 3, 160, 5.0))
+    (taken, rounded) = Deblurrer(small(), device="cpu").about
+    assert taken == (
+        "taken from `vdeblur bench --tune`: torch, bf16; unless asked otherwise, "
+        "640x480 in batches of 3 and tiles of 160"
+    )
+    assert "computed in bf16" in rounded
+    assert not Deblurrer(small(), device="cpu", precision="fp32", backend="torch").about
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"batch": 1.5}, {"tile": 3}, {"batch": "2"}, {"batch": True}, {"backend": "abacus"},
+     {"precision": 1}, {"frames_per_second": None}],
+)  # fmt: skip
+def test_a_setting_of_the_wrong_kind_is_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
+    sound = Setting("torch", "fp32", 2, None, 5.0)
+    for size in ((48, 64), (72, 128)):
+        settings.keep(small(), CPU, size, sound)
+    (file,) = (f for f in tmp_path.rglob("settings.json") if f.parent.suffix != ".part")
+    lines = json.loads(file.read_text())
+    lines["128x72"] |= damage
+    file.write_text(json.dumps(lines))
+    assert settings.recall(settings.facts_of(small(), CPU)) == {(48, 64): sound}
+
+
+class Clocked:
+    """A device on which a batch of n takes overhead + n·each seconds."""
+
+    device = CPU
+
+    def __init__(self, overhead: float, each: float, fits: int) -> None:
+        self.overhead, self.each, self.fits, self.now = overhead, each, fits, 0.0
+        self.asked: list[int] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.asked.append(len(images))
+        self.now += self.overhead + self.each * len(images)
+        return images
+
+    def fitting_batch(self, height: int, width: int) -> int:
+        return self.fits
+
+
+@pytest.mark.parametrize(
+    ("device", "batch"),
+    [
+        (Clocked(0.0, 0.001, 64), 1),  # nothing to gain
+        (Clocked(0.004, 0.001, 64), 32),
+        (Clocked(0.004, 0.001, 4), 4),  # more does not fit, and is not tried
+        (Clocked(0.004, 2.0, 64), 1),  # slow: no long search
+    ],
+)
+def test_the_fastest_batch_that_fits(device: Clocked, batch: int) -> None:
+    assert settings.fastest_batch(device, 16, 16, clock=lambda: device.now) == batch
+    assert max(device.asked) <= device.fits
+
+
+def test_a_found_batch_is_kept_for_its_backend_and_precision() -> None:
+    device = Clocked(0.0, 0.0, 64)
+    facts = {"device": "CPU"}
+
+    def found(precision: str = "fp16", facts: dict[str, str] | None = facts) -> int:
+        return settings.batch_for(device, facts, 16, 16, backend="torch", precision=precision)
+
+    assert found() >= 1
+    calls = len(device.asked)
+    assert calls > 0
+    assert found() >= 1
+    assert len(device.asked) == calls  # not tried again
+    device.fits = 0
+    assert found() == 1  # less memory is free now
+    device.fits = 64
+    found("fp32")
+    assert len(device.asked) > calls
+    calls = len(device.asked)
+    found("fp16", None)
+    assert len(device.asked) > calls  # nothing is known of it: nothing is kept
+
+
+def test_memory_is_predicted_from_size_batch_tile_and_precision() -> None:
+    deblurrer = Deblurrer(small(), device="cpu", tile=None)
+    one = deblurrer.memory_needed(480, 640)
+    assert deblurrer.memory_needed(480, 640, batch=3) == 3 * one
+    assert deblurrer.memory_needed(960, 640) == 2 * one
+    assert Deblurrer(small(), device="cpu", tile=128).memory_needed(480, 640) < one / 2
+    half = Deblurrer(small(), device="cpu", tile=None, precision="bf16")
+    assert one / 2 < half.memory_needed(480, 640) < one
+    assert deblurrer.fitting_batch(1 << 14, 1 << 14) >= 1
+
+
+def test_a_correction_is_what_is_added() -> None:
+    deblurrer, picture = Deblurrer(small(), device="cpu"), torch.rand(2, 3, 30, 45)
+    expected = (picture + deblurrer.correction(picture)).clamp(0, 1)
+    assert torch.allclose(deblurrer(picture), expected)
+
+
+class RunsOut(nn.Module):
+    """Adds a little red; from the fifth picture on, the allocator itself fails for more than one,
+    and from the ninth on for whole pictures.
+    """
+
+    size_multiple, halo, activations_per_pixel = 1, 0, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.failures = 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = 1 << 14 if self.seen < 8 else 128
+        limit = 4 if self.seen < 4 else 1
+        if len(x) > limit or max(x.shape[2:]) > side:
+            self.failures += 1
+            torch.empty(1 << 56, dtype=torch.uint8)  # more than there is of anything
+        self.seen += len(x)
+        return x + torch.tensor([10 / 255, 0, 0])[:, None, None]
+
+
+def test_running_out_of_memory_in_mid_video_loses_no_frame(tmp_path: Path) -> None:
+    frames = [scene(n, "bgr0", (160, 136)) for n in range(13)]
+    source = write_frames(tmp_path / "a.mkv", frames)
+    network = RunsOut()
+    report = deblur_video(source, tmp_path / "b.mkv", model=network, device="cpu", batch=4)
+    before, after = (read_frames(tmp_path / name) for name in ("a.mkv", "b.mkv"))
+    assert [time for time, _ in after] == [time for time, _ in before]
+    for (_, old), (_, new) in zip(before, after, strict=True):
+        change = new[0].reshape(136, 160, 4).astype(int) - old[0].reshape(136, 160, 4)
+        assert (change[..., 2] == 10).all()
+        assert not change[..., :2].any()
+    assert report.frames == 13
+    assert report.replaced == 0
+    assert network.failures >= 3
+    assert any("batch 2" in note for note in report.notes)
+    assert any("tiles of 128" in note for note in report.notes)
+
+
+# -- CUDA graphs, with a recorder that a CPU has -------------------------------------------------
+
+
+def recorder(log: list[tuple[int, ...]]) -> Callable[..., Callable[[Tensor], Tensor]]:
+    def record(call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+        log.append(tuple(x.shape))
+        return lambda new: call(new) + 100
+
+    return record
+
+
+def test_a_shape_is_recorded_when_it_comes_again() -> None:
+    log: list[tuple[int, ...]] = []
+    graphs = cuda.Graphs(lambda x: x * 2, note=pytest.fail, record=recorder(log), shapes=2)
+    shapes = [torch.ones(1, 1, n, 1) for n in (1, 2, 3)]
+    assert [float(graphs(shapes[0]).flatten()[0]) for _ in range(3)] == [2, 102, 102]
+    assert log == [(1, 1, 1, 1)]
+    for x in shapes[1:]:
+        graphs(x)
+        graphs(x)
+    # Two are kept: the first had to go, and is recorded anew.
+    assert float(graphs(shapes[0]).flatten()[0]) == 102
+    assert log == [(1, 1, n, 1) for n in (1, 2, 3, 1)]
+    # Other strides or another type are another graph.
+    assert float(graphs(shapes[0].double()).flatten()[0]) == 2
+
+
+def test_where_nothing_can_be_recorded_calls_stay_plain_and_it_is_said_once() -> None:
+    notes: list[str] = []
+
+    def record(call: object, x: Tensor) -> Callable[[Tensor], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    graphs = cuda.Graphs(lambda x: x * 2, note=notes.append, record=record)
+    assert [float(graphs(torch.ones(1, 1, n, 1)).flatten()[0]) for n in (1, 1, 1, 2, 2)] == [2] * 5
+    assert notes == [
+        "CUDA graphs cannot be used here (operation not permitted when stream is capturing): "
+        "going on without them"
+    ]
+
+
+def test_kernels_that_compute_something_else_are_found_out() -> None:
+    network = small()
+    assert cuda.differs(network, network.correction, CPU) is None
+    wrong = cuda.differs(network, lambda x: network.correction(x) + 0.01, CPU)
+    assert wrong is not None
+    assert "40.0 dB only, less than 80 dB" in wrong
+    assert "less than" in (cuda.differs(network, lambda x: x * math.nan, CPU) or "")
+    assert "instead of" in (cuda.differs(network, lambda x: x[:, :1], CPU) or "")

@@ -1,0 +1,208 @@
+"""Triton kernels against torch: on CPU tensors in Triton's interpreter, on a GPU where one is.
+
+Whether the interpreter is used is decided when Triton is imported, so the comparison is a process
+of its own. CPU builds of PyTorch come without Triton: the test then skips.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vdeblur.errors import DeviceError
+from vdeblur.inference.kernels import convolution
+from vdeblur.networks.mimo_unet import MIMOUNet
+
+COMPARE = """
+import itertools, sys
+import torch, torch.nn.functional as F
+from vdeblur.inference.kernels import fused
+from vdeblur.networks.mimo_unet import MIMOUNet
+
+device, dtype = sys.argv[1], getattr(torch, sys.argv[2])
+tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+torch.manual_seed(5)
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+def close(a, b):
+    worst = float((a.float() - b.float()).abs().max() / b.float().abs().max())
+    assert a.shape == b.shape and a.dtype == b.dtype and worst < tolerance, worst
+
+for size, channels, out in (((5, 7), 16, 32), ((6, 37), 48, 16)):
+    x = torch.randn(2, channels, *size, device=device).to(dtype)
+    w = torch.randn(out, channels, 3, 3, device=device).to(dtype) / channels
+    b = torch.randn(out, device=device).to(dtype)
+    z = torch.randn(2, out, *size, device=device).to(dtype)
+    plain = F.conv2d(x, w, b, padding=1)
+    close(fused.conv3x3(x, fused.pack(w), b), plain)
+    close(fused.conv3x3(x, fused.pack(w), b, relu=True), plain.relu())
+    close(fused.conv3x3(x, fused.pack(w), b, added=z), plain + z)
+
+# A pruned block's middle is narrower: two kernels.
+hidden = [16, 32, 64, 64, 16, 16]
+network = MIMOUNet(base=16, blocks=1, hidden=hidden).eval().to(device, dtype)
+# Wider and higher than a tile of the block kernel; small ones for the interpreter, which is slow.
+height, width = 20, 36
+if device == "cpu":
+    fused._TILE_ROWS, fused._TILE_COLUMNS, height, width = 4, 8, 8, 12
+x = torch.rand(1, 3, height, width, device=device).to(dtype)
+with torch.no_grad():
+    for whole in ((), (16, 32, 64)):
+        quick = fused.fuse(network, whole_block_channels=whole)
+        kinds = [m for m in quick.modules() if isinstance(m, fused.FusedBlock)]
+        assert len(kinds) == 6 and [m.whole for m in kinds].count(True) == 5 * bool(whole)
+        close(quick.correction(x), network.correction(x))
+if device == "cuda":
+    assert fused.chosen
+print("agree")
+"""
+
+
+def compare(device: str, dtype: str, *, interpret: bool) -> None:
+    run(COMPARE, "agree", device, dtype, interpret=interpret)
+
+
+def run(program: str, last: str, *words: str, interpret: bool) -> None:
+    environment = dict(os.environ, TRITON_INTERPRET="1" if interpret else "0")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith(f"{last}\n")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_agree_with_torch_in_the_interpreter() -> None:
+    compare("cpu", "float32", interpret=True)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and not os.environ.get("VDEBLUR_REQUIRE_CUDA"),
+    reason="no CUDA device",
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_kernels_agree_with_torch_on_a_gpu(dtype: str) -> None:
+    compare("cuda", dtype, interpret=False)
+
+
+#: Compiles a kernel for an H200 (sm_90), which takes no device. kinds: of arguments but i32.
+BUILD = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from vdeblur.inference.kernels.convolution import Launch
+
+def built(kernel, kinds, constants, launch=Launch()):
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    # A pointer whose alignment is not known is not copied from in parts of 16 bytes.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
+               if name not in constants and signature[name].startswith("*")}
+    source = ASTSource(
+        fn=kernel, signature=signature | dict.fromkeys(constants, "constexpr"), attrs=aligned,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    made = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert made.metadata.shared <= 113 * 1024, made.metadata.shared  # two programs a processor
+    return made.asm["ptx"]
+"""
+
+COMPILE = """
+from vdeblur.inference.kernels import fused
+
+launch, kernel = fused._BLOCK_LAUNCHES[-1], fused._block_kernel
+constants = {"CHANNELS": 64, "TILE_ROWS": fused._TILE_ROWS, "TILE_COLUMNS": fused._TILE_COLUMNS,
+             "ROWS": launch.rows, "PROGRAMS": launch.programs}
+numbers = ("tiles", "height", "width")
+kinds = {name: "*fp16" for name in kernel.arg_names if name not in numbers}
+ptx = built(kernel, kinds, constants, launch)
+# Its tensor cores multiply, and copies run beside them.
+assert "wgmma" in ptx and "cp.async" in ptx
+print("compiled")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_block_kernel_compiles_for_hopper_and_fits_its_shared_memory() -> None:
+    run(BUILD + COMPILE, "compiled", interpret=False)
+
+
+def test_the_fastest_way_that_agrees_is_taken_and_measured_once() -> None:
+    def wrong(x: Tensor) -> Tensor:
+        return x + 1
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("out of resources")
+
+    ways = {"slow": lambda x: x * 2.0, "wrong": wrong, "broken": broken, "quick": lambda x: x + x}
+    seconds = {"plain": 3.0, "slow": 5.0, "wrong": 0.1, "broken": 0.1, "quick": 2.0}
+
+    def plain(x: Tensor) -> Tensor:
+        return 2 * x
+
+    names = {id(way): name for name, way in ways.items()} | {id(plain): "plain"}
+    timed: list[str] = []
+
+    def clock(way: convolution.Way, x: Tensor) -> float:
+        timed.append(names[id(way)])
+        return seconds[timed[-1]]
+
+    x = torch.rand(1, 4, 8, 8)
+    decide = convolution.choose(("test", 1), ways, plain, timed=clock)
+    assert decide(x) is ways["quick"]
+    assert decide(x) is ways["quick"]
+    assert timed == ["plain", "slow", "quick"]
+    # Another shape is measured anew; there the plain one wins.
+    seconds["plain"] = 1.0
+    assert decide(x[..., :4]) is plain
+    assert convolution.choose(("test", 1), ways, plain, timed=clock)(x) is ways["quick"]
+
+
+def test_another_arithmetic_is_held_to_its_own_reference() -> None:
+    def coarse(x: Tensor) -> Tensor:
+        return x.mul(8).round().div(8)
+
+    asked: list[tuple[int, ...]] = []
+
+    def reference(x: Tensor) -> Tensor:
+        asked.append(tuple(x.shape))
+        return coarse(x)
+
+    def exact(x: Tensor) -> Tensor:
+        return x.clone()
+
+    def clock(way: convolution.Way, x: Tensor) -> float:
+        return 2.0 if way is exact else 1.0 if way is coarse else 0.1
+
+    x = torch.rand(2, 4, 300, 8)
+    # What does the exact thing faster still is not what was asked for.
+    ways = {"exact too": lambda x: x * 1.0, "coarse": coarse}
+    decide = convolution.choose(("coarse",), ways, exact, expected=reference, timed=clock)
+    assert decide(x) is coarse
+    # It takes memory, and is asked of a part.
+    assert asked == [(1, 4, 256, 8)]
+
+
+def test_packed_weights_are_ordered_by_tap_input_output() -> None:
+    weight = torch.rand(32, 16, 3, 3)
+    packed = convolution.pack(weight)
+    assert packed.shape == (9, 16, 32)
+    assert torch.equal(packed[5, 3], weight[:, 3, 1, 2])
+
+
+def test_without_triton_fusing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "triton", None)
+    assert not convolution.available()
+    with pytest.raises(DeviceError, match="need Triton"):
+        convolution.fuse(MIMOUNet(base=8, blocks=1))

@@ -1,0 +1,201 @@
+"""Frames in a GPU's memory: with host memory in its place, which DLPack describes just as well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.format import VideoFormat
+
+from tests.helpers.clips import scene, write_frames
+from tests.inference.test_transfers import FakeDevice, LazyPlusOne
+from vdeblur.deblur import deblur_video
+from vdeblur.frames import Frame, FrameBatch, PlaneLayout
+from vdeblur.inference.gpu_frames import adopt, tensors_of
+from vdeblur.inference.transfers import Overlap
+from vdeblur.media.reader import VideoReader
+
+CPU = torch.device("cpu")
+LAYOUT = PlaneLayout(64, 48)
+
+
+class Hardware:
+    """A decoded frame as NVDEC's: its planes by DLPack only, its picture after a download."""
+
+    def __init__(self, host: Any, name: str) -> None:
+        self._host = host.reformat(format=name)
+        self._host.pts, self._host.time_base = host.pts, host.time_base
+        self._host.duration = host.duration
+        self.sw_format = VideoFormat(name, host.width, host.height)
+        self.width, self.height, self.duration = host.width, host.height, host.duration
+        self.is_corrupt, self.format = False, VideoFormat("cuda")
+        self.downloads = 0
+
+    @property
+    def planes(self) -> tuple[Any, ...]:
+        return tuple(Capsules(plane) for plane in self._host.planes)
+
+    def reformat(self, *, format: str) -> Any:
+        assert format == self.sw_format.name
+        self.downloads += 1
+        # There and back, without loss: another frame of the same.
+        planar = {"nv12": "yuv420p", "p010le": "yuv420p10le"}.get(format, "yuv420p16le")
+        return self._host.reformat(format=planar).reformat(format=format)
+
+
+class Capsules:
+    """A plane with DLPack, and nothing else, as PyAV has it for hardware frames."""
+
+    def __init__(self, plane: Any) -> None:
+        self._plane = plane
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        if stream is not None:
+            raise NotImplementedError("CUDA stream synchronization is not supported")
+        return self._plane.__dlpack__()
+
+
+def decoding(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have every frame come as hardware."""
+    decode = VideoReader._decode
+
+    def _decode(self: VideoReader, packet: Any, index: int) -> list[Any]:
+        return [Hardware(frame, name) for frame in decode(self, packet, index)]
+
+    monkeypatch.setattr(VideoReader, "_decode", _decode)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("on-device") / "clip.mkv"
+    return write_frames(path, (scene(n) for n in range(7)), "ffv1")
+
+
+@pytest.mark.parametrize(("name", "depth"), [("nv12", 8), ("p010le", 10)])
+def test_they_are_the_planes_of_the_host(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, name: str, depth: int
+) -> None:
+    decoding(monkeypatch, name)
+    with VideoReader(clip) as reader:
+        frames = list(adopt(reader.items(), CPU, note=pytest.fail))
+    assert len(frames) == 7
+    assert [frame.time_seconds for frame in frames] == pytest.approx([n / 25 for n in range(7)])
+    for frame in frames:
+        assert frame.layout.depth == depth
+        assert frame.planes[0].std() > 1
+        assert frame.planes[1].mean() != frame.planes[2].mean()
+        assert len(frame.on_device) == 3
+        for plane, tensor in zip(frame.planes, frame.on_device, strict=True):
+            assert tensor.is_contiguous()
+            assert np.array_equal(tensor.numpy(), plane)
+            # A copy: the decoder has its surface back.
+            assert not np.shares_memory(tensor.numpy(), plane)
+
+
+def test_a_device_restores_them_without_an_upload_from_the_host(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restored(frames: Sequence[Frame]) -> tuple[list[Any], FakeDevice]:
+        device = FakeDevice()
+        batches = [FrameBatch(frames[:3]), FrameBatch(frames[3:6]), FrameBatch(frames[6:])]
+        overlap = Overlap(LazyPlusOne(device), backend=device)
+        list(overlap.run(batches))
+        return [plane.copy() for frame in frames for plane in frame.planes], device
+
+    with VideoReader(clip) as reader:
+        usual, _ = restored(list(reader))
+    decoding(monkeypatch, "nv12")
+    with VideoReader(clip) as reader:
+        frames = list(adopt(reader, CPU, note=pytest.fail))
+    for frame in frames:
+        assert frame.on_device is not None
+        for tensor, plane in zip(frame.on_device, frame.planes, strict=True):
+            assert np.array_equal(tensor.numpy(), plane)
+            plane[:] = 0  # not where the pictures are taken from
+    ours, device = restored(frames)
+    assert all(map(np.array_equal, ours, usual))
+    assert all(frame.on_device is None for frame in frames)
+    assert any(stream == "copy-in" for _, stream in device.shared)
+
+
+def test_a_batch_of_both_kinds_is_uploaded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding(monkeypatch, "nv12")
+    with VideoReader(clip) as reader:
+        frames = list(adopt(reader, CPU, note=pytest.fail))
+    before = [frame.planes[0].copy() for frame in frames]
+    frames[1].on_device = None
+    device = FakeDevice()
+    list(Overlap(LazyPlusOne(device), backend=device).run([FrameBatch(frames)]))
+    for frame, plane in zip(frames, before, strict=True):
+        assert np.array_equal(frame.planes[0], plane + 1)
+
+
+def test_what_cannot_be_taken_so_goes_the_usual_way_and_it_is_said_once(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    decoding(monkeypatch, "yuv444p")
+    with VideoReader(clip) as reader:
+        frames = list(adopt(reader, CPU, note=notes.append))
+    assert [frame.on_device for frame in frames] == [None] * 7
+    assert len(notes) == 1
+    assert "go through host memory (3 planes" in notes[0]
+    report = deblur_video(clip, tmp_path / "out.mkv", model="identity", device="cpu")
+    assert report.frames == 7
+
+
+def test_planes_of_another_size_are_refused() -> None:
+    frame = av.VideoFrame(64, 48, "nv12")
+    assert tensors_of(tuple(frame.planes), LAYOUT, CPU)[1].shape == (24, 32)
+    with pytest.raises(ValueError, match="are not those of"):
+        tensors_of(tuple(frame.planes), PlaneLayout(62, 48), CPU)
+    with pytest.raises(ValueError, match="are not those of NV12 or P010"):
+        tensors_of(tuple(frame.planes), PlaneLayout(64, 48, 10), CPU)
+
+
+def test_packets_pass(clip: Path) -> None:
+    frame = Frame((), LAYOUT, 0, Fraction(1, 25))
+    assert list(adopt(["packet", frame], CPU, note=pytest.fail)) == ["packet", frame]
+
+
+def test_without_a_gpu_decoding_falls_back(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    clip = write_frames(tmp_path / "a.mp4", (scene(n) for n in range(7)), "libx264")
+    with VideoReader(clip, hwaccel="cuda", on_device=True) as reader:
+        frames = list(reader)
+    assert len(frames) == 7
+    assert all(frame.on_device is None for frame in frames)
+    assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and not os.environ.get("VDEBLUR_REQUIRE_CUDA"),
+    reason="no CUDA device",
+)
+def test_a_gpu_s_decoder_gives_what_the_cpu_s_gives(tmp_path: Path) -> None:
+    big = (scene(n, size=(320, 192)) for n in range(24))
+    source = write_frames(tmp_path / "a.mp4", big, "libx264")
+    with VideoReader(source) as reader:
+        usual = [[plane.copy() for plane in frame.planes] for frame in reader]
+    device = torch.device("cuda", 0)
+    with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
+        frames = list(adopt(reader, device, note=pytest.fail))
+        assert reader.notes == []
+    assert len(frames) == 24
+    for frame, planes in zip(frames, usual, strict=True):
+        assert frame.on_device is not None
+        for tensor, plane in zip(frame.on_device, planes, strict=True):
+            assert tensor.device == device
+            assert np.array_equal(tensor.cpu().numpy(), plane)
+    report = deblur_video(
+        source, tmp_path / "b.mkv", model="identity", device="cuda", hwaccel="cuda"
+    )
+    assert (report.frames, report.notes) == (24, [])

@@ -1,0 +1,53 @@
+"""The arrows between folders are in force: the contracts hold, and a broken one fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("importlinter")
+ROOT = Path(__file__).parents[1]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from importlinter.cli import lint_imports_command as run; run()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-cache", "--config", str(ROOT / "pyproject.toml")],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "PATH": "", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_folders_import_only_what_stands_below_them() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("system/files.py", "from vdeblur.media import reader"),
+        ("media/reader.py", "import torch"),
+        ("networks/base.py", "import av"),
+        ("inference/guidance.py", "def late():\n    from vdeblur.evaluation import metrics"),
+        ("evaluation/metrics.py", "from vdeblur.live import session"),
+        ("deblur.py", "import tests"),
+    ],
+)
+def test_an_arrow_against_the_order_fails(place: str, line: str, tmp_path: Path) -> None:
+    for file in (ROOT / "vdeblur").rglob("*.py"):
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    wrong = tmp_path / "vdeblur" / place
+    wrong.write_text(f"{wrong.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
+    done = lint(tmp_path)
+    assert done.returncode == 1
+    assert "1 broken" in done.stdout, done.stdout + done.stderr

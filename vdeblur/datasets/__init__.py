@@ -1,0 +1,1 @@
+"""Pairs of blurred and sharp pictures, for training and for scoring."""

@@ -1,0 +1,143 @@
+"""Optical flow of the frames of synthetic films, in this process or in processes beside it.
+
+Pictures are reduced and matched as those of a video are, by `vdeblur.motion.flow`. For pairs that a
+GPU makes that is work for several cores: a pair of 304² takes 9 ms of one. A ninth of it holds
+Python's lock, so that threads would keep each other waiting, and whoever trains: it is done in
+processes, to which small pictures and small fields travel. Knows pictures and flow only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vdeblur.motion.flow import each_interval, match
+
+
+class Matched(NamedTuple):
+    """What flow tells of N frames and their neighbours before and after, on the CPU.
+
+    ways: (2, N, 2, *grid), how far away each place is in them, in pixels, 0 where nothing matches.
+    found: (2, N) bool, where something does. told: (N, 4, *grid), chord and bend from frame to
+    frame.
+    """
+
+    ways: Tensor
+    found: Tensor
+    told: Tensor
+
+
+#: Frames, those before and those after, uint8 (3, N, H, W) on any device; by how much each is made
+#: smaller to be matched; and the (height, width) of fields.
+Matching = Callable[[Tensor, list[int], tuple[int, int]], Matched]
+
+_Three = list[NDArray[np.uint8]]  # a reduced frame, the one before and the one after
+_Fields = tuple[NDArray[np.float32], list[bool]]
+_AT_ONCE = 4  # frames that a process is given: few enough that all end at about the same time
+_MOST = 60  # processes, which is what Windows can wait for
+
+
+def matched(
+    frames: Tensor,
+    reductions: list[int],
+    grid: tuple[int, int],
+    *,
+    each: Callable[[Callable[[_Three], _Fields], Iterable[_Three]], Iterable[_Fields]] = map,
+) -> Matched:
+    """`Matching`, each frame being matched by `each`."""
+    luma = frames.cpu().numpy()
+    count, height, width = luma.shape[1:]
+    whole, found = torch.zeros(count, 8, *grid), torch.zeros(count, 2, dtype=torch.bool)
+    sizes = [(max(1, round(width / ratio)), max(1, round(height / ratio))) for ratio in reductions]
+    # One after the other, so that the first are matched while others are made smaller.
+    small = (
+        [_reduced(picture, size) for picture in luma[:, number]]
+        for number, size in enumerate(sizes)
+    )
+    for number, (fields, sides) in enumerate(each(_fields, small)):
+        found[number] = torch.tensor(sides)
+        if any(sides):
+            scale = [width / sizes[number][0], height / sizes[number][1]]
+            whole[number] = _on_grid(fields, scale, grid)
+    ways = torch.stack([whole[:, :2], whole[:, 2:4]])
+    return Matched(ways, found.T.contiguous(), whole[:, 4:].contiguous())
+
+
+def _reduced(luma: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(H, W), as it is matched: (width, height) is `size`."""
+    return np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _fields(three: _Three) -> _Fields:
+    """(8, h, w) in reduced pixels: the ways to the frame before and to the one after, 0 where there
+    is none, chord and bend from frame to frame; and which of the two there are.
+    """
+    here, *around = three
+    pairs = [match(here, there) for there in around]
+    back, ahead = (None if pair is None else pair[0] for pair in pairs)
+    sides = [back is not None, ahead is not None]
+    if not any(sides):
+        return np.zeros((8, 1, 1), np.float32), sides
+    told = each_interval(ahead, back)
+    nothing = np.zeros_like(told[:2])
+    ways = [nothing if flow is None else flow.field for flow in (back, ahead)]
+    return np.concatenate([*ways, told]), sides
+
+
+def _on_grid(field: NDArray[np.float32], scale: list[float], grid: tuple[int, int]) -> Tensor:
+    """Vectors (C, h, w), x and y in turn, in reduced pixels → (C, *grid) in pixels."""
+    vectors = F.interpolate(
+        torch.from_numpy(field)[None], size=grid, mode="bilinear", align_corners=False
+    )[0]
+    return vectors * vectors.new_tensor(scale * (len(vectors) // 2))[:, None, None]
+
+
+@contextlib.contextmanager
+def in_processes(count: int) -> Iterator[Matching]:
+    """`Matching` by up to `count` processes, which begin when they are first needed and end with
+    the context. With none, in this thread. What is found does not depend on it.
+    """
+    if not count:
+        yield matched
+        return
+    # From a process that has no threads and no GPU: with them a copy of this one might hang.
+    ways = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+    context.set_forkserver_preload([__name__])
+    processes = ProcessPoolExecutor(min(count, _MOST), mp_context=context, initializer=_begin)
+    try:
+        yield functools.partial(matched, each=functools.partial(processes.map, chunksize=_AT_ONCE))
+    finally:
+        processes.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Ctrl-C and SIGTERM of a process group are the training process's: it ends its helpers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """One that is killed cannot end its helpers, who would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,153 @@
+"""RGB pictures in and out of files, lettering on them, and where two of them differ most.
+
+Reads through `vdeblur.media.reader`, so that pictures and frames of videos become RGB by the same
+code, and no picture library is needed. Knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vdeblur.color import planes_to_rgb, split_fields
+from vdeblur.errors import InputError, OutputError
+from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.media.reader import VideoReader
+from vdeblur.system.files import replacing
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+
+#: The printable ASCII characters of `lettering.png`, each in a cell of its own width beside the
+#: last: Aileron Regular (CC0), drawn by Pillow's ImageFont.load_default(40).
+_CHARACTERS = "".join(map(chr, range(32, 127)))
+
+
+def frame_to_rgb(frame: Frame) -> Tensor:
+    """(1, 3, H, W) float32 R'G'B' in [0, 1], by the frame's own matrix, range and depth."""
+    return planes_rgb([torch.from_numpy(np.array(p))[None] for p in frame.planes], frame.layout)
+
+
+def planes_rgb(planes: list[Tensor], layout: PlaneLayout) -> Tensor:
+    """A picture's planes (1, rows, columns) → (1, 3, H, W) in [0, 1]; fields are read apart."""
+    if not layout.interlaced:
+        return planes_to_rgb(planes, layout).clamp_(0, 1)
+    fields, field = split_fields(planes, layout)
+    rgb = planes_to_rgb(fields, field)
+    woven = torch.stack([rgb[0], rgb[1]], 2).flatten(1, 2)  # rows of the two alternate
+    return woven[None, :, : layout.height].clamp_(0, 1)
+
+
+def read_rgb(path: Path) -> Tensor:
+    """The first picture of a file as (1, 3, H, W) float32 RGB in [0, 1]; alpha is left out.
+
+    InputError when it cannot be read.
+    """
+    with VideoReader(path) as reader:
+        for frame in reader:
+            return frame_to_rgb(frame)
+    raise InputError(f"no picture of {path} could be decoded: the file is damaged")
+
+
+def to_picture(image: Tensor) -> Picture:
+    """(1, 3, H, W) float → (H, W, 3) uint8, clamped and rounded."""
+    array: Picture = image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return array
+
+
+def png_bytes(picture: Picture) -> bytes:
+    """A PNG file of the picture."""
+    codec = av.CodecContext.create("png", "w")
+    codec.width, codec.height = picture.shape[1], picture.shape[0]
+    codec.pix_fmt = "rgb24"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+    packets = codec.encode(frame) + codec.encode(None)
+    return b"".join(bytes(packet) for packet in packets)
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write (H, W, 3) uint8 RGB; OutputError when the file cannot be written."""
+    write_bytes(path, png_bytes(picture))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file under a temporary name, then give it its own; OutputError if not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+            temporary.chmod(0o666 & ~_umask())
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}): choose another place"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@lru_cache(maxsize=1)
+def _alphabet() -> dict[str, NDArray[np.float32]]:
+    """Coverage in 0…1 of each character, all of one height; cells are split by red columns."""
+    sheet = to_picture(read_rgb(Path(__file__).with_name("lettering.png"))).astype(np.float32)
+    splits = np.flatnonzero(sheet[0, :, 0] > sheet[0, :, 1] + 128)
+    cells = np.split(sheet[:, :, 1] / np.float32(255), splits, axis=1)
+    return {c: cell[:, 1:] for c, cell in zip(_CHARACTERS, cells[1:], strict=True)}
+
+
+@lru_cache(maxsize=256)
+def lettering(text: str, height: int) -> NDArray[np.float32]:
+    """One line of text as coverage in 0…1, (height, width); what the alphabet lacks becomes '?'."""
+    alphabet = _alphabet()
+    line = np.concatenate([alphabet.get(c, alphabet["?"]) for c in text or " "], axis=1)
+    width = max(1, round(line.shape[1] * height / line.shape[0]))
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(line)[None, None], size=(height, width), mode="bilinear",
+        antialias=True, align_corners=False,
+    )  # fmt: skip
+    array: NDArray[np.float32] = resized[0, 0].clamp_(0, 1).numpy()
+    return array
+
+
+def label(text: str, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A label of at most `width` pixels: how much it covers, and how white it is, both in 0…1.
+
+    White letters on a box that lets a third of the picture through; (height, w) each.
+    """
+    margin = max(2, height // 4)
+    letters = lettering(text, max(6, height - 2 * (margin // 2)))[:, : max(1, width - 2 * margin)]
+    space = ((height - len(letters)) // 2, -(-(height - len(letters)) // 2))
+    white = np.pad(letters, (space, (margin, margin)))
+    return np.maximum(white, np.float32(0.65)), white
+
+
+def put_label(picture: Picture, text: str, *, height: int, top: int = 0, left: int = 0) -> None:
+    """Draw a label into the picture, in place, cut where the picture ends."""
+    cover, white = label(text, height, picture.shape[1] - left)
+    place = picture[top : top + height, left : left + cover.shape[1]]
+    cover, white = (x[: place.shape[0], : place.shape[1], None] for x in (cover, white))
+    value = np.where(cover > 0, white / np.maximum(cover, 1e-6), 0)
+    place[:] = np.round(place * (1 - cover) + 255 * value * cover).astype(np.uint8)
+
+
+def largest_change(a: Tensor, b: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the window of `size` (rows, columns) in which |a − b| sums up highest.
+
+    a, b: (1, C, H, W), at least as large as the window.
+    """
+    change = (a - b).abs().mean((0, 1)).double().cpu()
+    table = torch.nn.functional.pad(change, (1, 0, 1, 0)).cumsum(0).cumsum(1)
+    rows, columns = size
+    sums = table[rows:, columns:] - table[:-rows, columns:]
+    sums = sums - table[rows:, :-columns] + table[:-rows, :-columns]
+    place = int(sums.argmax())
+    return place // sums.shape[1], place % sums.shape[1]

@@ -1,0 +1,1 @@
+"""Picture quality: scores on pairs, and comparisons of videos."""

@@ -1,0 +1,1 @@
+"""A batch of pictures in, the same batch restored out, on any device. Knows no files."""

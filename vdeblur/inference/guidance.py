@@ -1,0 +1,180 @@
+"""What a guided network is given of the pictures of a film (`vdeblur.networks.taps`), each made
+once.
+
+The samples along a picture's motion cost as much as some of the network, and both its neighbours
+want what follows from them: they are kept in the picture's `vdeblur.motion.neighbours.View`. Knows
+tensors and views; no files and no networks. What it makes may be asked for by several threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdeblur.color import planes_to_rgb
+from vdeblur.motion.neighbours import Around, Link, View
+from vdeblur.networks import taps
+
+_OWN = slice(3, 3 + taps.OWN_CHANNELS)
+_AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
+#: float32 values per pixel that are kept of pictures beside a network's own: two inputs, of the
+#: frame at hand and of the next, luma and what filters add of those and of the one before.
+KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
+#: Inputs that are not in use, kept for the next: of as many as are ever computed side by side, and
+#: of frames to come.
+_MOST_SPARE = 10
+
+
+class Inputs:
+    """Makes the inputs of one deblurrer's network, on its device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spare: dict[object, deque[Tensor]] = {}
+
+    def alone(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
+        """(N, 3, H, W) RGB and motion (N, 4, h, w) → (N, 3 + CHANNELS, H, W) float32: of pictures
+        whose neighbours are not known.
+        """
+        out = self._room((len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:]), torch.float32)
+        return taps.with_guidance(rgb.float(), motion, out=out)
+
+    def of(
+        self,
+        rgb: Callable[[], Tensor],
+        motion: Tensor,
+        around: Sequence[Around | None],
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """N pictures of a film → (N, 3 + CHANNELS, *size): float32 of one, of several dtype.
+
+        size: height and width, which pictures are padded to. rgb: (N, 3, *size), asked for if
+        nothing is known to be around one of them; motion: (N, 4, h, w), of those alone.
+        """
+        if len(around) == 1 and around[0] is not None:
+            return self._taken(around[0], size)
+        out = self._room((len(around), 3 + taps.CHANNELS, *size), dtype)
+        pictures: Tensor | None = None
+        for number, known in enumerate(around):
+            if known is not None:
+                part = self._taken(known, size)
+            else:
+                pictures = rgb() if pictures is None else pictures
+                part = self.alone(pictures[number : number + 1], motion[number : number + 1])
+            out[number] = part[0]
+            self.done(part)
+        return out
+
+    def done(self, given: Tensor) -> None:
+        """An input is not needed any more: its memory is for the next one.
+
+        Of so large a piece a CPU's allocator would fault every page in again, which costs as much
+        as the samples.
+        """
+        if given.device.type == "cpu":
+            # What is made in inference mode cannot be written outside it.
+            key = tuple(given.shape), given.dtype, given.is_inference()
+            if key not in self._spare and len(self._spare) > 1:  # of one picture, and of a batch
+                self._spare.clear()
+            self._spare.setdefault(key, deque(maxlen=_MOST_SPARE)).append(given)
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        with suppress(KeyError, IndexError):
+            return self._spare[shape, dtype, torch.is_inference_mode_enabled()].pop()
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+    def _taken(self, around: Around, size: tuple[int, int]) -> Tensor:
+        """(1, 3 + CHANNELS, *size): a frame's own input, with its neighbours; no longer kept."""
+        here = around.here
+        # The neighbours first, the one after last: beside this, the next frame is begun by the one
+        # after it, and finds here what it takes itself.
+        shown = [self._beside(link, size, around.at_hand) for link in around.links]
+        with here.making:
+            # From here on it is this caller's alone: whoever asks for the same again gets another.
+            (luma, _), given = self._shown(here, size), self._given(here, size)
+            here.given = None
+        sides = [
+            luma.new_zeros(1, taps.PICTURES + taps.DIRECTION_CHANNELS, *size)
+            if link is None or own is None
+            else taps.neighbour(luma, *own, self._field(link[0].motion, link[0], size),
+                                self._field(link[1], link[0], size))
+            for link, own in zip(around.links, shown, strict=True)
+        ]  # fmt: skip
+        taps.place((sides[0], sides[1]), given[:, _AROUND])
+        return given
+
+    def _beside(
+        self, link: Link | None, size: tuple[int, int], at_hand: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """What is shown of a neighbour, if there is one, and time to make it."""
+        if link is None or (at_hand and not self._is_shown(link[0], size)):
+            return None
+        return self._shown(link[0], size)
+
+    def _is_shown(self, view: View, size: tuple[int, int]) -> bool:
+        return view.made_for == self._purpose(size) and view.added is not None
+
+    def _purpose(self, size: tuple[int, int]) -> object:
+        # What is made in inference mode cannot be written outside it.
+        return self._device, size, torch.is_inference_mode_enabled()
+
+    def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Luma (1, 1, *size) in [0, 1] of a picture, and what filters along its motion add."""
+        with view.making:
+            if not self._is_shown(view, size):
+                given = self._given(view, size)
+                view.added = taps.filtered(given[:, _OWN])
+            assert view.luma is not None
+            assert view.added is not None
+            return view.luma, view.added
+
+    def _given(self, view: View, size: tuple[int, int]) -> Tensor:
+        """(1, 3 + CHANNELS, *size): a picture's input, but for its neighbours."""
+        with view.making:
+            if view.made_for != self._purpose(size):
+                view.given = view.luma = view.added = None
+                view.made_for = self._purpose(size)
+            if view.given is None:
+                planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
+                rgb = padded(planes_to_rgb(planes, view.layout), size)
+                given = self._room((1, 3 + taps.CHANNELS, *size), torch.float32)
+                given[:, :3] = rgb
+                view.luma = taps.luma_of(rgb)
+                taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
+                view.given = given
+            return view.given
+
+    def _field(self, field: Tensor, view: View, size: tuple[int, int]) -> Tensor:
+        """A field (C, h, w) of the picture as (1, C, …) of the padded one, on the device."""
+        field = field.to(self._device, non_blocking=True)[None]
+        return fitted(field, (view.layout.height, view.layout.width), size)
+
+
+def padded(rgb: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (N, 3, H, W) of `size` (height, width): what is missing below and to the right is
+    reflected.
+    """
+    height, width = rgb.shape[2:]
+    below, right = size[0] - height, size[1] - width
+    if not (below or right):
+        return rgb
+    # A reflection needs something to reflect; smaller pictures repeat their edge.
+    mode = "reflect" if below < height and right < width else "replicate"
+    return F.pad(rgb, (0, right, 0, below), mode=mode)
+
+
+def fitted(field: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """A field (N, C, h, w) of pictures of `size` (height, width), for them padded below and to the
+    right.
+    """
+    if padded == size:
+        return field
+    field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
+    more = (0, padded[1] - size[1], 0, padded[0] - size[0])
+    return F.pad(field, more, mode="replicate")

@@ -1,0 +1,448 @@
+"""Triton kernels for the convolutions of residual networks, in NHWC: for CUDA devices.
+
+A full-resolution residual block moves six feature maps through memory when each of its layers is a
+kernel (two convolutions, ReLU, biases, the addition), and computes little on each value: memory
+bounds it. `conv3x3` folds bias, ReLU and addition into the convolution; `residual_block` is the
+whole block as one kernel, whose middle stays in the second-level cache. `fuse` puts them into a
+network. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
+
+Knows no video, no files, and no network but by its layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdeblur.errors import DeviceError
+from vdeblur.networks.layers import BasicConv, ResBlock
+
+_cuda: Any = torch.cuda  # its events have no types
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # CPU builds of PyTorch come without it
+    triton = None
+
+# Pixels of an output tile of the block kernel: the middle is computed on a ring of 1 more, 20 % of
+# the first convolution's work at this size.
+_TILE_ROWS, _TILE_COLUMNS = 16, 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is launched: pixels multiplied at once, warps, loads in flight.
+
+    programs: of the block kernel, each with a scratch of its own.
+    """
+
+    rows: int = 64
+    warps: int = 4
+    stages: int = 3
+    programs: int = 264
+
+
+# What is tried on a device; the best depends on its registers, caches and shared memory. The loop
+# over the nine taps is one that the compiler keeps: unrolled, it put the nine loads of several
+# rounds into shared memory at once (440 KB for 64 channels, twice what an H200's processor has),
+# and took several times as long to compile. With more than one stage, loads run ahead of
+# multiplications, but past the first-level cache (cp.async.cg), where each tap's neighbours are.
+_LAUNCHES = (Launch(), Launch(128, 4, 1), Launch(128, 8, 1), Launch(128, 8, 3))
+# Twice or four times as many programs as an H200 has processors hide waits too.
+_BLOCK_LAUNCHES = (
+    Launch(64, 4, 1),
+    Launch(64, 4, 1, 528),
+    Launch(128, 8, 1),
+    Launch(64, 4, 3),
+    Launch(128, 8, 2),
+)
+
+
+def available() -> bool:
+    """Whether Triton is installed."""
+    return triton is not None
+
+
+if triton is not None:
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _taps(  # type: ignore[no-untyped-def]
+        source, weights, acc, y, x, base, inside, height, width,
+        CHANNELS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, OUTS: tl.constexpr,
+        first_out,
+    ):  # fmt: skip
+        """acc += the nine taps of a 3×3 convolution at pixels (y, x) of an NHWC picture."""
+        outs = first_out + tl.arange(0, OUTS)
+        for tap in range(9):
+            ty, tx = y + tap // 3 - 1, x + tap % 3 - 1
+            there = inside & (ty >= 0) & (ty < height) & (tx >= 0) & (tx < width)
+            pixel = (base + ty * width + tx) * CHANNELS
+            for start in tl.static_range(0, CHANNELS, BLOCK):
+                ins = start + tl.arange(0, BLOCK)
+                values = tl.load(
+                    source + pixel[:, None] + ins[None, :], mask=there[:, None], other=0.0
+                )
+                weight = tl.load(weights + (tap * CHANNELS + ins[:, None]) * OUT + outs[None, :])
+                acc = tl.dot(values, weight, acc)
+        return acc
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _conv3x3_kernel(  # type: ignore[no-untyped-def]
+        source, weights, bias, added, target, pixels, height, width,
+        CHANNELS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, OUTS: tl.constexpr,
+        ROWS: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr,
+    ):  # fmt: skip
+        index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        first_out = tl.program_id(1) * OUTS
+        outs = first_out + tl.arange(0, OUTS)
+        inside = index < pixels
+        base = index // (height * width) * (height * width)
+        y = (index - base) // width
+        x = (index - base) % width
+        acc = tl.zeros((ROWS, OUTS), dtype=tl.float32)
+        acc = _taps(
+            source, weights, acc, y, x, base, inside, height, width,
+            CHANNELS, OUT, BLOCK, OUTS, first_out,
+        )  # fmt: skip
+        acc += tl.load(bias + outs)[None, :].to(tl.float32)
+        place = index[:, None] * OUT + outs[None, :]
+        if ADD:
+            acc += tl.load(added + place, mask=inside[:, None], other=0.0).to(tl.float32)
+        if RELU:
+            acc = tl.maximum(acc, 0.0)
+        tl.store(target + place, acc.to(target.dtype.element_ty), mask=inside[:, None])
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _block_kernel(  # type: ignore[no-untyped-def]
+        source, weights1, bias1, weights2, bias2, scratch, target, tiles, height, width,
+        CHANNELS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+        ROWS: tl.constexpr, PROGRAMS: tl.constexpr,
+    ):  # fmt: skip
+        """Persistent: each program takes every PROGRAMS-th tile, with a scratch of its own."""
+        WIDE: tl.constexpr = TILE_COLUMNS + 2
+        MIDDLE: tl.constexpr = (TILE_ROWS + 2) * WIDE
+        channels = tl.arange(0, CHANNELS)
+        middle = scratch + tl.program_id(0).to(tl.int64) * MIDDLE * CHANNELS
+        across = tl.cdiv(width, TILE_COLUMNS)
+        down = tl.cdiv(height, TILE_ROWS)
+        for tile in range(tl.program_id(0), tiles, PROGRAMS):
+            base = (tile // (across * down)).to(tl.int64) * height * width
+            top = tile % (across * down) // across * TILE_ROWS
+            left = tile % across * TILE_COLUMNS
+            for start in range(0, MIDDLE, ROWS):
+                i = start + tl.arange(0, ROWS)
+                y, x = top + i // WIDE - 1, left + i % WIDE - 1
+                inside = (i < MIDDLE) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+                acc = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+                acc = _taps(
+                    source, weights1, acc, y, x, base, inside, height, width,
+                    CHANNELS, CHANNELS, CHANNELS, CHANNELS, 0,
+                )  # fmt: skip
+                acc = tl.maximum(acc + tl.load(bias1 + channels)[None, :].to(tl.float32), 0.0)
+                # Outside the picture the second convolution sees zeros, not biases.
+                acc = tl.where(inside[:, None], acc, 0.0)
+                tl.store(
+                    middle + i[:, None] * CHANNELS + channels[None, :],
+                    acc.to(target.dtype.element_ty),
+                    mask=(i < MIDDLE)[:, None],
+                )
+            tl.debug_barrier()  # the scratch is written by other threads of this program
+            for start in range(0, TILE_ROWS * TILE_COLUMNS, ROWS):
+                i = start + tl.arange(0, ROWS)
+                row, column = i // TILE_COLUMNS, i % TILE_COLUMNS
+                inside = (top + row < height) & (left + column < width)
+                acc = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+                for tap in range(9):
+                    near = (row + tap // 3) * WIDE + column + tap % 3
+                    # A barrier makes what a program's threads wrote visible to all of them, the
+                    # first-level cache included (PTX ISA, memory consistency model).
+                    values = tl.load(middle + near[:, None] * CHANNELS + channels[None, :])
+                    weight = tl.load(
+                        weights2
+                        + (tap * CHANNELS + channels[:, None]) * CHANNELS
+                        + channels[None, :]
+                    )
+                    acc = tl.dot(values, weight, acc)
+                acc += tl.load(bias2 + channels)[None, :].to(tl.float32)
+                pixel = base + (top + row) * width + left + column
+                place = pixel[:, None] * CHANNELS + channels[None, :]
+                acc += tl.load(source + place, mask=inside[:, None], other=0.0).to(tl.float32)
+                tl.store(target + place, acc.to(target.dtype.element_ty), mask=inside[:, None])
+            tl.debug_barrier()  # nobody may write the next tile's middle before all have read this
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A convolution's (out, in, 3, 3) weight → (9, in, out), as the kernels read it."""
+    return weight.permute(2, 3, 1, 0).reshape(9, weight.shape[1], weight.shape[0]).contiguous()
+
+
+def conv3x3(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    *,
+    relu: bool = False,
+    added: Tensor | None = None,
+    launch: Launch = _LAUNCHES[0],
+) -> Tensor:
+    """3×3 convolution, stride 1, zero padding, with bias, then + added, then ReLU, in one kernel.
+
+    x: (N, C, H, W) channels-last, C a multiple of 16; packed: (9, C, out) of `pack`, out a multiple
+    of 16; added: of the result's shape. Returns (N, out, H, W) channels-last of x's dtype; products
+    are summed in fp32.
+    """
+    n, channels, height, width = x.shape
+    out = packed.shape[2]
+    x = x.contiguous(memory_format=torch.channels_last)
+    target = torch.empty(
+        (n, out, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    if added is not None:
+        added = added.contiguous(memory_format=torch.channels_last)
+    pixels = n * height * width
+    outs = _power_of_two_divisor(out, 64)
+    _conv3x3_kernel[triton.cdiv(pixels, launch.rows), out // outs](
+        x, packed, bias, added if added is not None else x, target, pixels, height, width,
+        CHANNELS=channels, OUT=out, BLOCK=_power_of_two_divisor(channels, 64), OUTS=outs,
+        ROWS=launch.rows, RELU=relu, ADD=added is not None,
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return target
+
+
+def residual_block(
+    x: Tensor,
+    packed1: Tensor,
+    bias1: Tensor,
+    packed2: Tensor,
+    bias2: Tensor,
+    *,
+    launch: Launch = _BLOCK_LAUNCHES[0],
+) -> Tensor:
+    """x + conv(ReLU(conv(x))) in one kernel: (N, C, H, W) channels-last → the same.
+
+    C is 16, 32 or 64: the nine matrices of a convolution and a tile must fit a processor.
+    """
+    n, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    target = torch.empty_like(x, memory_format=torch.channels_last)
+    tiles = n * triton.cdiv(height, _TILE_ROWS) * triton.cdiv(width, _TILE_COLUMNS)
+    programs = min(tiles, launch.programs)
+    middle = (_TILE_ROWS + 2) * (_TILE_COLUMNS + 2) * channels
+    scratch = torch.empty(programs * middle, dtype=x.dtype, device=x.device)
+    _block_kernel[(programs,)](
+        x, packed1, bias1, packed2, bias2, scratch, target, tiles, height, width,
+        CHANNELS=channels, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS,
+        ROWS=launch.rows, PROGRAMS=programs,
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return target
+
+
+Way = Callable[[Tensor], Tensor]
+_COMPARED = 256  # pixels of a side, where ways are held to another arithmetic, which takes memory
+
+
+class FusedConv(nn.Module):
+    """A 3×3 `BasicConv` as one kernel, where that is faster."""
+
+    def __init__(self, basic: BasicConv) -> None:
+        super().__init__()
+        conv = _conv_of(basic)
+        self.plain = basic
+        self.register_buffer("packed", pack(conv.weight.detach()))
+        self.register_buffer("bias", _bias_of(conv))
+        self.relu = len(basic.main) == 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, out, H, W)."""
+        packed, bias = self.get_buffer("packed"), self.get_buffer("bias")
+
+        def way(launch: Launch) -> Way:
+            return lambda x: conv3x3(x, packed, bias, relu=self.relu, launch=launch)
+
+        ways = {f"kernel {launch}": way(launch) for launch in _LAUNCHES}
+        return choose(("conv", *packed.shape, self.relu), ways, self.plain)(x)(x)
+
+
+class FusedBlock(nn.Module):
+    """A `ResBlock` as one kernel, or as two, or as it is: what is fastest for a shape.
+
+    whole: whether one kernel is tried; off a CUDA device, where nothing is timed, it is taken.
+    """
+
+    def __init__(self, block: ResBlock, *, whole: bool) -> None:
+        super().__init__()
+        self.plain, self.whole = block, whole
+        for number, part in enumerate(block.main, 1):
+            assert isinstance(part, BasicConv)
+            conv = _conv_of(part)
+            self.register_buffer(f"packed{number}", pack(conv.weight.detach()))
+            self.register_buffer(f"bias{number}", _bias_of(conv))
+
+    def ways(self) -> dict[str, Way]:
+        """The ways to compute it in kernels, by name."""
+        packed1, bias1 = self.get_buffer("packed1"), self.get_buffer("bias1")
+        packed2, bias2 = self.get_buffer("packed2"), self.get_buffer("bias2")
+
+        def one(launch: Launch) -> Way:
+            return lambda x: residual_block(x, packed1, bias1, packed2, bias2, launch=launch)
+
+        def two(launch: Launch) -> Way:
+            def run(x: Tensor) -> Tensor:
+                middle = conv3x3(x, packed1, bias1, relu=True, launch=launch)
+                return conv3x3(middle, packed2, bias2, added=x, launch=launch)
+
+            return run
+
+        ways = (
+            {f"one kernel {launch}": one(launch) for launch in _BLOCK_LAUNCHES}
+            if self.whole
+            else {}
+        )
+        return ways | {f"two kernels {launch}": two(launch) for launch in _LAUNCHES}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → the same shape."""
+        kind = ("block", *self.get_buffer("packed1").shape, self.whole)
+        return choose(kind, self.ways(), self.plain)(x)(x)
+
+
+#: The name of the fastest way for a kind of layer and a shape, "torch" where no kernel wins.
+chosen: dict[tuple[Any, ...], str] = {}
+
+
+def choose(
+    kind: tuple[Any, ...],
+    ways: dict[str, Way],
+    plain: Way,
+    *,
+    expected: Way | None = None,
+    timed: Callable[[Way, Tensor], float] | None = None,
+) -> Callable[[Tensor], Way]:
+    """Which of `ways` to take for an input: the fastest that agrees with `plain`, or `plain`.
+
+    expected: what they are to agree with, where it is another; asked of a part of the input.
+    Measured once per kind of layer, shape and device, on the first input of it. A way that does not
+    compile, or has not enough shared memory there, is passed over. Off CUDA devices the first way.
+    """
+
+    def decide(x: Tensor) -> Way:
+        if timed is None and not x.is_cuda:
+            return next(iter(ways.values()))
+        key = (*kind, tuple(x.shape), x.dtype, x.device)
+        name = chosen.get(key)
+        if name is None:
+            name = _fastest(ways, plain, expected, x, timed or _milliseconds)
+            chosen[key] = name
+        return plain if name == "torch" else ways[name]
+
+    return decide
+
+
+def _fastest(
+    ways: dict[str, Way],
+    plain: Way,
+    expected: Way | None,
+    x: Tensor,
+    timed: Callable[[Way, Tensor], float],
+) -> str:
+    part = x if expected is None else x[:1, :, :_COMPARED, :_COMPARED]
+    right = (expected or plain)(part).float()
+    # Of the largest value: roundings of nine taps in the precision at hand, or of the result only.
+    share = 1e-3 if x.dtype == torch.float32 else 2e-2
+    if expected is not None:
+        share = 4 * torch.finfo(x.dtype).eps
+    tolerance = share * float(right.abs().max())
+    times = {"torch": timed(plain, x)}
+    for name, way in ways.items():
+        # Triton's compiler has many errors, and a device too little of many things.
+        with suppress(Exception):
+            if float((way(part).float() - right).abs().max()) <= tolerance:
+                times[name] = timed(way, x)
+    return min(times, key=lambda name: times[name])
+
+
+def _milliseconds(way: Way, x: Tensor) -> float:
+    """The shortest of several runs: what others do on the device only adds to it."""
+    best = math.inf
+    for number in range(8):
+        start, end = (_cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        way(x)
+        end.record()
+        end.synchronize()
+        if number > 1:
+            best = min(best, float(start.elapsed_time(end)))
+    return best
+
+
+def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)) -> nn.Module:
+    """A copy of `network` whose residual blocks and 3×3 convolutions are Triton kernels.
+
+    Blocks of `whole_block_channels` may become one kernel, others two; on a CUDA device each is
+    kept for the shapes where it wins (`choose`). Layers the kernels cannot do (other sizes,
+    strides, channels that are no multiple of 16) stay. Numbers agree with the network to the
+    rounding of its precision. DeviceError without Triton.
+    """
+    if triton is None:
+        raise DeviceError(
+            "fused kernels need Triton, which comes with CUDA builds of PyTorch: "
+            "install one, or leave them out"
+        )
+    fused = copy.deepcopy(network)
+
+    def replace(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if isinstance(child, ResBlock) and all(_fits(part) for part in child.main):
+                first = _conv_of(child.main[0])
+                # Pruning narrows a block's middle: the one kernel has no room for two widths.
+                even = first.in_channels == first.out_channels
+                whole = even and first.in_channels in whole_block_channels
+                parent.add_module(name, FusedBlock(child, whole=whole))
+            elif isinstance(child, BasicConv) and _fits(child):
+                parent.add_module(name, FusedConv(child))
+            else:
+                replace(child)
+
+    replace(fused)
+    return fused
+
+
+def _conv_of(basic: Any) -> nn.Conv2d:
+    conv = basic.main[0]
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _bias_of(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        return torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
+    return conv.bias.detach().clone()
+
+
+def _fits(part: nn.Module) -> bool:
+    if not isinstance(part, BasicConv) or not isinstance(part.main[0], nn.Conv2d):
+        return False
+    conv = part.main[0]
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.padding == (1, 1)
+        and conv.groups == 1
+        and conv.in_channels % 16 == 0
+        and conv.out_channels % 16 == 0
+    )
+
+
+def _power_of_two_divisor(number: int, limit: int) -> int:
+    """The largest power of two that divides `number`, up to `limit`."""
+    return min(number & -number, limit)

@@ -1,0 +1,211 @@
+"""A network in OpenVINO, on a CPU: fp32, bf16, or int8 by NNCF's post-training quantisation."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdeblur.errors import DeviceError, ModelError
+from vdeblur.inference.calibration import samples_of
+from vdeblur.inference.export import legal_size, random_input, to_openvino
+from vdeblur.inference.runtimes import Correction, Runner, check_against, facts_of, load_or_make
+from vdeblur.inference.runtimes.mimo_unet_rewrite import lean
+from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
+from vdeblur.system.optional import optional, the_core
+
+
+def require(precision: str) -> None:
+    """UsageError when a package is missing for this precision, DeviceError when the CPU has no
+    units for it.
+    """
+    openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
+    if precision == "int8":
+        optional("nncf", extra="openvino", purpose="--precision int8")
+    if precision == "bf16":
+        able = the_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise DeviceError(
+                "precision bf16 needs a CPU with instructions for it (AVX-512 BF16 or AMX), which "
+                "OpenVINO does not find here: use --precision fp32, or --backend torch"
+            )
+
+
+def start(
+    network: nn.Module,
+    *,
+    device: torch.device,
+    precision: str,
+    calibration: Sequence[Tensor] = (),
+    note: Callable[[str], object] = lambda _: None,
+) -> Runner:
+    """The runner of `network`, from the cache where it is; see `attach`."""
+    openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
+    # bf16 is fp32's file: the precision is one of computing, asked for when it is compiled.
+    stored = "int8" if precision == "int8" else "fp32"
+    more = {"runtime": openvino.__version__, "backend": "openvino", "precision": stored}
+    # Of a guided network the convolutions alone: rearranging, which is most of the rest, takes
+    # OpenVINO longer than torch.
+    guided = network if isinstance(network, MIMOUNetGuided) else None
+    if guided is not None:
+        more["part"] = "trunk"
+    samples: list[Tensor] = []
+    if precision == "int8":
+        nncf = optional("nncf", extra="openvino", purpose="--precision int8")
+        samples = samples_of(calibration, int(getattr(network, "size_multiple", 1)))
+        if guided is not None:
+            samples = [_prepared(guided, sample)[0] for sample in samples]
+        digest = hashlib.sha256()
+        for sample in samples:
+            digest.update(str(tuple(sample.shape)).encode() + sample.numpy().tobytes())
+        more |= {"nncf": nncf.__version__, "calibration": digest.hexdigest()}
+
+    def make(folder: Path) -> None:
+        if guided is not None:
+            pictures = random_input(guided, *legal_size(guided, 1, 48, 64))
+            model = to_openvino(
+                _Trunk(guided), output="head", example=_prepared(guided, pictures)[0]
+            )
+        else:
+            model = to_openvino(Correction(lean(network)), output="correction")
+        if precision == "int8":
+            model = _quantised(model, samples)
+        openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
+
+    def check(runner: Runner) -> str | None:
+        # int8 is another network by intention.
+        return None if precision == "int8" else check_against(network, runner, device, precision)
+
+    def load(folder: Path) -> Runner:
+        compiled = _Compiled(openvino, folder / "network.xml", precision)
+        return compiled if guided is None else _Guided(guided, compiled)
+
+    return load_or_make("openvino", facts_of(network, **more), make, load, check, note=note)
+
+
+class _Trunk(nn.Module):
+    """The trunk of a guided network as a module's forward: what is converted."""
+
+    def __init__(self, network: MIMOUNetGuided) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """See `MIMOUNetGuided.trunk`."""
+        return self.network.trunk(packed)
+
+
+@torch.no_grad()
+def _prepared(network: MIMOUNetGuided, x: Tensor) -> tuple[Tensor, Tensor]:
+    return network.prepare(x)
+
+
+class _Guided:
+    """A guided network: its trunk in OpenVINO, what is before and after in torch."""
+
+    def __init__(self, network: MIMOUNetGuided, trunk: Runner) -> None:
+        self._network, self._trunk = network, trunk
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's input, fp32 on the CPU → (N, 3, H, W)."""
+        packed, moved = self._network.prepare(x.float())
+        return self._network.finish(self._trunk(packed), packed, moved)
+
+
+class _Compiled:
+    """A compiled model of free batch, height and width; may be called by several threads.
+
+    What a thread asks for is computed by as many threads as torch would take for it: of several
+    that share them (`vdeblur.system.thread_shares`), each has its stream.
+    """
+
+    def __init__(self, openvino: Any, file: Path, precision: str) -> None:
+        # Where the CPU has bf16 units, OpenVINO would take them by itself.
+        self._hint = "bf16" if precision == "bf16" else "f32"
+        # As many as torch would use: what its caller or OMP_NUM_THREADS asked for.
+        self._threads = torch.get_num_threads()
+        try:
+            self._core = the_core(openvino)
+            # Read into memory, not mapped: the file may be replaced or deleted.
+            self._core.set_property({"ENABLE_MMAP": False})
+            self._network = self._core.read_model(file)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot read the network ({error})") from error
+        self._compiling = threading.Lock()
+        self._models: dict[int, Any] = {}
+        self._idle: dict[int, list[Any]] = {}
+        self._prepare(1)
+
+    def _prepare(self, streams: int) -> None:
+        """Compile for so many threads that ask at once."""
+        settings = {
+            "INFERENCE_PRECISION_HINT": self._hint,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._threads,
+            # Pinned threads wait for whoever else is on their core: decoder, encoder, programs.
+            "ENABLE_CPU_PINNING": False,
+        }
+        with self._compiling:
+            if streams in self._models:
+                return
+            try:
+                compiled = self._core.compile_model(self._network, "CPU", settings)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"OpenVINO cannot run the network ({error}): use --backend torch"
+                ) from error
+            self._idle[streams] = []
+            self._models[streams] = compiled
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, H, W), fp32 on the CPU → what the model makes of it."""
+        streams = max(1, self._threads // torch.get_num_threads())
+        if streams not in self._models:
+            self._prepare(streams)
+        try:
+            # Taken in one operation: no two threads get the same.
+            request = self._idle[streams].pop()
+        except IndexError:
+            request = self._models[streams].create_infer_request()
+        results: list[Tensor] = []
+        try:
+            for one in torch.split(x.float().contiguous(), 1):
+                request.infer([one.numpy()], share_inputs=True)
+                results.append(torch.from_numpy(request.get_output_tensor().data.copy()))
+        except RuntimeError as error:
+            if "alloc" in str(error).lower():
+                raise MemoryError(str(error)) from error
+            raise
+        self._idle[streams].append(request)
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+
+def _quantised(model: Any, samples: Sequence[Tensor]) -> Any:
+    """The model in int8, its activations' ranges measured on the samples."""
+    nncf = optional("nncf", extra="openvino", purpose="--precision int8")
+    if not samples:
+        raise ModelError("precision int8 needs pictures to measure ranges on: none were given")
+    data = nncf.Dataset([sample.numpy() for sample in samples])
+    # It draws progress bars where a video may be going.
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(
+            model, data, subset_size=len(samples), advanced_parameters=_advanced(nncf)
+        )
+
+
+def _advanced(nncf: Any) -> Any:
+    # The widest range of all pictures, not the mean of each one's: what the most blurred parts need
+    # would be clipped, and those are what a deblurrer is for (0.03 instead of 0.07 dB lost on real
+    # pairs, calibrated on another camera's video).
+    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+    return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges)

@@ -1,0 +1,243 @@
+"""Counts and times of a running session: a snapshot, JSON lines, Prometheus.
+
+Everything is bounded: of times, the last minute counts. Knows no libav and no sockets of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vdeblur.errors import UsageError
+from vdeblur.live.addresses import masked
+
+
+class Recent:
+    """Values of the last `seconds`, at most `most` of them."""
+
+    def __init__(self, seconds: float = 60.0, most: int = 8192) -> None:
+        self._seconds = seconds
+        self._values: deque[tuple[float, float]] = deque(maxlen=most)
+        self._lock = threading.Lock()
+
+    def add(self, value: float) -> None:
+        """One more, now."""
+        now = time.monotonic()
+        with self._lock:
+            self._values.append((now, value))
+            while self._values and now - self._values[0][0] > self._seconds:
+                self._values.popleft()
+
+    def quantiles(self, *shares: float) -> list[float | None]:
+        """The values below which such shares of them lie; None while there are none."""
+        now = time.monotonic()
+        with self._lock:
+            values = sorted(v for at, v in self._values if now - at <= self._seconds)
+        if not values:
+            return [None for _ in shares]
+        last = len(values) - 1
+        return [values[min(last, int(share * len(values)))] for share in shares]
+
+    def rate(self, seconds: float = 5.0) -> float:
+        """Values a second, over the last few seconds."""
+        now = time.monotonic()
+        with self._lock:
+            count = sum(1 for at, _ in self._values if now - at <= seconds)
+        return count / seconds
+
+
+#: What times are taken of: decoding; from arrival to encoding; parts of that, the finding of motion
+#: and the network; encoding.
+STAGES = ("decode", "wait", "motion", "network", "encode")
+
+
+@dataclass
+class Watch:
+    """What one camera does, as it is counted."""
+
+    camera: int
+    source: str
+    state: str = "connecting"
+    size: str = ""
+    codec: str = ""
+    fps: float = 0.0
+    reason: str = ""
+    received: int = 0
+    encoded: int = 0
+    corrupt: int = 0
+    jumps: int = 0
+    reconnects: int = 0
+    outages: int = 0
+    outage_seconds: float = 0.0
+    sound_dropped: int = 0
+    latency: Recent = field(default_factory=Recent)
+    stages: dict[str, Recent] = field(default_factory=lambda: {name: Recent() for name in STAGES})
+    down_since: float | None = None
+
+
+Snapshot = dict[str, Any]
+
+
+def quantiles_ms(recent: Recent) -> dict[str, float | None]:
+    """p50, p95 and p99 in milliseconds."""
+    found = recent.quantiles(0.5, 0.95, 0.99)
+    return {
+        name: None if value is None else round(value * 1000, 1)
+        for name, value in zip(("p50", "p95", "p99"), found, strict=True)
+    }
+
+
+class Output(Protocol):
+    """Text goes here."""
+
+    def write(self, text: str, /) -> object:
+        """Take it."""
+
+    def flush(self) -> None:
+        """Send it on."""
+
+
+class JsonLines:
+    """One line of JSON for each thing that happens and for each status."""
+
+    def __init__(self, output: Output) -> None:
+        self._output, self._lock = output, threading.Lock()
+
+    def line(self, kind: str, facts: dict[str, Any]) -> None:
+        """Write a line; passwords are masked wherever they stand."""
+        text = json.dumps(
+            {"type": kind, "time": round(time.time(), 3), **facts}, ensure_ascii=False, default=str
+        )
+        with self._lock:
+            self._output.write(text + "\n")
+            self._output.flush()
+
+
+def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
+    """`127.0.0.1:9464`, `[::1]:9464` or `9464`; UsageError for anything else."""
+    host, colon, port = text.rpartition(":")
+    host = host.strip("[]") if colon else default_host
+    if not port.isdigit() or not 0 <= int(port) <= 65535 or not host:
+        raise UsageError(f"{text!r} is no address: write [HOST:]PORT, such as 127.0.0.1:9464")
+    return host, int(port)
+
+
+class Prometheus:
+    """A page of metrics at `url`, made from a snapshot whenever it is asked for."""
+
+    def __init__(self, address: str, snapshot: Callable[[], Sequence[Snapshot]]) -> None:
+        from vdeblur.system.optional import optional
+
+        client = optional("prometheus_client", extra="live", purpose="--metrics")
+        core = optional("prometheus_client.core", extra="live", purpose="--metrics")
+        registry = client.CollectorRegistry()
+        registry.register(_Collector(core, snapshot))
+        host, port = host_port(address)
+        try:
+            self._server, self._thread = client.start_http_server(
+                port, addr=host, registry=registry
+            )
+        except OSError as error:
+            raise UsageError(
+                f"--metrics {address} cannot be had ({error.strerror}): name another port"
+            ) from error
+        self.port = int(self._server.server_port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2)
+
+
+_COUNTERS = {
+    "received": ("frames_received", "Frames decoded"),
+    "encoded": ("frames_encoded", "Frames encoded"),
+    "restored": ("frames_restored", "Frames restored by the network"),
+    "passed": ("frames_passed", "Frames that passed untouched"),
+    "dropped": ("frames_dropped", "Frames dropped"),
+    "late": ("results_late", "Results of the network that came too late"),
+    "corrupt": ("corrupt", "Damaged packets and frames"),
+    "jumps": ("timestamp_jumps", "Jumps of the source's times"),
+    "reconnects": ("reconnects", "Connections after the first"),
+    "outage_seconds": ("outage_seconds", "Seconds without a source"),
+}
+_GAUGES = {
+    "up": ("up", "1 while the source gives pictures"),
+    "line": ("line_depth", "Frames between receiving and encoding"),
+    "sound_waiting": ("sound_depth", "Packets of sound that wait for their picture"),
+    "level": ("degrade_level", "0: the network asked for; more: smaller"),
+    "fps": ("frames_per_second", "Frames a second of the source"),
+}
+
+
+_SHARES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
+
+
+class _Collector:
+    def __init__(self, core: Any, snapshot: Callable[[], Sequence[Snapshot]]) -> None:
+        self._core, self._snapshot = core, snapshot
+
+    def collect(self) -> Iterable[Any]:
+        core, cameras = self._core, self._snapshot()
+        for key, (name, text) in _COUNTERS.items():
+            family = core.CounterMetricFamily(f"vdeblur_{name}", text, labels=("camera",))
+            for c in cameras:
+                family.add_metric((str(c["camera"]),), float(c[key]))
+            yield family
+        for key, (name, text) in _GAUGES.items():
+            gauge = core.GaugeMetricFamily(f"vdeblur_{name}", text, labels=("camera",))
+            for c in cameras:
+                gauge.add_metric((str(c["camera"]),), float(c[key]))
+            yield gauge
+        exposure = core.GaugeMetricFamily(
+            "vdeblur_exposure_seconds", "How long the shutter is open", labels=("camera",)
+        )
+        for c in cameras:
+            if c["exposure_ms"] is not None:
+                exposure.add_metric((str(c["camera"]),), c["exposure_ms"] / 1000)
+        yield exposure
+        latency = core.GaugeMetricFamily(
+            "vdeblur_latency_seconds",
+            "From capture to the end of encoding, over the last minute",
+            labels=("camera", "quantile"),
+        )
+        stages = core.GaugeMetricFamily(
+            "vdeblur_stage_seconds",
+            "Time in a stage over the last minute",
+            labels=("camera", "stage", "quantile"),
+        )
+        for c in cameras:
+            for name, value in c["latency_ms"].items():
+                if value is not None:
+                    latency.add_metric((str(c["camera"]), _SHARES[name]), value / 1000)
+            for stage, found in c["stage_ms"].items():
+                for name, value in found.items():
+                    if value is not None:
+                        stages.add_metric((str(c["camera"]), stage, _SHARES[name]), value / 1000)
+        yield latency
+        yield stages
+        depth = core.GaugeMetricFamily(
+            "vdeblur_sink_depth", "Packets that wait for a sink", labels=("camera", "sink")
+        )
+        connected = core.GaugeMetricFamily(
+            "vdeblur_sink_up", "1 while the sink takes packets", labels=("camera", "sink")
+        )
+        dropped = core.CounterMetricFamily(
+            "vdeblur_sink_packets_dropped", "Packets a sink did not get", labels=("camera", "sink")
+        )
+        for c in cameras:
+            for sink in c["sinks"]:
+                labels = (str(c["camera"]), masked(sink["sink"]))
+                depth.add_metric(labels, sink["depth"])
+                connected.add_metric(labels, float(sink["connected"]))
+                dropped.add_metric(labels, sink["dropped"])
+        yield depth
+        yield connected
+        yield dropped

@@ -1,0 +1,1 @@
+"""Outputs of live pictures: files, servers, players, virtual cameras."""

@@ -1,0 +1,316 @@
+"""What all sinks share: a thread, a bounded queue, a beginning at a keyframe, another try.
+
+A sink that fails is opened again; the others do not notice. What is written to stands in
+`recording` (files, HLS) and `sending` (standard output, servers). Knows no encoder and no source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vdeblur.errors import OutputError
+from vdeblur.live.addresses import masked
+from vdeblur.live.encoding import Chunk, Template
+from vdeblur.live.sinks.muxing import Muxer
+from vdeblur.live.sources.timing import Backoff
+
+#: Packets that wait for a sink at most; 20 seconds of 25 frames/s with sound would be 1500.
+_WAITING = 400
+_WAITING_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """How sinks write.
+
+    rotate_seconds, rotate_bytes: a file sink goes on in a new file at the next keyframe. keep: of
+    the files that this run has written, the newest so many stay. timeout: seconds after which a
+    server that takes nothing counts as gone. hls_seconds, hls_size: length and number of segments
+    in the playlist. pipe_format: what is written to standard output. retry_cap: seconds of the
+    longest wait between two tries.
+    """
+
+    rotate_seconds: float | None = None
+    rotate_bytes: int | None = None
+    keep: int | None = None
+    timeout: float = 5.0
+    hls_seconds: float = 2.0
+    hls_size: int = 6
+    pipe_format: str = "matroska"
+    retry_cap: float = 30.0
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """From here on the streams are these; a new segment."""
+
+    template: Template
+    reason: str
+
+
+class Gone(OutputError):
+    """The sink took no more; it is tried again."""
+
+
+class _Stop(Exception):
+    """The sink's thread ends."""
+
+
+class Sink:
+    """One output in a thread of its own. `offer` never waits; what does not fit is dropped.
+
+    A kind of sink says what it writes into (`opened`), and what else belongs to it. on_event(name,
+    sink=…, **facts) tells of segments, of failures and of recoveries. keyframe(): asks the encoder
+    for one, so that the sink can begin.
+    """
+
+    #: Whether to go on after a failure.
+    again = True
+    #: Whether opening is all there is to it; else `up` is called once the other side has answered.
+    up_when_open = True
+
+    def __init__(
+        self,
+        address: str,
+        options: SinkOptions,
+        *,
+        on_event: Callable[..., None] = lambda name, **facts: None,
+        keyframe: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.address, self.options = address, options
+        self.name = masked(address)
+        self.on_event, self.keyframe = on_event, keyframe
+        self.written = self.dropped = self.bytes = self.failures = 0
+        self.connected = False
+        self.error: OutputError | None = None
+        self._items: deque[Chunk | _Begin] = deque()
+        self._waiting_bytes = 0
+        self._changed = threading.Condition()
+        self._ending = False
+        self._skipping = True  # until a keyframe
+        self._begin: _Begin | None = None
+        self._muxer: Muxer | None = None
+        self._base = 0
+        self._last: dict[str, int] = {}
+        self._backoff = Backoff(0.5, options.retry_cap)
+        self._again_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"sink {self.name}", daemon=True)
+
+    # -- what kinds of sinks do ------------------------------------------------------------------
+
+    def opened(self, template: Template, first: Chunk) -> Muxer:
+        """Open what is written into, to begin with this chunk."""
+        raise NotImplementedError
+
+    def write(self, muxer: Muxer, chunk: Chunk) -> None:
+        """Write a chunk. Times in the output count from the first picture of the segment."""
+        muxer.write(chunk, self._base)
+
+    def close(self, muxer: Muxer) -> None:
+        """Finish what was opened."""
+        muxer.close()
+
+    def abandon(self, muxer: Muxer | None) -> None:
+        """Let go after a failure; None: it failed while it was opened."""
+        if muxer is not None:
+            muxer.close()
+
+    def check(self) -> None:
+        """Raise if it has gone; called while nothing comes."""
+
+    def rotates(self, chunk: Chunk) -> bool:
+        """Whether another segment begins with this chunk."""
+        return False
+
+    def cut(self, template: Template) -> None:
+        """After an outage, the same streams: a file goes on in a new segment, a server stays."""
+
+    def ended(self) -> None:
+        """Nothing more will come."""
+
+    @property
+    def current(self) -> str:
+        """What is being written to, for people."""
+        return self.name
+
+    # -- from the session's threads --------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def begin(self, template: Template, reason: str) -> None:
+        """Other streams, or another stretch of them: a new segment from the next keyframe on."""
+        with self._changed:
+            self._items.append(_Begin(template, reason))
+            # Now, and not once the thread comes to it: the keyframe may be here by then, and what
+            # follows it would be dropped.
+            self._skipping = True
+            self._changed.notify()
+
+    def offer(self, chunk: Chunk) -> None:
+        """Take a chunk, or drop it (and all up to the next keyframe) where too many wait."""
+        with self._changed:
+            if self._waiting_bytes > _WAITING_BYTES or len(self._items) >= _WAITING:
+                kept = [item for item in self._items if isinstance(item, _Begin)]
+                self.dropped += len(self._items) - len(kept)
+                self._items = deque(kept[-1:])
+                self._waiting_bytes = 0
+                self._skipping = True
+                self.keyframe()
+            if self._skipping:
+                if not (chunk.kind == "video" and chunk.keyframe):
+                    self.dropped += 1
+                    return
+                self._skipping = False
+            self._items.append(chunk)
+            self._waiting_bytes += len(chunk.data)
+            self._changed.notify()
+
+    def end(self) -> None:
+        """Write what waits, finish, and end."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+
+    def join(self, patience: float) -> bool:
+        """Wait for the end; False if it is stuck, and left behind."""
+        if self._thread.ident is not None:
+            self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    @property
+    def depth(self) -> int:
+        """Chunks that wait."""
+        return len(self._items)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (item := self._next()) is not None:
+                self._guarded(self._take, item)
+        except _Stop:
+            pass
+        finally:
+            self._finish()
+            self.connected = False
+            with contextlib.suppress(OSError):
+                self.ended()
+
+    def _next(self) -> Chunk | _Begin | None:
+        """The next item; None at the end. While there is none, `check` is called now and then."""
+        while True:
+            with self._changed:
+                if not self._items and not self._ending:
+                    self._changed.wait(0.25)
+                if self._items:
+                    item = self._items.popleft()
+                    if isinstance(item, Chunk):
+                        self._waiting_bytes -= len(item.data)
+                    return item
+                if self._ending:
+                    return None
+            if self._muxer is not None:
+                self._guarded(self.check)
+
+    def _guarded(self, do: Callable[..., None], *what: Chunk | _Begin) -> None:
+        try:
+            do(*what)
+        except _Stop:
+            raise
+        except Exception as error:  # whatever it is: the other sinks go on, and this one returns
+            self._failed(error)
+
+    def _take(self, item: Chunk | _Begin) -> None:
+        if isinstance(item, _Begin):
+            self._finish()
+            self._begin = item
+            return
+        muxer = self._muxer
+        if muxer is not None and self.rotates(item):
+            self._finish()
+            assert self._begin is not None
+            self._begin, muxer = _Begin(self._begin.template, "rotation"), None
+        if muxer is None and (muxer := self._begin_with(item)) is None:
+            return
+        if item.pts < self._base:
+            return  # sound of before the segment's first picture
+        # Muxers want decoding times that rise.
+        last = self._last.get(item.kind)
+        if last is not None and item.dts <= last:
+            self.dropped += 1
+            return
+        self._last[item.kind] = item.dts
+        self.write(muxer, item)
+        self.written += 1
+        self.bytes += len(item.data)
+
+    def _begin_with(self, item: Chunk) -> Muxer | None:
+        """Open with this chunk, if it is a keyframe and the time to try again has come."""
+        if self._begin is None or not (item.kind == "video" and item.keyframe):
+            self.dropped += 1
+            return None
+        if time.monotonic() < self._again_at:
+            self.dropped += 1
+            self._skip()
+            return None
+        self._base, self._last = item.pts, {}
+        self._muxer = self.opened(self._begin.template, item)
+        if self.up_when_open:
+            self.up()
+        return self._muxer
+
+    def up(self) -> None:
+        """It takes what it is given."""
+        assert self._begin is not None
+        self.connected = True
+        if self._backoff.tries:
+            self.on_event("sink_back", sink=self.name)
+        self._backoff.reset()
+        self.on_event("segment", sink=self.name, file=self.current, reason=self._begin.reason)
+
+    def _skip(self) -> None:
+        with self._changed:
+            self._skipping = True
+        if time.monotonic() >= self._again_at:
+            self.keyframe()
+
+    def _failed(self, error: BaseException) -> None:
+        muxer, self._muxer = self._muxer, None
+        self.failures += 1
+        self.connected = False
+        with contextlib.suppress(Exception):
+            self.abandon(muxer)
+        reason = self._in_words(error)
+        if not self.again:
+            self.error = error if isinstance(error, OutputError) else OutputError(reason)
+            self.on_event("sink_ended", sink=self.name, reason=reason)
+            raise _Stop
+        wait = self._backoff.next()
+        self._again_at = time.monotonic() + wait
+        self._skip()
+        self.on_event("sink_gone", sink=self.name, reason=reason, seconds=round(wait, 2))
+
+    def _finish(self) -> None:
+        """Finish the segment that is open, if one is; a failure is told, and no more."""
+        muxer, self._muxer = self._muxer, None
+        if muxer is None:
+            return
+        try:
+            self.close(muxer)
+        except Exception as error:
+            self.failures += 1
+            with contextlib.suppress(Exception):
+                self.abandon(None)
+            reason = self._in_words(error)
+            self.on_event("sink_gone", sink=self.name, reason=reason, seconds=0)
+
+    def _in_words(self, error: BaseException) -> str:
+        text = str(getattr(error, "strerror", None) or error)
+        return masked(text, of=self.address).rstrip(".")

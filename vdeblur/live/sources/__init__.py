@@ -1,0 +1,1 @@
+"""Sources of live pictures: network streams, devices, screens, files, a generated scene."""

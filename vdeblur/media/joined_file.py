@@ -1,0 +1,159 @@
+"""A file that is made of pieces of others, and opens like one: nothing is copied.
+
+`Joined` is a path wherever the package takes one (its own reader, grafting, verifying); other
+programs and libraries see the first of its files. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+if sys.platform == "win32":
+    from pathlib import WindowsPath as _PlainPath
+else:
+    from pathlib import PosixPath as _PlainPath
+
+_BLOCK = 1 << 18  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of bytes of the joined file: bytes in memory, or all of a chapter's file."""
+
+    start: int
+    length: int
+    data: bytes | Path
+
+
+@dataclass
+class Contents:
+    """What a `Joined` is made of.
+
+    pieces follow each other without a gap. chapters and starts: the files in it and the times in
+    seconds at which they begin. damage: what cannot be read; notes: what else a user should know.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    starts: list[Fraction] = field(default_factory=list)
+    chapters: list[Path] = field(default_factory=list)
+
+
+class Joined(_PlainPath):
+    """The path of the first of several files, which opens as all of them.
+
+    As a path it names that first file: its folder, suffix, times on disk. Paths derived from it are
+    plain ones. `contents` is set by whoever makes it (`vdeblur.media.mp4.join`).
+    """
+
+    contents: Contents
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """A plain path: what Python 3.12 on makes derived paths with."""
+        return Path(*segments)
+
+    @property
+    def chapters(self) -> list[Path]:
+        """The chapters that are in it."""
+        return self.contents.chapters
+
+    @property
+    def starts(self) -> list[Fraction]:
+        """When each of them begins, in seconds."""
+        return self.contents.starts
+
+    @property
+    def damage(self) -> list[str]:
+        """What of the chapters cannot be read, known so far."""
+        return self.contents.damage
+
+    @property
+    def notes(self) -> list[str]:
+        """What else a user should know of the join."""
+        return self.contents.notes
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        """A binary file, read-only, of all chapters."""
+        contents = getattr(self, "contents", None)
+        if contents is None:  # a path derived from this one, before Python 3.12
+            return super().open(*arguments, **options)
+        return io.BufferedReader(_Reader(contents), _BLOCK)
+
+
+class _Reader(io.RawIOBase):
+    """The joined file. What a chapter cannot give (a bad sector) reads as zeros, and is noted."""
+
+    def __init__(self, contents: Contents) -> None:
+        super().__init__()
+        self._contents = contents
+        self._starts = [piece.start for piece in contents.pieces]
+        self._files: dict[Path, BinaryIO] = {}
+        self._at = 0
+
+    def readable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seekable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See io.RawIOBase."""
+        last = self._contents.pieces[-1]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: last.start + last.length}
+        self._at = max(0, base[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase. Up to the end of a piece."""
+        view = memoryview(buffer).cast("B")
+        piece = self._contents.pieces[bisect_right(self._starts, self._at) - 1]
+        inside = self._at - piece.start
+        count = min(len(view), piece.length - inside)
+        if count <= 0:
+            return 0
+        if isinstance(piece.data, bytes):
+            view[:count] = piece.data[inside : inside + count]
+        else:
+            self._read(piece.data, inside, view[:count])
+        self._at += count
+        return count
+
+    def _read(self, path: Path, offset: int, view: memoryview) -> None:
+        done = 0
+        try:
+            if path not in self._files:
+                self._files[path] = path.open("rb", buffering=0)
+            file = self._files[path]
+            file.seek(offset)
+            while done < len(view):
+                count: int = file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise OSError("it is shorter than it was")
+                done += count
+        except OSError as error:
+            view[done:] = bytes(len(view) - done)
+            text = f"{path.name} cannot be read everywhere ({error.strerror or error})"
+            if text not in self._contents.damage:
+                self._contents.damage.append(text)
+
+    def close(self) -> None:
+        """Close the chapters."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        super().close()
+
+
+def for_libav(path: Path) -> Any:
+    """What av.open takes for a path: its name, or an open file that the caller has to close."""
+    return path.open("rb") if isinstance(path, Joined) else str(path.absolute())

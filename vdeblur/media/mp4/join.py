@@ -1,0 +1,554 @@
+"""The chapters of a recording as one file: their bytes stay, one index lies over all of them.
+
+`join` reads the index of every chapter and makes the index that the camera would have written had
+it not cut the recording: the sample tables of each track behind one another, chunk offsets into
+the chapters. What comes back is a path whose `open` reads like one MP4, so that reading, grafting
+and verifying need to know nothing of chapters. Knows bytes and boxes (ISO/IEC 14496-12); no libav.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdeblur.errors import InputError
+from vdeblur.media.joined_file import Contents, Joined, Piece
+from vdeblur.media.mp4 import boxes
+
+Table = NDArray[np.int64]
+
+#: The payload of the first chapter's udta box, and of each later one its payload and the time at
+#: which it begins, in milliseconds → the payload of the joined file's.
+MergeUdta = Callable[[bytes, Sequence[tuple[bytes, int]]], bytes]
+
+_SOUND = b"soun"
+_VIDEO = b"vide"
+
+
+# --- joining ------------------------------------------------------------------------------------
+
+
+def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Path:
+    """Make one path that opens as all chapters in their order; a plain one for one sound chapter.
+
+    A chapter that cannot be read is left out, the samples that a cut-off one lacks likewise: see
+    `Joined.damage`.
+
+    Args:
+        chapters: The files, in the order of their content.
+        merge_udta: Merges the user data of all chapters; None keeps those of the first.
+
+    Raises:
+        InputError: No chapter can be read, or they do not fit together (other coding or another
+            size).
+    """
+    parts: list[_Chapter] = []
+    contents = Contents()
+    for path in chapters:
+        try:
+            parts.append(_Chapter(path))
+        except InputError as error:
+            contents.damage.append(f"{str(error).rstrip('.')}: left out")
+    if not parts:
+        raise InputError("; ".join(contents.damage) or "there are no chapters to join")
+    contents.damage += [text for part in parts for text in part.damage]
+    if len(parts) == 1 and not contents.damage:
+        return parts[0].path
+    contents.chapters = [part.path for part in parts]
+    with boxes._reading(parts[0].path):
+        _assemble(parts, contents, merge_udta)
+    joined = Joined(parts[0].path)
+    joined.contents = contents
+    return joined
+
+
+class _Samples:
+    """The sample tables of a track of one chapter (14496-12, 8.6 and 8.7), cut where its file ends.
+
+    One element a sample: sizes in bytes, durations and offsets (ctts) in the track's timescale;
+    and one a chunk: its place in the file, its number of samples, its sample description.
+    """
+
+    def __init__(self, stbl: bytes, length: int) -> None:
+        sizes, count = boxes._sample_sizes(stbl)
+        if count > 1 << 28 or (isinstance(sizes, int) and count * sizes > length):
+            raise ValueError(f"a track has {count} samples, more than the file can hold")
+        self.sizes: Table = np.broadcast_to(np.asarray(sizes, np.int64), (count,)).copy()
+        self.durations = _runs(boxes._get(stbl, b"stts"), count)
+        ctts = boxes._get(stbl, b"ctts")
+        self.shifts = None if ctts is None else _runs(ctts, count, signed=True)
+        stss = boxes._get(stbl, b"stss")
+        self.sync: NDArray[np.bool_] | None = None
+        if stss is not None:
+            self.sync = np.zeros(count, bool)
+            numbers = np.frombuffer(stss, ">u4", offset=8).astype(np.int64)
+            self.sync[numbers[(numbers > 0) & (numbers <= count)] - 1] = True
+        sdtp = boxes._get(stbl, b"sdtp")
+        self.kinds = None if sdtp is None else np.frombuffer(sdtp, np.uint8, offset=4)[:count]
+        kind = b"stco" if boxes._get(stbl, b"stco") is not None else b"co64"
+        self.chunks = boxes._offsets(kind, boxes._get(stbl, kind) or bytes(8))
+        self.per_chunk, self.entries = self._per_chunk(boxes._get(stbl, b"stsc") or bytes(8), count)
+        self.lacking = self._cut(length)
+
+    def _per_chunk(self, stsc: bytes, count: int) -> tuple[Table, Table]:
+        table = np.frombuffer(stsc, ">u4", offset=8).astype(np.int64)
+        table = table[: len(table) // 3 * 3].reshape(-1, 3)
+        lengths = np.diff(table[:, 0], append=len(self.chunks) + 1)
+        if (lengths < 0).any() or lengths.sum() != len(self.chunks):
+            raise ValueError("the sample tables contradict each other")
+        per_chunk = np.repeat(table[:, 1], lengths)
+        if len(per_chunk) and per_chunk[:-1].sum() < count:
+            per_chunk[-1] = count - per_chunk[:-1].sum()
+        if per_chunk.sum() != count:
+            raise ValueError("the sample tables contradict each other")
+        return per_chunk, np.repeat(table[:, 2], lengths)
+
+    def _cut(self, length: int) -> int:
+        """Drops what lies behind the end of the file; returns how many samples that are."""
+        count = len(self.sizes)
+        first = np.cumsum(self.per_chunk) - self.per_chunk  # the number of each chunk's first
+        before = np.cumsum(self.sizes) - self.sizes
+        places = np.repeat(
+            self.chunks - before[np.minimum(first, max(count - 1, 0))], self.per_chunk
+        )
+        ends = places + before + self.sizes
+        beyond = np.flatnonzero(ends > length)
+        if not len(beyond):
+            return 0
+        keep = int(beyond[0])
+        self.sizes, self.durations = self.sizes[:keep], self.durations[:keep]
+        self.shifts = None if self.shifts is None else self.shifts[:keep]
+        self.sync = None if self.sync is None else self.sync[:keep]
+        self.kinds = None if self.kinds is None else self.kinds[:keep]
+        self.per_chunk = np.clip(keep - first, 0, self.per_chunk)
+        used = self.per_chunk > 0
+        self.chunks, self.entries = self.chunks[used], self.entries[used]
+        self.per_chunk = self.per_chunk[used]
+        return count - keep
+
+
+class _Chapter:
+    """The index of one chapter. InputError when it has none, or one that makes no sense."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage: list[str] = []
+        with boxes._reading(path), path.open("rb") as file:
+            self.length = boxes._length(file)
+            self.moov = boxes._moov(file)[1]
+            self.tracks = boxes._tracks(self.moov)
+            self.traks = [p for kind, p in boxes._atoms(self.moov) if kind == b"trak"]
+            if boxes._get(self.moov, b"mvex") is not None:
+                raise ValueError("its samples are in movie fragments, which cannot be joined")
+            self.samples = [
+                _Samples(boxes._get(trak, b"mdia", b"minf", b"stbl") or b"", self.length)
+                for trak in self.traks
+            ]
+            self.ftyp = self.uuids = b""
+            for box in boxes._top_level(file):
+                if box.kind in (b"ftyp", b"uuid") and box.end - box.start < 1 << 24:
+                    file.seek(box.start)
+                    data = file.read(box.end - box.start)
+                    self.ftyp = self.ftyp or (data if box.kind == b"ftyp" else b"")
+                    self.uuids += data if box.kind == b"uuid" else b""
+            self.moov_first = boxes.moov_first(path)
+        videos = [i for i, t in enumerate(self.tracks) if t.handler == _VIDEO]
+        if not videos or not len(self.samples[videos[0]].sizes):
+            raise InputError(f"{path} holds no picture that can be read")
+        self.video = videos[0]
+        lacking = [s.lacking for s in self.samples]
+        if any(lacking):
+            self.damage.append(
+                f"{path.name} is cut off: {lacking[self.video]} frames of "
+                f"{self.tracks[self.video].sample_count} are not there"
+            )
+
+    @property
+    def seconds(self) -> Fraction:
+        """How long its picture lasts."""
+        ticks = int(self.samples[self.video].durations.sum())
+        return Fraction(ticks, self.tracks[self.video].timescale or 1)
+
+    def place(self, other: boxes.Track, rank: int) -> int | None:
+        """The track of this chapter that goes on with another's, by handler, fourcc and rank."""
+        alike = [
+            track.index
+            for track in self.tracks
+            if (track.handler, track.fourcc) == (other.handler, other.fourcc)
+        ]
+        return alike[rank] if rank < len(alike) else None
+
+
+def _assemble(parts: list[_Chapter], contents: Contents, merge_udta: MergeUdta | None) -> None:
+    """Lays the pieces out as ftyp, (moov,) one mdat of all chapters, (moov,) uuid boxes."""
+    first = parts[0]
+    start = Fraction(0)
+    for part in parts:
+        contents.starts.append(start)
+        start += part.seconds
+    total = sum(part.length for part in parts)
+    header = struct.pack(">I4sQ", 1, b"mdat", total + 16)
+
+    def moov(samples: int) -> bytes:
+        """With the samples' box at that place; its size does not depend on it."""
+        places = [samples + len(header)]
+        for part in parts[:-1]:
+            places.append(places[-1] + part.length)
+        return boxes._box(b"moov", _moov(parts, contents, places, merge_udta))
+
+    before = first.ftyp
+    if first.moov_first:
+        before += moov(len(before) + len(moov(0)))
+    data: list[bytes | Path] = [before + header, *(part.path for part in parts)]
+    after = (b"" if first.moov_first else moov(len(before))) + first.uuids
+    data += [after] if after else []
+    at = 0
+    for number, piece in enumerate(data):
+        length = len(piece) if isinstance(piece, bytes) else parts[number - 1].length
+        contents.pieces.append(Piece(at, length, piece))
+        at += length
+
+
+def _moov(
+    parts: list[_Chapter],
+    contents: Contents,
+    places: list[int],
+    merge_udta: MergeUdta | None,
+) -> bytes:
+    """The index of all chapters; places: where the bytes of each begin."""
+    first = parts[0]
+    scale = boxes._movie_scale(first.moov)
+    notes: list[str] = []
+    traks: list[bytes] = []
+    longest = 0
+    ranks: dict[tuple[bytes, str], int] = {}
+    for track in first.tracks:
+        kind = (track.handler, track.fourcc)
+        rank = ranks[kind] = ranks.get(kind, -1) + 1
+        pieces: list[tuple[_Chapter, int]] = []
+        for part in parts:
+            index = part.place(track, rank)
+            if index is None:
+                notes.append(f"{part.path.name} has no {track.fourcc} track: there is a gap in it")
+            else:
+                _same_coding(first, part, track.index, index)
+                pieces.append((part, index))
+        trak, ticks = _trak(track, pieces, parts, contents.starts, places, scale)
+        traks.append(trak)
+        if track.handler in (_VIDEO, _SOUND):
+            longest = max(longest, ticks)
+    for part in parts[1:]:
+        notes += _own_boxes(first, part) + _timecode_gap(parts, part, contents.starts)
+        extra = len(part.tracks) - len(first.tracks)
+        if extra > 0:
+            notes.append(f"{part.path.name} has {extra} tracks more than the first chapter")
+    contents.notes = list(dict.fromkeys(notes))
+    atoms: list[tuple[bytes, bytes]] = []
+    left = iter(traks)
+    for name, payload in boxes._atoms(first.moov):
+        if name == b"trak":
+            payload = next(left)
+        elif name == b"mvhd":
+            payload = _with_duration(payload, longest)
+        elif name == b"udta" and merge_udta is not None:
+            others = [
+                (boxes._get(part.moov, b"udta") or b"", round(1000 * begin))
+                for part, begin in zip(parts[1:], contents.starts[1:], strict=True)
+            ]
+            payload = merge_udta(payload, others)
+        atoms.append((name, payload))
+    return boxes._join(atoms)
+
+
+def _trak(
+    track: boxes.Track,
+    pieces: list[tuple[_Chapter, int]],
+    parts: list[_Chapter],
+    starts: list[Fraction],
+    places: list[int],
+    movie_scale: int,
+) -> tuple[bytes, int]:
+    """A track of all chapters, and its duration in the movie's timescale."""
+    samples = [part.samples[index] for part, index in pieces]
+    offsets = [s.chunks + places[parts.index(p)] for (p, _), s in zip(pieces, samples, strict=True)]
+    whole = starts[-1] + parts[-1].seconds
+    if track.fourcc == "tmcd":
+        # One time code counts on from the first picture to the last.
+        samples, offsets = samples[:1], offsets[:1]
+        durations = np.zeros(len(samples[0].sizes), np.int64)
+        durations[-1:] = round(whole * track.timescale)
+    else:
+        durations = np.concatenate([s.durations for s in samples])
+    if track.handler not in (_VIDEO, b"tmcd"):
+        hidden = _hidden(parts[0].traks[track.index], track.timescale, movie_scale)
+        begins = [starts[parts.index(part)] * track.timescale + hidden for part, _ in pieces]
+        durations = _aligned(
+            [s.durations for s in samples],
+            list(map(round, begins)),
+            follows=track.handler == _SOUND,
+        )
+    ticks = int(durations.sum())
+    if track.fourcc != "tmcd":
+        # GoPro's fdsc says how long it lasts, and a duration of 0 for each of its samples.
+        last, index = pieces[-1]
+        end = starts[parts.index(last)] * track.timescale + last.tracks[index].duration
+        ticks = max(ticks, round(end) if not last.damage else 0)
+    movie_ticks = round(Fraction(ticks, track.timescale or 1) * movie_scale)
+
+    def stbl(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        return kind, _sample_table(payload, samples, durations, offsets)
+
+    def elst(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        return kind, _longer_edits(payload, movie_ticks, pieces)
+
+    payload = parts[0].traks[track.index]
+    payload = boxes._edit(
+        payload, (b"tkhd",), lambda kind, p: (kind, _with_duration(p, movie_ticks, at=20))
+    )
+    payload = boxes._edit(payload, (b"edts", b"elst"), elst)
+    payload = boxes._edit(
+        payload, (b"mdia", b"mdhd"), lambda kind, p: (kind, _with_duration(p, ticks))
+    )
+    return boxes._edit(payload, (b"mdia", b"minf", b"stbl"), stbl), movie_ticks
+
+
+def _hidden(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
+    """How much later, in its own time, a track is than the film: what its edit list cuts off.
+
+    An encoder's priming, for one; negative where an empty edit delays the track.
+    """
+    elst = boxes._get(trak, b"edts", b"elst")
+    later = Fraction(0)
+    for duration, begin, _ in _edits(elst) if elst else []:
+        if begin >= 0:
+            return later + begin
+        later -= Fraction(duration * timescale, movie_scale)
+    return later
+
+
+def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
+    """The durations of a track's samples, chapter by chapter, so that each begins with its picture.
+
+    The last sample of a chapter lasts until the next chapter begins; GoPro's telemetry, for one,
+    claims a second more than it has. follows: sound goes on without a gap where it is less than a
+    packet off, as the camera cut it.
+    """
+    done: list[Table] = []
+    at = 0
+    for table, begin in zip(tables, begins, strict=True):
+        off = at - begin
+        if done and off and not (follows and abs(off) < max(1, int(done[-1][-1:].sum()))):
+            for earlier in reversed(done):
+                for i in range(len(earlier) - 1, -1, -1):
+                    left = max(0, int(earlier[i]) - off)
+                    off -= int(earlier[i]) - left
+                    earlier[i] = left
+                    if not off:
+                        break
+                if not off:
+                    break
+            at = begin + off
+        done.append(table.copy())
+        at += int(table.sum())
+    result: Table = np.concatenate(done)
+    return result
+
+
+def _sample_table(
+    stbl: bytes, samples: list[_Samples], durations: Table, offsets: list[Table]
+) -> bytes:
+    """stbl of the first chapter with the tables of all; tables that name samples are dropped."""
+    sizes = np.concatenate([s.sizes for s in samples])
+    per_chunk = np.concatenate([s.per_chunk for s in samples])
+    entries = np.concatenate([s.entries for s in samples])
+    chunks = np.concatenate(offsets)
+    tables = [
+        (b"stts", _packed_runs(durations)),
+        (b"stsz", struct.pack(">3I", 0, 0, len(sizes)) + sizes.astype(">u4").tobytes()),
+        (b"stsc", _chunk_runs(per_chunk, entries)),
+        boxes._offset_table(chunks, True),
+    ]
+    if any(s.shifts is not None for s in samples):
+        zero = [np.zeros(len(s.sizes), np.int64) if s.shifts is None else s.shifts for s in samples]
+        tables.append((b"ctts", _packed_runs(np.concatenate(zero), signed=True)))
+    if any(s.sync is not None for s in samples):
+        every = [np.ones(len(s.sizes), bool) if s.sync is None else s.sync for s in samples]
+        numbers = np.flatnonzero(np.concatenate(every)) + 1
+        tables.append(
+            (b"stss", struct.pack(">2I", 0, len(numbers)) + numbers.astype(">u4").tobytes())
+        )
+    kinds = [s.kinds for s in samples if s.kinds is not None]
+    if len(kinds) == len(samples):
+        tables.append((b"sdtp", bytes(4) + np.concatenate(kinds).tobytes()))
+    kept = [atom for atom in boxes._atoms(stbl) if atom[0] in (b"stsd", b"sgpd")]
+    return boxes._join(kept + tables)
+
+
+def _same_coding(first: _Chapter, part: _Chapter, index: int, other: int) -> None:
+    a, b = (
+        _description(boxes._get(chapter.traks[i], b"mdia", b"minf", b"stbl", b"stsd") or b"")
+        for chapter, i in ((first, index), (part, other))
+    )
+    track = first.tracks[index]
+    if a != b or track.timescale != part.tracks[other].timescale:
+        raise InputError(
+            f"{part.path.name} is coded otherwise than {first.path.name} ({track.fourcc}), so that "
+            "they make no one file: use --keep-chapters"
+        )
+
+
+def _description(stsd: bytes) -> bytes:
+    """stsd without what differs from chapter to chapter: the bit rates that each has had."""
+    result = bytearray(stsd)
+    for name in (b"btrt", b"esds"):
+        at = result.find(name)
+        while at >= 0:
+            if name == b"btrt":
+                result[at + 4 : at + 16] = bytes(12)
+            else:
+                # ISO/IEC 14496-1, 7.2.6.6: DecoderConfigDescriptor, tag 4, behind its length the
+                # object type, stream type, buffer size (3), highest and mean bit rate (4 each).
+                tag = result.find(b"\x04", at + 8 + 5)
+                if 0 < tag < at + 24:
+                    tag += 1
+                    while tag < len(result) and result[tag] & 0x80:
+                        tag += 1
+                    result[tag + 3 : tag + 14] = bytes(11)
+            at = result.find(name, at + 4)
+    return bytes(result)
+
+
+def _longer_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
+    """The first chapter's edit list, its last edit as long as those of all chapters.
+
+    ticks: the length of the whole track, for chapters without an edit list.
+    """
+    edits = _edits(elst)
+    if not edits:
+        return elst
+    duration = edits[-1][0]
+    for part, index in pieces[1:]:
+        box = boxes._get(part.traks[index], b"edts", b"elst")
+        if box is None:
+            duration = ticks
+            break
+        duration += sum(length for length, begin, _ in _edits(box) if begin >= 0)
+    edits[-1] = (duration, *edits[-1][1:])
+    wide = any(length >= 1 << 32 or abs(begin) >= 1 << 31 for length, begin, _ in edits)
+    head = (b"\1" if wide else b"\0") + elst[1:4] + struct.pack(">I", len(edits))
+    return head + b"".join(struct.pack(">QqI" if wide else ">IiI", *edit) for edit in edits)
+
+
+def _edits(elst: bytes) -> list[tuple[int, int, int]]:
+    """(duration, media time, rate) of each edit; a media time of -1 is a pause."""
+    layout = ">QqI" if elst[0] else ">IiI"
+    count = min(struct.unpack_from(">I", elst, 4)[0], (len(elst) - 8) // struct.calcsize(layout))
+    rows = elst[8 : 8 + count * struct.calcsize(layout)]
+    return [(length, begin, rate) for length, begin, rate in struct.iter_unpack(layout, rows)]
+
+
+def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
+    """What of a later chapter's own boxes has no place in the joined file."""
+    ours = dict(boxes._maker_boxes(first.moov))
+    theirs = dict(boxes._maker_boxes(part.moov))
+    merged = {b"HMMT", b"free"}
+    names = [
+        kind.decode("latin-1")
+        for kind, box in theirs.items()
+        if kind not in merged and ours.get(kind) != box
+    ]
+    if not names:
+        return []
+    return [
+        f"{' '.join(names)} of {part.path.name}: the joined file has those of {first.path.name}"
+    ]
+
+
+def _timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fraction]) -> list[str]:
+    """Whether the time code of a chapter goes on where the one before it ends."""
+    codes = [_timecode(chapter) for chapter in (parts[0], part)]
+    if None in codes:
+        return []
+    (begin, rate), (own, _) = ((c[0], c[1]) for c in codes if c is not None)
+    frames = sum(len(p.samples[p.video].sizes) for p in parts[: parts.index(part)])
+    day = round(24 * 3600 * rate)
+    off = (own - begin - frames) % max(day, 1)
+    off = off - day if off > day // 2 else off
+    if not off:
+        return []
+    way = "ahead of" if off > 0 else "behind"
+    return [
+        f"the time code of {part.path.name} is {abs(off)} frames {way} the recording's: it counts "
+        "on from the first chapter"
+    ]
+
+
+def _timecode(part: _Chapter) -> tuple[int, float] | None:
+    """(frame number, frames a second) of a chapter's first picture, by its tmcd track."""
+    for track, trak, samples in zip(part.tracks, part.traks, part.samples, strict=True):
+        if track.fourcc != "tmcd" or not len(samples.sizes) or samples.sizes[0] != 4:
+            continue
+        # QuickTime file format, timecode sample description: flags, timescale, frame duration.
+        stsd = boxes._get(trak, b"mdia", b"minf", b"stbl", b"stsd") or b""
+        if len(stsd) < 8 + 16 + 17:
+            return None
+        scale, length = struct.unpack_from(">2I", stsd, 8 + 16 + 8)
+        with part.path.open("rb") as file:
+            file.seek(int(samples.chunks[0]))
+            return struct.unpack(">I", file.read(4))[0], scale / max(length, 1)
+    return None
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _runs(box: bytes | None, count: int, *, signed: bool = False) -> Table:
+    """An stts or ctts as one value a sample; what it leaves out repeats its last."""
+    table = np.frombuffer(box or bytes(8), ">u4", offset=8)
+    table = table[: len(table) // 2 * 2].reshape(-1, 2)
+    numbers = table[:, 0].astype(np.int64)
+    if numbers.sum() > count:
+        numbers = np.minimum(numbers, np.maximum(count - (np.cumsum(numbers) - numbers), 0))
+    kind = ">i4" if signed else ">u4"
+    values = np.ascontiguousarray(table[:, 1]).view(kind).astype(np.int64)
+    full = np.repeat(values, numbers)
+    return np.pad(full, (0, count - len(full)), mode="edge" if len(full) else "constant")
+
+
+def _packed_runs(values: Table, *, signed: bool = False) -> bytes:
+    edges = np.flatnonzero(np.diff(values, prepend=values[:1] - 1)) if len(values) else values
+    numbers = np.diff(edges, append=len(values))
+    version = 1 if signed and len(values) and values.min() < 0 else 0
+    kind = ">i4" if version else ">u4"
+    table = np.stack(
+        [numbers.astype(">u4").view(np.uint32), values[edges].astype(kind).view(np.uint32)], axis=1
+    )
+    return struct.pack(">2I", version << 24, len(edges)) + table.tobytes()
+
+
+def _chunk_runs(per_chunk: Table, entries: Table) -> bytes:
+    change = np.ones(len(per_chunk), bool)
+    change[1:] = (np.diff(per_chunk) != 0) | (np.diff(entries) != 0)
+    first = np.flatnonzero(change)
+    table = np.stack([first + 1, per_chunk[first], entries[first]], axis=1)
+    return struct.pack(">2I", 0, len(first)) + table.astype(">u4").tobytes()
+
+
+def _with_duration(payload: bytes, ticks: int, *, at: int = 16) -> bytes:
+    """mvhd, mdhd or tkhd with another duration; at: its place in version 0.
+
+    Before the duration stand creation and modification time and one or two 32-bit fields.
+    """
+    old = struct.unpack_from(">2Q" if payload[0] else ">2I", payload, 4)
+    middle_at, middle = (20 if payload[0] else 12), at - 12
+    end = middle_at + middle + (8 if payload[0] else 4)
+    wide = max(*old, ticks) >= boxes._MAX_32
+    head = (b"\1" if wide else b"\0") + payload[1:4]
+    times = struct.pack(">2Q" if wide else ">2I", *old)
+    duration = struct.pack(">Q" if wide else ">I", ticks)
+    return head + times + payload[middle_at : middle_at + middle] + duration + payload[end:]

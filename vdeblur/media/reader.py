@@ -1,0 +1,827 @@
+"""A file, an image sequence or a pipe → decoded frames, and the packets of every other stream.
+
+Frames come as writable planes over the decoder's own memory, so that their times, side data and
+colour tags stay with them. Knows libav; knows no torch, no CUDA, no network and no output.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self, cast
+
+import av
+import av.container
+import av.error
+import numpy as np
+from av.codec.context import CodecContext
+from av.codec.context import Flags as CodecFlags
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.format import VideoFormat
+
+from vdeblur.errors import InputError, UsageError
+from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, VideoInfo
+from vdeblur.media import image_metadata
+from vdeblur.media.joined_file import for_libav
+from vdeblur.media.mp4 import boxes
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+
+#: How a stream of the source goes on: its frames are restored, its packets are copied, it is a
+#: picture attached to the file, its track is grafted after muxing, the muxer makes it anew, or
+#: nothing can carry it.
+Role = Literal["video", "copy", "cover", "graft", "regenerated", "dropped"]
+
+# AVColorSpace (ITU-T H.273 MatrixCoefficients) → the matrix used for the network's picture.
+_MATRICES: dict[int, Matrix] = {
+    1: "bt709",
+    4: "fcc",
+    5: "bt601",
+    6: "bt601",
+    7: "smpte240m",
+    8: "ycgco",
+    9: "bt2020",
+    10: "bt2020",
+}
+
+
+@dataclass
+class Damage:
+    """What could not be decoded: counts, and the first few places in words."""
+
+    packets: int = 0
+    frames: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Keep the first 20 lines; a badly damaged file has thousands."""
+        if len(self.notes) < 20 and text not in self.notes:
+            self.notes.append(text)
+
+
+def is_image(path: str | Path) -> bool:
+    """True for a PNG or JPEG file name, or a numbered pattern of them (`frames/%05d.png`)."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_pattern(path: str | Path) -> bool:
+    """True for an image2 pattern such as `frames/%05d.png`."""
+    return is_image(path) and re.search(r"%0?\d*d", str(path)) is not None
+
+
+def planar_format(name: str) -> str:
+    """The pixel format in which a frame of format `name` is worked on, holding all of its values.
+
+    Byte-aligned formats are worked on as they are, through strided views; bit-packed, big-endian,
+    palette, floating-point and hardware layouts are converted.
+    """
+    if name in ("p010le", "p010be"):
+        return "yuv420p10le"
+    if name in ("p012le", "p012be"):
+        return "yuv420p12le"
+    table = {
+        "p016le": "yuv420p16le",
+        "p210le": "yuv422p10le",
+        "p212le": "yuv422p12le",
+        "p216le": "yuv422p16le",
+        "p410le": "yuv444p10le",
+        "p412le": "yuv444p12le",
+        "p416le": "yuv444p16le",
+        "y210le": "yuv422p10le",
+        "y212le": "yuv422p12le",
+        "xv30le": "yuv444p10le",
+        "xv36le": "yuv444p12le",
+        "vuya": "yuva444p",
+        "vuyx": "yuv444p",
+        "ayuv64le": "yuva444p16le",
+        "uyyvyy411": "yuv411p",
+        "pal8": "rgba",
+        "monow": "gray",
+        "monob": "gray",
+        "x2rgb10le": "gbrp10le",
+        "x2bgr10le": "gbrp10le",
+        "grayf32le": "gray16le",
+        "gbrpf32le": "gbrp16le",
+        "gbrapf32le": "gbrap16le",
+    }
+    if name in table:
+        return table[name]
+    if name.endswith("be"):
+        little = name[:-2] + "le"
+        return table.get(little, little)
+    pixel = VideoFormat(name)
+    if pixel.is_bit_stream or pixel.has_palette or pixel.is_bayer:
+        return "rgb24"
+    if pixel.is_rgb and not pixel.is_planar and pixel.components[0].bits < 8:
+        return "rgb24"
+    return name
+
+
+class VideoReader:
+    """Read a video: `for frame in VideoReader(path)` gives the frames of its first video stream.
+
+    source: a path, an image2 pattern, or `-` for standard input. start and duration: seconds; the
+    part to read, its times shifted so that it begins at 0. framerate and start_number are for
+    image sequences. hwaccel: a libav device type such as "cuda". on_device: with "cuda", frames
+    also carry their decoded planes in the GPU's memory (`Frame.on_device`).
+
+    Raises InputError with one sentence when the source is missing, empty, unreadable, not a video.
+    `damage` says afterwards what could not be decoded.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        start: float | None = None,
+        duration: float | None = None,
+        framerate: Fraction | None = None,
+        start_number: int | None = None,
+        hwaccel: str | None = None,
+        on_device: bool = False,
+    ) -> None:
+        self.source = source
+        self.name = "standard input" if str(source) == "-" else str(source)
+        self.start, self.duration = start, duration
+        self.framerate, self.start_number = framerate, start_number
+        self.damage = Damage()
+        self.notes: list[str] = []
+        #: pts of the frames given so far, by stream; 8 bytes a frame.
+        self.frame_times: dict[int, array[int]] = {}
+        self._reached = 0.0  # seconds: the latest end of any packet so far
+        self._spool: IO[bytes] | None = None
+        self._container = self._open(hwaccel, on_device and hwaccel == "cuda")
+        try:
+            self._inspect()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the source. Frames that were read stay valid."""
+        self._container.close()
+        if self._spool is not None:
+            self._spool.close()
+
+    @property
+    def container(self) -> Any:
+        """The libav input container: the writer's template."""
+        return self._container
+
+    @property
+    def path(self) -> Path | None:
+        """The file on disk, or None for a pipe or an image pattern."""
+        if str(self.source) == "-" or is_pattern(self.source):
+            return None
+        return self.source if isinstance(self.source, Path) else Path(self.source)
+
+    def __iter__(self) -> Iterator[Frame]:
+        first = self.video_streams[0]
+        for item in self.items():
+            if isinstance(item, Frame) and item.stream == first:
+                yield item
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def _open(self, hwaccel: str | None, on_device: bool) -> av.container.InputContainer:
+        options: dict[str, str] = {}
+        file: Any = str(self.source)
+        form: str | None = None
+        if str(self.source) == "-":
+            file = self._pipe()
+        elif is_pattern(self.source):
+            form = "image2"
+            options["framerate"] = str(self.framerate or 25)
+            if self.start_number is None:
+                # libav itself looks at 0 to 4 only.
+                self.start_number = image_metadata.first_number(str(self.source))
+            options["start_number"] = str(self.start_number)
+        else:
+            self._check_path(Path(self.source))
+            file = for_libav(self.path or Path(self.source))
+            self._spool = None if isinstance(file, str) else file
+        for acceleration in self._accelerations(hwaccel, on_device):
+            try:
+                return self._opened(file, form, options, acceleration)
+            except (av.error.FFmpegError, OSError, ValueError, NotImplementedError):
+                # Which errors a device raises that is not there, in spite of
+                # allow_software_fallback, depends on its kind. If the file is to blame, it is
+                # said below.
+                if self._spool is not None:
+                    self._spool.seek(0)
+        if hwaccel and hwaccel != "none":
+            self.notes.append(f"no {hwaccel} decoder here: decoding on the CPU")
+        try:
+            return self._opened(file, form, options, None)
+        except PermissionError:
+            raise InputError(f"{self.name} may not be read: check its permissions") from None
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.name} was not found: check the path"
+                + (" and --start-number" if form == "image2" else "")
+            ) from error
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if isinstance(error, av.error.InvalidDataError) and self._lacks_moov():
+                raise InputError(
+                    f"{self.name} has lost its index (moov box): the recording was cut off; "
+                    "repair it with a tool such as untrunc first"
+                ) from error
+            raise InputError(
+                f"{self.name} is not a video that can be read ({_reason(error)}): "
+                "give a video file, an image or an image pattern"
+            ) from error
+
+    @staticmethod
+    def _accelerations(hwaccel: str | None, on_device: bool) -> Iterator[Any]:
+        """What to ask for a decoder, one after another. UsageError for an unknown kind."""
+        if not hwaccel or hwaccel == "none":
+            return
+        from av.codec.hwaccel import HWAccel, HWDeviceType
+
+        if hwaccel not in HWDeviceType.__members__:
+            known = ", ".join(kind for kind in HWDeviceType.__members__ if kind != "none")
+            raise UsageError(f"there is no hardware decoder {hwaccel!r}: choose one of {known}")
+        if on_device:
+            # The context that torch has made current: PyAV's default would set the primary one's
+            # flags, which fails (EOPNOTSUPP) once torch has it.
+            context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+            yield HWAccel(
+                device_type=hwaccel,
+                allow_software_fallback=True,
+                is_hw_owned=True,
+                options=context,
+            )
+        yield HWAccel(device_type=hwaccel, allow_software_fallback=True)
+
+    def _opened(
+        self, file: Any, form: str | None, options: dict[str, str], acceleration: Any
+    ) -> av.container.InputContainer:
+        container: av.container.InputContainer = av.open(
+            file,
+            "r",
+            format=form,
+            options=dict(options),
+            hwaccel=acceleration,
+            metadata_errors="surrogateescape",
+        )
+        return container
+
+    def _check_path(self, path: Path) -> None:
+        try:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder: give a video file")
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise InputError(f"{path} is empty (0 bytes): copy or record it again")
+        except FileNotFoundError as error:
+            raise InputError(f"{path} does not exist: check the path") from error
+        except PermissionError as error:
+            raise InputError(f"{path} may not be read: check its permissions") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+    def _lacks_moov(self) -> bool:
+        path = self.path
+        try:
+            return path is not None and boxes.is_iso(path) and not boxes.tracks(path)
+        except (InputError, OSError):
+            return True
+
+    def _pipe(self) -> Any:
+        pipe = _Pipe(sys.stdin.fileno())
+        head = pipe.peek(12)
+        if not head:
+            raise InputError("standard input is empty: pipe a video into vdeblur")
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+            # An MP4 needs its index, which may come last: spool it to a file without a name.
+            self._spool = cast("IO[bytes]", tempfile.TemporaryFile())  # noqa: SIM115
+            while part := pipe.read(1 << 20):
+                self._spool.write(part)
+            self._spool.seek(0)
+            return self._spool
+        return pipe
+
+    # -- looking around --------------------------------------------------------------------------
+
+    def _inspect(self) -> None:
+        container = self._container
+        self.roles: dict[int, Role] = {}
+        path = self.path
+        self.iso = bool(path and boxes.is_iso(path))
+        tracks: dict[int, boxes.Track] = {}
+        if self.iso and path is not None:
+            try:
+                # Covers are streams without a track: places do not agree, track numbers do.
+                tracks = {t.track_id: t for t in boxes.tracks(path)}
+            except InputError as error:
+                # libav forgives more; what it reads is restored without the boxes.
+                self.iso = False
+                self.damage.note(f"{error}; the maker's boxes cannot be kept")
+        unknown: list[str] = []
+        for stream in container.streams:
+            role: Role = "copy"
+            track = tracks.get(stream.id)
+            if track is not None and track.is_chapter_track:
+                role = (
+                    "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
+                )
+            elif path is None and stream.name == "bin_data" and stream.discard == Discard.all:
+                # Through a pipe no tracks are known. libav discards a QuickTime chapter text, for
+                # it has read the chapters.
+                role = "regenerated"
+            elif stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
+                role = "cover"
+            elif stream.type == "video":
+                role = "video"
+                if stream.codec_context is None:
+                    role = "dropped"
+                    unknown.append(f"stream {stream.index}")
+            elif track is not None and track.fourcc == "tmcd":
+                role = "regenerated"  # the muxer writes an equal track from the `timecode` tag
+            elif stream.type == "data" and stream.name is None:
+                role = "graft" if track is not None and track.sample_count else "dropped"
+            self.roles[stream.index] = role
+        self.tracks = {s.index: tracks[s.id] for s in container.streams if s.id in tracks}
+        self.video_streams = [i for i, role in self.roles.items() if role == "video"]
+        if not self.video_streams:
+            if unknown:
+                raise InputError(
+                    f"{self.name} has video of an unknown codec ({', '.join(unknown)}): "
+                    "convert it with ffmpeg first"
+                )
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
+            raise InputError(f"{self.name} has no video ({kinds} only): give a file with video")
+        self._decoders: dict[int, VideoCodecContext] = {}
+        for index in self.video_streams:
+            stream = cast(Any, container.streams[index])
+            stream.thread_type = "AUTO"
+            # Without it libav rounds a left crop to what its SIMD likes, and the picture grows.
+            stream.codec_context.flags |= int(CodecFlags.unaligned)
+            if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
+                "vp8",
+                "vp9",
+            ):
+                # The native decoders drop the alpha plane (FFmpeg ticket 8344); libvpx keeps it.
+                name = "libvpx" if stream.codec_context.name == "vp8" else "libvpx-vp9"
+                decoder = cast(VideoCodecContext, CodecContext.create(name, "r"))
+                decoder.extradata = stream.codec_context.extradata
+                self._decoders[index] = decoder
+        self.info = self._describe(container.streams[self.video_streams[0]])
+        if len(self.video_streams) > 1 and self.path is not None:
+            self._first_frames = self._peek()
+        else:
+            self._first_frames = {}
+
+    def _peek(self) -> dict[int, av.VideoFrame]:
+        """The first frame of every video stream, read through a second handle."""
+        frames: dict[int, av.VideoFrame] = {}
+        try:
+            again = for_libav(cast(Path, self.path))
+            with av.open(again) as container:
+                for packet in container.demux(*(container.streams[i] for i in self.video_streams)):
+                    index = packet.stream.index
+                    if index in frames:
+                        continue
+                    for frame in packet.decode():
+                        frames.setdefault(index, cast(av.VideoFrame, frame))
+                    if len(frames) == len(self.video_streams):
+                        break
+        except (av.error.FFmpegError, OSError):
+            pass  # damaged: the streams seen so far are described, the main pass reports
+        return frames
+
+    @property
+    def first_frames(self) -> dict[int, av.VideoFrame]:
+        """First frames known ahead, by stream; filled for files with several video streams."""
+        return self._first_frames
+
+    def _describe(self, stream: Any) -> VideoInfo:
+        context = stream.codec_context
+        pix_fmt = context.pix_fmt or "yuv420p"
+        seconds = None
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        elif self._container.duration:
+            seconds = self._container.duration / av.time_base
+        count = stream.frames or None
+        if self.duration is not None or self.start:
+            whole = seconds or 0.0
+            part = max(0.0, whole - (self.start or 0.0))
+            part = min(part, self.duration) if self.duration is not None else part
+            count = round(count * part / whole) if count and whole else None
+            seconds = part if whole else self.duration
+        if count is None and seconds and stream.average_rate:
+            count = max(1, round(seconds * stream.average_rate))
+        return VideoInfo(
+            width=context.width,
+            height=context.height,
+            pix_fmt=pix_fmt,
+            codec=context.codec.canonical_name,
+            fps=stream.average_rate,
+            time_base=stream.time_base,
+            duration_seconds=seconds,
+            frame_count=count,
+            layout=layout_of(
+                planar_format(pix_fmt),
+                context.width,
+                context.height,
+                color_range=int(context.color_range),
+                colorspace=int(context.colorspace),
+                interlaced=False,
+                codec=context.codec.canonical_name,
+            ),
+        )
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def items(self) -> Iterator[Frame | av.Packet[Any]]:
+        """Frames of the video streams and packets of all others, in the order of the file.
+
+        Undecodable packets are counted in `damage` and passed over; nothing else is lost.
+        """
+        container = self._container
+        shapes: dict[int, _Shape] = {}
+        shift: dict[int, int] = {}
+        ended: set[int] = set()
+        start = self.start or 0.0
+        end = None if self.duration is None else start + self.duration
+        origin = 0.0
+        if start or end is not None:
+            origin = (container.start_time or 0) / av.time_base if container.start_time else 0.0
+            for stream in container.streams:
+                if stream.time_base:
+                    shift[stream.index] = round((origin + start) / stream.time_base)
+        if start and self._can_seek():
+            # One second earlier: an open GOP's leading frames need what precedes them.
+            target = int((origin + max(0.0, start - 1.0)) * av.time_base)
+            try:
+                container.seek(target, backward=True)
+            except (av.error.FFmpegError, OSError):
+                self.notes.append("the source cannot be sought: reading up to --start")
+
+        def inside(seconds: float) -> bool:
+            at = seconds - origin
+            return at >= start - 1e-9 and (end is None or at < end - 1e-9)
+
+        for packet in self._packets():
+            index = packet.stream.index
+            role = self.roles.get(index, "dropped")
+            if role == "video":
+                if index in ended:
+                    continue
+                for decoded in self._decode(packet, index):
+                    picture, held = _to_host(decoded)
+                    shape = shapes.get(index)
+                    if shape is None:
+                        shape = shapes[index] = _Shape(self, packet.stream, picture)
+                    frame = shape.frame(picture)
+                    if held is not None and held.size == (frame.layout.width, frame.layout.height):
+                        frame.on_device = held
+                    if shift:
+                        seconds = float(frame.pts * frame.time_base)
+                        if end is not None and seconds - origin >= end - 1e-9:
+                            ended.add(index)
+                            break
+                        if not inside(seconds):
+                            continue
+                        frame.pts -= shift[index]
+                        frame.carrier.pts = frame.pts
+                    self.frame_times.setdefault(index, array("q")).append(frame.pts)
+                    yield frame
+                if end is not None and len(ended) == len(self.video_streams):
+                    return
+            elif role in ("copy", "cover") and packet.size:
+                if shift and role == "copy":
+                    at = packet.pts if packet.pts is not None else packet.dts
+                    if at is not None:
+                        if not inside(float(at * packet.time_base)):
+                            continue
+                        packet.pts = None if packet.pts is None else packet.pts - shift[index]
+                        packet.dts = None if packet.dts is None else packet.dts - shift[index]
+                yield packet
+        self._check_complete()
+
+    def _can_seek(self) -> bool:
+        # MPEG-TS seeks are late or impossible (no index): decode linearly.
+        return self.path is not None and "mpegts" not in self._container.format.name
+
+    def _packets(self) -> Iterator[av.Packet[Any]]:
+        packets = self._container.demux()
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, OSError) as error:
+                self.damage.packets += 1
+                self.damage.note(
+                    f"reading stopped at {self._reached:.2f} s: {_reason(error)}; the rest is lost"
+                )
+                # What the decoders still hold is part of the video.
+                for index in self.video_streams:
+                    flush = av.Packet(0)
+                    flush.stream = self._container.streams[index]
+                    yield flush
+                return
+            at = packet.pts if packet.pts is not None else packet.dts
+            if at is not None:
+                end = float((at + (packet.duration or 0)) * packet.time_base)
+                self._reached = max(self._reached, end)
+            yield packet
+
+    def _decode(self, packet: av.Packet[Any], index: int) -> list[av.VideoFrame]:
+        try:
+            if index in self._decoders:
+                decoder = self._decoders[index]
+                frames = decoder.decode(packet if packet.size else None)
+                for frame in frames:
+                    frame.time_base = packet.stream.time_base
+            else:
+                frames = packet.decode()
+        except (av.error.FFmpegError, OSError) as error:
+            if isinstance(error, av.error.EOFError):
+                return []
+            self.damage.packets += 1
+            at = packet.pts if packet.pts is not None else packet.dts
+            where = f" near {float(at * packet.time_base):.2f} s" if at is not None else ""
+            self.damage.note(f"a damaged packet{where} could not be decoded ({_reason(error)})")
+            return []
+        for frame in frames:
+            if frame.is_corrupt:
+                self.damage.frames += 1
+                self.damage.note(f"the frame at {frame.time or 0:.2f} s is damaged in the source")
+        return frames
+
+    def _check_complete(self) -> None:
+        """A truncated Matroska, AVI or FLV ends without an error: see how far it got."""
+        if self.iso and self.path is not None:
+            missing = boxes.missing_bytes(self.path)
+            if missing:
+                self.damage.note(
+                    f"the source is cut off: {missing} bytes that its index names are not there"
+                )
+        stated = (self._container.duration or 0) / av.time_base
+        states = {"matroska", "webm", "avi", "flv"} & set(self._container.format.name.split(","))
+        if not states or self.start or self.duration is not None or self.path is None:
+            return
+        if self._reached < stated - 0.25:
+            self.damage.note(
+                f"the source is cut off: it ends at {self._reached:.2f} s "
+                f"though it states {stated:.2f} s"
+            )
+
+
+class _Pipe:
+    """Standard input as libav wants a pipe: only `read`, so that nothing tries to seek.
+
+    Reads the descriptor itself: a thread that waits in Python's buffered reader holds a lock, and
+    the interpreter aborts when it cannot take it at the end.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._head = descriptor, b""
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end; they stay to be read."""
+        while len(self._head) < size:
+            part = os.read(self._descriptor, size - len(self._head))
+            if not part:
+                break
+            self._head += part
+        return self._head
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        if self._head:
+            part, self._head = self._head[:size], self._head[size:]
+            return part
+        return os.read(self._descriptor, size)
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT:
+        return "not found"
+    return str(text).rstrip(".").lower() if str(text).isascii() else str(text)
+
+
+def layout_of(
+    pix_fmt: str,
+    width: int,
+    height: int,
+    *,
+    color_range: int,
+    colorspace: int,
+    interlaced: bool,
+    codec: str = "",
+) -> PlaneLayout:
+    """The layout of a frame of a format that `planar_format` returns.
+
+    color_range and colorspace are libav's numbers (AVColorRange, AVColorSpace). What a stream
+    leaves unsaid is taken as players take it: 601 below 720 lines, 709 from there; stills are full
+    range.
+    """
+    pixel = VideoFormat(pix_fmt, width, height)
+    parts = [c for c in pixel.components if not c.is_alpha]
+    depth = parts[0].bits
+    still = codec in ("mjpeg", "png", "jpegls", "bmp", "tiff", "gif", "webp")
+    full = color_range == 2 or pix_fmt.startswith("yuvj") or (color_range == 0 and still)
+    if pixel.is_rgb:
+        return PlaneLayout(width, height, depth, "rgb", (0, 0), True, interlaced=interlaced)
+    if len(parts) == 1:
+        return PlaneLayout(
+            width, height, depth, "gray", (0, 0), full or color_range == 0, interlaced=interlaced
+        )
+    # Rounding up hides the ratio of odd and tiny sizes: ask a size that divides.
+    wide = VideoFormat(pix_fmt, 64, 64)
+    shift = (
+        (64 // wide.chroma_width()).bit_length() - 1,
+        (64 // wide.chroma_height()).bit_length() - 1,
+    )
+    small = height < 720 and width < 1280
+    default: Matrix = "bt601" if still or small else "bt709"
+    siting: ChromaSiting = "center" if still or codec == "mpeg1video" else "left"
+    return PlaneLayout(
+        width,
+        height,
+        depth,
+        "yuv",
+        shift,
+        full,
+        _MATRICES.get(colorspace, default),
+        siting,
+        interlaced,
+    )
+
+
+def planes_of(picture: av.VideoFrame) -> tuple[Plane, ...]:
+    """Writable (rows, columns) views of the colour components, in the order of `PlaneLayout`.
+
+    Packed formats give strided views; the alpha component is left out.
+    """
+    pixel = picture.format
+    parts = [c for c in pixel.components if not c.is_alpha]
+    order = [1, 2, 0] if pixel.is_rgb else range(len(parts))  # components come R, G, B: G, B, R
+    views: list[Plane] = []
+    for number in order:
+        part = parts[number]
+        plane = picture.planes[part.plane]
+        dtype = np.dtype(np.uint8 if part.bits == 8 else "<u2")
+        rows = np.frombuffer(cast(Any, plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
+        sharing, first = _packing(pixel.name, number)
+        view = rows[: part.height, first : first + sharing * part.width : sharing]
+        views.append(cast(Plane, view))
+    return tuple(views)
+
+
+# Byte-aligned formats with several components a plane: samples from one value of a component to the
+# next, and the place of each component (FFmpeg's AVPixFmtDescriptor step and offset).
+_PACKED: dict[str, tuple[tuple[int, int], ...]] = {
+    "nv12": ((1, 0), (2, 0), (2, 1)),
+    "nv21": ((1, 0), (2, 1), (2, 0)),
+    "nv16": ((1, 0), (2, 0), (2, 1)),
+    "nv24": ((1, 0), (2, 0), (2, 1)),
+    "nv42": ((1, 0), (2, 1), (2, 0)),
+    "nv20le": ((1, 0), (2, 0), (2, 1)),
+    "yuyv422": ((2, 0), (4, 1), (4, 3)),
+    "yvyu422": ((2, 0), (4, 3), (4, 1)),
+    "uyvy422": ((2, 1), (4, 0), (4, 2)),
+    "rgb24": ((3, 0), (3, 1), (3, 2)),
+    "bgr24": ((3, 2), (3, 1), (3, 0)),
+    "rgba": ((4, 0), (4, 1), (4, 2)),
+    "rgb0": ((4, 0), (4, 1), (4, 2)),
+    "bgra": ((4, 2), (4, 1), (4, 0)),
+    "bgr0": ((4, 2), (4, 1), (4, 0)),
+    "argb": ((4, 1), (4, 2), (4, 3)),
+    "0rgb": ((4, 1), (4, 2), (4, 3)),
+    "abgr": ((4, 3), (4, 2), (4, 1)),
+    "0bgr": ((4, 3), (4, 2), (4, 1)),
+    "rgb48le": ((3, 0), (3, 1), (3, 2)),
+    "bgr48le": ((3, 2), (3, 1), (3, 0)),
+    "rgba64le": ((4, 0), (4, 1), (4, 2)),
+    "bgra64le": ((4, 2), (4, 1), (4, 0)),
+    "ya8": ((2, 0),),
+    "ya16le": ((2, 0),),
+}
+
+
+def _packing(name: str, component: int) -> tuple[int, int]:
+    return _PACKED[name][component] if name in _PACKED else (1, 0)
+
+
+class _Held:
+    """A picture in a GPU's memory, which lives as long as this."""
+
+    def __init__(self, picture: av.VideoFrame) -> None:
+        self._picture = picture
+        self.size = picture.width, picture.height
+
+    @property
+    def planes(self) -> tuple[Any, ...]:
+        """Objects with `__dlpack__`: luma, then Cb and Cr interleaved."""
+        return tuple(self._picture.planes)
+
+
+def _to_host(picture: av.VideoFrame) -> tuple[av.VideoFrame, _Held | None]:
+    """The picture in host memory, with all that goes with it, and where else it is.
+
+    The writer needs it. To get it waits for the decoder, so that the GPU's planes may be read then.
+    """
+    software = picture.sw_format
+    if software is None:
+        return picture, None
+    host = picture.reformat(format=software.name)
+    host.duration = picture.duration
+    return host, _Held(picture)
+
+
+class _Shape:
+    """What all frames of one stream are brought to, and the times that the stream leaves out."""
+
+    def __init__(self, reader: VideoReader, stream: Any, first: av.VideoFrame) -> None:
+        self.reader, self.index = reader, stream.index
+        self.codec: str = stream.codec_context.codec.canonical_name
+        self.width, self.height = first.width, first.height
+        self.source_format = first.format.name
+        self.format = planar_format(first.format.name)
+        self.time_base: Fraction = stream.time_base or first.time_base or Fraction(1, 90000)
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self.step = max(1, round(1 / (rate * self.time_base)))
+        self.noted: tuple[int, int] | None = None  # the size of the last change that was reported
+        self.next: int | None = None
+        self.last = 0
+        # AVI has decoding times only; libav's guesses at presentation times go back and forth.
+        self.decoding_times = reader.container.format.name == "avi"
+
+    def frame(self, picture: av.VideoFrame) -> Frame:
+        """The planes of `picture`, after conversion where its size or format needs one."""
+        damage = self.reader.damage
+        changed = (picture.width, picture.height) != (self.width, self.height)
+        if changed and (picture.width, picture.height) != self.noted:
+            self.noted = (picture.width, picture.height)
+            damage.note(
+                f"the picture changes from {self.width}x{self.height} to "
+                f"{picture.width}x{picture.height} at {picture.time or 0:.2f} s: "
+                "scaled to the first"
+            )
+        name = planar_format(picture.format.name)
+        if changed or name != picture.format.name or name != self.format or self._flipped(picture):
+            target = "gbrp" if self._flipped(picture) and self.format == "bgr24" else self.format
+            duration = picture.duration
+            picture = picture.reformat(self.width, self.height, target)
+            picture.duration = duration
+        picture.make_writable()
+        if self.decoding_times:
+            picture.pts = picture.dts
+        if picture.pts is None:
+            picture.pts = self.next if self.next is not None else 0
+        elif self.next is not None and picture.pts < self.last + 1:
+            # Two pictures of one time (or a step back) would stop the muxer.
+            picture.pts = self.last + 1
+        self.last = picture.pts
+        self.next = picture.pts + (picture.duration or self.step)
+        layout = layout_of(
+            picture.format.name,
+            self.width,
+            self.height,
+            color_range=int(picture.color_range),
+            colorspace=int(picture.colorspace),
+            interlaced=picture.interlaced_frame,
+            codec=self.codec,
+        )
+        return Frame(
+            planes=planes_of(picture),
+            layout=layout,
+            pts=picture.pts,
+            time_base=self.time_base,
+            duration=picture.duration or 0,
+            stream=self.index,
+            carrier=picture,
+        )
+
+    @staticmethod
+    def _flipped(picture: av.VideoFrame) -> bool:
+        # Bottom-up rawvideo and BMP have negative line sizes.
+        return picture.planes[0].line_size < 0

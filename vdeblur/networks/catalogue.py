@@ -1,0 +1,216 @@
+"""The catalogue of networks: a name → what it is and how it is built.
+
+A network is one file with a `Network` class in it, one line in FAMILIES and one entry here. Knows
+no files: weights are read by `vdeblur.weights.load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vdeblur.errors import ModelError
+from vdeblur.networks.base import GlobalMean, Network, share_means
+from vdeblur.networks.identity import Identity
+from vdeblur.networks.mimo_unet import MIMOUNet
+from vdeblur.networks.mimo_unet_cfa import MIMOUNetCFA
+from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
+from vdeblur.networks.mimo_unet_lite import MIMOUNetLite
+from vdeblur.networks.mprnet import MPRNet
+from vdeblur.networks.pss_nsc import PSSNSC
+
+__all__ = [
+    "DEFAULT",
+    "FAMILIES",
+    "LEFT",
+    "GlobalMean",
+    "Identity",
+    "Network",
+    "NetworkSpec",
+    "Score",
+    "build",
+    "names",
+    "share_means",
+    "spec",
+]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A published result: mean PSNR in dB and SSIM on a dataset, and who says so."""
+
+    dataset: str
+    psnr: float
+    ssim: float
+    source: str
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """An entry of the catalogue.
+
+    family: the architecture, as weights files name it. config: keyword arguments of its
+    constructor; a weights file's own config goes before it. ships: its weights come with the
+    package. trained: it has weights at all. ensemble: it is run with the geometric self-ensemble.
+    paper, licence: of the published network and its weights. page: where its authors publish
+    weights. url, sha256: a file of theirs that `vdeblur models fetch` may bring.
+    """
+
+    name: str
+    family: str
+    summary: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    ships: bool = False
+    trained: bool = True
+    ensemble: bool = False
+    paper: str = ""
+    licence: str = ""
+    page: str = ""
+    url: str = ""
+    sha256: str = ""
+    scores: tuple[Score, ...] = ()
+
+
+DEFAULT = "mimo-unet-guided"  # where neither a name nor weights are given
+
+FAMILIES: dict[str, type[Network]] = {
+    "mimo-unet": MIMOUNet,
+    "mimo-unet-cfa": MIMOUNetCFA,
+    "mimo-unet-guided": MIMOUNetGuided,
+    "mimo-unet-lite": MIMOUNetLite,
+    "pss-nsc": PSSNSC,
+    "mprnet": MPRNet,
+    "identity": Identity,
+}
+
+_MIMO_UNET: dict[str, Any] = {
+    "paper": "Cho et al., Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021",
+    "licence": "the authors' repository names none: their weights are theirs, ask them",
+    "page": "https://github.com/chosj95/MIMO-UNet",
+}
+
+_CATALOGUE = {
+    entry.name: entry
+    for entry in (
+        NetworkSpec(
+            "mimo-unet-guided",
+            "mimo-unet-guided",
+            "told how each place moved while the shutter was open; near real time without a GPU",
+            ships=True,
+        ),
+        NetworkSpec(
+            "mimo-unet-guided-large",
+            "mimo-unet-guided",
+            "the same twice as wide and deeper, 3.5 million parameters, for GPUs",
+            {"widths": [32, 80, 160], "blocks": [2, 2, 3]},
+            ships=True,
+        ),
+        NetworkSpec(
+            "mimo-unet",
+            "mimo-unet",
+            "MIMO-UNet as published (Cho et al., ICCV 2021), 6.8 million parameters",
+            {"base": 32, "blocks": 8},
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 31.73, 0.951, "Cho et al., ICCV 2021"),),
+        ),
+        NetworkSpec(
+            "mimo-unet-plus",
+            "mimo-unet",
+            "MIMO-UNet+ as published (Cho et al., ICCV 2021), 16.1 million parameters",
+            {"base": 32, "blocks": 20},
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 32.45, 0.957, "Cho et al., ICCV 2021"),),
+        ),
+        NetworkSpec(
+            "mimo-unet-plusplus",
+            "mimo-unet",
+            "MIMO-UNet+, its weights run with the geometric self-ensemble (Cho et al., ICCV 2021)",
+            {"base": 32, "blocks": 20},
+            ensemble=True,
+            **_MIMO_UNET,
+            scores=(Score("GoPro", 32.68, 0.959, "Cho et al., ICCV 2021"),),
+        ),
+        NetworkSpec(
+            "mimo-unet-cfa",
+            "mimo-unet-cfa",
+            "MIMO-UNet+ with features aggregated across scales; 16.2 million parameters",
+            {"base": 32, "blocks": 20, "scales": 3},
+        ),
+        NetworkSpec(
+            "mimo-unet-lite",
+            "mimo-unet-lite",
+            "MIMO-UNet of depthwise-separable convolutions, for CPUs and laptops",
+            {"base": 32, "blocks": 4, "unshuffle": 4},
+        ),
+        NetworkSpec(
+            "pss-nsc",
+            "pss-nsc",
+            "PSS-NSC as published (Gao et al., CVPR 2019), 3.9 million parameters; colours apart",
+            {"sharing": "both", "base": 32, "units": 4, "scales": 3},
+            paper="Gao et al., Dynamic Scene Deblurring with Parameter Selective Sharing and "
+            "Nested Skip Connections, CVPR 2019",
+            licence="the authors' repository names none: their weights are theirs, ask them",
+            page="https://github.com/firenxygao/deblur",
+            scores=(Score("GoPro", 30.92, 0.942, "Gao et al., CVPR 2019"),),
+        ),
+        NetworkSpec(
+            "mprnet",
+            "mprnet",
+            "MPRNet as published (Zamir et al., CVPR 2021), 20.1 million parameters; three stages",
+            {
+                "n_feat": 96,
+                "scale_unetfeats": 48,
+                "scale_orsnetfeats": 32,
+                "num_cab": 8,
+                "reduction": 4,
+            },
+            paper="Zamir et al., Multi-Stage Progressive Image Restoration, CVPR 2021",
+            licence="academic, non-commercial use only",
+            page="https://github.com/swz30/MPRNet",
+            scores=(
+                Score("GoPro", 32.66, 0.959, "Zamir et al., CVPR 2021"),
+                Score("HIDE", 30.96, 0.939, "Zamir et al., CVPR 2021"),
+            ),
+        ),
+        NetworkSpec("identity", "identity", "changes nothing; for tests", trained=False),
+    )
+}
+
+#: Names that were in the catalogue; weights of such networks still load by what they are.
+LEFT = frozenset({"mimo-unet-small"})
+
+
+def names() -> tuple[str, ...]:
+    """The names that `spec` and `build` know, the default first."""
+    return tuple(_CATALOGUE)
+
+
+def spec(name: str) -> NetworkSpec:
+    """The catalogue's entry; ModelError for a name that is not in it, or not any more."""
+    try:
+        return _CATALOGUE[name]
+    except KeyError:
+        if name in LEFT:
+            raise ModelError(
+                f"the network {name!r} has left vdeblur, and {DEFAULT} is the default: leave "
+                "--model out; weights of your own for it load by --weights FILE alone"
+            ) from None
+        raise ModelError(
+            f"there is no network {name!r}: choose one of {', '.join(names())}"
+        ) from None
+
+
+def build(name: str, config: Mapping[str, Any] | None = None) -> Network:
+    """An untrained network, in the catalogue's configuration or in `config` instead.
+
+    ModelError for an unknown name or a configuration that its family cannot have.
+    """
+    entry = spec(name)
+    chosen = dict(entry.config if config is None else config)
+    try:
+        return FAMILIES[entry.family](**chosen)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"a {entry.family} network cannot have the config {chosen}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""The machine: files, folders, caches, threads. Knows no video; torch only in `thread_shares`."""

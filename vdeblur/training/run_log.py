@@ -1,0 +1,71 @@
+"""What a run says as it goes: metrics.jsonl always, TensorBoard with pictures where wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vdeblur.system.files import replacing
+from vdeblur.system.optional import optional
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """A line of JSON a report, in `folder`/metrics.jsonl, and the same as curves for TensorBoard.
+
+    step: where the run goes on; lines from beyond it, left by a run that ended without saving, go.
+    UsageError when tensorboard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False) -> None:
+        self._file = folder / METRICS
+        self._board: Any = None
+        if tensorboard:
+            # torch's own module asks for the package only when it is imported.
+            optional("tensorboard", extra="train", purpose="--log tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        rows = read_metrics(self._file)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            with replacing(self._file) as temporary:
+                text = "".join(json.dumps(row) + "\n" for row in kept)
+                temporary.write_text(text, encoding="utf-8")
+                temporary.chmod(0o644)
+
+    def add(self, row: Mapping[str, float | int | None], picture: Tensor | None = None) -> None:
+        """One report; row needs "step". picture: (3, H, W) in 0..1, shown by TensorBoard."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if value is not None and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+            if picture is not None:
+                self._board.add_image("blurred | restored | sharp", picture, row["step"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Let TensorBoard's thread end."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The reports of a metrics.jsonl, without a last line that was cut off; [] without a file."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""Weights files: found, checked, read into networks, and written."""
