@@ -12,8 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ("CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "RELEASING.md")
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
-#: Pages that CONTRIBUTING.md links to and that come with the parts that they explain.
-TO_COME = {f"docs/adding-a-{part}.md" for part in ("source", "sink", "runtime")}
+#: Pages that CONTRIBUTING.md links to and that are still being written.
+TO_COME = {
+    "docs/architecture.md",
+    "docs/adding-a-source.md",
+    "docs/adding-a-sink.md",
+    "docs/adding-a-runtime.md",
+}
 
 
 def text_of(path: Path) -> str:
