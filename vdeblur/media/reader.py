@@ -127,6 +127,31 @@ def planar_format(name: str) -> str:
     return name
 
 
+def software_format(stream: Any) -> str | None:
+    """The pixel format in which a video stream of an input is coded.
+
+    yuv420p where the stream does not say; None for a hardware format that hides its own.
+
+    The codec context of a hardware decoder has the device's format ("cuda"), without components,
+    and its software format only once a picture is decoded. The stream's parameters know it from
+    the beginning; PyAV shows them through a stream that is made of them.
+    """
+    context = stream.codec_context
+    if context.pix_fmt is None:
+        return "yuv420p"
+    for pixel in (context.format, context.sw_format):
+        if pixel is not None and pixel.components:
+            return str(pixel.name)
+    try:
+        # Nothing is written: an output begins with its first packet.
+        with av.open(os.devnull, "w", format="null") as scratch:
+            template = cast(Any, scratch.add_stream_from_template(stream, opaque=True))
+            pixel = template.codec_context.format
+    except (av.error.FFmpegError, OSError, ValueError):
+        return None
+    return str(pixel.name) if pixel is not None and pixel.components else None
+
+
 class VideoReader:
     """Read a video: `for frame in VideoReader(path)` gives the frames of its first video stream.
 
@@ -221,15 +246,29 @@ class VideoReader:
             self._check_path(Path(self.source))
             file = for_libav(self.path or Path(self.source))
             self._spool = None if isinstance(file, str) else file
+        pipe = file if isinstance(file, _Pipe) else None
         for acceleration in self._accelerations(hwaccel, on_device):
+            if pipe is not None:
+                pipe.remember()
             try:
-                return self._opened(file, form, options, acceleration)
+                container = self._opened(file, form, options, acceleration)
             except (av.error.FFmpegError, OSError, ValueError, NotImplementedError):
-                # Which errors a device raises that is not there, in spite of
-                # allow_software_fallback, depends on its kind. If the file is to blame, it is
-                # said below.
-                if self._spool is not None:
-                    self._spool.seek(0)
+                # The error for a missing device depends on its kind, in spite of
+                # allow_software_fallback. An error that is the file's is reported below.
+                pass
+            else:
+                contexts = (s for s in container.streams.video if s.codec_context is not None)
+                if all(software_format(stream) for stream in contexts):
+                    if pipe is not None:
+                        pipe.forget()
+                    return container
+                container.close()
+            if pipe is not None:
+                pipe.rewind()
+            if self._spool is not None:
+                self._spool.seek(0)
+        if pipe is not None:
+            pipe.forget()
         if hwaccel and hwaccel != "none":
             self.notes.append(f"no {hwaccel} decoder here: decoding on the CPU")
         try:
@@ -418,7 +457,7 @@ class VideoReader:
 
     def _describe(self, stream: Any) -> VideoInfo:
         context = stream.codec_context
-        pix_fmt = context.pix_fmt or "yuv420p"
+        pix_fmt = software_format(stream) or "yuv420p"
         seconds = None
         if stream.duration:
             seconds = float(stream.duration * stream.time_base)
@@ -601,6 +640,20 @@ class _Pipe:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._head = descriptor, b""
+        self._read: bytearray | None = None  # everything since `remember`
+
+    def remember(self) -> None:
+        """Keep what is read from here on, for `rewind`."""
+        self._read = bytearray()
+
+    def rewind(self) -> None:
+        """Have everything since `remember` read again."""
+        if self._read is not None:
+            self._head, self._read = bytes(self._read) + self._head, bytearray()
+
+    def forget(self) -> None:
+        """Keep no more of what is read."""
+        self._read = None
 
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end; they stay to be read."""
@@ -615,8 +668,11 @@ class _Pipe:
         """Up to `size` bytes; none at the end."""
         if self._head:
             part, self._head = self._head[:size], self._head[size:]
-            return part
-        return os.read(self._descriptor, size)
+        else:
+            part = os.read(self._descriptor, size)
+        if self._read is not None:
+            self._read += part
+        return part
 
 
 def _reason(error: BaseException) -> str:

@@ -41,7 +41,7 @@ from vdeblur.media.encoders import (
     side_data_bytes,
 )
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.reader import VideoReader, is_image, is_pattern
+from vdeblur.media.reader import VideoReader, is_image, is_pattern, software_format
 
 # Tags that the muxer writes itself, or that describe the file that was.
 _CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
@@ -592,7 +592,10 @@ class VideoWriter:
             native = av.codec.Codec(context.codec.name, "w").name == choice.encoder
         except ValueError:
             native = False
-        same = choice.pix_fmt == context.pix_fmt
+        coded = software_format(source)
+        # A hardware decoder interleaves chroma: the same samples, in another order.
+        interleaved = {"yuv420p": "nv12", "yuv422p": "nv16"}.get(coded or "")
+        same = context.pix_fmt is not None and choice.pix_fmt in (coded, interleaved)
         try:
             if native and same and choice.codec == codec:
                 # An encoder context made from the source's parameters is the only way to keep coded
