@@ -553,15 +553,15 @@ def test_the_cache_forgets_what_nobody_uses(folder: Path) -> None:
     def make(path: Path) -> None:
         (path / "content").write_text("x")
 
-    old = cache.keep("kind", {"a": "1"}, make)
-    used = cache.keep("kind", {"a": "2"}, make)
+    old = cache.store_entry("kind", {"a": "1"}, make)
+    used = cache.store_entry("kind", {"a": "2"}, make)
     assert old is not None
     assert used is not None
     past = time.time() - (cache.UNUSED_DAYS + 1) * 86400
     for entry in (old, used):
         os.utime(entry, (past, past))
-    assert cache.find("kind", {"a": "2"}) == used
-    new = cache.keep("kind", {"a": "3"}, make)
+    assert cache.find_entry("kind", {"a": "2"}) == used
+    new = cache.store_entry("kind", {"a": "3"}, make)
     assert new is not None
     assert sorted(path for path in new.parent.iterdir()) == sorted([used, new])
 
@@ -572,7 +572,7 @@ def test_a_failed_entry_leaves_nothing(folder: Path) -> None:
         raise ModelError("no")
 
     with pytest.raises(ModelError):
-        cache.keep("kind", {"a": "1"}, fail)
+        cache.store_entry("kind", {"a": "1"}, fail)
     assert not list((folder / "kind").iterdir())
 
 

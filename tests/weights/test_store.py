@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -224,23 +223,6 @@ def test_a_copy_that_fails_leaves_nothing(
     assert code == 1
     assert "cannot be written (No space left on device)" in err
     assert left(folder) == set()
-
-
-def test_the_data_folder_is_where_systems_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = Path.home()
-    assert store.data_folder().name == "data"
-    monkeypatch.delenv("VDEBLUR_DATA")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
-    assert store.data_folder() == Path("/somewhere/vdeblur")
-    for nothing in ("", "relative"):
-        monkeypatch.setenv("XDG_DATA_HOME", nothing)
-        assert store.data_folder() == home / ".local" / "share" / "vdeblur"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert store.data_folder() == home / "Library" / "Application Support" / "vdeblur"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert store.data_folder() == Path("/local/vdeblur")
 
 
 @pytest.mark.parametrize(

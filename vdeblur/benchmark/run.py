@@ -10,11 +10,10 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -44,6 +43,7 @@ from vdeblur.motion.exposure import Guide
 from vdeblur.motion.flow import Movement
 from vdeblur.motion.neighbours import Around, View, linked
 from vdeblur.networks import Network, build, spec
+from vdeblur.system.memory import peak_bytes, reset_peak
 from vdeblur.system.thread_shares import with_one_torch_thread
 from vdeblur.system.workers import Drain, background
 from vdeblur.weights.load import load
@@ -497,11 +497,9 @@ class _Measurement:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
             return torch.cuda.max_memory_allocated(self.device)
-        with suppress(OSError):
-            # Linux counts the peak anew from here; see proc(5).
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        reset_peak()
         self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
-        return _process_peak()
+        return peak_bytes()
 
 
 def surrounded(planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor) -> list[Around]:
@@ -525,18 +523,6 @@ def _moving(frame: Frame) -> tuple[Frame, Movement]:
     frame.motion = random_motion(1)[0].numpy()
     way = frame.motion[:2] / np.float32(4)
     return frame, Movement(frame.motion, np.ones_like(way[0]), 1.0, ahead=way, back=way)
-
-
-def _process_peak() -> int | None:
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(s for s in lines if s.startswith("VmHWM")).split()[1])
-    with suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-    return None
 
 
 def _timed(work: Callable[[], int]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from vdeblur.motion.neighbours import Around
 from vdeblur.motion.single_picture import motion_shown
 from vdeblur.networks import GlobalMean, Identity, Network, share_means, taps
 from vdeblur.system.allocator import keep_pages
+from vdeblur.system.memory import available_bytes
 from vdeblur.system.thread_shares import SideBySide
 from vdeblur.weights.load import load
 
@@ -831,9 +832,7 @@ def free_memory(device: torch.device) -> int | None:
         # What torch has reserved and does not use is free too, to torch.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        with suppress(OSError, ValueError, StopIteration):
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-            return 1024 * int(next(s for s in lines if s.startswith("MemAvailable")).split()[1])
+        return available_bytes()
     return None
 
 

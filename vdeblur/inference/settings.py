@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vdeblur.inference import runtimes
 from vdeblur.system import cache
+from vdeblur.system.folders import cache_folder
 
 _KIND, _BATCH_KIND = "tuned", "batch"
 #: A larger batch has to be this much faster a frame to be worth its memory and its delay.
@@ -74,14 +75,14 @@ def facts_of(network: nn.Module, device: torch.device) -> Facts | None:
 
     None where that cannot be told, and on a CPU as long as nothing is kept: then it costs nothing.
     """
-    if device.type != "cuda" and not (cache.cache_folder() / _KIND).is_dir():
+    if device.type != "cuda" and not (cache_folder() / _KIND).is_dir():
         return None
     return _facts(network, device)
 
 
 def recall(facts: Facts | None) -> dict[Size, Setting]:
     """The settings kept for these facts, the newest last."""
-    folder = cache.find(_KIND, facts) if facts is not None else None
+    folder = cache.find_entry(_KIND, facts) if facts is not None else None
     return {} if folder is None else _read(folder)
 
 
@@ -93,7 +94,7 @@ def keep(network: nn.Module, device: torch.device, size: Size, setting: Setting)
     facts = _facts(network, device)
     if facts is None:
         return False
-    found = cache.find(_KIND, facts)
+    found = cache.find_entry(_KIND, facts)
     settings = {} if found is None else _read(found)
     settings.pop(size, None)
     settings[size] = setting
@@ -102,7 +103,7 @@ def keep(network: nn.Module, device: torch.device, size: Size, setting: Setting)
     def make(folder: Path) -> None:
         (folder / "settings.json").write_text(json.dumps(lines, indent=2), encoding="utf-8")
 
-    return cache.keep(_KIND, facts, make) is not None
+    return cache.store_entry(_KIND, facts, make) is not None
 
 
 def fitting(
@@ -180,7 +181,7 @@ def batch_for(
     """`fastest_batch`, kept in the user's cache for these facts, backend and precision."""
     if facts is not None:
         facts = facts | {"backend": backend, "precision": precision, "size": f"{width}x{height}"}
-        if (folder := cache.find(_BATCH_KIND, facts)) is not None:
+        if (folder := cache.find_entry(_BATCH_KIND, facts)) is not None:
             with suppress(OSError, ValueError):
                 kept = int((folder / "batch").read_text(encoding="ascii"))
                 return max(1, min(kept, deblurrer.fitting_batch(height, width)))
@@ -190,7 +191,7 @@ def batch_for(
         def make(folder: Path) -> None:
             (folder / "batch").write_text(str(best), encoding="ascii")
 
-        cache.keep(_BATCH_KIND, facts, make)
+        cache.store_entry(_BATCH_KIND, facts, make)
     return best
 
 

@@ -1,4 +1,4 @@
-"""What the process's memory allocator is told. Knows nothing else."""
+"""Tune glibc's allocator for large, short-lived tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import lru_cache
 
 @lru_cache
 def keep_pages() -> None:
-    """Have glibc keep freed memory: a network's tensors would fault every page in again.
+    """Make glibc keep freed memory, for the whole process; on other systems this does nothing.
 
-    Half of the time of a frame's colour conversion on a CPU is page faults without this; see
-    mallopt(3). 32 MB is the highest M_MMAP_THRESHOLD that glibc takes. For the whole process.
+    Otherwise a network's tensors fault every page in again: half of the time of a frame's color
+    conversion on a CPU. See mallopt(3); 32 MB is the highest M_MMAP_THRESHOLD that glibc takes.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

@@ -1,6 +1,7 @@
-"""What can be made again, kept in the user's cache folder under keys that cannot go stale.
+"""Results that can be made again, kept in the cache folder under keys that cannot go stale.
 
-The folder is VDEBLUR_CACHE, or where the system keeps such things. It may be deleted at any time.
+A key holds everything that an entry depends on, so that a change of any part is another entry. The
+folder (`vdeblur.system.folders.cache_folder`) may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -9,53 +10,49 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-#: An entry that nobody used for so long is removed when another is made.
+from vdeblur.system.folders import cache_folder
+
+#: Days after which an unused entry is removed, when another is made.
 UNUSED_DAYS = 90
 
 
-def cache_folder() -> Path:
-    """Where a user's cache lies; it need not exist."""
-    if chosen := os.environ.get("VDEBLUR_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "vdeblur" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "vdeblur"
-    # The XDG base directory specification: a relative path there is to be ignored.
-    share = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (share if share.is_absolute() else Path.home() / ".cache") / "vdeblur"
-
-
-def key_of(facts: Mapping[str, str]) -> str:
-    """One name for all that an entry depends on: another fact is another entry."""
-    text = json.dumps(facts, sort_keys=True)
+def key_of(parts: Mapping[str, str]) -> str:
+    """Return the name of the entry that depends on `parts`, 40 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def find(kind: str, facts: Mapping[str, str]) -> Path | None:
-    """The folder that was kept for `facts`; None when there is none."""
-    folder = cache_folder() / kind / key_of(facts)
+def find_entry(kind: str, parts: Mapping[str, str]) -> Path | None:
+    """Return the folder of the entry for `parts`, or None; this counts as its last use."""
+    folder = cache_folder() / kind / key_of(parts)
     if not folder.is_dir():
         return None
     with suppress(OSError):
-        os.utime(folder)  # it was used
+        os.utime(folder)
     return folder
 
 
-def keep(kind: str, facts: Mapping[str, str], make: Callable[[Path], None]) -> Path | None:
-    """Have `make` fill a new folder, which replaces what was kept for `facts`.
+def store_entry(kind: str, parts: Mapping[str, str], make: Callable[[Path], None]) -> Path | None:
+    """Fill a new entry, which replaces the earlier one for the same `parts`.
 
-    None when nothing can be written there; what `make` itself raises is raised.
+    Args:
+        kind: folder of such entries in the cache folder.
+        parts: everything that the entry depends on.
+        make: fills the empty folder that it is called with.
+
+    Returns:
+        The entry's folder; None when nothing can be written there.
+
+    Raises:
+        Exception: whatever `make` raises that is no OSError.
     """
-    folder = cache_folder() / kind / key_of(facts)
+    folder = cache_folder() / kind / key_of(parts)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
@@ -63,9 +60,9 @@ def keep(kind: str, facts: Mapping[str, str], make: Callable[[Path], None]) -> P
         return None
     try:
         make(part)
-        (part / "facts.json").write_text(json.dumps(dict(facts), indent=2), encoding="utf-8")
+        (part / "facts.json").write_text(json.dumps(dict(parts), indent=2), encoding="utf-8")
         if folder.exists():
-            # Another process may be reading the old one: it goes on to exist until that lets go.
+            # Another process may be reading the old entry, which exists until that lets go.
             folder.replace(Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part")))
         part.replace(folder)
         return folder
@@ -77,7 +74,7 @@ def keep(kind: str, facts: Mapping[str, str], make: Callable[[Path], None]) -> P
 
 
 def _clean(parent: Path) -> None:
-    """Remove what was not used for long, and what a killed process or a replacement left."""
+    """Remove entries that are long unused, and leftovers of killed processes and replacements."""
     now = time.time()
     for entry in parent.iterdir():
         with suppress(OSError):

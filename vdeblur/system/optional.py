@@ -1,4 +1,4 @@
-"""Optional packages: imported on first use; a missing one is said with the extra that brings it."""
+"""Optional packages, imported on first use; errors name the extra that brings a missing one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from vdeblur.errors import UsageError
 
 
 def optional(module: str, *, extra: str, purpose: str) -> Any:
-    """Import `module`, which `pip install 'vdeblur[extra]'` brings; UsageError if it is not there.
+    """Import a module that `pip install 'vdeblur[extra]'` brings.
 
-    purpose: what it was wanted for, as the subject of the error's sentence.
+    Args:
+        module: its dotted name.
+        extra: the extra of this package that depends on it.
+        purpose: what needs it, as the subject of the error's sentence.
+
+    Raises:
+        UsageError: the module cannot be imported.
     """
     root = module.partition(".")[0]
-    # OpenVINO and NNCF report their use to their makers over the network, unasked. Imported without
-    # this package, they have nothing to do it with.
+    # OpenVINO and NNCF report their use to their makers over the network, by this package. Without
+    # it they run as well and report nothing.
     silenced = root in ("openvino", "nncf") and "openvino_telemetry" not in sys.modules
     if silenced:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -37,7 +43,7 @@ def optional(module: str, *, extra: str, purpose: str) -> Any:
 
 
 def installed(module: str) -> bool:
-    """Whether a package of this name can be found; it is not imported."""
+    """Return whether a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -46,11 +52,11 @@ def installed(module: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def the_core(openvino: Any) -> Any:
-    """The one OpenVINO core of this process.
+    """Return the one OpenVINO core of this process.
 
-    A core gives the thread a signal stack of its own and puts back the one before when it goes: of
-    two that go in the order they came, the second puts back the first one's, which is freed, and
-    the next signal with a handler (Ctrl-C, the end of a child process) ends the program (seen with
-    OpenVINO 2026.4; `SigAltStackSetup` in its CPU plug-in).
+    A core gives its thread a signal stack and restores the previous one when it is freed. Of two
+    cores freed in the order of their creation, the second restores the first one's stack, which is
+    freed memory, and the next signal with a handler (Ctrl-C, the end of a child process) ends the
+    program (seen with OpenVINO 2026.4; `SigAltStackSetup` in its CPU plug-in).
     """
     return openvino.Core()

@@ -9,16 +9,15 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.system.files import replacing, sha256_of
+from vdeblur.system.folders import data_folder
 
 #: Words that `vdeblur models` takes for itself.
 RESERVED = frozenset({"add", "remove", "fetch"})
@@ -48,20 +47,6 @@ class Kept:
     def path(self) -> Path:
         """Where the copy lies."""
         return weights_folder() / self.file
-
-
-def data_folder() -> Path:
-    """Where a user's data lie; it need not exist."""
-    if chosen := os.environ.get("VDEBLUR_DATA"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "vdeblur"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "vdeblur"
-    # The XDG base directory specification: a relative path there is to be ignored.
-    share = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (share if share.is_absolute() else Path.home() / ".local" / "share") / "vdeblur"
 
 
 def weights_folder() -> Path:

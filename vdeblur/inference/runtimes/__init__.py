@@ -27,6 +27,7 @@ from vdeblur.errors import DeviceError, ModelError, UsageError, VdeblurError
 from vdeblur.inference.export import compare, legal_size, parameters_sha256, random_input
 from vdeblur.networks import GlobalMean, Identity, Network
 from vdeblur.system import cache
+from vdeblur.system.folders import cache_folder
 from vdeblur.system.optional import installed
 from vdeblur.version import __version__
 
@@ -335,7 +336,7 @@ def load_or_make(
     check: what is wrong with it, as a sentence's part; a kept one is then made again, a new one is
     a ModelError. facts None: nothing is kept. note: is told when the cache takes nothing.
     """
-    found = cache.find(kind, facts) if facts is not None else None
+    found = cache.find_entry(kind, facts) if facts is not None else None
     if found is not None:
         try:
             loaded = load(found)
@@ -360,9 +361,9 @@ def load_or_make(
             shutil.copytree(folder, part, dirs_exist_ok=True)
 
         # Made elsewhere and copied: whatever a runtime says of a full disk, a copy says OSError.
-        if facts is not None and cache.keep(kind, facts, copy_into) is None:
+        if facts is not None and cache.store_entry(kind, facts, copy_into) is None:
             note(
-                f"{NOT_KEPT} in {cache.cache_folder()}, so every run converts it anew: make that "
+                f"{NOT_KEPT} in {cache_folder()}, so every run converts it anew: make that "
                 "writable with some space, or name another folder in VDEBLUR_CACHE"
             )
     return loaded
