@@ -29,6 +29,13 @@ from vdeblur.gopro import highlights, recordings
 from vdeblur.gopro.restoring import JOURNAL, remove_leftovers
 from vdeblur.media.joined_file import Joined
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import (
+    chunk_extents,
+    get_trak,
+    read_tracks,
+    sample_sizes,
+    shift_chunks,
+)
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import verify
 
@@ -91,14 +98,14 @@ def sound(path: Path) -> Any:
 
 def samples(path: Path, fourcc: str) -> list[bytes]:
     """The samples of a track, straight from the file's own tables."""
-    track = next(t for t in boxes.tracks(path) if t.fourcc == fourcc)
+    track = next(t for t in read_tracks(path) if t.fourcc == fourcc)
     with path.open("rb") as file:
-        moov = boxes._moov(file)[1]
-        stbl = boxes._get(boxes._trak(moov, track.index), b"mdia", b"minf", b"stbl") or b""
-        sizes, count = boxes._sample_sizes(stbl)
+        moov = boxes.read_moov(file)[1]
+        stbl = boxes.get(get_trak(moov, track.index), b"mdia", b"minf", b"stbl") or b""
+        sizes, count = sample_sizes(stbl)
         each = [int(s) for s in np.broadcast_to(np.asarray(sizes), (count,))]
         data = b""
-        for at, length in boxes._chunks(file, moov, track.index).tolist():
+        for at, length in chunk_extents(file, moov, track.index).tolist():
             file.seek(at)
             data += file.read(length)
     ends = np.cumsum(each).tolist()
@@ -106,7 +113,7 @@ def samples(path: Path, fourcc: str) -> list[bytes]:
 
 
 def udta(path: Path) -> dict[bytes, bytes]:
-    return dict(boxes._atoms(boxes._get(read_moov(path), b"udta") or b""))
+    return dict(boxes.children(boxes.get(read_moov(path), b"udta") or b""))
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ def test_chapters_join_without_a_seam(three: Footage, joined: Path) -> None:
         assert samples(joined, fourcc) == [
             data for chapter in three.chapters for data in samples(chapter, fourcc)
         ]
-    assert [t.fourcc for t in boxes.tracks(joined)] == ["avc1", "mp4a", "tmcd", "gpmd", "fdsc"]
+    assert [t.fourcc for t in read_tracks(joined)] == ["avc1", "mp4a", "tmcd", "gpmd", "fdsc"]
     with av.open(str(joined)) as container:
         assert container.streams.video[0].metadata["timecode"] == "10:00:00;00"
     parser = pytest.importorskip("telemetry_parser")
@@ -230,11 +237,10 @@ def test_the_camera_s_boxes_stay(three: Footage, joined: Path) -> None:
     assert joined.read_bytes()[:20] == brand
     moov = read_moov(joined)
     names = [
-        (boxes._get(boxes._trak(moov, n), b"mdia", b"hdlr") or b"")[25:34].decode()
-        for n in range(5)
+        (boxes.get(get_trak(moov, n), b"mdia", b"hdlr") or b"")[25:34].decode() for n in range(5)
     ]
     assert names == ["GoPro AVC", "GoPro AAC", "GoPro TCD", "GoPro MET", "GoPro SOS"]
-    assert boxes._get(moov, b"iods") == bytes(16)
+    assert boxes.get(moov, b"iods") == bytes(16)
 
 
 def test_verify_takes_the_chapters(three: Footage, joined: Path, run: Run, tmp_path: Path) -> None:
@@ -274,15 +280,15 @@ def test_other_layouts_of_a_chapter(tmp_path: Path, layout: str) -> None:
         data, moov = path.read_bytes(), read_moov(path)
         at = data.rindex(b"moov") - 4
         if layout == "moov first":
-            grown = boxes._box(b"moov", boxes._shift_chunks(moov, 0, len(moov) + 8, False))
+            grown = boxes.build(b"moov", shift_chunks(moov, 0, len(moov) + 8, wide=False))
             data = data[:20] + grown + data[20:at]
         elif layout == "co64":
-            data = data[:at] + boxes._box(b"moov", boxes._shift_chunks(moov, 0, 0, True))
+            data = data[:at] + boxes.build(b"moov", shift_chunks(moov, 0, 0, wide=True))
             assert b"co64" in data
         elif layout == "unknown box":
-            box = boxes._box(b"uuid", bytes(range(40)))
+            box = boxes.build(b"uuid", bytes(range(40)))
             data = data[:20] + box + data[20:at]
-            data += boxes._box(b"moov", boxes._shift_chunks(moov, 0, len(box), False))
+            data += boxes.build(b"moov", shift_chunks(moov, 0, len(box), wide=False))
         elif layout == "beyond 4 GiB":
             hole = 5 << 30
             mdat = data.index(b"mdat") - 4
@@ -291,15 +297,15 @@ def test_other_layouts_of_a_chapter(tmp_path: Path, layout: str) -> None:
                 file.write(data[:mdat] + struct.pack(">I4sQ", 1, b"mdat", size))
                 file.seek(hole, os.SEEK_CUR)
                 file.write(data[mdat + 8 : at])
-                grown = boxes._shift_chunks(moov, mdat + 8, 8 + hole, True)
-                file.write(boxes._box(b"moov", grown))
+                grown = shift_chunks(moov, mdat + 8, 8 + hole, wide=True)
+                file.write(boxes.build(b"moov", grown))
             continue
         else:
             mdat = data.index(b"mdat") - 4
             size = int.from_bytes(data[mdat : mdat + 4], "big") + 8
             header = struct.pack(">I4sQ", 1, b"mdat", size)
             data = data[:mdat] + header + data[mdat + 8 : at]
-            data += boxes._box(b"moov", boxes._shift_chunks(moov, mdat + 8, 8, False))
+            data += boxes.build(b"moov", shift_chunks(moov, mdat + 8, 8, wide=False))
         path.write_bytes(data)
     assert [samples(path, "gpmd") for path in made.chapters] == before
     (job,) = gopro.jobs(gopro.find([tmp_path / "a"]))
@@ -338,7 +344,7 @@ def test_two_pictures_in_one_file(tmp_path: Path) -> None:
     assert job.output.name == "GS010001_deblurred.360"
     report = gopro.restore(job, model="identity")
     assert (report.frames, report.differences) == (96, [])
-    assert [t.sample_count for t in boxes.tracks(job.output)] == [48, 48]
+    assert [t.sample_count for t in read_tracks(job.output)] == [48, 48]
     assert gopro.finished(job)
 
 
@@ -434,7 +440,7 @@ def test_a_cut_off_chapter_keeps_what_it_has(tmp_path: Path) -> None:
     at = data.rindex(b"moov") - 4
     data = (
         data[:20]
-        + boxes._box(b"moov", boxes._shift_chunks(moov, 0, len(moov) + 8, False))
+        + boxes.build(b"moov", shift_chunks(moov, 0, len(moov) + 8, wide=False))
         + data[20:at]
     )
     path.write_bytes(data[: len(data) * 2 // 3])
@@ -538,8 +544,8 @@ def test_what_is_finished_cannot_be_feigned(tmp_path: Path, run: Run) -> None:
     assert gopro.finished(job)  # by the indexes
     whole = job.output.read_bytes()
     moov = whole.rindex(b"moov") - 4
-    first = boxes._shift_chunks(whole[moov + 8 :], 0, len(whole) - moov, False)
-    data = whole[:20] + boxes._box(b"moov", first) + whole[20:moov]
+    first = shift_chunks(whole[moov + 8 :], 0, len(whole) - moov, wide=False)
+    data = whole[:20] + boxes.build(b"moov", first) + whole[20:moov]
     job.output.write_bytes(data)
     assert gopro.finished(job)
     job.output.write_bytes(data[:-50])  # cut off in copying
@@ -603,7 +609,7 @@ def test_real_recordings_keep_everything(name: str, tmp_path: Path) -> None:
 
     report = gopro.restore(job, model="identity", encode=EncodeOptions(preset="ultrafast"))
     assert report.differences == report.lost == report.damage == []
-    assert boxes._get(read_moov(job.output), b"udta") == boxes._get(read_moov(source), b"udta")
+    assert boxes.get(read_moov(job.output), b"udta") == boxes.get(read_moov(source), b"udta")
     for fourcc in ("mp4a", "tmcd", "gpmd", "fdsc"):
         assert samples(job.output, fourcc) == samples(source, fourcc)
     assert packets(job.output, "audio") == packets(source, "audio")
@@ -649,7 +655,7 @@ def test_bit_rates_are_no_other_coding(tmp_path: Path) -> None:
 
 def test_a_dressed_file_has_nothing_behind_its_index(joined: Path) -> None:
     with joined.open("rb") as file:
-        found = list(boxes._top_level(file))
+        found = list(boxes.top_level_boxes(file))
     assert [box.kind for box in found][-1] == b"moov"
     assert found[-1].end == joined.stat().st_size
 
@@ -672,5 +678,5 @@ def test_random_damage_ends_in_one_sentence(tmp_path: Path) -> None:
             continue
         assert isinstance(source, Joined)
         joins += 1
-        assert boxes.tracks(source)[0].sample_count in range(3, 7)
+        assert read_tracks(source)[0].sample_count in range(3, 7)
     assert joins > 50

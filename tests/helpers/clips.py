@@ -19,6 +19,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import graft
 from vdeblur.media.verify import Check
 
 TICKS = 90_000
@@ -189,10 +190,10 @@ def make(path: Path, media: Media) -> Path:
             container.mux(packet)
     if media.maker:
         maker = path.with_name("maker.mp4")
-        payload = boxes._box(b"udta", boxes._join(media.maker))
-        movie = boxes._box(b"mvhd", bytes(12) + (1000).to_bytes(4, "big") + bytes(84))
-        maker.write_bytes(boxes._box(b"moov", movie + payload))
-        boxes.graft(maker, path, track_indices=[])
+        payload = boxes.build(b"udta", boxes.build_all(media.maker))
+        movie = boxes.build(b"mvhd", bytes(12) + (1000).to_bytes(4, "big") + bytes(84))
+        maker.write_bytes(boxes.build(b"moov", movie + payload))
+        graft(maker, path, track_indices=[])
         maker.unlink()
     return path
 

@@ -20,6 +20,8 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import graft
+from vdeblur.media.mp4.tracks import chunk_extents, read_tracks
 
 FPS = Fraction(30000, 1001)
 TICKS = 90_000
@@ -263,8 +265,8 @@ def _mux(
             for _, packet in sorted(items, key=lambda item: item[0]):
                 target.mux(packet)
     # A copied stream has no rate to count a time code by: its track comes over as it is.
-    codes = [track.index for track in boxes.tracks(coded) if track.fourcc == "tmcd"]
-    boxes.graft(coded, path, track_indices=codes, udta=False)
+    codes = [track.index for track in read_tracks(coded) if track.fourcc == "tmcd"]
+    graft(coded, path, track_indices=codes, udta=False)
 
 
 def _data(stream: Any, content: bytes, at: int, duration: int) -> Any:
@@ -285,7 +287,7 @@ def _frame_number(timecode: str) -> int:
 
 def read_moov(path: Path) -> bytes:
     with path.open("rb") as file:
-        return boxes._moov(file)[1]
+        return boxes.read_moov(file)[1]
 
 
 def _put(payload: bytes) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
@@ -297,7 +299,7 @@ def _dress(
 ) -> None:
     """GoPro's names, an fdsc track that libav has no codec for, the boxes in moov/udta."""
     moov = read_moov(path)
-    udta = boxes._join(
+    udta = boxes.build_all(
         [
             (b"free", bytes(22)),
             (b"FIRM", b"H23.01.01.00.00"),
@@ -313,38 +315,38 @@ def _dress(
     names = {b"vide": b"GoPro AVC  ", b"soun": b"GoPro AAC  ", b"tmcd": b"GoPro TCD  "}
     meta = [b"GoPro SOS  ", b"GoPro MET  "]
     atoms: list[tuple[bytes, bytes]] = []
-    own = sum(t.fourcc == "gpmd" for t in boxes.tracks(path))
-    code = next(t for t in boxes.tracks(path) if t.fourcc == "tmcd")
-    for kind, data in boxes._atoms(moov):
+    own = sum(t.fourcc == "gpmd" for t in read_tracks(path))
+    code = next(t for t in read_tracks(path) if t.fourcc == "tmcd")
+    for kind, data in boxes.children(moov):
         if kind == b"trak":
-            handler = (boxes._get(data, b"mdia", b"hdlr") or b"")[8:12]
+            handler = (boxes.get(data, b"mdia", b"hdlr") or b"")[8:12]
             name = names.get(handler) or meta[own > 1]
             if handler == b"meta":
                 if own == 1:
                     data = data.replace(b"gpmd", b"fdsc")
                 own -= 1
             hdlr = bytes(4) + b"mhlr" + handler + bytes(12) + bytes([len(name)]) + name
-            data = boxes._edit(data, (b"mdia", b"hdlr"), _put(hdlr))
+            data = boxes.edit(data, (b"mdia", b"hdlr"), _put(hdlr))
             if handler in (b"vide", b"soun"):
-                data += boxes._box(b"tref", boxes._box(b"tmcd", struct.pack(">I", code.track_id)))
+                data += boxes.build(b"tref", boxes.build(b"tmcd", struct.pack(">I", code.track_id)))
             elif handler == b"tmcd":
                 stts = struct.pack(">4I", 0, 1, 1, frames * FRAME)
-                data = boxes._edit(data, (b"mdia", b"minf", b"stbl", b"stts"), _put(stts))
+                data = boxes.edit(data, (b"mdia", b"minf", b"stbl", b"stts"), _put(stts))
         if kind != b"udta":
             atoms.append((kind, data))
     atoms.insert(1, (b"udta", udta))
     atoms.insert(2, (b"iods", bytes(16)))
     with path.open("r+b") as file:
-        box, _ = boxes._moov(file)
+        box, _ = boxes.read_moov(file)
         # libav's ftyp is longer than the camera's 20 bytes.
-        spare = next(boxes._top_level(file)).end - 20
+        spare = next(boxes.top_level_boxes(file)).end - 20
         file.seek(0)
-        file.write(boxes._box(b"ftyp", b"mp41" + bytes.fromhex("20131018") + b"mp41"))
-        file.write(boxes._box(b"free", bytes(spare - 8)))
-        for track in boxes.tracks(path):
+        file.write(boxes.build(b"ftyp", b"mp41" + bytes.fromhex("20131018") + b"mp41"))
+        file.write(boxes.build(b"free", bytes(spare - 8)))
+        for track in read_tracks(path):
             if track.fourcc == "tmcd":
-                file.seek(int(boxes._chunks(file, moov, track.index)[0, 0]))
+                file.seek(int(chunk_extents(file, moov, track.index)[0, 0]))
                 file.write(struct.pack(">I", start))
         file.seek(box.start)
-        file.write(boxes._box(b"moov", boxes._join(atoms)))
+        file.write(boxes.build(b"moov", boxes.build_all(atoms)))
         file.truncate()

@@ -14,6 +14,16 @@ from av.packet import Packet
 
 from vdeblur.errors import InputError, OutputError
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import _tkhd_duration, graft
+from vdeblur.media.mp4.tracks import (
+    get_trak,
+    read_maker_boxes,
+    read_tracks,
+    sample_times,
+    shift_chunks,
+    timescale_and_duration,
+    track_digest,
+)
 
 MEDIA = Path(__file__).resolve().parents[2] / ".." / "shared" / "media"
 GOPRO = {
@@ -62,27 +72,29 @@ def camera(path: Path) -> Path:
     make(path, data=True)
     change(path, b"gpmd", b"fdsc")
     moov = read_moov(path)
-    udta = boxes._join([(b"FIRM", b"HD1.0"), (b"\xa9mod", b"\0\4\x15\xc7Hero"), (b"free", b"--")])
-    reference = boxes._join([(b"cdsc", struct.pack(">I", 1)), (b"hint", struct.pack(">I", 9))])
-    atoms = boxes._atoms(moov)
+    udta = boxes.build_all(
+        [(b"FIRM", b"HD1.0"), (b"\xa9mod", b"\0\4\x15\xc7Hero"), (b"free", b"--")]
+    )
+    reference = boxes.build_all([(b"cdsc", struct.pack(">I", 1)), (b"hint", struct.pack(">I", 9))])
+    atoms = boxes.children(moov)
     at = max(n for n, (kind, _) in enumerate(atoms) if kind == b"trak")
-    atoms[at] = (b"trak", atoms[at][1] + boxes._box(b"tref", reference))
+    atoms[at] = (b"trak", atoms[at][1] + boxes.build(b"tref", reference))
     atoms = [atom for atom in atoms if atom[0] != b"udta"] + [(b"udta", udta + bytes(4))]
-    write_moov(path, boxes._join(atoms))
+    write_moov(path, boxes.build_all(atoms))
     return path
 
 
 def read_moov(path: Path) -> bytes:
     with path.open("rb") as file:
-        return boxes._moov(file)[1]
+        return boxes.read_moov(file)[1]
 
 
 def write_moov(path: Path, moov: bytes) -> None:
     """Replaces a moov that is the last box."""
     with path.open("r+b") as file:
-        box, _ = boxes._moov(file)
+        box, _ = boxes.read_moov(file)
         file.seek(box.start)
-        file.write(boxes._box(b"moov", moov))
+        file.write(boxes.build(b"moov", moov))
         file.truncate()
 
 
@@ -112,13 +124,13 @@ def test_looks_at_a_file(tmp_path: Path, source: Path) -> None:
     other.write_text("no video at all")
     assert [boxes.is_iso(path) for path in (source, fast, other, tmp_path)] == [1, 1, 0, 0]
     assert [boxes.moov_first(path) for path in (source, fast, other)] == [False, True, False]
-    video, data = boxes.tracks(source)
+    video, data = read_tracks(source)
     assert (video.index, video.track_id, video.handler) == (0, 1, b"vide")
     assert (video.fourcc, video.timescale, video.sample_count) == ("mp4v", 12800, 10)
     assert video.duration == 10 * 512
     assert (data.fourcc, data.handler, data.timescale) == ("fdsc", b"meta", 1000)
-    assert boxes.sample_times(source, 1) == [(10, 40)]
-    assert boxes.maker_boxes(source) == [
+    assert sample_times(source, 1) == [(10, 40)]
+    assert read_maker_boxes(source) == [
         (b"FIRM", b"\0\0\0\x0dFIRMHD1.0"),
         (b"\xa9mod", b"\0\0\0\x10\xa9mod\0\4\x15\xc7Hero"),
     ]
@@ -145,7 +157,7 @@ def test_finds_the_chapter_track(tmp_path: Path) -> None:
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert [track.is_chapter_track for track in boxes.tracks(path)] == [False, True]
+    assert [track.is_chapter_track for track in read_tracks(path)] == [False, True]
 
 
 def layout(path: Path, kind: str) -> Path:
@@ -154,16 +166,16 @@ def layout(path: Path, kind: str) -> Path:
     make(path, options={"movflags": "+faststart"} if fast else {})
     data = path.read_bytes()
     with path.open("rb") as file:
-        found = list(boxes._top_level(file))
-        moov = boxes._moov(file)[0]
+        found = list(boxes.top_level_boxes(file))
+        moov = boxes.read_moov(file)[0]
     mdat = next(box for box in found if box.kind == b"mdat")
     if kind == "moov first, free behind":
         # As encoders reserve room: a free box, behind which the samples lie.
-        room = boxes._box(b"free", bytes(4000))
-        body = boxes._shift_chunks(read_moov(path), moov.end, len(room), wide=False)
-        data = data[: moov.start] + boxes._box(b"moov", body) + room + data[moov.end :]
+        room = boxes.build(b"free", bytes(4000))
+        body = shift_chunks(read_moov(path), moov.end, len(room), wide=False)
+        data = data[: moov.start] + boxes.build(b"moov", body) + room + data[moov.end :]
     elif kind == "moov in the middle":
-        data += boxes._box(b"uuid", bytes(32))
+        data += boxes.build(b"uuid", bytes(32))
     elif kind == "mdat of 64 bits":  # libav leaves 8 bytes of free space in front for it
         size = mdat.end - mdat.start + 8
         data = (
@@ -172,10 +184,10 @@ def layout(path: Path, kind: str) -> Path:
             + data[mdat.start + mdat.header :]
         )
     elif kind == "mdat to the end":
-        body = boxes._shift_chunks(read_moov(path), 0, moov.end - moov.start, wide=False)
+        body = shift_chunks(read_moov(path), 0, moov.end - moov.start, wide=False)
         data = (
             data[: mdat.start]
-            + boxes._box(b"moov", body)
+            + boxes.build(b"moov", body)
             + struct.pack(">I4s", 0, b"mdat")
             + data[mdat.start + 8 : mdat.end]
         )
@@ -200,26 +212,26 @@ def test_grafts_into_every_layout(
 ) -> None:
     output = layout(tmp_path / "output.mp4", kind)
     before, first = packets(output), boxes.moov_first(output)
-    length, digest = output.stat().st_size, boxes.track_digest(output, 0)
+    length, digest = output.stat().st_size, track_digest(output, 0)
     if wide:  # as if the file were over 4 GiB
-        monkeypatch.setattr(boxes, "_LAST_STCO", 0)
-    added = boxes.graft(source, output, track_indices=[1])
+        monkeypatch.setattr("vdeblur.media.mp4.graft.LAST_STCO", 0)
+    added = graft(source, output, track_indices=[1])
     monkeypatch.undo()
     assert added == ["udta FIRM", "udta ©mod", "track fdsc"]
     assert packets(output) == before
     assert boxes.moov_first(output) == first
-    assert boxes.maker_boxes(output) == boxes.maker_boxes(source)
-    data = boxes.tracks(output)[1]
+    assert read_maker_boxes(output) == read_maker_boxes(source)
+    data = read_tracks(output)[1]
     assert (data.track_id, data.fourcc, data.timescale, data.sample_count) == (2, "fdsc", 1000, 10)
-    assert boxes.track_digest(output, 1) == boxes.track_digest(source, 1)
-    assert boxes.sample_times(output, 1) == boxes.sample_times(source, 1)
-    assert boxes.track_digest(output, 0) == digest
+    assert track_digest(output, 1) == track_digest(source, 1)
+    assert sample_times(output, 1) == sample_times(source, 1)
+    assert track_digest(output, 0) == digest
     assert not Path(f"{output}.graft").exists()
-    trak = boxes._trak(read_moov(output), 1)
-    assert boxes._atoms(boxes._get(trak, b"tref") or b"") == [(b"cdsc", struct.pack(">I", 1))]
-    stbl = boxes._get(trak, b"mdia", b"minf", b"stbl") or b""
-    assert (boxes._get(stbl, b"co64") is not None) == wide
-    assert (boxes._get(read_moov(output), b"mvhd") or b"")[-4:] == struct.pack(">I", 3)
+    trak = get_trak(read_moov(output), 1)
+    assert boxes.children(boxes.get(trak, b"tref") or b"") == [(b"cdsc", struct.pack(">I", 1))]
+    stbl = boxes.get(trak, b"mdia", b"minf", b"stbl") or b""
+    assert (boxes.get(stbl, b"co64") is not None) == wide
+    assert (boxes.get(read_moov(output), b"mvhd") or b"")[-4:] == struct.pack(">I", 3)
     if kind == "moov first, free behind":
         assert output.stat().st_size - length == 8 + sum(8 * (n + 1) for n in range(10))
 
@@ -228,37 +240,37 @@ def test_movie_timescales_are_converted(tmp_path: Path, source: Path) -> None:
     # A day at 90 000 ticks a second does not fit 32 bits: the headers become version 1.
     output = make(tmp_path / "output.mp4", options={"movie_timescale": "90000"})
     day = 86_400 * 1000
-    moov = boxes._edit(
+    moov = boxes.edit(
         read_moov(source),
         (b"trak", b"tkhd"),
         lambda kind, p: (kind, p[:20] + struct.pack(">I", day) + p[24:]),
     )
-    moov = boxes._edit(
+    moov = boxes.edit(
         moov, (b"mvhd",), lambda kind, p: (kind, p[:16] + struct.pack(">I", day) + p[20:])
     )
-    edit = boxes._box(b"elst", struct.pack(">3IiI", 0, 1, day, -1, 1 << 16))
-    atoms = boxes._atoms(moov)
+    edit = boxes.build(b"elst", struct.pack(">3IiI", 0, 1, day, -1, 1 << 16))
+    atoms = boxes.children(moov)
     at = max(n for n, (kind, _) in enumerate(atoms) if kind == b"trak")
-    others = [atom for atom in boxes._atoms(atoms[at][1]) if atom[0] != b"edts"]
-    atoms[at] = (b"trak", boxes._join([*others, (b"edts", edit)]))
-    write_moov(source, boxes._join(atoms))
-    boxes.graft(source, output, track_indices=[1], udta=False)
+    others = [atom for atom in boxes.children(atoms[at][1]) if atom[0] != b"edts"]
+    atoms[at] = (b"trak", boxes.build_all([*others, (b"edts", edit)]))
+    write_moov(source, boxes.build_all(atoms))
+    graft(source, output, track_indices=[1], udta=False)
     moov = read_moov(output)
-    trak = boxes._trak(moov, 1)
-    tkhd, elst = boxes._get(trak, b"tkhd") or b"", boxes._get(trak, b"edts", b"elst") or b""
+    trak = get_trak(moov, 1)
+    tkhd, elst = boxes.get(trak, b"tkhd") or b"", boxes.get(trak, b"edts", b"elst") or b""
     assert tkhd[0] == elst[0] == 1
-    assert boxes._tkhd_duration(tkhd) == 86_400 * 90_000
+    assert _tkhd_duration(tkhd) == 86_400 * 90_000
     assert struct.unpack(">QqI", elst[8:]) == (86_400 * 90_000, -1, 1 << 16)
-    assert boxes._times(boxes._get(moov, b"mvhd") or b"") == (90_000, 86_400 * 90_000)
-    assert boxes.maker_boxes(output) == []
+    assert timescale_and_duration(boxes.get(moov, b"mvhd") or b"") == (90_000, 86_400 * 90_000)
+    assert read_maker_boxes(output) == []
     assert len(packets(output)) == 10
 
 
 def test_a_second_graft_adds_no_udta_twice(tmp_path: Path, source: Path) -> None:
     output = make(tmp_path / "output.mp4")
-    assert boxes.graft(source, output, track_indices=[]) == ["udta FIRM", "udta ©mod"]
+    assert graft(source, output, track_indices=[]) == ["udta FIRM", "udta ©mod"]
     data = output.read_bytes()
-    assert boxes.graft(source, output, track_indices=[]) == []
+    assert graft(source, output, track_indices=[]) == []
     assert output.read_bytes() == data
 
 
@@ -266,13 +278,13 @@ def test_fragmented_output_is_refused(tmp_path: Path, source: Path) -> None:
     output = make(tmp_path / "f.mp4", options={"movflags": "+frag_keyframe+empty_moov"})
     data = output.read_bytes()
     with pytest.raises(OutputError, match="fragmented"):
-        boxes.graft(source, output, track_indices=[1])
+        graft(source, output, track_indices=[1])
     assert output.read_bytes() == data
     fragmented = make(
         tmp_path / "g.mp4", data=True, options={"movflags": "+frag_keyframe+empty_moov"}
     )
     with pytest.raises(InputError, match="fragments"):
-        boxes.graft(fragmented, make(tmp_path / "h.mp4"), track_indices=[1])
+        graft(fragmented, make(tmp_path / "h.mp4"), track_indices=[1])
 
 
 def test_a_fragmented_file_that_is_cut_off_can_be_read_up_to_there(tmp_path: Path) -> None:
@@ -310,23 +322,23 @@ def test_damaged_source(tmp_path: Path, source: Path, damage: object, message: s
     before = output.read_bytes()
     source.write_bytes(damage(source.read_bytes()))
     with pytest.raises(InputError, match=message):
-        boxes.graft(source, output, track_indices=[1])
+        graft(source, output, track_indices=[1])
     assert output.read_bytes() == before
 
 
 def test_samples_behind_the_end_of_the_source(tmp_path: Path, source: Path) -> None:
-    moov = boxes._edit(
+    moov = boxes.edit(
         read_moov(source),
         (b"trak", b"mdia", b"minf", b"stbl", b"stco"),
         lambda kind, p: (kind, p[:8] + struct.pack(">I", 1 << 30) + p[12:]),
     )
     write_moov(source, moov)
     with pytest.raises(InputError, match="behind the end"):
-        boxes.track_digest(source, 1)
+        track_digest(source, 1)
     with pytest.raises(InputError, match="no track 7"):
-        boxes.track_digest(source, 7)
+        track_digest(source, 7)
     with pytest.raises(InputError, match="cannot be read"):
-        boxes.tracks(tmp_path / "missing.mp4")
+        read_tracks(tmp_path / "missing.mp4")
 
 
 def test_random_damage_ends_in_one_sentence(tmp_path: Path, source: Path) -> None:
@@ -344,13 +356,13 @@ def test_random_damage_ends_in_one_sentence(tmp_path: Path, source: Path) -> Non
         output.write_bytes(target)
         try:
             boxes.moov_first(source)
-            boxes.tracks(source)
-            boxes.sample_times(source, 1)
-            boxes.graft(source, output, track_indices=[1])
+            read_tracks(source)
+            sample_times(source, 1)
+            graft(source, output, track_indices=[1])
         except InputError:
             assert output.read_bytes() == target
         else:
-            assert len(boxes.tracks(output)) == 2
+            assert len(read_tracks(output)) == 2
 
 
 @pytest.mark.parametrize("name", GOPRO)
@@ -358,13 +370,13 @@ def test_gopro_files(tmp_path: Path, name: str) -> None:
     path = MEDIA / name
     if not path.exists():
         pytest.skip("the GoPro samples are not here")
-    assert [box.decode("latin-1") for box, _ in boxes.maker_boxes(path)] == GOPRO[name]
-    assert [t.fourcc for t in boxes.tracks(path)] == ["avc1", "mp4a", "tmcd", "gpmd", "fdsc"]
+    assert [box.decode("latin-1") for box, _ in read_maker_boxes(path)] == GOPRO[name]
+    assert [t.fourcc for t in read_tracks(path)] == ["avc1", "mp4a", "tmcd", "gpmd", "fdsc"]
     output = make(tmp_path / "output.mp4", options={"movflags": "+faststart"})
-    boxes.graft(path, output, track_indices=[3, 4])
+    graft(path, output, track_indices=[3, 4])
     for index in (3, 4):
         copy = index - 2
-        assert boxes.track_digest(output, copy) == boxes.track_digest(path, index)
-        assert boxes.sample_times(output, copy) == boxes.sample_times(path, index)
-    assert boxes.maker_boxes(output) == boxes.maker_boxes(path)
+        assert track_digest(output, copy) == track_digest(path, index)
+        assert sample_times(output, copy) == sample_times(path, index)
+    assert read_maker_boxes(output) == read_maker_boxes(path)
     assert packets(output, 1)[-1] == packets(path, 3)[-1]  # gpmd, to its last duration

@@ -14,7 +14,8 @@ import pytest
 
 from tests.helpers.clips import HDR, INTERLACED, MKV, MP4, PLAIN, PTS, Audio, Media, failed, make
 from vdeblur.errors import InputError
-from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import graft
+from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.verify import CHECKS, Check, as_json, format_checks, verify
 
 
@@ -196,8 +197,8 @@ def test_codecless_track(tmp_path: Path) -> None:
     source.write_bytes(source.read_bytes().replace(b"gpmd", b"fdsc"))
     output = make(tmp_path / "output.mp4", replace(MP4, telemetry=()))
     assert {"data tracks", "streams"} <= failed(verify(source, output))
-    index = next(track.index for track in boxes.tracks(source) if track.fourcc == "fdsc")
-    boxes.graft(source, output, track_indices=[index])
+    index = next(track.index for track in read_tracks(source) if track.fourcc == "fdsc")
+    graft(source, output, track_indices=[index])
     assert not failed(verify(source, output))
     output.write_bytes(output.read_bytes().replace(b"DEVC0002", b"DEVC0009"))
     assert failed(verify(source, output)) == {"data tracks"}

@@ -37,7 +37,7 @@ from tests.helpers.clips import (
     write_frames,
 )
 from vdeblur import EncodeOptions, OutputError, VideoReader, VideoWriter, deblur_video
-from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.verify import format_checks, verify
 
 CFR = tuple(n * 3000 for n in range(24))
@@ -235,7 +235,7 @@ def test_maker_boxes_and_telemetry_are_those_of_the_source(tmp_path: Path) -> No
     data = (tmp_path / "output.mp4").read_bytes()
     assert all(payload in data for payload in WHOLE.telemetry)
     assert all(kind + payload in data for kind, payload in WHOLE.maker)
-    (track,) = [t for t in boxes.tracks(tmp_path / "output.mp4") if t.fourcc == "gpmd"]
+    (track,) = [t for t in read_tracks(tmp_path / "output.mp4") if t.fourcc == "gpmd"]
     assert track.sample_count == 2
     assert any("gpmd" in line for line in report.kept)
 

@@ -21,17 +21,17 @@ def merge(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
     which the chapter begins, in milliseconds) of the others, whose highlights are added.
     """
     atoms = []
-    for kind, payload in boxes._atoms(first):
+    for kind, payload in boxes.children(first):
         if kind == b"HMMT":
             times = read(payload)
             for udta, begin in later:
-                times += [begin + time for time in read(boxes._get(udta, b"HMMT") or b"")]
+                times += [begin + time for time in read(boxes.get(udta, b"HMMT") or b"")]
             payload = _hmmt(times, len(payload))
         elif kind == b"GPMF":
-            theirs = [(boxes._get(udta, b"GPMF") or b"", begin) for udta, begin in later]
+            theirs = [(boxes.get(udta, b"GPMF") or b"", begin) for udta, begin in later]
             payload = _gpmf(payload, theirs)
         atoms.append((kind, payload))
-    return boxes._join(atoms)
+    return boxes.build_all(atoms)
 
 
 def read(hmmt: bytes) -> list[int]:

@@ -27,7 +27,7 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.joined_file import Joined
-from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.reader import VideoReader
 
 Floats = NDArray[np.float64]
@@ -184,7 +184,7 @@ def measure_blur(source: Path, threshold: float, *, focal: float | None = None) 
     with VideoReader(source) as reader:
         info = reader.info
         track = reader.tracks.get(reader.video_streams[0])
-        runs = boxes.sample_times(source, track.index) if track is not None else []
+        runs = sample_times(source, track.index) if track is not None else []
     sensors = telemetry.read(source, size=(info.width, info.height), fps=info.fps, focal=focal)
     if runs and track is not None:
         lengths = np.repeat([d for _, d in runs], [n for n, _ in runs]).astype(np.float64)

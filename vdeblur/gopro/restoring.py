@@ -28,7 +28,8 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.joined_file import Joined
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.mp4.headers import dress
+from vdeblur.media.mp4.headers import restore_headers
+from vdeblur.media.mp4.tracks import get_trak, parse_tracks, read_tracks
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of
@@ -148,7 +149,7 @@ def restore(
         assert writer.temporary is not None
         try:
             if reader.iso:
-                dress(source, writer.temporary)
+                restore_headers(source, writer.temporary)
         except VdeblurError as error:
             if isinstance(error.__cause__, OSError):
                 raise
@@ -227,7 +228,7 @@ def finished(job: Job) -> bool:
     if not job.output.is_file():
         return False
     try:
-        if boxes.missing_bytes(job.output) or not boxes.tracks(job.output):
+        if boxes.missing_bytes(job.output) or not read_tracks(job.output):
             return False
         entry = _journal(job.output.parent).get(job.output.name)
         if entry is not None:
@@ -240,7 +241,7 @@ def finished(job: Job) -> bool:
 def _holds_all(source: Path, output: Path) -> bool:
     def counts(path: Path) -> dict[tuple[bytes, str, int], int]:
         found: dict[tuple[bytes, str, int], int] = {}
-        for track in boxes.tracks(path):
+        for track in read_tracks(path):
             fourcc = "" if track.handler == b"vide" else track.fourcc
             rank = sum(key[:2] == (track.handler, fourcc) for key in found)
             found[track.handler, fourcc, rank] = track.sample_count
@@ -253,12 +254,12 @@ def _holds_all(source: Path, output: Path) -> bool:
 
 def _picture_sizes(path: Path) -> bytes:
     """The sizes of the coded pictures, as they stand in the index."""
-    with boxes._reading(path), boxes._open(path) as file:
-        moov = boxes._moov(file)[1]
-        for track in boxes._tracks(moov):
+    with boxes.open_input(path) as file:
+        moov = boxes.read_moov(file)[1]
+        for track in parse_tracks(moov):
             if track.handler == b"vide":
-                stbl = boxes._get(boxes._trak(moov, track.index), b"mdia", b"minf", b"stbl")
-                return boxes._get(stbl or b"", b"stsz") or b""
+                stbl = boxes.get(get_trak(moov, track.index), b"mdia", b"minf", b"stbl")
+                return boxes.get(stbl or b"", b"stsz") or b""
     return b""
 
 

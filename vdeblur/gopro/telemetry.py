@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vdeblur.errors import InputError
 from vdeblur.media.joined_file import Joined
-from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import read_tracks, sample_times
 from vdeblur.system.optional import optional
 
 Floats = NDArray[np.float64]
@@ -212,10 +212,10 @@ def _gyroscope(packets: Sequence[Any], motion: Sequence[Any]) -> tuple[Floats, F
 def _packet_times(path: Path, count: int) -> list[float] | None:
     """When each packet of telemetry begins, in seconds; None where no track of the file says."""
     try:
-        tracks = [t for t in boxes.tracks(path) if t.fourcc in ("gpmd", "rtmd", "djmd", "camm")]
+        tracks = [t for t in read_tracks(path) if t.fourcc in ("gpmd", "rtmd", "djmd", "camm")]
         if not tracks:
             return None
-        runs = boxes.sample_times(path, tracks[0].index)
+        runs = sample_times(path, tracks[0].index)
     except InputError:
         return None
     lengths = np.repeat([length for _, length in runs], [number for number, _ in runs])

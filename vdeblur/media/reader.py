@@ -34,6 +34,7 @@ from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, Vide
 from vdeblur.media import image_metadata
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import Track, read_tracks
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
@@ -343,7 +344,7 @@ class VideoReader:
     def _lacks_moov(self) -> bool:
         path = self.path
         try:
-            return path is not None and boxes.is_iso(path) and not boxes.tracks(path)
+            return path is not None and boxes.is_iso(path) and not read_tracks(path)
         except (InputError, OSError):
             return True
 
@@ -368,11 +369,11 @@ class VideoReader:
         self.roles: dict[int, Role] = {}
         path = self.path
         self.iso = bool(path and boxes.is_iso(path))
-        tracks: dict[int, boxes.Track] = {}
+        tracks: dict[int, Track] = {}
         if self.iso and path is not None:
             try:
                 # Covers are streams without a track: places do not agree, track numbers do.
-                tracks = {t.track_id: t for t in boxes.tracks(path)}
+                tracks = {t.track_id: t for t in read_tracks(path)}
             except InputError as error:
                 # libav forgives more; what it reads is restored without the boxes.
                 self.iso = False

@@ -35,6 +35,13 @@ from vdeblur.errors import InputError
 from vdeblur.media.encoders import side_data_bytes
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import (
+    Track,
+    read_maker_boxes,
+    read_tracks,
+    sample_times,
+    track_digest,
+)
 
 #: The names of all checks, in the order in which they are reported.
 CHECKS = (
@@ -270,7 +277,7 @@ class _Stream:
     kind: str  # video, cover, audio, subtitle, data, bare, timecode, chapters, attachment
     codec: str
     time_base: Fraction
-    track: boxes.Track | None
+    track: Track | None
     parameters: tuple[Any, ...]
     extradata: bytes
     metadata: dict[str, str]
@@ -333,7 +340,7 @@ def _examine(path: str | Path, *, full: bool) -> _File:
     iso = boxes.is_iso(path)
     try:
         with av.open(for_libav(path), metadata_errors="surrogateescape") as container:
-            tracks = {track.track_id: track for track in boxes.tracks(path)} if iso else {}
+            tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_header(stream, tracks.get(stream.id)) for stream in container.streams]
             errors = _read_packets(container, streams, full=full)
             return _File(
@@ -351,14 +358,14 @@ def _examine(path: str | Path, *, full: bool) -> _File:
                 errors=errors,
                 iso=iso,
                 moov_first=iso and boxes.moov_first(path),
-                maker=boxes.maker_boxes(path) if iso else [],
+                maker=read_maker_boxes(path) if iso else [],
             )
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} is not a video that can be read ({reason}).") from error
 
 
-def _header(stream: Any, track: boxes.Track | None) -> _Stream:
+def _header(stream: Any, track: Track | None) -> _Stream:
     context = stream.codec_context
     if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
         kind = "cover"
@@ -1052,16 +1059,16 @@ class _Comparison:
             now if self.output.iso else "not mp4",
         )
 
-    def _track_problems(self, theirs: boxes.Track, ours: boxes.Track) -> Iterator[str]:
+    def _track_problems(self, theirs: Track, ours: Track) -> Iterator[str]:
         try:
-            digest = boxes.track_digest(self.source.path, theirs.index)
-            times = boxes.sample_times(self.source.path, theirs.index)
+            digest = track_digest(self.source.path, theirs.index)
+            times = sample_times(self.source.path, theirs.index)
         except InputError:
             return  # damaged in the source
         try:
-            if boxes.track_digest(self.output.path, ours.index) != digest:
+            if track_digest(self.output.path, ours.index) != digest:
                 yield f"{theirs.fourcc}: the samples differ"
-            new_times = boxes.sample_times(self.output.path, ours.index)
+            new_times = sample_times(self.output.path, ours.index)
         except InputError:
             yield f"{theirs.fourcc} cannot be read"
             return
@@ -1203,14 +1210,14 @@ def _timecode(file: _File) -> str | None:
     return None
 
 
-def _data_tracks(file: _File) -> list[boxes.Track]:
+def _data_tracks(file: _File) -> list[Track]:
     """Tracks of an mp4 or mov that are neither picture, sound, text nor made by the muxer."""
     if not file.iso:
         return []
     media = (b"vide", b"soun", b"text", b"sbtl", b"subt", b"subp", b"clcp", b"tmcd", b"hint")
     return [
         track
-        for track in boxes.tracks(file.path)
+        for track in read_tracks(file.path)
         if track.handler not in media and not track.is_chapter_track
     ]
 

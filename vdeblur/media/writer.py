@@ -41,6 +41,8 @@ from vdeblur.media.encoders import (
     side_data_bytes,
 )
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import graft
+from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.reader import VideoReader, is_image, is_pattern, software_format
 
 # Tags that the muxer writes itself, or that describe the file that was.
@@ -843,7 +845,7 @@ class VideoWriter:
         tracks = [self.reader.tracks[i].index for i in streams]
         try:
             with self._reporting():
-                grafted = boxes.graft(source, self.temporary, track_indices=tracks)
+                grafted = graft(source, self.temporary, track_indices=tracks)
         except InputError as error:
             # Hours of restored frames are not thrown away for a damaged telemetry track.
             self._lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")
@@ -858,7 +860,7 @@ class VideoWriter:
         track = self.reader.tracks.get(index)
         if track is None or not self._iso_output or self.reader.path is None:
             return False
-        runs = boxes.sample_times(self.reader.path, track.index)
+        runs = sample_times(self.reader.path, track.index)
         if runs and runs[-1][0] == 1:
             runs = runs[:-1]
         lengths = [length for _, length in runs]

@@ -1,8 +1,8 @@
-"""A finished output in the camera's own clothes: the headers that a muxer writes in its own way.
+"""Restore a camera's own MP4 headers in a finished output, where a muxer writes its own.
 
-Frames, packets and times are the muxer's and stay. What the camera says of itself and of its tracks
-(brand, user data, handler names, descriptions of copied tracks, the time code's track) is put back
-from the source, byte for byte where it can be. Box names are those of ISO/IEC 14496-12.
+Frames, packets and times stay as the muxer wrote them. The camera's statements about itself and its
+tracks (brand, user data, handler names, descriptions of copied tracks, the time code's track) come
+from the source, byte for byte where possible. Box names are those of ISO/IEC 14496-12.
 """
 
 from __future__ import annotations
@@ -17,156 +17,171 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import (
+    LAST_STCO,
+    by_kind,
+    chunk_extents,
+    get_trak,
+    movie_timescale,
+    parse_tracks,
+    shift_chunks,
+    timescale_and_duration,
+)
 
 _MEDIA_HEADERS = (b"gmhd", b"smhd", b"nmhd", b"sthd")
 
 
-def dress(source: Path, output: Path) -> None:
-    """Puts the camera's headers of source into output, a complete file of libav's mov muxer.
+def restore_headers(source: Path, output: Path) -> None:
+    """Restore the headers of a source in an output, in place.
 
-    Raises InputError or OutputError when one of the files cannot be read or written; output must
-    not yet be under its final name.
+    Args:
+        source: A camera's file, or a `Joined` path of several.
+        output: A complete file of libav's mov muxer, not yet under its final name.
+
+    Raises:
+        InputError: The source cannot be read.
+        OutputError: The output cannot be read or written.
     """
-    with boxes._reading(source), boxes._open(source) as file:
-        old = boxes._moov(file)[1]
-        theirs = boxes._tracks(old)
-        brand = _top_box(file, b"ftyp")
-        timecodes = {t.index: _samples(file, old, t.index) for t in theirs if t.fourcc == "tmcd"}
-    with boxes._writing(output), output.open("r+b") as out:
-        box, moov = boxes._moov(out)
-        ours = boxes._tracks(moov)
-        pairs = _pairs(theirs, ours)
-        ids = {theirs[other].track_id: ours[own].track_id for own, other in pairs.items()}
+    with boxes.open_input(source) as file:
+        source_moov = boxes.read_moov(file)[1]
+        source_tracks = parse_tracks(source_moov)
+        brand = _top_level_box(file, b"ftyp")
+        timecodes = {
+            t.index: _samples(file, source_moov, t.index)
+            for t in source_tracks
+            if t.fourcc == "tmcd"
+        }
+    with boxes.output_errors(output), output.open("r+b") as out:
+        box, moov = boxes.read_moov(out)
+        output_tracks = parse_tracks(moov)
+        theirs = by_kind(source_tracks)
+        models = {
+            track.index: theirs[kind]
+            for kind, track in by_kind(output_tracks).items()
+            if kind in theirs
+        }
+        ids = {models[t.index].track_id: t.track_id for t in output_tracks if t.index in models}
         traks = []
-        for track in ours:
-            trak = boxes._trak(moov, track.index)
-            other = pairs.get(track.index)
-            if other is not None:
+        for track in output_tracks:
+            trak = get_trak(moov, track.index)
+            if track.index in models:
+                other = models[track.index].index
                 # A time code in another form (30 against 29.97 dropped) would need its own numbers.
-                described = other not in timecodes or timecodes[other] == _samples(
+                same_samples = other not in timecodes or timecodes[other] == _samples(
                     out, moov, track.index
                 )
-                trak = _trak(trak, boxes._trak(old, other), ids, described=described)
+                model = get_trak(source_moov, other)
+                trak = _with_headers(trak, model, ids, same_samples=same_samples)
             traks.append(trak)
-        body = _in_timescale(_movie(moov, old, traks), boxes._movie_scale(old))
-        new, fits = boxes._box(b"moov", body), True
-        if box.end == boxes._length(out):
-            boxes._write_at(out, box.start, new)
+        movie = _with_source_order(moov, source_moov, traks)
+        body = _in_timescale(movie, movie_timescale(source_moov))
+        new, fits = boxes.build(b"moov", body), True
+        if box.end == boxes.file_length(out):
+            boxes.write_at(out, box.start, new)
             out.truncate()
         else:
             fits = _fit(out, box, new)
     if not fits:
         _rewrite(output, body)
-    with boxes._writing(output), output.open("r+b") as out:
+    with boxes.output_errors(output), output.open("r+b") as out:
         _write_brand(out, brand)
 
 
-def _fit(out: BinaryIO, box: boxes._Extent, new: bytes) -> bool:
-    """Writes new in place of a box, with free space behind it; False where there is no room."""
+def _fit(out: BinaryIO, box: boxes.Extent, new: bytes) -> bool:
+    """Write a new box in place of another, free space behind it; False without room."""
     spare = box.end - box.start - len(new)
     if spare < 0 or 0 < spare < 8:
         return False
-    boxes._write_at(out, box.start, new + _free(spare))
+    boxes.write_at(out, box.start, new + boxes.free_box(spare))
     return True
 
 
 def _rewrite(output: Path, body: bytes) -> None:
-    """The file anew, with a longer moov in front of its samples, which move by what it grows."""
+    """Write the file anew, with a longer moov in front of its samples, which move accordingly."""
     beside = Path(f"{output}.graft")
     try:
-        with boxes._writing(output), output.open("rb") as out, beside.open("wb") as fresh:
-            box, length = boxes._moov(out)[0], boxes._length(out)
-            wide = length + len(body) > boxes._LAST_STCO
-            body = boxes._shift_chunks(body, box.end, 0, wide)
-            shift = len(boxes._box(b"moov", body)) - (box.end - box.start)
-            boxes._copy(out, fresh, 0, box.start)
-            fresh.write(boxes._box(b"moov", boxes._shift_chunks(body, box.end, shift, wide)))
-            boxes._copy(out, fresh, box.end, length - box.end)
+        with boxes.output_errors(output), output.open("rb") as out, beside.open("wb") as fresh:
+            box, length = boxes.read_moov(out)[0], boxes.file_length(out)
+            wide = length + len(body) > LAST_STCO
+            body = shift_chunks(body, box.end, 0, wide=wide)
+            shift = len(boxes.build(b"moov", body)) - (box.end - box.start)
+            boxes.copy_bytes(out, fresh, 0, box.start)
+            body = shift_chunks(body, box.end, shift, wide=wide)
+            fresh.write(boxes.build(b"moov", body))
+            boxes.copy_bytes(out, fresh, box.end, length - box.end)
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _pairs(theirs: list[boxes.Track], ours: list[boxes.Track]) -> dict[int, int]:
-    """Index of an output's track → that of the source's, by handler, fourcc (video apart), rank."""
+def _with_headers(
+    trak: bytes, model: bytes, ids: Mapping[int, int], *, same_samples: bool
+) -> bytes:
+    """An output's trak with the headers of the source's trak, the model.
 
-    def kinds(tracks: list[boxes.Track]) -> dict[tuple[bytes, str, int], int]:
-        found: dict[tuple[bytes, str, int], int] = {}
-        for track in tracks:
-            fourcc = "" if track.handler == b"vide" else track.fourcc
-            rank = sum((handler, name) == (track.handler, fourcc) for handler, name, _ in found)
-            found[track.handler, fourcc, rank] = track.index
-        return found
-
-    others = kinds(theirs)
-    return {own: others[kind] for kind, own in kinds(ours).items() if kind in others}
-
-
-def _trak(trak: bytes, model: bytes, ids: Mapping[int, int], *, described: bool) -> bytes:
-    """An output's trak with the headers of the source's.
-
-    described: whether its samples are the source's, so that the source's description fits them.
+    ids: track_ID in the source → in the output. same_samples: the samples are the source's, so that
+    the source's description fits them.
     """
 
-    def stsd(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
-        source = boxes._get(model, b"mdia", b"minf", b"stbl", b"stsd") or b""
-        if (boxes._get(trak, b"mdia", b"hdlr") or b"")[8:12] == b"vide":
+    def stsd(kind: bytes, payload: bytes) -> boxes.Box:
+        source = boxes.get(model, b"mdia", b"minf", b"stbl", b"stsd") or b""
+        if (boxes.get(trak, b"mdia", b"hdlr") or b"")[8:12] == b"vide":
             # VisualSampleEntry: the compressor's name lies at 50 of the entry, 32 bytes long.
             return kind, payload[:58] + source[58:90].ljust(32, b"\0") + payload[90:]
-        return kind, source if described else payload
+        return kind, source if same_samples else payload
 
-    def minf(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def minf(kind: bytes, payload: bytes) -> boxes.Box:
         header = next(
             (
                 atom
-                for atom in boxes._atoms(boxes._get(model, b"mdia", b"minf") or b"")
+                for atom in boxes.children(boxes.get(model, b"mdia", b"minf") or b"")
                 if atom[0] in _MEDIA_HEADERS
             ),
             None,
         )
-        atoms = boxes._atoms(payload)
-        if header is not None and described:
+        atoms = boxes.children(payload)
+        if header is not None and same_samples:
             atoms = [header if name in _MEDIA_HEADERS else (name, p) for name, p in atoms]
-        return kind, boxes._edit(boxes._join(atoms), (b"stbl", b"stsd"), stsd)
+        return kind, boxes.edit(boxes.build_all(atoms), (b"stbl", b"stsd"), stsd)
 
-    def mdia(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
-        header, hdlr = (boxes._get(model, b"mdia", name) for name in (b"mdhd", b"hdlr"))
+    def mdia(kind: bytes, payload: bytes) -> boxes.Box:
+        header, hdlr = (boxes.get(model, b"mdia", name) for name in (b"mdhd", b"hdlr"))
         if header:
-            payload = boxes._edit(payload, (b"mdhd",), lambda k, p: (k, _mdhd(p, header)))
+            payload = boxes.edit(payload, (b"mdhd",), lambda k, p: (k, _mdhd(p, header)))
         if hdlr:
-            payload = boxes._edit(payload, (b"hdlr",), lambda k, _: (k, hdlr))
-        return kind, boxes._edit(payload, (b"minf",), minf)
+            payload = boxes.edit(payload, (b"hdlr",), lambda k, _: (k, hdlr))
+        return kind, boxes.edit(payload, (b"minf",), minf)
 
-    head = boxes._get(model, b"tkhd")
+    head = boxes.get(model, b"tkhd")
     if head:
-        trak = boxes._edit(trak, (b"tkhd",), lambda k, p: (k, _tkhd(p, head)))
-    trak = boxes._edit(trak, (b"mdia",), mdia)
+        trak = boxes.edit(trak, (b"tkhd",), lambda k, p: (k, _tkhd(p, head)))
+    trak = boxes.edit(trak, (b"mdia",), mdia)
     refs = [
         (kind, struct.pack(f">{len(to)}I", *to))
-        for kind, payload in boxes._atoms(boxes._get(model, b"tref") or b"")
+        for kind, payload in boxes.children(boxes.get(model, b"tref") or b"")
         if (to := [ids[i] for (i,) in struct.iter_unpack(">I", payload) if i in ids])
     ]
-    atoms = [atom for atom in boxes._atoms(trak) if atom[0] not in (b"tref", b"udta")]
+    atoms = [atom for atom in boxes.children(trak) if atom[0] not in (b"tref", b"udta")]
     if refs:
-        atoms.insert(1, (b"tref", boxes._join(refs)))
-    own = boxes._get(model, b"udta")
-    return boxes._join(atoms + ([] if own is None else [(b"udta", own)]))
+        atoms.insert(1, (b"tref", boxes.build_all(refs)))
+    own = boxes.get(model, b"udta")
+    return boxes.build_all(atoms + ([] if own is None else [(b"udta", own)]))
 
 
-def _movie(moov: bytes, old: bytes, traks: list[bytes]) -> bytes:
+def _with_source_order(moov: bytes, source_moov: bytes, traks: list[bytes]) -> bytes:
     """moov in the source's order of boxes: its user data and unknown boxes, the output's tracks."""
-    ours = dict(boxes._atoms(moov))
-    atoms: list[tuple[bytes, bytes]] = []
-    for kind, payload in boxes._atoms(old):
+    own = dict(boxes.children(moov))
+    atoms: list[boxes.Box] = []
+    for kind, payload in boxes.children(source_moov):
         if kind == b"trak":
             atoms += [(kind, trak) for trak in traks]
             traks = []
         elif kind == b"mvhd":
-            atoms.append((kind, _mvhd(ours[kind], payload)))
+            atoms.append((kind, _mvhd(own[kind], payload)))
         elif kind != b"mvex":
             atoms.append((kind, payload))
     have = {kind for kind, _ in atoms}
-    return boxes._join(atoms + [a for a in ours.items() if a[0] not in have and a[0] != b"udta"])
+    return boxes.build_all(atoms + [a for a in own.items() if a[0] not in have and a[0] != b"udta"])
 
 
 def _tkhd(payload: bytes, model: bytes) -> bytes:
@@ -174,7 +189,7 @@ def _tkhd(payload: bytes, model: bytes) -> bytes:
     layout = ">2Q2IQ" if payload[0] else ">5I"
     _, _, track_id, _, ticks = struct.unpack_from(layout, payload, 4)
     created, modified = struct.unpack_from(">2Q" if model[0] else ">2I", model, 4)
-    wide = max(created, modified, ticks) >= boxes._MAX_32
+    wide = max(created, modified, ticks) >= boxes.MAX_32
     fields = struct.pack(">2Q2IQ" if wide else ">5I", created, modified, track_id, 0, ticks)
     rest = model[36:] if model[0] else model[24:]
     return (b"\1" if wide else b"\0") + model[1:4] + fields + rest
@@ -182,18 +197,18 @@ def _tkhd(payload: bytes, model: bytes) -> bytes:
 
 def _mdhd(payload: bytes, model: bytes) -> bytes:
     """The source's times of creation and language, the output's timescale and duration."""
-    scale, ticks = boxes._times(payload)
+    scale, ticks = timescale_and_duration(payload)
     created, modified = struct.unpack_from(">2Q" if model[0] else ">2I", model, 4)
-    wide = max(created, modified, ticks) >= boxes._MAX_32
+    wide = max(created, modified, ticks) >= boxes.MAX_32
     fields = struct.pack(">2QIQ" if wide else ">4I", created, modified, scale, ticks)
     return (b"\1" if wide else b"\0") + model[1:4] + fields + model[-4:]
 
 
 def _mvhd(payload: bytes, model: bytes) -> bytes:
     """As `_mdhd`, with the output's next track_ID."""
-    scale, ticks = boxes._times(payload)
+    scale, ticks = timescale_and_duration(payload)
     created, modified = struct.unpack_from(">2Q" if model[0] else ">2I", model, 4)
-    wide = max(created, modified, ticks) >= boxes._MAX_32
+    wide = max(created, modified, ticks) >= boxes.MAX_32
     fields = struct.pack(">2QIQ" if wide else ">4I", created, modified, scale, ticks)
     rest = model[32:-4] if model[0] else model[20:-4]
     return (b"\1" if wide else b"\0") + model[1:4] + fields + rest + payload[-4:]
@@ -201,7 +216,7 @@ def _mvhd(payload: bytes, model: bytes) -> bytes:
 
 def _in_timescale(moov: bytes, scale: int) -> bytes:
     """moov with another movie timescale, where every duration and edit is a whole number in it."""
-    factor = Fraction(scale, boxes._movie_scale(moov))
+    factor = Fraction(scale, movie_timescale(moov))
     inexact = False
 
     def tick(value: int) -> int:
@@ -209,8 +224,8 @@ def _in_timescale(moov: bytes, scale: int) -> bytes:
         inexact |= (value * factor).denominator != 1
         return int(value * factor)
 
-    def header(at: int) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
-        def change(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def header(at: int) -> Callable[[bytes, bytes], boxes.Box]:
+        def change(kind: bytes, payload: bytes) -> boxes.Box:
             place, form = (at + 8, ">Q") if payload[0] else (at, ">I")
             (ticks,) = struct.unpack_from(form, payload, place)
             new = struct.pack(form, tick(ticks))
@@ -218,22 +233,22 @@ def _in_timescale(moov: bytes, scale: int) -> bytes:
 
         return change
 
-    def elst(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def elst(kind: bytes, payload: bytes) -> boxes.Box:
         layout = ">QqI" if payload[0] else ">IiI"
         count = struct.unpack_from(">I", payload, 4)[0]
         rows = struct.iter_unpack(layout, payload[8 : 8 + count * struct.calcsize(layout)])
         edits = [(tick(length), begin, rate) for length, begin, rate in rows]
         return kind, payload[:8] + b"".join(struct.pack(layout, *edit) for edit in edits)
 
-    def timescale(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def timescale(kind: bytes, payload: bytes) -> boxes.Box:
         place = 20 if payload[0] else 12
         return kind, payload[:place] + struct.pack(">I", scale) + payload[place + 4 :]
 
     if factor >= 1:
-        return moov  # nothing to win, and a finer one might not fit its fields
-    new = boxes._edit(moov, (b"trak", b"tkhd"), header(20))
-    new = boxes._edit(new, (b"trak", b"edts", b"elst"), elst)
-    new = boxes._edit(boxes._edit(new, (b"mvhd",), header(16)), (b"mvhd",), timescale)
+        return moov  # nothing is gained, and a finer timescale might overflow the fields
+    new = boxes.edit(moov, (b"trak", b"tkhd"), header(20))
+    new = boxes.edit(new, (b"trak", b"edts", b"elst"), elst)
+    new = boxes.edit(boxes.edit(new, (b"mvhd",), header(16)), (b"mvhd",), timescale)
     return moov if inexact else new
 
 
@@ -242,27 +257,25 @@ def _in_timescale(moov: bytes, scale: int) -> bytes:
 
 def _samples(file: BinaryIO, moov: bytes, index: int) -> bytes:
     """The samples of a small track."""
-    chunks: NDArray[np.int64] = boxes._chunks(file, moov, index)
+    chunks: NDArray[np.int64] = chunk_extents(file, moov, index)
     return b"".join(
-        block for at, size in chunks.tolist() for block in boxes._blocks(file, at, min(size, 64))
+        block
+        for at, size in chunks.tolist()
+        for block in boxes.read_blocks(file, at, min(size, 64))
     )
 
 
-def _top_box(file: BinaryIO, kind: bytes) -> bytes:
+def _top_level_box(file: BinaryIO, kind: bytes) -> bytes:
     """The first top-level box of a kind, b"" without one."""
-    for box in boxes._top_level(file):
+    for box in boxes.top_level_boxes(file):
         if box.kind == kind:
-            return b"".join(boxes._blocks(file, box.start, min(box.end - box.start, 4096)))
+            return b"".join(boxes.read_blocks(file, box.start, min(box.end - box.start, 4096)))
     return b""
 
 
-def _free(size: int) -> bytes:
-    return struct.pack(">I4s", size, b"free").ljust(size, b"\0") if size else b""
-
-
 def _write_brand(out: BinaryIO, brand: bytes) -> None:
-    """The source's ftyp in place of the output's, where it and a free box behind it have room."""
-    found = list(boxes._top_level(out))
+    """Write the source's ftyp over the output's, where that and a free box behind it have room."""
+    found = list(boxes.top_level_boxes(out))
     if not brand or not found or found[0].kind != b"ftyp":
         return
     room = found[0].end
@@ -272,4 +285,4 @@ def _write_brand(out: BinaryIO, brand: bytes) -> None:
         room = box.end
     spare = room - len(brand)
     if spare == 0 or spare >= 8:
-        boxes._write_at(out, 0, brand + _free(spare))
+        boxes.write_at(out, 0, brand + boxes.free_box(spare))

@@ -1,9 +1,9 @@
-"""The chapters of a recording as one file: their bytes stay, one index lies over all of them.
+"""Join the chapters of a recording: one index over all of them, their bytes untouched.
 
-`join` reads the index of every chapter and makes the index that the camera would have written had
-it not cut the recording: the sample tables of each track behind one another, chunk offsets into
-the chapters. What comes back is a path whose `open` reads like one MP4, so that reading, grafting
-and verifying need to know nothing of chapters. Knows bytes and boxes (ISO/IEC 14496-12); no libav.
+`join` reads the index of every chapter and builds the index that the camera would have written for
+an uncut recording: the sample tables of each track one after another, with chunk offsets into the
+chapters. The result is a path whose `open` reads like one MP4, so that reading, grafting and
+verifying need not know about chapters. Knows bytes and boxes (ISO/IEC 14496-12); no libav.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ from numpy.typing import NDArray
 from vdeblur.errors import InputError
 from vdeblur.media.joined_file import Contents, Joined, Piece
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import (
+    Track,
+    chunk_offset_box,
+    movie_timescale,
+    parse_chunk_offsets,
+    parse_maker_boxes,
+    parse_tracks,
+    sample_sizes,
+)
 
 Table = NDArray[np.int64]
 
-#: The payload of the first chapter's udta box, and of each later one its payload and the time at
-#: which it begins, in milliseconds → the payload of the joined file's.
+#: Merges user data: takes the payload of the first chapter's udta box, and (payload, start of the
+#: chapter in milliseconds) of each later chapter; returns the payload for the joined file.
 MergeUdta = Callable[[bytes, Sequence[tuple[bytes, int]]], bytes]
 
 _SOUND = b"soun"
@@ -34,10 +43,10 @@ _VIDEO = b"vide"
 
 
 def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Path:
-    """Make one path that opens as all chapters in their order; a plain one for one sound chapter.
+    """Make a path that opens as all chapters in their order; a plain path for one sound chapter.
 
-    A chapter that cannot be read is left out, the samples that a cut-off one lacks likewise: see
-    `Joined.damage`.
+    Chapters that cannot be read are left out, and so are samples behind the end of a chapter that
+    is cut off: see `Joined.damage`.
 
     Args:
         chapters: The files, in the order of their content.
@@ -60,7 +69,7 @@ def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Pa
     if len(parts) == 1 and not contents.damage:
         return parts[0].path
     contents.chapters = [part.path for part in parts]
-    with boxes._reading(parts[0].path):
+    with boxes.input_errors(parts[0].path):
         _assemble(parts, contents, merge_udta)
     joined = Joined(parts[0].path)
     joined.contents = contents
@@ -70,29 +79,30 @@ def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Pa
 class _Samples:
     """The sample tables of a track of one chapter (14496-12, 8.6 and 8.7), cut where its file ends.
 
-    One element a sample: sizes in bytes, durations and offsets (ctts) in the track's timescale;
-    and one a chunk: its place in the file, its number of samples, its sample description.
+    An element per sample: sizes in bytes, durations and shifts (ctts) in ticks of the track's
+    timescale, sync flags, kinds (sdtp). An element per chunk: its place in the file, its number of
+    samples, its sample description.
     """
 
     def __init__(self, stbl: bytes, length: int) -> None:
-        sizes, count = boxes._sample_sizes(stbl)
+        sizes, count = sample_sizes(stbl)
         if count > 1 << 28 or (isinstance(sizes, int) and count * sizes > length):
             raise ValueError(f"a track has {count} samples, more than the file can hold")
         self.sizes: Table = np.broadcast_to(np.asarray(sizes, np.int64), (count,)).copy()
-        self.durations = _runs(boxes._get(stbl, b"stts"), count)
-        ctts = boxes._get(stbl, b"ctts")
+        self.durations = _runs(boxes.get(stbl, b"stts"), count)
+        ctts = boxes.get(stbl, b"ctts")
         self.shifts = None if ctts is None else _runs(ctts, count, signed=True)
-        stss = boxes._get(stbl, b"stss")
+        stss = boxes.get(stbl, b"stss")
         self.sync: NDArray[np.bool_] | None = None
         if stss is not None:
             self.sync = np.zeros(count, bool)
             numbers = np.frombuffer(stss, ">u4", offset=8).astype(np.int64)
             self.sync[numbers[(numbers > 0) & (numbers <= count)] - 1] = True
-        sdtp = boxes._get(stbl, b"sdtp")
+        sdtp = boxes.get(stbl, b"sdtp")
         self.kinds = None if sdtp is None else np.frombuffer(sdtp, np.uint8, offset=4)[:count]
-        kind = b"stco" if boxes._get(stbl, b"stco") is not None else b"co64"
-        self.chunks = boxes._offsets(kind, boxes._get(stbl, kind) or bytes(8))
-        self.per_chunk, self.entries = self._per_chunk(boxes._get(stbl, b"stsc") or bytes(8), count)
+        kind = b"stco" if boxes.get(stbl, b"stco") is not None else b"co64"
+        self.chunks = parse_chunk_offsets(kind, boxes.get(stbl, kind) or bytes(8))
+        self.per_chunk, self.entries = self._per_chunk(boxes.get(stbl, b"stsc") or bytes(8), count)
         self.lacking = self._cut(length)
 
     def _per_chunk(self, stsc: bytes, count: int) -> tuple[Table, Table]:
@@ -109,7 +119,7 @@ class _Samples:
         return per_chunk, np.repeat(table[:, 2], lengths)
 
     def _cut(self, length: int) -> int:
-        """Drops what lies behind the end of the file; returns how many samples that are."""
+        """Drop samples behind the end of the file; return their number."""
         count = len(self.sizes)
         first = np.cumsum(self.per_chunk) - self.per_chunk  # the number of each chunk's first
         before = np.cumsum(self.sizes) - self.sizes
@@ -133,24 +143,24 @@ class _Samples:
 
 
 class _Chapter:
-    """The index of one chapter. InputError when it has none, or one that makes no sense."""
+    """The index of one chapter. Raises InputError if that is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: list[str] = []
-        with boxes._reading(path), path.open("rb") as file:
-            self.length = boxes._length(file)
-            self.moov = boxes._moov(file)[1]
-            self.tracks = boxes._tracks(self.moov)
-            self.traks = [p for kind, p in boxes._atoms(self.moov) if kind == b"trak"]
-            if boxes._get(self.moov, b"mvex") is not None:
+        with boxes.input_errors(path), path.open("rb") as file:
+            self.length = boxes.file_length(file)
+            self.moov = boxes.read_moov(file)[1]
+            self.tracks = parse_tracks(self.moov)
+            self.traks = [p for kind, p in boxes.children(self.moov) if kind == b"trak"]
+            if boxes.get(self.moov, b"mvex") is not None:
                 raise ValueError("its samples are in movie fragments, which cannot be joined")
             self.samples = [
-                _Samples(boxes._get(trak, b"mdia", b"minf", b"stbl") or b"", self.length)
+                _Samples(boxes.get(trak, b"mdia", b"minf", b"stbl") or b"", self.length)
                 for trak in self.traks
             ]
             self.ftyp = self.uuids = b""
-            for box in boxes._top_level(file):
+            for box in boxes.top_level_boxes(file):
                 if box.kind in (b"ftyp", b"uuid") and box.end - box.start < 1 << 24:
                     file.seek(box.start)
                     data = file.read(box.end - box.start)
@@ -170,12 +180,12 @@ class _Chapter:
 
     @property
     def seconds(self) -> Fraction:
-        """How long its picture lasts."""
+        """Duration of its picture."""
         ticks = int(self.samples[self.video].durations.sum())
         return Fraction(ticks, self.tracks[self.video].timescale or 1)
 
-    def place(self, other: boxes.Track, rank: int) -> int | None:
-        """The track of this chapter that goes on with another's, by handler, fourcc and rank."""
+    def place(self, other: Track, rank: int) -> int | None:
+        """Index of the track that continues another chapter's, by handler, fourcc and rank."""
         alike = [
             track.index
             for track in self.tracks
@@ -185,7 +195,7 @@ class _Chapter:
 
 
 def _assemble(parts: list[_Chapter], contents: Contents, merge_udta: MergeUdta | None) -> None:
-    """Lays the pieces out as ftyp, (moov,) one mdat of all chapters, (moov,) uuid boxes."""
+    """Lay the pieces out as ftyp, (moov,) one mdat of all chapters, (moov,) uuid boxes."""
     first = parts[0]
     start = Fraction(0)
     for part in parts:
@@ -195,11 +205,11 @@ def _assemble(parts: list[_Chapter], contents: Contents, merge_udta: MergeUdta |
     header = struct.pack(">I4sQ", 1, b"mdat", total + 16)
 
     def moov(samples: int) -> bytes:
-        """With the samples' box at that place; its size does not depend on it."""
+        """The index for a samples' box at that position; its size does not depend on it."""
         places = [samples + len(header)]
         for part in parts[:-1]:
             places.append(places[-1] + part.length)
-        return boxes._box(b"moov", _moov(parts, contents, places, merge_udta))
+        return boxes.build(b"moov", _moov(parts, contents, places, merge_udta))
 
     before = first.ftyp
     if first.moov_first:
@@ -222,7 +232,7 @@ def _moov(
 ) -> bytes:
     """The index of all chapters; places: where the bytes of each begin."""
     first = parts[0]
-    scale = boxes._movie_scale(first.moov)
+    scale = movie_timescale(first.moov)
     notes: list[str] = []
     traks: list[bytes] = []
     longest = 0
@@ -248,25 +258,25 @@ def _moov(
         if extra > 0:
             notes.append(f"{part.path.name} has {extra} tracks more than the first chapter")
     contents.notes = list(dict.fromkeys(notes))
-    atoms: list[tuple[bytes, bytes]] = []
+    atoms: list[boxes.Box] = []
     left = iter(traks)
-    for name, payload in boxes._atoms(first.moov):
+    for name, payload in boxes.children(first.moov):
         if name == b"trak":
             payload = next(left)
         elif name == b"mvhd":
             payload = _with_duration(payload, longest)
         elif name == b"udta" and merge_udta is not None:
             others = [
-                (boxes._get(part.moov, b"udta") or b"", round(1000 * begin))
+                (boxes.get(part.moov, b"udta") or b"", round(1000 * begin))
                 for part, begin in zip(parts[1:], contents.starts[1:], strict=True)
             ]
             payload = merge_udta(payload, others)
         atoms.append((name, payload))
-    return boxes._join(atoms)
+    return boxes.build_all(atoms)
 
 
 def _trak(
-    track: boxes.Track,
+    track: Track,
     pieces: list[tuple[_Chapter, int]],
     parts: list[_Chapter],
     starts: list[Fraction],
@@ -300,29 +310,29 @@ def _trak(
         ticks = max(ticks, round(end) if not last.damage else 0)
     movie_ticks = round(Fraction(ticks, track.timescale or 1) * movie_scale)
 
-    def stbl(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def stbl(kind: bytes, payload: bytes) -> boxes.Box:
         return kind, _sample_table(payload, samples, durations, offsets)
 
-    def elst(kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    def elst(kind: bytes, payload: bytes) -> boxes.Box:
         return kind, _longer_edits(payload, movie_ticks, pieces)
 
     payload = parts[0].traks[track.index]
-    payload = boxes._edit(
+    payload = boxes.edit(
         payload, (b"tkhd",), lambda kind, p: (kind, _with_duration(p, movie_ticks, at=20))
     )
-    payload = boxes._edit(payload, (b"edts", b"elst"), elst)
-    payload = boxes._edit(
+    payload = boxes.edit(payload, (b"edts", b"elst"), elst)
+    payload = boxes.edit(
         payload, (b"mdia", b"mdhd"), lambda kind, p: (kind, _with_duration(p, ticks))
     )
-    return boxes._edit(payload, (b"mdia", b"minf", b"stbl"), stbl), movie_ticks
+    return boxes.edit(payload, (b"mdia", b"minf", b"stbl"), stbl), movie_ticks
 
 
 def _hidden(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
-    """How much later, in its own time, a track is than the film: what its edit list cuts off.
+    """Ticks that a track's edit list cuts off, such as an encoder's priming.
 
-    An encoder's priming, for one; negative where an empty edit delays the track.
+    Negative where an empty edit delays the track.
     """
-    elst = boxes._get(trak, b"edts", b"elst")
+    elst = boxes.get(trak, b"edts", b"elst")
     later = Fraction(0)
     for duration, begin, _ in _edits(elst) if elst else []:
         if begin >= 0:
@@ -332,11 +342,11 @@ def _hidden(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
 
 
 def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
-    """The durations of a track's samples, chapter by chapter, so that each begins with its picture.
+    """The durations of a track's samples, so that each chapter's begin with its picture.
 
-    The last sample of a chapter lasts until the next chapter begins; GoPro's telemetry, for one,
-    claims a second more than it has. follows: sound goes on without a gap where it is less than a
-    packet off, as the camera cut it.
+    The last sample of a chapter lasts until the next chapter begins: GoPro's telemetry, for
+    example, claims a second more than it has. follows: the track is sound, which goes on without a
+    gap where it is less than a packet off, as the camera cut it.
     """
     done: list[Table] = []
     at = 0
@@ -362,7 +372,7 @@ def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
 def _sample_table(
     stbl: bytes, samples: list[_Samples], durations: Table, offsets: list[Table]
 ) -> bytes:
-    """stbl of the first chapter with the tables of all; tables that name samples are dropped."""
+    """stbl of the first chapter with the tables of all; other tables that name samples go."""
     sizes = np.concatenate([s.sizes for s in samples])
     per_chunk = np.concatenate([s.per_chunk for s in samples])
     entries = np.concatenate([s.entries for s in samples])
@@ -371,7 +381,7 @@ def _sample_table(
         (b"stts", _packed_runs(durations)),
         (b"stsz", struct.pack(">3I", 0, 0, len(sizes)) + sizes.astype(">u4").tobytes()),
         (b"stsc", _chunk_runs(per_chunk, entries)),
-        boxes._offset_table(chunks, True),
+        chunk_offset_box(chunks, wide=True),
     ]
     if any(s.shifts is not None for s in samples):
         zero = [np.zeros(len(s.sizes), np.int64) if s.shifts is None else s.shifts for s in samples]
@@ -385,13 +395,13 @@ def _sample_table(
     kinds = [s.kinds for s in samples if s.kinds is not None]
     if len(kinds) == len(samples):
         tables.append((b"sdtp", bytes(4) + np.concatenate(kinds).tobytes()))
-    kept = [atom for atom in boxes._atoms(stbl) if atom[0] in (b"stsd", b"sgpd")]
-    return boxes._join(kept + tables)
+    kept = [atom for atom in boxes.children(stbl) if atom[0] in (b"stsd", b"sgpd")]
+    return boxes.build_all(kept + tables)
 
 
 def _same_coding(first: _Chapter, part: _Chapter, index: int, other: int) -> None:
     a, b = (
-        _description(boxes._get(chapter.traks[i], b"mdia", b"minf", b"stbl", b"stsd") or b"")
+        _description(boxes.get(chapter.traks[i], b"mdia", b"minf", b"stbl", b"stsd") or b"")
         for chapter, i in ((first, index), (part, other))
     )
     track = first.tracks[index]
@@ -403,7 +413,7 @@ def _same_coding(first: _Chapter, part: _Chapter, index: int, other: int) -> Non
 
 
 def _description(stsd: bytes) -> bytes:
-    """stsd without what differs from chapter to chapter: the bit rates that each has had."""
+    """stsd without the bit rates, which differ from chapter to chapter."""
     result = bytearray(stsd)
     for name in (b"btrt", b"esds"):
         at = result.find(name)
@@ -433,7 +443,7 @@ def _longer_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -
         return elst
     duration = edits[-1][0]
     for part, index in pieces[1:]:
-        box = boxes._get(part.traks[index], b"edts", b"elst")
+        box = boxes.get(part.traks[index], b"edts", b"elst")
         if box is None:
             duration = ticks
             break
@@ -453,9 +463,9 @@ def _edits(elst: bytes) -> list[tuple[int, int, int]]:
 
 
 def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
-    """What of a later chapter's own boxes has no place in the joined file."""
-    ours = dict(boxes._maker_boxes(first.moov))
-    theirs = dict(boxes._maker_boxes(part.moov))
+    """A note of a later chapter's own boxes that have no place in the joined file."""
+    ours = dict(parse_maker_boxes(first.moov))
+    theirs = dict(parse_maker_boxes(part.moov))
     merged = {b"HMMT", b"free"}
     names = [
         kind.decode("latin-1")
@@ -470,7 +480,7 @@ def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
 
 
 def _timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fraction]) -> list[str]:
-    """Whether the time code of a chapter goes on where the one before it ends."""
+    """A note if the time code of a chapter does not continue that of the chapter before."""
     codes = [_timecode(chapter) for chapter in (parts[0], part)]
     if None in codes:
         return []
@@ -494,7 +504,7 @@ def _timecode(part: _Chapter) -> tuple[int, float] | None:
         if track.fourcc != "tmcd" or not len(samples.sizes) or samples.sizes[0] != 4:
             continue
         # QuickTime file format, timecode sample description: flags, timescale, frame duration.
-        stsd = boxes._get(trak, b"mdia", b"minf", b"stbl", b"stsd") or b""
+        stsd = boxes.get(trak, b"mdia", b"minf", b"stbl", b"stsd") or b""
         if len(stsd) < 8 + 16 + 17:
             return None
         scale, length = struct.unpack_from(">2I", stsd, 8 + 16 + 8)
@@ -508,7 +518,7 @@ def _timecode(part: _Chapter) -> tuple[int, float] | None:
 
 
 def _runs(box: bytes | None, count: int, *, signed: bool = False) -> Table:
-    """An stts or ctts as one value a sample; what it leaves out repeats its last."""
+    """An stts or ctts as a value per sample; samples that it leaves out repeat its last."""
     table = np.frombuffer(box or bytes(8), ">u4", offset=8)
     table = table[: len(table) // 2 * 2].reshape(-1, 2)
     numbers = table[:, 0].astype(np.int64)
@@ -547,7 +557,7 @@ def _with_duration(payload: bytes, ticks: int, *, at: int = 16) -> bytes:
     old = struct.unpack_from(">2Q" if payload[0] else ">2I", payload, 4)
     middle_at, middle = (20 if payload[0] else 12), at - 12
     end = middle_at + middle + (8 if payload[0] else 4)
-    wide = max(*old, ticks) >= boxes._MAX_32
+    wide = max(*old, ticks) >= boxes.MAX_32
     head = (b"\1" if wide else b"\0") + payload[1:4]
     times = struct.pack(">2Q" if wide else ">2I", *old)
     duration = struct.pack(">Q" if wide else ">I", ticks)

@@ -1,0 +1,385 @@
+"""Copy tracks and maker boxes that libav's muxer drops from a source into a finished output.
+
+libav's mov muxer refuses tracks without a codec (GoPro `fdsc`, Apple `mebx`, Sony `rtmd`, Android
+`camm`) and drops the camera maker's boxes in `moov/udta`. `graft` copies both, byte for byte. Box
+and table names are those of ISO/IEC 14496-12.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdeblur.errors import OutputError
+from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import (
+    LAST_STCO,
+    Track,
+    chunk_extents,
+    chunk_offset_box,
+    get_trak,
+    movie_timescale,
+    parse_maker_boxes,
+    parse_tracks,
+    shift_chunks,
+    timescale_and_duration,
+)
+
+_UNKNOWN_64 = (1 << 64) - 1  # a 64-bit duration that is not known
+
+
+def graft(
+    source: str | Path,
+    output: str | Path,
+    *,
+    track_indices: Sequence[int],
+    udta: bool = True,
+) -> list[str]:
+    """Copy whole tracks and the maker's udta boxes of a source into a muxed output, in place.
+
+    Sample data goes into a new `mdat`; each `trak` gets a new track_ID and new chunk offsets. A
+    tref entry stays if the output has the track that it names (same handler, same rank). Boxes of a
+    type that the output's udta has already are left out. Top-level uuid boxes are appended.
+
+    Args:
+        source: The file to copy from.
+        output: A complete file, not yet under its final name: when `moov` has to grow in front of
+            `mdat` and no `free` box beside it has the room, the file is rewritten beside itself.
+        track_indices: `Track.index` of the source's tracks to copy.
+        udta: Copy the maker's boxes, too.
+
+    Returns:
+        What was added, such as `["udta FIRM", "track fdsc"]`.
+
+    Raises:
+        InputError: The source is damaged; the output is untouched.
+        OutputError: The output is fragmented or cannot be written.
+    """
+    with boxes.open_input(source) as src:
+        source_moov = boxes.read_moov(src)[1]
+        chunks = {index: chunk_extents(src, source_moov, index) for index in track_indices}
+        copied = _Copied(src, source_moov, chunks, udta)
+        # A dry run on the source itself: damage in it shows before the output is touched.
+        copied.insert_tracks(source_moov, 0, wide=True)
+        copied.insert_maker_boxes(source_moov)
+        with boxes.output_errors(output):
+            beside = Path(f"{output}.graft")
+            try:
+                added, rewritten = _copy_tracks(copied, Path(output), beside)
+                if rewritten:
+                    beside.replace(output)
+                added += _append_uuids(src, Path(output))
+            finally:
+                beside.unlink(missing_ok=True)
+    return added
+
+
+def _append_uuids(source: BinaryIO, output: Path) -> list[str]:
+    """Append the source's top-level uuid boxes (XMP, Exif …; 14496-12, 11.1) to the output."""
+
+    def head(file: BinaryIO, box: boxes.Extent) -> bytes:
+        """Header and extended type."""
+        file.seek(box.start)
+        return file.read(24)
+
+    with output.open("r+b") as out:
+        known = {head(out, box) for box in boxes.top_level_boxes(out) if box.kind == b"uuid"}
+        added: list[str] = []
+        for box in boxes.top_level_boxes(source):
+            size = box.end - box.start
+            if box.kind == b"uuid" and size <= boxes.MAX_MOOV and head(source, box) not in known:
+                out.seek(0, os.SEEK_END)
+                boxes.copy_bytes(source, out, box.start, size)
+                added.append("uuid")
+    return added
+
+
+# --- where the new moov and the new samples go --------------------------------------------------
+
+
+def _copy_tracks(copied: _Copied, output: Path, beside: Path) -> tuple[list[str], bool]:
+    """(what was added, whether the result lies beside the output instead of in it)."""
+    with output.open("r+b") as out:
+        target = _Target(out, copied)
+        if target.fragmented:
+            raise OutputError(f"{output} is a fragmented file; boxes go into a plain one only.")
+        if not target.names:
+            return [], False
+        last = target.last
+        if last.open_ended and last != target.box:  # 14496-12, 4.2: it reaches to the file's end
+            if last.end - last.start > boxes.MAX_32:
+                raise OutputError(f"{output} ends in a box without a size, nothing can follow it.")
+            boxes.write_at(out, last.start, struct.pack(">I", last.end - last.start))
+        if target.moov_behind:
+            _append(target)
+        elif not _fill_free_box(target):
+            _rewrite(target, beside)
+            return target.names, True
+    return target.names, False
+
+
+class _Target:
+    """The output, and its `moov` with the copied tracks and boxes."""
+
+    def __init__(self, out: BinaryIO, copied: _Copied) -> None:
+        self.out, self.copied = out, copied
+        self.boxes = list(boxes.top_level_boxes(out))
+        self.box, self._moov = boxes.read_moov(out)
+        self.last = self.boxes[-1]
+        self.fragmented = (
+            any(b.kind == b"moof" for b in self.boxes) or boxes.get(self._moov, b"mvex") is not None
+        )
+        indexes = len(self._moov) + len(copied.moov)
+        # 64-bit chunk offsets in every table that is written, where the file may pass 4 GiB.
+        self._wide = boxes.file_length(out) + copied.size + 4 * indexes > LAST_STCO
+        self.names = [] if self.fragmented else self._assemble(0, 0)[1]
+
+    @property
+    def moov_behind(self) -> bool:
+        """Whether `moov` follows the samples."""
+        return self.box.end == self.last.end or any(
+            b.kind == b"mdat" for b in self.boxes if b.end <= self.box.start
+        )
+
+    def moov(self, mdat: int, shift: int = 0) -> bytes:
+        """The new box; its size does not depend on `mdat`.
+
+        mdat: where the box of the new samples will be. shift: by how many bytes the samples behind
+        `moov` move.
+        """
+        return boxes.build(b"moov", self._assemble(mdat, shift)[0])
+
+    def _assemble(self, mdat: int, shift: int) -> tuple[bytes, list[str]]:
+        moov, samples = self._moov, mdat + len(self.copied.mdat_header)
+        body = shift_chunks(moov, self.box.end, shift, wide=self._wide) if shift else moov
+        body, tracks = self.copied.insert_tracks(body, samples, wide=self._wide)
+        body, makers = self.copied.insert_maker_boxes(body)
+        return body, makers + tracks
+
+
+def _append(target: _Target) -> None:
+    """`moov` is behind the samples: the new samples take its place (or the end), `moov` follows."""
+    out, box, last = target.out, target.box, target.last
+    at = box.start if box == last else last.end
+    if box != last:
+        boxes.write_at(out, box.start + 4, b"free")
+    target.copied.write_samples(out, at)
+    out.write(target.moov(at))
+    out.truncate()
+
+
+def _fill_free_box(target: _Target) -> bool:
+    """Let `moov` grow into the free box behind it; False where that lacks the room."""
+    out, box, last = target.out, target.box, target.last
+    room = box.end - box.start
+    after = next(b for b in target.boxes if b.start == box.end)
+    if after.kind in (b"free", b"skip"):
+        room += after.end - after.start
+    new = target.moov(last.end)
+    spare = room - len(new)
+    if spare < 0 or 0 < spare < 8:
+        return False
+    target.copied.write_samples(out, last.end)
+    boxes.write_at(out, box.start, new + (struct.pack(">I4s", spare, b"free") if spare else b""))
+    return True
+
+
+def _rewrite(target: _Target, beside: Path) -> None:
+    """Write the file anew: everything behind `moov` moves by the bytes that `moov` grows by."""
+    out, box, last = target.out, target.box, target.last
+    shift = len(target.moov(0, 1)) - (box.end - box.start)
+    with beside.open("wb") as fresh:
+        boxes.copy_bytes(out, fresh, 0, box.start)
+        fresh.write(target.moov(last.end + shift, shift))
+        boxes.copy_bytes(out, fresh, box.end, last.end - box.end)
+        target.copied.write_samples(fresh, last.end + shift)
+
+
+# --- what is copied -----------------------------------------------------------------------------
+
+
+class _Copied(NamedTuple):
+    """The tracks and boxes of a source that go into an output.
+
+    chunks: `Track.index` of each track to copy → (n, 2), see `tracks.chunk_extents`.
+    """
+
+    file: BinaryIO
+    moov: bytes
+    chunks: Mapping[int, NDArray[np.int64]]
+    udta: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the samples."""
+        return sum(int(chunks[:, 1].sum()) for chunks in self.chunks.values())
+
+    @property
+    def mdat_header(self) -> bytes:
+        """The header of the box of the samples; empty without tracks."""
+        return boxes.header(b"mdat", self.size) if self.chunks else b""
+
+    def write_samples(self, out: BinaryIO, at: int) -> None:
+        """Write a new `mdat` at a file position: its header, then the chunks of the tracks."""
+        boxes.write_at(out, at, self.mdat_header)
+        for chunks in self.chunks.values():
+            for offset, size in chunks.tolist():
+                boxes.copy_bytes(self.file, out, offset, size)
+
+    def insert_tracks(self, moov: bytes, position: int, *, wide: bool) -> tuple[bytes, list[str]]:
+        """An output's `moov` with the copied traks behind its own, and their names.
+
+        position: where their samples begin in the output.
+        """
+        if not self.chunks:
+            return moov, []
+        theirs, ours = parse_tracks(self.moov), parse_tracks(moov)
+        rescale = _Rescale(movie_timescale(moov), movie_timescale(self.moov))
+        first_id = 1 + max((track.track_id for track in ours), default=0)
+        ids = _same_tracks([track for track in theirs if track.index not in self.chunks], ours)
+        ids |= {theirs[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
+        traks: list[boxes.Box] = []
+        for index, chunks in self.chunks.items():
+            offsets = position + np.cumsum(chunks[:, 1]) - chunks[:, 1]
+            position += int(chunks[:, 1].sum())
+            trak = _renumber(get_trak(self.moov, index), ids[theirs[index].track_id], ids)
+            traks.append((b"trak", _relocate(trak, rescale, offsets, wide=wide)))
+        atoms = boxes.children(moov)
+        at = max(
+            (n + 1 for n, (kind, _) in enumerate(atoms) if kind == b"trak"), default=len(atoms)
+        )
+        body = boxes.build_all(atoms[:at] + traks + atoms[at:])
+        longest = max(_tkhd_duration(boxes.get(trak, b"tkhd") or b"") for _, trak in traks)
+        # GoPro's telemetry track claims a second more than its film has: the film's length stands.
+        film = timescale_and_duration(boxes.get(self.moov, b"mvhd") or b"")[1]
+        longest = min(longest, rescale(film))
+        next_id = first_id + len(self.chunks)
+        names = [f"track {theirs[index].fourcc.strip()}" for index in self.chunks]
+        return boxes.edit(body, (b"mvhd",), lambda k, p: (k, _mvhd(p, longest, next_id))), names
+
+    def insert_maker_boxes(self, moov: bytes) -> tuple[bytes, list[str]]:
+        """An output's `moov` with the maker's boxes whose types its udta lacks, and their names."""
+        if not self.udta:
+            return moov, []
+        udta = boxes.children(boxes.get(moov, b"udta") or b"")
+        have = {kind for kind, _ in udta}
+        # 3GPP's location is the muxer's to write, except beside mdta keys, where it writes none.
+        theirs = boxes.children(boxes.get(self.moov, b"udta") or b"")
+        location = [(kind, boxes.build(kind, p)) for kind, p in theirs if kind == b"loci"]
+        makers = parse_maker_boxes(self.moov) + location
+        new = [(kind, box) for kind, box in makers if kind not in have]
+        if not new:
+            return moov, []
+        payload = boxes.build_all(udta) + b"".join(box for _, box in new)
+        others = [atom for atom in boxes.children(moov) if atom[0] != b"udta"]
+        names = [f"udta {boxes.type_name(kind)}" for kind, _ in new]
+        return boxes.build_all([*others, (b"udta", payload)]), names
+
+
+def _same_tracks(theirs: Sequence[Track], ours: Sequence[Track]) -> dict[int, int]:
+    """track_ID → track_ID, by handler and rank, where both files have as many of a handler."""
+    ids: dict[int, int] = {}
+    for handler in {track.handler for track in theirs}:
+        left = [track.track_id for track in theirs if track.handler == handler]
+        right = [track.track_id for track in ours if track.handler == handler]
+        if len(left) == len(right):
+            ids.update(zip(left, right, strict=True))
+    return ids
+
+
+# --- headers of the copied tracks ---------------------------------------------------------------
+
+
+class _Rescale(NamedTuple):
+    """From one movie timescale (ticks a second, mvhd) to another, to the nearest tick."""
+
+    new: int
+    old: int
+
+    def __call__(self, ticks: int) -> int:
+        return (2 * ticks * self.new + self.old) // (2 * self.old)
+
+
+def _renumber(trak: bytes, track_id: int, ids: Mapping[int, int]) -> bytes:
+    """A trak with its new track_ID and those of the tracks that it names."""
+    trak = boxes.edit(trak, (b"tkhd",), lambda kind, p: (kind, _tkhd_with_id(p, track_id)))
+    # 14496-12, 8.3.3: a tref child is a list of track_IDs, and may be of any type.
+    atoms: list[boxes.Box] = []
+    for kind, payload in boxes.children(trak):
+        if kind == b"tref":
+            refs = [
+                (ref, [ids[i] for (i,) in struct.iter_unpack(">I", p[: len(p) & ~3]) if i in ids])
+                for ref, p in boxes.children(payload)
+            ]
+            payload = boxes.build_all(
+                [(ref, struct.pack(f">{len(to)}I", *to)) for ref, to in refs if to]
+            )
+            if not payload:
+                continue
+        atoms.append((kind, payload))
+    return boxes.build_all(atoms)
+
+
+def _relocate(trak: bytes, rescale: _Rescale, offsets: NDArray[np.int64], *, wide: bool) -> bytes:
+    """A trak in the output's movie timescale, with new chunk offsets."""
+
+    def stbl(kind: bytes, payload: bytes) -> boxes.Box:
+        kept = [atom for atom in boxes.children(payload) if atom[0] not in (b"stco", b"co64")]
+        return kind, boxes.build_all([*kept, chunk_offset_box(offsets, wide=wide)])
+
+    trak = boxes.edit(trak, (b"tkhd",), lambda kind, p: (kind, _tkhd_in(p, rescale)))
+    trak = boxes.edit(trak, (b"edts", b"elst"), lambda kind, p: (kind, _elst_in(p, rescale)))
+    return boxes.edit(trak, (b"mdia", b"minf", b"stbl"), stbl)
+
+
+def _tkhd_with_id(payload: bytes, track_id: int) -> bytes:
+    at = 20 if payload[0] else 12
+    return payload[:at] + struct.pack(">I", track_id) + payload[at + 4 :]
+
+
+def _tkhd_in(payload: bytes, rescale: _Rescale) -> bytes:
+    layout, unknown = (">2Q2IQ", _UNKNOWN_64) if payload[0] else (">5I", boxes.MAX_32)
+    end = 4 + struct.calcsize(layout)
+    created, modified, track_id, reserved, ticks = struct.unpack(layout, payload[4:end])
+    if ticks != unknown:
+        ticks = rescale(ticks)
+        # At lcm(90000, 48000) ticks a second 32 bits end after 1.6 hours.
+        layout = ">2Q2IQ" if max(created, modified, ticks) >= boxes.MAX_32 else ">5I"
+    version = b"\1" if "Q" in layout else b"\0"
+    fields = struct.pack(layout, created, modified, track_id, reserved, ticks)
+    return version + payload[1:4] + fields + payload[end:]
+
+
+def _tkhd_duration(tkhd: bytes) -> int:
+    ticks: int = struct.unpack_from(*((">Q", tkhd, 28) if tkhd[0] else (">I", tkhd, 20)))[0]
+    return 0 if ticks in (boxes.MAX_32, _UNKNOWN_64) else ticks
+
+
+def _elst_in(payload: bytes, rescale: _Rescale) -> bytes:
+    layout = ">QqI" if payload[0] else ">IiI"
+    count = struct.unpack(">I", payload[4:8])[0]
+    rows = payload[8 : 8 + count * struct.calcsize(layout)]
+    edits = [(rescale(d), start, rate) for d, start, rate in struct.iter_unpack(layout, rows)]
+    wide = payload[0] or any(duration > boxes.MAX_32 for duration, _, _ in edits)
+    layout = ">QqI" if wide else ">IiI"
+    head = (b"\1" if wide else b"\0") + payload[1:8]
+    return head + b"".join(struct.pack(layout, *edit) for edit in edits)
+
+
+def _mvhd(payload: bytes, longest: int, next_id: int) -> bytes:
+    """`mvhd` with the duration of the longest copied track, if that is longer."""
+    layout, unknown = (">2QIQ", _UNKNOWN_64) if payload[0] else (">4I", boxes.MAX_32)
+    end = 4 + struct.calcsize(layout)
+    created, modified, scale, ticks = struct.unpack(layout, payload[4:end])
+    if ticks != unknown and longest > ticks:
+        ticks = longest
+        layout = ">2QIQ" if max(created, modified, ticks) >= boxes.MAX_32 else ">4I"
+    version = b"\1" if "Q" in layout else b"\0"
+    fields = struct.pack(layout, created, modified, scale, ticks)
+    return version + payload[1:4] + fields + payload[end:-4] + struct.pack(">I", next_id)
