@@ -21,7 +21,7 @@ from vdeblur.evaluation.metrics import psnr
 from vdeblur.media.reader import VideoReader
 from vdeblur.motion.exposure import Meter
 from vdeblur.motion.flow import follow
-from vdeblur.motion.lucas_kanade import warp
+from vdeblur.motion.warping import warp
 
 STEPS = 9
 

@@ -44,8 +44,8 @@ values. Videos are decoded to RGB with their own matrix, range and depth; their 
 restored as `vdeblur video` does, and scored before any encoder (score the encoded file with
 --restored).
 
-steadiness, for videos (8-bit levels; the motion is that of the sharp video, by a pyramid of
-Lucas-Kanade; what is hidden in one frame is left out; the sharp video's own figure is what a
+steadiness, for videos (8-bit levels; the motion is that of the sharp video, by OpenCV's DIS
+flow; what is hidden in one frame is left out; the sharp video's own figure is what a
 perfect restoration would have):
   warped-frame error  root mean square of frame t minus frame t-1 brought to it along the motion
                       (Lai et al., ECCV 2018)

@@ -84,7 +84,7 @@ def warp_error(
     pixels from a place in `now` to the same thing in `before`. visible (1, 1, H, W) bool: what is
     not hidden in either. nan when nothing is visible.
     """
-    from vdeblur.motion.lucas_kanade import warp
+    from vdeblur.motion.warping import warp
 
     error = (now - warp(before, flow)).square().mean(1, keepdim=True)[visible]
     return math.sqrt(float(error.mean())) * 255 / data_range if error.numel() else math.nan
@@ -106,7 +106,7 @@ def flicker(
     moves evenly and what brightens evenly gives 0, what comes and goes from frame to frame does
     not. Shapes as in `warp_error`. nan when nothing is visible.
     """
-    from vdeblur.motion.lucas_kanade import warp
+    from vdeblur.motion.warping import warp
 
     neighbours = (warp(before, to_before) + warp(after, to_after)) / 2
     error = (neighbours - now).abs().mean(1, keepdim=True)[visible]

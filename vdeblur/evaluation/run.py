@@ -32,12 +32,12 @@ from vdeblur.datasets.pictures import (
 )
 from vdeblur.errors import InputError, UsageError
 from vdeblur.evaluation.metrics import WINDOW, flicker, psnr, ssim, warp_error
+from vdeblur.evaluation.optical_flow import optical_flow, visible
 from vdeblur.evaluation.scores import Score, SetScores
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import motion_of
 from vdeblur.motion.exposure import Guide
-from vdeblur.motion.lucas_kanade import optical_flow, visible
 from vdeblur.motion.neighbours import around_of
 from vdeblur.networks.taps import MOTION_CHANNELS
 from vdeblur.system.optional import optional
@@ -61,7 +61,7 @@ PROTOCOLS: dict[str, str] = {
 
 _SIGMAS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
 _AMOUNTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
-_FLOW_SIDE = 480  # pixels: motion is estimated on pictures of at most this longer side
+_FLOW_SIDE = 640  # pixels: motion is estimated on pictures of at most this longer side
 
 
 @dataclass(frozen=True)

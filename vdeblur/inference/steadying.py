@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vdeblur.color import as_int16, to_codes, to_float
 from vdeblur.frames import PlaneLayout
-from vdeblur.motion.lucas_kanade import warp
 from vdeblur.motion.neighbours import Around
+from vdeblur.motion.warping import warp
 
 _CELL = 4  # pixels a side, of which weights and corrections of the way are known
 _WINDOW = 3  # cells, over which they are found
@@ -125,8 +125,7 @@ def _mixed(
 def _correction(now: Tensor, before: Tensor, way: Tensor, level: float) -> Tensor:
     """(2, h, w): what is to be added to the way, in pixels, by one step of least squares.
 
-    For cells, not for pixels as `vdeblur.motion.lucas_kanade` does for measurements, which takes
-    much longer.
+    For cells, not for pixels, which would take much longer.
     """
     (there,) = _brought([before], way)
     mean, error = (there + now).mul_(0.5 / level), (there - now).mul_(1 / level)
