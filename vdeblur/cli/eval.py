@@ -345,8 +345,8 @@ def _write(
     device: str | None,
 ) -> None:
     from vdeblur.datasets.pictures import write_bytes
-    from vdeblur.evaluation.run import PROTOCOLS
-    from vdeblur.evaluation.scores import (
+    from vdeblur.evaluation.protocols import PROTOCOLS
+    from vdeblur.evaluation.tables import (
         as_csv,
         as_markdown,
         as_text,
@@ -411,9 +411,9 @@ def _write_report(
     label: str,
 ) -> None:
     from vdeblur.datasets.pictures import write_bytes
+    from vdeblur.evaluation.protocols import PROTOCOLS
     from vdeblur.evaluation.report_page import page
-    from vdeblur.evaluation.run import PROTOCOLS
-    from vdeblur.evaluation.scores import length_table, score_table, summary_table
+    from vdeblur.evaluation.tables import length_table, score_table, summary_table
 
     scores = [one for one, _ in sets]
     tables = [("All sets", summary_table(scores, label=label))]

@@ -1,4 +1,4 @@
-"""RGB pictures in and out of files, lettering on them, and where two of them differ most.
+"""RGB pictures in and out of files, and lettering on them.
 
 Reads through `vdeblur.media.reader`, so that pictures and frames of videos become RGB by the same
 code, and no picture library is needed. Knows nothing of networks.
@@ -137,17 +137,3 @@ def put_label(picture: Picture, text: str, *, height: int, top: int = 0, left: i
     cover, white = (x[: place.shape[0], : place.shape[1], None] for x in (cover, white))
     value = np.where(cover > 0, white / np.maximum(cover, 1e-6), 0)
     place[:] = np.round(place * (1 - cover) + 255 * value * cover).astype(np.uint8)
-
-
-def largest_change(a: Tensor, b: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-    """(top, left) of the window of `size` (rows, columns) in which |a − b| sums up highest.
-
-    a, b: (1, C, H, W), at least as large as the window.
-    """
-    change = (a - b).abs().mean((0, 1)).double().cpu()
-    table = torch.nn.functional.pad(change, (1, 0, 1, 0)).cumsum(0).cumsum(1)
-    rows, columns = size
-    sums = table[rows:, columns:] - table[:-rows, columns:]
-    sums = sums - table[rows:, :-columns] + table[:-rows, :-columns]
-    place = int(sums.argmax())
-    return place // sums.shape[1], place % sums.shape[1]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vdeblur.datasets.pictures import Picture, largest_change, png_bytes, to_picture
-from vdeblur.evaluation.scores import Score, SetScores, Table
+from vdeblur.datasets.pictures import Picture, png_bytes, to_picture
+from vdeblur.evaluation.panels import largest_change
+from vdeblur.evaluation.scores import PairScore, SetScores
+from vdeblur.evaluation.tables import Table
 
 _CROP = 260, 400  # rows and columns of a picture on the page; three stand beside each other
 _CANDIDATES = 32  # pictures of a set that are kept until it is known which is in the middle
@@ -25,7 +27,7 @@ _CANDIDATES = 32  # pictures of a set that are kept until it is known which is i
 class Shown:
     """A place of a picture: the score of the whole, and crops by name, (h, w, 3) uint8."""
 
-    score: Score
+    score: PairScore
     place: tuple[int, int]
     crops: dict[str, Picture]
 
@@ -42,7 +44,9 @@ class Gallery:
     _stride: int = 1
     _seen: int = 0
 
-    def look(self, score: Score, blurred: Tensor, restored: Tensor | None, sharp: Tensor) -> None:
+    def look(
+        self, score: PairScore, blurred: Tensor, restored: Tensor | None, sharp: Tensor
+    ) -> None:
         """Take a pair, (1, 3, H, W) in [0, 1] each, if it is the worst so far or one of a few."""
         worse = self.worst is None or merit(score) < merit(self.worst.score)
         chosen = self._seen % self._stride == 0
@@ -69,7 +73,7 @@ class Gallery:
                 del self._some[1::2]
                 self._stride *= 2
 
-    def median(self, scores: Sequence[Score]) -> Shown | None:
+    def median(self, scores: Sequence[PairScore]) -> Shown | None:
         """Of the pictures kept, the one nearest to the median of all."""
         if not self._some:
             return None
@@ -77,7 +81,7 @@ class Gallery:
         return min(self._some, key=lambda shown: abs(merit(shown.score) - middle))
 
 
-def merit(score: Score) -> float:
+def merit(score: PairScore) -> float:
     """What pictures are ranked by: the gain, or where nothing was restored, the PSNR."""
     value = score.values.get("psnr_gain", score.values["psnr_blurred"])
     return min(max(value, -1e3), 1e3)  # infinities have no distance to a median

@@ -1,4 +1,4 @@
-"""Scores of pairs, their means, and the tables they are printed in. Knows numbers and text only.
+"""Scores of pairs and their means. Knows numbers and text only.
 
 The values of a score, by name: psnr_, ssim_ and lpips_ blurred, restored and gain (restored −
 blurred; for LPIPS less is better); unsharp_gain, of PSNR, by unsharp masking; sharp_kept, the PSNR
@@ -7,10 +7,8 @@ of a sharp picture put through the network to itself.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +18,7 @@ _FEW = 20  # pictures of a set that "auto" lists one by one, when they are one s
 
 
 @dataclass
-class Score:
+class PairScore:
     """The values of one pair."""
 
     sequence: str
@@ -49,7 +47,7 @@ class SetScores:
     """
 
     name: str
-    pictures: list[Score] = field(default_factory=list)
+    pictures: list[PairScore] = field(default_factory=list)
     temporal: dict[str, dict[str, float]] = field(default_factory=dict)
     unsharp: tuple[float, float] | None = None
     unsound: int = 0
@@ -63,7 +61,7 @@ class SetScores:
     @property
     def sequences(self) -> list[Row]:
         """The means over the pictures of each sequence."""
-        groups: dict[str, list[Score]] = {}
+        groups: dict[str, list[PairScore]] = {}
         for score in self.pictures:
             groups.setdefault(score.sequence, []).append(score)
         return [_mean(name or self.name, scores) for name, scores in groups.items()]
@@ -109,161 +107,17 @@ def _rest(row: Row) -> tuple[int, dict[str, float]]:
     return row.pictures, row.values
 
 
-def _mean(name: str, scores: Sequence[Score]) -> Row:
+def _mean(name: str, scores: Sequence[PairScore]) -> Row:
     names = dict.fromkeys(key for score in scores for key in score.values)
-    means = {key: _average(s.values[key] for s in scores if key in s.values) for key in names}
+    means = {key: mean_of(s.values[key] for s in scores if key in s.values) for key in names}
     return Row(name, len(scores), means)
 
 
-def _average(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
+    """Average values without rounding errors; infinities and NaN pass through."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if all(map(math.isfinite, listed)) else sum(listed)
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | str]:
     return {k: round(v, 6) if math.isfinite(v) else str(v) for k, v in values.items()}
-
-
-# -- tables --------------------------------------------------------------------------------------
-
-_Format = Callable[[float], str]
-
-
-def _fixed(digits: int, *, sign: bool = False) -> _Format:
-    return lambda value: f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-#: Column: heading, format. `{label}` is what the restored picture is called.
-_COLUMNS: dict[str, tuple[str, _Format]] = {
-    "psnr_blurred": ("PSNR blurred", _fixed(2)),
-    "psnr_restored": ("{label}", _fixed(2)),
-    "psnr_gain": ("gain", _fixed(2, sign=True)),
-    "unsharp_gain": ("unsharp mask", _fixed(2, sign=True)),
-    "ssim_blurred": ("SSIM blurred", _fixed(4)),
-    "ssim_restored": ("{label}", _fixed(4)),
-    "ssim_gain": ("gain", _fixed(4, sign=True)),
-    "lpips_blurred": ("LPIPS blurred", _fixed(4)),
-    "lpips_restored": ("{label}", _fixed(4)),
-    "lpips_gain": ("change", _fixed(4, sign=True)),
-    "sharp_kept": ("sharp kept", _fixed(1)),
-}
-_TEMPORAL: dict[str, tuple[str, _Format]] = {
-    f"{measure}_{name}": (heading.format(what=title), _fixed(2))
-    for measure, title in (
-        ("warp", "warped-frame error"),
-        ("flicker", "flicker"),
-        ("unrest", "flicker of the error"),
-    )
-    for name, heading in (
-        ("blurred", "{what} blurred"),
-        ("restored", "{{label}}"),
-        ("sharp", "sharp"),
-        ("ratio", "restored / blurred"),
-    )
-}
-
-Table = list[list[str]]  # the heading first
-
-
-def score_table(
-    sets: Sequence[SetScores], *, rows: Rows = "auto", label: str = "restored"
-) -> Table:
-    """A line a picture, sequence or set; only the columns that were measured."""
-    lines = [row for scores in sets for row in scores.rows(rows)]
-    shown = [name for name in _COLUMNS if any(name in row.values for row in lines)]
-    heading = ["", "pictures", *(_COLUMNS[name][0].format(label=label) for name in shown)]
-    return [
-        heading,
-        *(
-            [row.name, str(row.pictures), *(_cell(row.values, n, _COLUMNS) for n in shown)]
-            for row in lines
-        ),
-    ]
-
-
-def temporal_table(sets: Sequence[SetScores], *, label: str = "restored") -> Table:
-    """Warped-frame error and flicker, a line a sequence; no line when nothing was measured."""
-    lines = [
-        (name or scores.name, values)
-        for scores in sets
-        for name, values in scores.temporal.items()
-        if values
-    ]
-    shown = [name for name in _TEMPORAL if any(name in values for _, values in lines)]
-    heading = ["", *(_TEMPORAL[name][0].format(label=label) for name in shown)]
-    return [heading, *([name, *(_cell(v, n, _TEMPORAL) for n in shown)] for name, v in lines)]
-
-
-def summary_table(sets: Sequence[SetScores], *, label: str = "restored") -> Table:
-    """A line a set: its means, its worst picture, how steady it is, what is left of sharp ones."""
-    heading = [
-        "", "pictures", "PSNR blurred", label, "gain", "worst picture", "SSIM blurred", label,
-        "gain", "flicker of the error, restored / blurred", "sharp kept",
-    ]  # fmt: skip
-    shown = (
-        "psnr_blurred", "psnr_restored", "psnr_gain", "psnr_worst", "ssim_blurred", "ssim_restored",
-        "ssim_gain", "unrest_ratio", "sharp_kept",
-    )  # fmt: skip
-    columns = _COLUMNS | _TEMPORAL | {"psnr_worst": _COLUMNS["psnr_gain"]}
-    lines = []
-    for scores in sets:
-        values = dict(scores.total.values)
-        gains = [s.values["psnr_gain"] for s in scores.pictures if "psnr_gain" in s.values]
-        if gains:
-            values["psnr_worst"] = min(gains)
-        ratios = [v["unrest_ratio"] for v in scores.temporal.values() if "unrest_ratio" in v]
-        if ratios:
-            values["unrest_ratio"] = _average(ratios)
-        cells = [_cell(values, name, columns) for name in shown]
-        lines.append([scores.name, str(len(scores.pictures)), *cells])
-    return [heading, *lines]
-
-
-def length_table(by_length: dict[int, dict[str, SetScores]]) -> Table:
-    """A line for each length of blur in pixels: the blurred PSNR, and the gain by what was told."""
-    told = list(dict.fromkeys(name for sets in by_length.values() for name in sets))
-    lines = []
-    for pixels, sets in by_length.items():
-        totals = [sets[name].total.values for name in told]
-        blurred = _cell(totals[0], "psnr_blurred", _COLUMNS)
-        lines.append([f"{pixels} px", blurred, *(_cell(t, "psnr_gain", _COLUMNS) for t in totals)])
-    return [["length of blur", "PSNR blurred", *told], *lines]
-
-
-def _cell(values: dict[str, float], name: str, columns: dict[str, tuple[str, _Format]]) -> str:
-    value = values.get(name)
-    return "–" if value is None or math.isnan(value) else columns[name][1](value)
-
-
-def as_text(table: Table) -> str:
-    """Columns of equal width, names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *cells in table:
-        parts = [
-            name.ljust(widths[0]),
-            *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
-
-
-def as_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown."""
-    heading, *lines = ([cell.replace("|", "\\|") for cell in line] for line in table)
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heading, rule, *lines])
-
-
-def as_csv(sets: Sequence[SetScores]) -> str:
-    """A line a picture, with every value that was measured; UTF-8, a heading first."""
-    shown = [n for n in _COLUMNS if any(n in p.values for s in sets for p in s.pictures)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "sequence", "name", *shown])
-    for scores in sets:
-        for score in scores.pictures:
-            values = (score.values.get(name) for name in shown)
-            cells = ["" if v is None else f"{v:.6g}" if math.isfinite(v) else v for v in values]
-            writer.writerow([scores.name, score.sequence, score.name, *cells])
-    return text.getvalue()
