@@ -6,7 +6,6 @@ code, and no picture library is needed. Knows nothing of networks.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,17 +81,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(data)
-            temporary.chmod(0o666 & ~_umask())
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}): choose another place"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @lru_cache(maxsize=1)

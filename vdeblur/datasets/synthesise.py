@@ -132,7 +132,6 @@ def write_sheet(
     try:
         with replacing(path) as temporary:
             sheet.save(temporary, format=form, quality=85, optimize=True)
-            temporary.chmod(0o644)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"as {form}"
         raise OutputError(f"{path} cannot be written ({reason}): choose another name") from error

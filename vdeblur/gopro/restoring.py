@@ -285,7 +285,6 @@ def _note_finished(job: Job) -> None:
         journal = _journal(job.output.parent) | {job.output.name: _entry(job)}
         with replacing(job.output.parent / JOURNAL) as path:
             path.write_text(json.dumps(journal, indent=1, sort_keys=True), encoding="utf-8")
-            path.chmod(job.output.stat().st_mode & 0o666)  # it was made for its owner alone
 
 
 def remove_leftovers(output: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.networks import taps
+from vdeblur.system.files import default_mode
 from vdeblur.system.optional import optional, the_core
 from vdeblur.version import __version__
 
@@ -106,7 +106,7 @@ def export(
                     "try another --format or --opset"
                 )
             for part, file in reversed(list(zip(parts, files, strict=True))):
-                part.chmod(0o666 & ~_umask())
+                part.chmod(default_mode())
                 part.replace(file)
     except OSError as error:
         raise OutputError(
@@ -394,12 +394,6 @@ def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple
         return (-(-size // multiple) | 1) * multiple
 
     return count, legal(height), legal(width)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _line(error: BaseException) -> str:

@@ -44,6 +44,7 @@ from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.reader import VideoReader, is_image, is_pattern, software_format
+from vdeblur.system.files import default_mode
 
 # Tags that the muxer writes itself, or that describe the file that was.
 _CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
@@ -902,9 +903,7 @@ class VideoWriter:
                         image.replace(target.parent / image.name)
                     self.temporary.rmdir()
                 else:
-                    mask = os.umask(0)
-                    os.umask(mask)
-                    self.temporary.chmod(0o666 & ~mask)
+                    self.temporary.chmod(default_mode())
                     self.temporary.replace(target)
         self._finished = True
 

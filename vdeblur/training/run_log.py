@@ -37,7 +37,6 @@ class RunLog:
             with replacing(self._file) as temporary:
                 text = "".join(json.dumps(row) + "\n" for row in kept)
                 temporary.write_text(text, encoding="utf-8")
-                temporary.chmod(0o644)
 
     def add(self, row: Mapping[str, float | int | None], picture: Tensor | None = None) -> None:
         """One report; row needs "step". picture: (3, H, W) in 0..1, shown by TensorBoard."""

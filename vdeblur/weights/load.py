@@ -48,7 +48,6 @@ def save_weights(
     try:
         with replacing(path) as temporary:
             save_file(kept, temporary, metadata=metadata)
-            temporary.chmod(0o644)  # safetensors makes it readable by its owner only
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OutputError(f"{path} cannot be written ({reason}): choose another place") from error
