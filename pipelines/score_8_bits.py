@@ -24,7 +24,7 @@ from vdeblur.inference.calibration import samples_of, to_tensor
 from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure, quantise
 from vdeblur.media.sample_frames import sample_frames
 from vdeblur.networks import Network
-from vdeblur.weights.load import load
+from vdeblur.weights import load
 
 
 def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> Deblurrer:

@@ -25,7 +25,7 @@ from vdeblur.networks.base import Network
 from vdeblur.training.dead_channels import start_well
 from vdeblur.training.recipes import recipe_of
 from vdeblur.training.trainer import Progress, RunOptions, train
-from vdeblur.weights.load import save_weights
+from vdeblur.weights import save_weights
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.networks import Network, NetworkSpec, catalogue
-from vdeblur.weights.load import load_network, save_weights
+from vdeblur.weights import load_network, save_weights
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-network.md"
 

@@ -20,7 +20,7 @@ import vdeblur
 from tests.helpers.clips import same_frames, scene, write_frames
 from vdeblur.motion.single_picture import blur_field_network
 from vdeblur.networks.blur_field import BlurFieldNetwork
-from vdeblur.weights.load import load_network
+from vdeblur.weights import load_network
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,7 +22,8 @@ from vdeblur.networks import DEFAULT
 from vdeblur.system.optional import installed
 from vdeblur.training.run import Both, ByLength, Validation, validation_of
 from vdeblur.training.run_log import RunLog, read_metrics
-from vdeblur.weights.load import load, shipped_weights
+from vdeblur.weights import load
+from vdeblur.weights.packaged import shipped_weights
 
 QUICK = ["--batch", "2", "--crop", "32", "--workers", "0", "--device", "cpu"]
 TINY = ["--model", "mimo-unet", "--config", "base=4", "--config", "blocks=1", *QUICK]

@@ -22,7 +22,8 @@ from vdeblur.inference.export import OPSET, Format, export, parameters_sha256, r
 from vdeblur.networks import DEFAULT, FAMILIES, Network
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.system.optional import installed, the_core
-from vdeblur.weights import load as checkpoints
+from vdeblur.weights import load_network
+from vdeblur.weights.packaged import shipped_weights
 
 # Smallest configurations of every family of the catalogue, and one on a rearranged image.
 TINY: list[tuple[str, dict[str, Any]]] = [
@@ -252,7 +253,7 @@ def test_the_command(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         load(f"{DEFAULT}.pt", _extra_files=extra)
-    shipped = checkpoints.shipped_weights(DEFAULT).read_bytes()
+    shipped = shipped_weights(DEFAULT).read_bytes()
     sha256, name = (bytes(value).decode() for value in extra.values())  # type: ignore[arg-type]
     assert (sha256, name) == (hashlib.sha256(shipped).hexdigest(), DEFAULT)
 
@@ -295,7 +296,7 @@ def test_help_states_the_opset(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_loaded_network_is_checked_on_pictures_it_changes() -> None:
     """On plain noise the shipped network's correction is a hundredth of that on these."""
-    network = checkpoints.load_network()
+    network = load_network()
     assert isinstance(network, MIMOUNetGuided)
     with torch.no_grad():
         assert network.correction(random_input(network, 1, 96, 128)).abs().max() > 0.01

@@ -35,7 +35,7 @@ from vdeblur.inference.kernels.quantised import (
 from vdeblur.inference.runtimes import attach, choose, cuda
 from vdeblur.networks.layers import ResBlock
 from vdeblur.networks.mimo_unet import MIMOUNet
-from vdeblur.weights.load import load_network, save_weights
+from vdeblur.weights import load_network, save_weights
 
 BOTH = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 GPU = torch.device("cuda", 0)

@@ -44,8 +44,7 @@ from vdeblur.networks.blur_field import (
     spectra,
     windows_of,
 )
-from vdeblur.weights import load as checkpoints
-from vdeblur.weights.load import save_weights
+from vdeblur.weights import packaged, save_weights
 
 STRAIGHT = replace(PURE, calm_share=1.0, length_power=0.0)
 
@@ -175,9 +174,9 @@ def test_its_weights_are_held_to_their_card(
         card.write_text(json.dumps({"sha256": "0" * 64}))
         with pytest.raises(ModelError, match=r"cannot be read .*: reinstall"):
             load()
-        shipped = checkpoints.SHIPPED / "blur-field.safetensors"
+        shipped = packaged.SHIPPED / "blur-field.safetensors"
         path.write_bytes(shipped.read_bytes()[:-1] + b"!")
-        card.write_text((checkpoints.SHIPPED / "blur-field.json").read_text())
+        card.write_text((packaged.SHIPPED / "blur-field.json").read_text())
         with pytest.raises(ModelError, match="not the file that its model card describes"):
             load()
         save_weights(path, {"some": torch.zeros(3)}, network="blur-field", config={})

@@ -13,7 +13,7 @@ from tests.networks.test_mimo_unet_cfa import CONFIGS as CFA
 from tests.networks.test_mimo_unet_lite import CONFIGS as LITE
 from vdeblur.networks import FAMILIES, build
 from vdeblur.networks.base import Network
-from vdeblur.weights.load import load_network, save_weights
+from vdeblur.weights import load_network, save_weights
 
 NAMES = {"mimo-unet-cfa": CFA, "mimo-unet-lite": LITE}
 CASES = [(name, config) for name, configs in NAMES.items() for config in configs]

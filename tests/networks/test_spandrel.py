@@ -17,7 +17,7 @@ from vdeblur.errors import ModelError
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.networks import GlobalMean
 from vdeblur.networks.mimo_unet import MIMOUNet
-from vdeblur.weights.load import load
+from vdeblur.weights import load
 
 
 class Attention(nn.Module):

@@ -59,7 +59,7 @@ from vdeblur.training.trainer import (
     train,
     with_sharp_input,
 )
-from vdeblur.weights.load import load, save_weights
+from vdeblur.weights import load, save_weights
 
 TINY = Recipe(
     "tiny",

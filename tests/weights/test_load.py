@@ -30,8 +30,8 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.export import random_pictures
 from vdeblur.networks import DEFAULT, Identity, Network, build, names, spec
 from vdeblur.networks.mimo_unet import MIMOUNet
-from vdeblur.weights import load as checkpoints
-from vdeblur.weights.load import load, load_network, recognise, save_weights
+from vdeblur.weights import load, load_network, packaged, save_weights
+from vdeblur.weights.recognition import recognise, sharing_weights
 
 TINY = {"base": 8, "blocks": 1}
 
@@ -175,7 +175,7 @@ def test_every_network_of_the_catalogue_is_recognised_by_its_tensors(name: str) 
     assert found.exact
     assert (found.family, found.config) == (spec(name).family, network.config)
     assert found.entry is not None
-    assert name in checkpoints.sharing_weights(found.entry)
+    assert name in sharing_weights(found.entry)
 
 
 # --- which network is meant ----------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_the_name_given_and_the_weights_must_agree(tmp_path: Path) -> None:
     assert loaded.name == "mimo-unet"
     assert loaded.notes == (
         "weights x.pth: mimo-unet (base 8, blocks 2, unshuffle 1)",
-        "they are not of mimo-unet, as asked for: taken as what they are",
+        "not weights of mimo-unet; using the network they belong to",
     )
     assert isinstance(loaded.network, MIMOUNet)
     assert loaded.network.config["blocks"] == 2
@@ -466,7 +466,7 @@ def test_the_report_names_the_network_of_the_weights(
 def test_shipped_weights_are_held_to_their_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    monkeypatch.setattr(packaged, "SHIPPED", tmp_path)
     with pytest.raises(ModelError, match=f"no weights ship for '{DEFAULT}'"):
         load_network(DEFAULT)
     path, card = tmp_path / f"{DEFAULT}.safetensors", tmp_path / f"{DEFAULT}.json"
@@ -485,7 +485,7 @@ def test_shipped_weights_are_held_to_their_card(
 
 def test_the_weights_in_the_package_load_and_fit_their_entry() -> None:
     for name in names():
-        assert (checkpoints.SHIPPED / f"{name}.safetensors").exists() == spec(name).ships
+        assert (packaged.SHIPPED / f"{name}.safetensors").exists() == spec(name).ships
         if spec(name).ships:
             loaded = load(name)
             assert isinstance(loaded.network, Network)

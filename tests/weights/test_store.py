@@ -19,8 +19,7 @@ from vdeblur.cli import main as cli
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.networks import catalogue, names, spec
 from vdeblur.networks.mimo_unet import MIMOUNet
-from vdeblur.weights import download, store
-from vdeblur.weights.load import load
+from vdeblur.weights import download, load, store
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -269,7 +268,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, body, status = self.server, self.server.content, 200
-        if self.path != "/weights.pth":
+        if self.path.partition("?")[0] != "/weights.pth":
             return self.send_error(404)
         wanted = self.headers.get("Range", "")
         fresh = self.headers.get("If-Range") in (None, server.etag)
@@ -317,12 +316,49 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             thread.join()
 
 
+def test_secrets_of_an_address_are_neither_shown_nor_kept(
+    run: Run, server: Server, folder: Path
+) -> None:
+    url = server.url + "?X-Amz-Signature=5ecret5&part=1"
+    server.break_after = len(server.content) // 2
+    code, out, err = run("fetch", "mine", "--url", url)
+    assert code == 1
+    assert f"{server.url}?X-Amz-Signature=***&part=1 broke off" in err
+    record = folder / "fetched" / "mine.pth.part.json"
+    assert json.loads(record.read_text())["url"] == f"{server.url}?X-Amz-Signature=***&part=1"
+    shown = [out, err, record.read_text()]
+    code, out, err = run("fetch", "mine", "--url", url)
+    assert (code, [status for status, _ in server.given]) == (0, [200, 206])
+    shown += [out, err, (folder / "mine.json").read_text()]
+    assert "5ecret5" not in "".join(shown)
+    stored = store.find_weights("mine")
+    assert stored is not None
+    assert stored.source == f"{server.url}?X-Amz-Signature=***&part=1"
+    # Records of earlier versions hold the address as it was given.
+    file = folder / "mine.json"
+    file.write_text(file.read_text().replace("=***", "=5ecret5"))
+    stored = store.find_weights("mine")
+    assert stored is not None
+    assert "5ecret5" not in stored.source
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:5ecret5@127.0.0.1:1/w.pth", "http://5ecret5@127.0.0.1:1/w", "ftp://a:5ecret5@x/w"],
+)
+def test_the_user_of_an_address_is_not_shown(address: str, run: Run) -> None:
+    code, out, err = run("fetch", "mine", "--url", address)
+    assert code != 0
+    assert "5ecret5" not in out + err
+    assert "://***@" in err
+
+
 def test_a_file_is_fetched_checked_and_kept(run: Run, server: Server, folder: Path) -> None:
     digest = hashlib.sha256(server.content).hexdigest()
     code, out, err = run("fetch", "mine", "--url", server.url, "--sha256", digest.upper())
     assert (code, out) == (0, "")
     assert "mimo-unet (base 8, blocks 1, unshuffle 1); --weights mine uses it" in err
-    kept = store.find("mine")
+    kept = store.find_weights("mine")
     assert kept is not None
     assert (kept.source, kept.sha256) == (server.url, digest)
     assert load(None, "mine").name == "mimo-unet"
@@ -340,7 +376,7 @@ def test_an_interrupted_fetch_goes_on_where_it_ended(
     assert code == 1
     assert "broke off after 0.0 of 0." in err
     assert "the same command goes on" in err
-    assert not store.kept()
+    assert not store.stored_weights()
     assert run("fetch", "mine", "--url", server.url)[0] == 0
     assert server.given == [(200, 5000), (206, len(server.content) - 5000)]
     assert load(None, "mine").name == "mimo-unet"
@@ -360,7 +396,7 @@ def test_a_fetch_begins_anew_where_the_halves_may_not_match(
         server.content = checkpoint(tmp_path / "two.pth", blocks=2).read_bytes()
     assert run("fetch", "mine", "--url", server.url)[0] == 0
     assert server.given[1] == (200, len(server.content))
-    kept = store.find("mine")
+    kept = store.find_weights("mine")
     assert kept is not None
     assert kept.sha256 == hashlib.sha256(server.content).hexdigest()
 
@@ -430,7 +466,7 @@ def test_a_fetch_that_cannot_be_says_why_and_what_to_do(
         assert (code, "is no address to fetch from" in err) == (2, True)
     code, _, err = run("fetch", "mine", "--url", server.url, "--sha256", "12")
     assert (code, "is no sha256" in err) == (2, True)
-    assert not store.kept()
+    assert not store.stored_weights()
 
 
 def test_a_server_that_stops_answering_is_not_waited_for(
@@ -495,4 +531,4 @@ def test_stopping_a_fetch_keeps_what_came(
 def test_names_are_checked_where_they_are_used() -> None:
     with pytest.raises(UsageError, match="a word of `vdeblur models` itself"):
         store.check_name("fetch")
-    assert store.find("../../etc/passwd") is None
+    assert store.find_weights("../../etc/passwd") is None

@@ -46,7 +46,7 @@ from vdeblur.networks import Network, build, spec
 from vdeblur.system.memory import peak_bytes, reset_peak
 from vdeblur.system.thread_shares import with_one_torch_thread
 from vdeblur.system.workers import Drain, background
-from vdeblur.weights.load import load
+from vdeblur.weights import load
 
 #: What runs beside each other in the pipeline; colour and network take turns on the device.
 STAGES = ("decode", "upload", "colour", "network", "download", "encode")

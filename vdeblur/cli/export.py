@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.inference.export import export
     from vdeblur.networks import Network
     from vdeblur.system.files import sha256_of
-    from vdeblur.weights.load import load
+    from vdeblur.weights import load
 
     loaded = load(args.model, args.weights)
     if args.stage is not None:

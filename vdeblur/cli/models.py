@@ -82,10 +82,12 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.words:
         name = args.words[0]
-        kept = store.find(name)
+        kept = store.find_weights(name)
         if name not in names():
             if kept is None:
-                meant = store.near(name, [*names(), *(entry.name for entry in store.kept())])
+                meant = store.closest_name(
+                    name, [*names(), *(entry.name for entry in store.stored_weights())]
+                )
                 try:
                     spec(name)  # says which names there are
                 except ModelError as error:
@@ -97,7 +99,7 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps(facts) if args.json else _details(facts))
         return 0
     networks = [_facts(name) for name in names() if spec(name).trained]
-    added = [_facts_of_kept(kept) for kept in store.kept()]
+    added = [_facts_of_kept(kept) for kept in store.stored_weights()]
     if args.json:
         print(json.dumps({"networks": networks, "added": added}))
         return 0
@@ -140,14 +142,14 @@ def _facts(name: str) -> dict[str, Any]:
     """All that is known of a network of the catalogue."""
     from vdeblur.networks import spec
     from vdeblur.weights import store
-    from vdeblur.weights.load import sharing_weights
+    from vdeblur.weights.recognition import sharing_weights
 
     entry = spec(name)
     network = _sketch(entry.family, json.dumps(dict(entry.config)))
     parameters = sum(p.numel() for p in network.parameters())
     pixels = 1280 * 720
     if entry.trained and not entry.ships:
-        here = "added" if any(store.find(own) for own in sharing_weights(entry)) else ""
+        here = "added" if any(store.find_weights(own) for own in sharing_weights(entry)) else ""
     else:
         here = "shipped" if entry.ships else "needs none"
     # Views of an ensemble are run one after another: their memory is that of one.
@@ -198,7 +200,7 @@ def _facts_of_kept(kept: Any) -> dict[str, Any]:
 
 def _details(facts: dict[str, Any]) -> str:
     """One network or kept file, a fact a line."""
-    from vdeblur.weights.load import describe
+    from vdeblur.weights.recognition import describe
 
     if "file" in facts:
         rows = [
@@ -274,7 +276,8 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
     from vdeblur.networks import names, spec
     from vdeblur.system.files import sha256_of
     from vdeblur.weights import store
-    from vdeblur.weights.load import identify, sharing_weights
+    from vdeblur.weights.loading import identify
+    from vdeblur.weights.recognition import sharing_weights
 
     store.check_free(name, replace=args.force)
     if name in names() and (spec(name).ships or not spec(name).trained):
@@ -285,7 +288,7 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
         raise UsageError(
             f"{file} is {loaded.description}, but {name!r} is another network: choose another name"
         )
-    kept = store.keep(
+    kept = store.store_weights(
         file,
         name=name,
         network=loaded.description,
@@ -300,7 +303,7 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
 def _remove(args: argparse.Namespace) -> int:
     from vdeblur.weights import store
 
-    store.remove(args.words[1])
+    store.remove_weights(args.words[1])
     say(f"{args.words[1]} is removed")
     return 0
 
@@ -309,6 +312,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vdeblur.networks import names, spec
+    from vdeblur.system.masking import masked_download
     from vdeblur.weights import store
     from vdeblur.weights.download import download
 
@@ -320,12 +324,13 @@ def _fetch(args: argparse.Namespace) -> int:
     page = entry.page if entry else ""
     url = args.url or (entry.url if entry else "")
     if not url:
-        meant = None if entry else store.near(name, names())
+        meant = None if entry else store.closest_name(name, names())
         hint = f"; did you mean {meant}?" if meant else ""
         raise UsageError(
             f"no address is known for the weights of {name!r}: give --url, or "
             f"{_manual(name, page)}{hint}"
         )
+    shown = masked_download(url)
     digest = args.sha256 or (entry.sha256 if entry and not args.url else "")
     target = store.weights_folder() / "fetched" / (name + store.suffix_of(url.partition("?")[0]))
     bar = tqdm(desc=name, unit="B", unit_scale=True, disable=None, dynamic_ncols=True)
@@ -343,10 +348,10 @@ def _fetch(args: argparse.Namespace) -> int:
         say("vdeblur: stopped; what has come is kept, the same command goes on from there")
         return 130
     try:
-        _keep(target, name, source=url, args=args)
+        _keep(target, name, source=shown, args=args)
     except ModelError as error:
         # The file goes: its address is what tells the user which it was.
-        raise ModelError(str(error).replace(str(target), f"what {url} gave")) from error
+        raise ModelError(str(error).replace(str(target), f"what {shown} gave")) from error
     finally:
         target.unlink(missing_ok=True)
     return 0

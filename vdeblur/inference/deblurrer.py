@@ -41,7 +41,7 @@ from vdeblur.networks import GlobalMean, Identity, Network, share_means, taps
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.memory import available_bytes
 from vdeblur.system.thread_shares import SideBySide
-from vdeblur.weights.load import load
+from vdeblur.weights import load
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -88,7 +88,7 @@ class Deblurrer:
     network: a name of `vdeblur.networks.names()`, or any module that maps (N, 3, H, W) RGB in [0,
     1] to the same shape (see `vdeblur.networks` for what it may say of itself); it is moved, not
     copied. None is what the weights are for, or mimo-unet-guided. weights: a file, or the name of
-    kept ones (see `vdeblur.weights.load`); None for those that ship. What was loaded is named in
+    kept ones (see `vdeblur.weights`); None for those that ship. What was loaded is named in
     `name`, and in `about` as lines for a report. device: "auto" is CUDA, else Apple's MPS, else the
     CPU. precision: "auto" is fp16 on CUDA where the network can; bf16 on a CPU with instructions
     for it (AVX-512 BF16, AMX) where a network of the catalogue gives the same picture to 50 dB;

@@ -8,9 +8,12 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from vdeblur.errors import UsageError
+from vdeblur.system.masking import masked as masked
+from vdeblur.system.masking import secret as secret
+from vdeblur.system.masking import without_password
 
 #: What PyAV's wheels have no protocol or device for: an installed ffmpeg reads or writes it.
 FFMPEG_SCHEMES = {"srt", "rist"}
@@ -19,43 +22,6 @@ _NETWORK = {"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "rt
 
 SourceKind = Literal["network", "v4l2", "screen", "test", "file", "ffmpeg"]
 SinkKind = Literal["file", "hls", "pipe", "push", "ffmpeg", "virtual"]
-
-# Up to the last @, since people write passwords with @ and / in them as they are.
-_USER = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:@/?#]*):(\S*)@")
-# Query parameters in which cameras and services carry secrets; SRT's passphrase is one.
-_SECRET = re.compile(
-    r"(?i)(?P<name>(?:^|[?&;,\s])(?:[\w-]*(?:pass|pwd|token|secret|key|auth|sig)[\w-]*))="
-    r"(?P<value>[^&;,\s'\"#]+)"
-)
-
-# rtmp://host/application/key: services give the key as a secret.
-_KEY = re.compile(r"(rtmps?://[^/\s]+/[^/\s]+/)([^\s'\"]+)")
-
-
-def masked(text: str, *, of: str = "") -> str:
-    """`text` with every password in it as `***`: of URLs (user:password@) and of their queries.
-
-    What follows an RTMP application's name is a stream key, and hidden too. of: the address that
-    the text is about: its passwords are hidden wherever they stand, URL or not.
-    """
-    for value in _secrets(of):
-        text = text.replace(value, "***")
-    text = _USER.sub(r"\1:***@", text)
-    text = _SECRET.sub(lambda m: f"{m['name']}=***", text)
-    return _KEY.sub(r"\1***", text)
-
-
-def _secrets(address: str) -> list[str]:
-    """The passwords and keys of an address, as they stand and decoded; the longest first."""
-    found = [m[2] for pattern in (_USER, _KEY) for m in pattern.finditer(address)]
-    found += [m["value"] for m in _SECRET.finditer(address)]
-    # One of a letter or two would hide half of the message, and is no secret.
-    return sorted({s for f in found for s in (f, unquote(f)) if len(s) > 2}, key=len, reverse=True)
-
-
-def secret(address: str) -> bool:
-    """Whether an address carries something that `masked` hides."""
-    return masked(address) != address
 
 
 def resolve(address: str) -> str:
@@ -127,7 +93,7 @@ def unknown_host(address: str) -> str:
     try:
         if scheme_of(address) in _NETWORK:
             # Without the password: parts of one with @ and / in it would be taken for the host.
-            host = urlsplit(_USER.sub(r"\1@", address)).hostname or ""
+            host = urlsplit(without_password(address)).hostname or ""
         if host:
             socket.getaddrinfo(host, None)
     except (OSError, ValueError):  # of names that cannot be, too

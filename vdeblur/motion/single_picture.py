@@ -30,7 +30,7 @@ from vdeblur.networks.blur_field import (
     windows_of,
 )
 from vdeblur.networks.taps import luma_of
-from vdeblur.weights.load import SHIPPED, checked_weights
+from vdeblur.weights.packaged import SHIPPED, checked_weights
 from vdeblur.weights.tensor_files import read_tensors
 
 #: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.

@@ -1,7 +1,7 @@
 """The catalogue of networks: a name → what it is and how it is built.
 
 A network is one file with a `Network` class in it, one line in FAMILIES and one entry here. Knows
-no files: weights are read by `vdeblur.weights.load`.
+no files: weights are read by `vdeblur.weights`.
 """
 
 from __future__ import annotations

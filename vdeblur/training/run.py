@@ -44,7 +44,7 @@ from vdeblur.training.trainer import (
     read_state,
     train,
 )
-from vdeblur.weights.load import load, save_weights, write_card
+from vdeblur.weights import load, save_weights, write_card
 
 _SAMPLE_BATCHES = 8  # that say which channels are dead, or of little use: a few dozen crops
 

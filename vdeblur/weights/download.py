@@ -1,7 +1,7 @@
-"""One file from an address, because someone asked for it: resumed, checked, or said why not.
+"""Download one file on request: resumed, checked, and complete or absent.
 
-What has arrived stays beside the target as NAME.part, with the address and the server's version of
-the file in NAME.part.json, so that the same request goes on where the last one ended.
+What has arrived stays beside the target as NAME.part, with the address (without its secrets) and
+the server's version of the file in NAME.part.json, so that the same request resumes there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.system.files import sha256_of
+from vdeblur.system.masking import masked, masked_download
 from vdeblur.version import __version__
 
 TIMEOUT_SECONDS = 30.0
 _PIECE = 1 << 18  # bytes
-# Most are OSErrors too, as a full disk is.
+# Most are subclasses of OSError, as the error of a full disk is.
 _NETWORK_ERRORS = (
     http.client.HTTPException,
     urllib.error.URLError,
@@ -41,14 +42,27 @@ Progress = Callable[[int, int | None], None]
 def download(
     url: str, target: Path, *, sha256: str = "", on_progress: Progress | None = None
 ) -> None:
-    """Bring the file at `url` (http or https) to `target`, going on from an earlier attempt.
+    """Download the file at an address to `target`, resuming an earlier attempt.
 
-    sha256: that it must have, in hexadecimal; what has another is deleted. UsageError for an
-    address or a digest that cannot be one; ModelError when the server does not give the file;
-    OutputError when it cannot be written. Whatever interrupts it, `target` is complete or absent.
+    Whatever interrupts it, `target` is complete or absent. Messages show the address without its
+    secrets.
+
+    Args:
+        url: an http or https address.
+        target: the file to make; its folder is made as well.
+        sha256: checksum that the file must have, in hexadecimal; a file with another is deleted.
+        on_progress: called with the number of bytes so far and in all (None when unknown).
+
+    Raises:
+        UsageError: the address or the checksum cannot be one.
+        ModelError: the server does not send the file, or it has another checksum.
+        OutputError: the file cannot be written.
     """
+    shown = masked_download(url)
     if not re.match(r"https?://[^/\s]+", url):
-        raise UsageError(f"{url!r} is no address to fetch from: give one that begins with https://")
+        raise UsageError(
+            f"{shown!r} is no address to fetch from: give one that begins with https://"
+        )
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"{sha256!r} is no sha256: give its 64 hexadecimal digits")
     part = target.with_name(target.name + ".part")
@@ -58,7 +72,7 @@ def download(
         if sha256 and (digest := sha256_of(part)) != sha256.lower():
             _forget(part)
             raise ModelError(
-                f"{url} gave a file with sha256 {digest}, not {sha256.lower()}: it was deleted, "
+                f"{shown} gave a file with sha256 {digest}, not {sha256.lower()}: it was deleted, "
                 "for it is not what was stated"
             )
         part.replace(target)
@@ -66,17 +80,19 @@ def download(
     except _NETWORK_ERRORS as error:
         kept = part.stat().st_size / 1e6 if part.exists() else 0
         again = f"; {kept:.1f} MB are kept, the same command goes on from there" if kept else ""
-        raise ModelError(f"{url} cannot be fetched: {_reason(error)}{again}") from error
+        reason = masked(_reason(error), of=url)
+        raise ModelError(f"{shown} cannot be fetched: {reason}{again}") from error
     except OSError as error:
         raise OutputError(f"{part} cannot be written ({error.strerror or error})") from error
 
 
 def _bring(url: str, part: Path, *, resumable: bool, on_progress: Progress | None) -> None:
+    shown = masked_download(url)
     have = part.stat().st_size if part.exists() else 0
     known = _facts(part)
-    # Without the server's word for this version of the file, only a checksum can tell that the
+    # Without the server's name for this version of the file, only a checksum can tell whether the
     # halves belong together.
-    if known.get("url") != url or not (known.get("version") or resumable):
+    if known.get("url") != shown or not (known.get("version") or resumable):
         have = 0
     headers = {"User-Agent": f"vdeblur/{__version__}", "Accept-Encoding": "identity"}
     if have:
@@ -92,21 +108,21 @@ def _bring(url: str, part: Path, *, resumable: bool, on_progress: Progress | Non
         if error.code != 416 or not have:
             raise
         if whole and int(whole[1]) == have:
-            return  # all of it had come
+            return  # it was complete
         _forget(part)
         return _bring(url, part, resumable=resumable, on_progress=on_progress)
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise ModelError(f"{url} gives a web page, not a file: download it in a browser")
+            raise ModelError(f"{shown} gives a web page, not a file: download it in a browser")
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if response.status != 206 or span is None or int(span[1]) != have:
-            have = 0  # the server begins at the beginning
+            have = 0  # the server sends it from its start
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         version = response.headers.get("ETag", "")
-        if not version or version.startswith("W/"):  # a weak one may not be compared for ranges
+        if not version or version.startswith("W/"):  # RFC 9110 forbids weak ones for ranges
             version = response.headers.get("Last-Modified", "")
-        facts = json.dumps({"url": url, "version": version})
+        facts = json.dumps({"url": shown, "version": version})
         _facts_file(part).write_text(facts, encoding="utf-8")
         with part.open("r+b" if have else "wb") as file:
             file.seek(have)
@@ -118,7 +134,7 @@ def _bring(url: str, part: Path, *, resumable: bool, on_progress: Progress | Non
                     on_progress(have, total)
     if total is not None and have < total:
         raise ModelError(
-            f"{url} broke off after {have / 1e6:.1f} of {total / 1e6:.1f} MB: the same command "
+            f"{shown} broke off after {have / 1e6:.1f} of {total / 1e6:.1f} MB: the same command "
             "goes on from there"
         )
 
@@ -141,7 +157,7 @@ def _forget(part: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in words for a person."""
+    """Return the cause of a network error in words."""
     cause: Any = getattr(error, "reason", error)
     if isinstance(error, urllib.error.HTTPError):
         gone = "the file is not there any more" if error.code in (404, 410) else error.reason

@@ -1,7 +1,6 @@
-"""The user's own weights: copies under a name, each with its facts and sha256 beside it.
+"""The user's own weights: copies under a name, each with a record that states its sha256.
 
-They lie in the user's data folder: VDEBLUR_DATA, or where the system keeps such things. Knows no
-networks.
+They lie in `weights` in the data folder (`vdeblur.system.folders.data_folder`). Knows no networks.
 """
 
 from __future__ import annotations
@@ -13,26 +12,34 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.system.files import replacing, sha256_of
 from vdeblur.system.folders import data_folder
+from vdeblur.system.masking import masked_download
 
-#: Words that `vdeblur models` takes for itself.
+#: Names that `vdeblur models` uses as words of its own.
 RESERVED = frozenset({"add", "remove", "fetch"})
-# Windows takes these for devices, whatever follows the dot.
+# Windows reserves these for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.)")
 _SUFFIXES = frozenset({".pkl", ".pth", ".pt", ".ckpt", ".bin", ".npz", ".safetensors"})
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Weights that were added.
+class StoredWeights:
+    """The record of stored weights.
 
-    file: its name in the weights folder. network: what was recognised in it, as a sentence's part.
-    source: the path or address that it came from. added: date, ISO 8601.
+    Attributes:
+        name: the name that they are used by.
+        file: name of the copy in the weights folder.
+        sha256: checksum of the copy, in hexadecimal.
+        size_bytes: size of the copy.
+        network: the recognised network and its configuration, in words.
+        source: path or address that they came from, without secrets.
+        added: date, ISO 8601.
     """
 
     name: str
@@ -45,17 +52,17 @@ class Kept:
 
     @property
     def path(self) -> Path:
-        """Where the copy lies."""
+        """The copy."""
         return weights_folder() / self.file
 
 
 def weights_folder() -> Path:
-    """Where kept weights lie; it need not exist."""
+    """Return the folder of the copies and their records; it need not exist."""
     return data_folder() / "weights"
 
 
 def check_name(name: str) -> None:
-    """UsageError when kept weights cannot be called this."""
+    """Raise UsageError when a name cannot be used for stored weights."""
     if not _NAME.fullmatch(name) or _DEVICES.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be a name of weights: use up to 64 letters, digits, and . _ - "
@@ -65,64 +72,84 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is a word of `vdeblur models` itself: choose another name")
 
 
-def kept() -> list[Kept]:
-    """All weights that were added, by name; records that cannot be read are left out."""
+def stored_weights() -> list[StoredWeights]:
+    """Return all readable records, sorted by name."""
     found = []
     for record in sorted(weights_folder().glob("*.json")):
         try:
-            found.append(_read(record))
+            found.append(_read_record(record))
         except ModelError:
             continue
     return found
 
 
-def find(name: str) -> Kept | None:
-    """The weights kept under a name; ModelError when its record is damaged."""
+def find_weights(name: str) -> StoredWeights | None:
+    """Return the record of a name, or None.
+
+    Raises:
+        ModelError: the record is damaged.
+    """
     record = weights_folder() / f"{name}.json"
-    return _read(record) if _NAME.fullmatch(name) and record.is_file() else None
+    return _read_record(record) if _NAME.fullmatch(name) and record.is_file() else None
 
 
-def kept_for(name: str) -> Path | None:
-    """The file kept under a name, its sha256 checked; None when there is none."""
-    entry = find(name)
+def stored_file(name: str) -> Path | None:
+    """Return the copy under a name, its sha256 checked, or None when nothing has this name.
+
+    Raises:
+        ModelError: the record is damaged, or the copy is not the file that was added.
+    """
+    entry = find_weights(name)
     return None if entry is None else _checked(entry)
 
 
 def locate(weights: Path | str) -> Path:
-    """A file that exists, or else the kept one of this name, its sha256 checked.
+    """Return a file that exists, or else the copy stored under this name, its sha256 checked.
 
-    ModelError when it is neither, or not what was added any more.
+    Raises:
+        ModelError: there is neither, or the copy is not the file that was added.
     """
     path = Path(weights)
     if path.exists():
         return path
-    entry = find(str(weights))
+    entry = find_weights(str(weights))
     if entry is not None:
         return _checked(entry)
-    have = ", ".join(entry.name for entry in kept()) or "none yet, see `vdeblur models add`"
+    stored = [entry.name for entry in stored_weights()]
+    have = ", ".join(stored) or "none yet, see `vdeblur models add`"
     what = "weights file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "file or name"
-    meant = near(str(weights), [entry.name for entry in kept()])
+    meant = closest_name(str(weights), stored)
     hint = f"; did you mean {meant}?" if meant else ""
     raise ModelError(f"{what} {weights} does not exist: check the path; kept by name: {have}{hint}")
 
 
-def near(name: str, known: Sequence[str]) -> str | None:
-    """Which of the known names somebody may have meant, if any."""
+def closest_name(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that a mistyped one resembles, or None."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return found[0] if found else None
 
 
-def keep(
+def store_weights(
     file: Path, *, name: str, network: str, source: str, sha256: str, replace: bool = False
-) -> Kept:
-    """Copy a file under a name; it is there completely or not at all.
+) -> StoredWeights:
+    """Copy a weights file to the store; the copy is complete or absent.
 
-    sha256: that the copy must have. UsageError when the name cannot be used, or is taken and
-    `replace` is False; OutputError when the folder cannot be written.
+    Args:
+        file: the file to copy.
+        name: the name to store it under.
+        network: the recognised network, in words, for the record.
+        source: path or address that the file came from, for the record; without secrets.
+        sha256: checksum that the copy must have.
+        replace: replace weights that have this name already.
+
+    Raises:
+        UsageError: the name cannot be used, or is taken and `replace` is False.
+        ModelError: the file changed while it was copied.
+        OutputError: the folder cannot be written.
     """
     check_free(name, replace=replace)
     folder = weights_folder()
-    # The record names its file: until it is replaced, the earlier file is the one.
+    # The record names its copy: until the record is replaced, the earlier copy stays in use.
     target = folder / f"{name}-{sha256[:12]}{suffix_of(file.name)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +157,7 @@ def keep(
             shutil.copyfile(file, temporary)
             if sha256_of(temporary) != sha256:
                 raise ModelError(f"{file} changed while it was being copied: try again")
-        entry = Kept(
+        entry = StoredWeights(
             name,
             target.name,
             sha256,
@@ -150,23 +177,28 @@ def keep(
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file of weights, ".bin" if it is none of the usual ones."""
+    """Return the suffix of a weights file's name; ".bin" unless it is a usual one."""
     suffix = Path(name).suffix.lower()
     return suffix if suffix in _SUFFIXES else ".bin"
 
 
 def check_free(name: str, *, replace: bool) -> None:
-    """UsageError when weights cannot be kept under this name."""
+    """Raise UsageError when a name cannot be used, or is taken and `replace` is False."""
     check_name(name)
     if not replace and (weights_folder() / f"{name}.json").exists():
         raise UsageError(f"weights are kept as {name!r} already: choose another name, or --force")
 
 
-def remove(name: str) -> None:
-    """Delete what is kept under a name, a damaged record too; ModelError when nothing is."""
+def remove_weights(name: str) -> None:
+    """Delete the weights stored under a name, even if their record is damaged.
+
+    Raises:
+        ModelError: nothing is stored under this name.
+        OutputError: the folder cannot be written.
+    """
     record = weights_folder() / f"{name}.json"
     if not _NAME.fullmatch(name) or not record.is_file():
-        have = [entry.name for entry in kept()]
+        have = [entry.name for entry in stored_weights()]
         there = f"there is {', '.join(have)}" if have else "nothing is kept at all"
         raise ModelError(f"nothing is kept as {name!r}: {there}")
     try:
@@ -182,9 +214,11 @@ def _files_of(name: str) -> list[Path]:
     return [path for path in weights_folder().iterdir() if pattern.fullmatch(path.name)]
 
 
-def _read(record: Path) -> Kept:
+def _read_record(record: Path) -> StoredWeights:
     try:
-        entry = Kept(**json.loads(record.read_text(encoding="utf-8")))
+        entry = StoredWeights(**json.loads(record.read_text(encoding="utf-8")))
+        if "://" in entry.source:  # records of earlier versions hold addresses with their secrets
+            entry = replaced(entry, source=masked_download(entry.source))
         sound = entry.name == record.stem and Path(entry.file).name == entry.file
     except (OSError, ValueError, TypeError):
         sound = False
@@ -195,7 +229,7 @@ def _read(record: Path) -> Kept:
     return entry
 
 
-def _checked(entry: Kept) -> Path:
+def _checked(entry: StoredWeights) -> Path:
     try:
         digest = sha256_of(entry.path)
     except OSError as error:
