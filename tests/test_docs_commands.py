@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 import vdeblur
-from vdeblur.cli import _parser as parser_of_vdeblur
-from vdeblur.cli import main
+from vdeblur.cli.main import _parser as parser_of_vdeblur
+from vdeblur.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
