@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vdeblur.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from vdeblur.deblur import Report, deblur_frames, deblur_stream, deblur_video
+    from vdeblur.deblur import Report, deblur_frames, deblur_video
     from vdeblur.errors import (
         Cancelled,
         DeviceError,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from vdeblur.frames import Frame, FrameBatch, PlaneLayout, VideoInfo
     from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.live.options import SessionOptions
+    from vdeblur.live.stream import LiveFrame, Stream, deblur_stream
     from vdeblur.media.encoders import EncodeOptions
     from vdeblur.media.reader import VideoReader
     from vdeblur.media.writer import VideoWriter
@@ -43,10 +45,13 @@ __all__ = [
     "Frame",
     "FrameBatch",
     "InputError",
+    "LiveFrame",
     "ModelError",
     "OutputError",
     "PlaneLayout",
     "Report",
+    "SessionOptions",
+    "Stream",
     "UsageError",
     "VdeblurError",
     "VideoInfo",
@@ -58,7 +63,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "deblur": ("Report", "deblur_frames", "deblur_stream", "deblur_video"),
+    "deblur": ("Report", "deblur_frames", "deblur_video"),
+    "live.options": ("SessionOptions",),
+    "live.stream": ("LiveFrame", "Stream", "deblur_stream"),
     "inference.deblurrer": ("Deblurrer",),
     "media.encoders": ("EncodeOptions",),
     "errors": (

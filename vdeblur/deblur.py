@@ -9,9 +9,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,9 +27,6 @@ from vdeblur.inference import settings as tuning
 from vdeblur.inference.deblurrer import Deblurrer, Precision
 from vdeblur.inference.gpu_frames import adopt
 from vdeblur.inference.transfers import Overlap, motion_of
-from vdeblur.live.restorer import LiveDeblurrer
-from vdeblur.live.session import SessionOptions
-from vdeblur.live.stream import Stream, many
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.reader import VideoReader, is_pattern
 from vdeblur.media.verify import BY_CONTAINER, verify
@@ -381,48 +378,6 @@ def deblur_frames(
         if len(pending) == size:
             yield from flush()
     yield from flush()
-
-
-def deblur_stream(
-    source: str | Sequence[str],
-    sink: str | Sequence[str] = (),
-    *,
-    model: str | nn.Module | Deblurrer | None = None,
-    weights: str | Path | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
-    degrade: Sequence[str] = (),
-    max_latency: float = 0.3,
-    exposure: str | float | Fraction | Exposure = AUTO,
-    options: SessionOptions | None = None,
-    on_event: Callable[..., None] = lambda name, **facts: None,
-) -> Stream:
-    """Restore a live source into sinks, within `max_latency` seconds, until it is stopped.
-
-    source, sink: one address or several, as `vdeblur camera` takes them; no sink is for iterating
-    alone. The result is iterated (`for frame in stream: frame.rgb()`), waited for (`wait`) or
-    stopped (`stop`); see `vdeblur.live.stream.Stream`. model, weights, device, precision: as for
-    `deblur_video`. degrade: steps such as `("half", "quarter")` that may be taken when time is
-    short. exposure: how long the shutter is open, for networks that are guided by motion: "auto",
-    "1/60", or the share of a frame's time, such as 0.5. options: all the rest; max_latency and
-    degrade go before it. on_event(name, **facts) is called, from other threads, when a connection
-    comes or goes, a segment begins, a step is taken.
-
-    Raises UsageError, InputError or OutputError where it cannot begin; later faults are waited out.
-    """
-    deblurrer = (
-        model
-        if isinstance(model, Deblurrer)
-        else Deblurrer(model, weights=weights, device=device, precision=precision)
-    )
-    settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
-    restorer = LiveDeblurrer(deblurrer, degrade, exposure=exposure)
-    return Stream(
-        *(many(source), many(sink), restorer),
-        options=settings,
-        guide=restorer.guide,
-        on_event=on_event,
-    )
 
 
 def batch_size(

@@ -21,7 +21,8 @@ from tests.helpers import peers
 from vdeblur.frames import Frame
 from vdeblur.live.addresses import Scene
 from vdeblur.live.encoding import LiveEncoding
-from vdeblur.live.session import Session, SessionOptions
+from vdeblur.live.options import SessionOptions
+from vdeblur.live.session import Session
 from vdeblur.live.sinks.sink import SinkOptions
 from vdeblur.live.sources.demo_scene import draw
 from vdeblur.live.sources.receiver import RetryOptions

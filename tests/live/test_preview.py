@@ -17,8 +17,9 @@ import pytest
 from tests.helpers.browser import CHROMIUM, Page
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
+from vdeblur.live.options import SessionOptions
 from vdeblur.live.preview import Preview
-from vdeblur.live.session import Session, SessionOptions
+from vdeblur.live.session import Session
 
 #: Where screenshots are kept, if anywhere else than with the test's own files.
 PICTURES = os.environ.get("VDEBLUR_TEST_PICTURES")

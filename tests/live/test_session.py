@@ -38,7 +38,8 @@ from tests.helpers.live import (
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
 from vdeblur.live.addresses import Scene
-from vdeblur.live.session import Session, SessionOptions
+from vdeblur.live.options import SessionOptions
+from vdeblur.live.session import Session
 from vdeblur.live.sources.demo_scene import draw
 
 

@@ -25,14 +25,14 @@ from vdeblur.errors import OutputError, UsageError, VdeblurError
 from vdeblur.frames import Frame
 from vdeblur.live.addresses import Scene, masked, numbered, resolve, sink_kind, source_kind
 from vdeblur.live.counters import Snapshot, Watch, quantiles_ms
-from vdeblur.live.encoding import Chunk, LiveEncoding, PictureEncoder, Sound, copy_of
+from vdeblur.live.encoding import Chunk, PictureEncoder, Sound, copy_of
+from vdeblur.live.options import SessionOptions
 from vdeblur.live.scheduler import Guide, Line, Notice, Picture, Restorer, Scheduler, write_back
 from vdeblur.live.sinks.files import FileSink, HlsSink
 from vdeblur.live.sinks.servers import FfmpegSink, PipeSink, PushSink
-from vdeblur.live.sinks.sink import Sink, SinkOptions
+from vdeblur.live.sinks.sink import Sink
 from vdeblur.live.sinks.virtual_camera import VirtualCamera
-from vdeblur.live.sources.receiver import Format, Receiver, RetryOptions
-from vdeblur.live.sources.source import SourceOptions
+from vdeblur.live.sources.receiver import Format, Receiver
 from vdeblur.live.sources.timing import Backoff
 
 #: Packets of sound that wait for their picture, at most: ten seconds and more.
@@ -44,20 +44,6 @@ _SINKS: dict[str, type[Sink]] = {
     "push": PushSink,
     "ffmpeg": FfmpegSink,
 }
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """All of a session but its addresses. max_latency: seconds from capture to the end of
-    encoding."""
-
-    max_latency: float = 0.3
-    degrade: bool = False
-    together: bool = False
-    source: SourceOptions = field(default_factory=SourceOptions)
-    retry: RetryOptions = field(default_factory=RetryOptions)
-    sink: SinkOptions = field(default_factory=SinkOptions)
-    encoding: LiveEncoding = field(default_factory=LiveEncoding)
 
 
 class Viewer(Protocol):

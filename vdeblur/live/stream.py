@@ -1,24 +1,28 @@
-"""A session as an iterable: the pictures as they leave, the newest of them, until it is stopped.
-
-Knows no torch and no network.
-"""
+"""Restore a live source from Python: `deblur_stream` returns a running session to iterate over."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
 from typing import Self, cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from vdeblur.inference.deblurrer import Deblurrer, Precision
 from vdeblur.live.counters import Snapshot
 from vdeblur.live.encoding import copy_of
+from vdeblur.live.options import SessionOptions
+from vdeblur.live.restorer import LiveDeblurrer
 from vdeblur.live.scheduler import Guide, Picture, Restorer
-from vdeblur.live.session import Session, SessionOptions
+from vdeblur.live.session import Session
+from vdeblur.motion.exposure import AUTO, Exposure
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,65 @@ class Stream:
         """See `Viewer`."""
 
 
-def many(what: str | Sequence[str]) -> list[str]:
-    """One address, or several, as a list."""
-    return [what] if isinstance(what, str) else [str(one) for one in what]
+def deblur_stream(
+    source: str | Sequence[str],
+    sink: str | Sequence[str] = (),
+    *,
+    model: str | nn.Module | Deblurrer | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    degrade: Sequence[str] = (),
+    max_latency: float = 0.3,
+    exposure: str | float | Fraction | Exposure = AUTO,
+    options: SessionOptions | None = None,
+    on_event: Callable[..., None] = lambda name, **facts: None,
+) -> Stream:
+    """Restore a live source into sinks within a time limit, until it is stopped.
+
+    The keywords are those of `deblur_video` where both have them, hence their number.
+
+    Args:
+        source: One address or several, as `vdeblur camera` takes them.
+        sink: One address or several; none to iterate only. With several sources, `{camera}` in an
+            address stands for the number of the source.
+        model: A name of the catalogue, a module or a `Deblurrer`, which then decides weights,
+            device and precision. If None, the network that `weights` belong to; without weights,
+            the default network.
+        weights: As for `deblur_video`.
+        device: As for `deblur_video`.
+        precision: As for `deblur_video`.
+        degrade: Steps that may be taken when time is short, such as `("half", "quarter")`.
+        max_latency: Seconds from capture to the end of encoding.
+        exposure: How long the shutter is open, for networks guided by motion: "auto" measures it;
+            "1/60" is in seconds, 0.5 a share of the frame interval.
+        options: Everything else about the session; `max_latency` and `degrade` override it.
+        on_event: Called as `on_event(name, **details)`, from several threads, when a connection
+            comes or goes, a segment begins or a step is taken. It must not block.
+
+    Returns:
+        The stream: iterate it (`for frame in stream: frame.rgb()`), `wait` for its end, or `stop`
+        it. It starts with the first of these, or when entered as a context manager.
+
+    Raises:
+        UsageError: If an argument is invalid.
+        InputError: If the source cannot be opened.
+        OutputError: If a sink cannot be opened. Later failures are retried.
+    """
+    deblurrer = (
+        model
+        if isinstance(model, Deblurrer)
+        else Deblurrer(model, weights=weights, device=device, precision=precision)
+    )
+    settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
+    restorer = LiveDeblurrer(deblurrer, degrade, exposure=exposure)
+    return Stream(
+        *(_as_list(source), _as_list(sink), restorer),
+        options=settings,
+        guide=restorer.guide,
+        on_event=on_event,
+    )
+
+
+def _as_list(addresses: str | Sequence[str]) -> list[str]:
+    return [addresses] if isinstance(addresses, str) else [str(address) for address in addresses]
