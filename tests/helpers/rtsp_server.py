@@ -39,6 +39,13 @@ def picture(number: int, width: int, height: int) -> bytes:
     return b"".join(rows) + bytes([128]) * (2 * chroma)
 
 
+def timed(data: bytes, at: int):
+    """A buffer with a time, in nanoseconds."""
+    buffer = Gst.Buffer.new_wrapped(data)
+    buffer.pts = at
+    return buffer
+
+
 class Factory(GstRtspServer.RTSPMediaFactory):
     def __init__(self, options):
         super().__init__()
@@ -48,7 +55,7 @@ class Factory(GstRtspServer.RTSPMediaFactory):
     def do_create_element(self, url):
         o = self.options
         text = (
-            "( appsrc name=source is-live=true do-timestamp=true format=time block=true "
+            "( appsrc name=source is-live=true format=time block=true "
             f"caps=video/x-raw,format=I420,width={o.width},height={o.height},framerate={o.fps}/1 "
             "! queue max-size-buffers=2 leaky=downstream ! x264enc tune=zerolatency "
             f"speed-preset=ultrafast key-int-max={o.fps} bitrate=800 ! rtph264pay name=pay0 pt=96 "
@@ -57,7 +64,7 @@ class Factory(GstRtspServer.RTSPMediaFactory):
         if o.sound:
             text += (
                 # Its own test source can be sought, and PLAY then fails where the picture's cannot.
-                "appsrc name=sound is-live=true do-timestamp=true format=time "
+                "appsrc name=sound is-live=true format=time "
                 "caps=audio/x-raw,format=S16LE,rate=8000,channels=1,layout=interleaved ! queue "
                 "! alawenc ! rtppcmapay name=pay1 "
             )
@@ -70,17 +77,24 @@ class Factory(GstRtspServer.RTSPMediaFactory):
         media.connect("unprepared", lambda *_: stop.set())
 
         def paint() -> None:
+            while source.get_clock() is None:
+                if stop.wait(0.005):
+                    return
+            start = source.get_clock().get_time() - source.get_base_time()
             begin, number = time.monotonic(), 0
             while not stop.wait(max(0.0, begin + number / self.options.fps - time.monotonic())):
+                # By the number, not by the moment at which a thread wakes up: on a busy machine
+                # picture and sound would be stamped apart.
+                at = start + number * Gst.SECOND // self.options.fps
                 data = picture(number, self.options.width, self.options.height)
-                if source.emit("push-buffer", Gst.Buffer.new_wrapped(data)) != Gst.FlowReturn.OK:
+                if source.emit("push-buffer", timed(data, at)) != Gst.FlowReturn.OK:
                     return
                 if sound is not None:
                     # A tone of 1 kHz beside each picture that begins a second, else silence.
                     loud = number % self.options.fps == 0
                     hum = bytes(2) * 4 + bytes([0, 32 if loud else 0]) * 4
                     hum *= 1000 // self.options.fps
-                    sound.emit("push-buffer", Gst.Buffer.new_wrapped(hum))
+                    sound.emit("push-buffer", timed(hum, at))
                 number = max(number + 1, int((time.monotonic() - begin) * self.options.fps))
 
         threading.Thread(target=paint, daemon=True).start()

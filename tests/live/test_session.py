@@ -89,13 +89,16 @@ def test_sound_stays_with_its_picture(kind: str, tmp_path: Path) -> None:
         live, _ = stack.enter_context(session(source, tmp_path / "a.mkv", network=Network(0.1)))
         peers.until(lambda: count(live) > wanted)
         assert count(live, "restored") > 5
-    flashes, beeps = [], []
+    numbers, times, beeps = [], [], []
     with av.open(str(tmp_path / "a.mkv")) as container:
         for frame in container.decode(video=0):
             code = peers.code_of(frame)
             assert code is not None
-            if code[0] % 25 == 0:
-                flashes.append(float(frame.time or 0))
+            numbers.append(code[0])
+            times.append(float(frame.time or 0))
+    # On a busy machine the very picture may be dropped: its time lies between those beside it.
+    tolled = range(-(-numbers[0] // 25) * 25, numbers[-1] + 1, 25)
+    flashes = [float(np.interp(number, numbers, times)) for number in tolled]
     with av.open(str(tmp_path / "a.mkv")) as container:
         silent = 0
         for sound in container.decode(audio=0):
