@@ -228,7 +228,7 @@ def test_another_rate_in_mid_stream(tmp_path: Path) -> None:
 
 def test_another_codec_in_mid_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The packets go on and none can be decoded: it is an outage, and is connected to again."""
-    monkeypatch.setattr("vdeblur.live.sources.receiver._Connection.BLIND", 2.0)
+    monkeypatch.setattr("vdeblur.live.sources.connection.Connection.BLIND", 2.0)
     one = clip(tmp_path / "1.ts").read_bytes()
     two = clip(tmp_path / "2.ts", codec="libx265", first=50, start=2, frames=300).read_bytes()
     three = clip(tmp_path / "3.ts", codec="mpeg2video", first=50, start=2, frames=300).read_bytes()

@@ -1,1 +1,1 @@
-"""Sources of live pictures: network streams, devices, screens, files, a generated scene."""
+"""Live sources: from an address to frames, sound and events. Knows no torch and no sinks."""
