@@ -23,8 +23,8 @@ from tests.motion.test_flow import FPS
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.live.counters import Prometheus
+from vdeblur.live.frame_line import FrameLine, QueuedFrame
 from vdeblur.live.restorer import LiveDeblurrer, LiveGuide
-from vdeblur.live.scheduler import Line, Picture
 from vdeblur.live.session import Session
 from vdeblur.motion.exposure import AUTO, TOLD, Exposure
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
@@ -90,8 +90,8 @@ def across(seen: Frame) -> float:
 
 
 def test_a_frame_goes_to_the_network_when_it_was_seen(texture: Any) -> None:
-    line, now = Line(10, guided=True), time.monotonic()
-    pictures = [Picture(frame(texture, 0, at=n / RATE), now, now) for n in range(4)]
+    line, now = FrameLine(10, guided=True), time.monotonic()
+    pictures = [QueuedFrame(frame(texture, 0, at=n / RATE), now, now) for n in range(4)]
     line.put(pictures[0])
     assert line.candidate() is None
     assert line.unseen(0) is pictures[0]
@@ -113,10 +113,10 @@ def test_a_frame_goes_to_the_network_when_it_was_seen(texture: Any) -> None:
 
 
 def test_a_frame_that_is_never_seen_leaves_in_time(texture: Any) -> None:
-    line, now = Line(0.2, guided=True), time.monotonic()
-    line.put(Picture(frame(texture, 0, at=0), now, now))
+    line, now = FrameLine(0.2, guided=True), time.monotonic()
+    line.put(QueuedFrame(frame(texture, 0, at=0), now, now))
     left = line.next(1)
-    assert isinstance(left, Picture)
+    assert isinstance(left, QueuedFrame)
     assert left.state == "pass"
     assert time.monotonic() - now < 0.3
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vdeblur import live
 from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.live.addresses import (
@@ -29,10 +30,12 @@ from vdeblur.live.addresses import (
     unknown_host,
 )
 from vdeblur.live.counters import JsonLines, Recent, host_port
-from vdeblur.live.scheduler import Line, Notice, Picture, Scheduler, write_back
+from vdeblur.live.frame_line import FrameLine, LineEvent, QueuedFrame, write_back
+from vdeblur.live.scheduler import Scheduler
+from vdeblur.live.sources.connection import _Relief
 from vdeblur.live.sources.demo_scene import draw, read_code, write_code
 from vdeblur.live.sources.devices import parse_listing
-from vdeblur.live.sources.receiver import Receiver, RetryOptions, _Relief
+from vdeblur.live.sources.receiver import Receiver, RetryOptions
 from vdeblur.live.sources.source import Refused, SourceOptions
 from vdeblur.live.sources.timing import Backlog, Backoff, Clock, Held, Rate, Timeline
 from vdeblur.live.systemd import unit
@@ -341,7 +344,7 @@ def test_refused_later_is_tried_again_slowly() -> None:
                 receiver.stop()
 
     receiver = Receiver("rtsp://h/x", Listening(), opener=Source)  # type: ignore[arg-type]
-    receiver._connected_once = True
+    receiver._announcer.connected_once = True
     receiver.start()
     assert receiver.join(5)
     assert 15 <= waits[0] <= 30
@@ -354,7 +357,7 @@ def test_decoding_less_begins_at_once_and_ends_at_a_keyframe(
         skip_frame = "DEFAULT"
 
     now, context = [100.0], Context()
-    monkeypatch.setattr("vdeblur.live.sources.receiver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vdeblur.live.sources.connection.time.monotonic", lambda: now[0])
     relief = _Relief(context, 0.3)
 
     def second(share: float, late: float, *, keyframe: bool = False) -> str:
@@ -406,9 +409,9 @@ class Network:
         return [False] * len(frames)
 
 
-def picture(number: int, now: float) -> Picture:
+def picture(number: int, now: float) -> QueuedFrame:
     planes = tuple(np.zeros(shape, np.uint8) for shape in LAYOUT.shapes)
-    return Picture(Frame(planes, LAYOUT, number, Fraction(1, 25)), now, now)
+    return QueuedFrame(Frame(planes, LAYOUT, number, Fraction(1, 25)), now, now)
 
 
 class Run:
@@ -417,7 +420,7 @@ class Run:
     def __init__(
         self, network: Network, *, limit: float, lines: int = 1, frames: int = 60, **more: Any
     ) -> None:
-        self.lines = [Line(limit, capacity=24) for _ in range(lines)]
+        self.lines = [FrameLine(limit, capacity=24) for _ in range(lines)]
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.left: list[list[tuple[int, float, str, int]]] = [[] for _ in self.lines]
         self.scheduler = Scheduler(
@@ -445,9 +448,9 @@ class Run:
         self.scheduler.stop()
         assert self.scheduler.join(5)
 
-    def _take(self, line: Line, left: list[tuple[int, float, str, int]]) -> None:
+    def _take(self, line: FrameLine, left: list[tuple[int, float, str, int]]) -> None:
         while (item := line.next(5.0)) is not None:
-            assert isinstance(item, Picture)
+            assert isinstance(item, QueuedFrame)
             write_back(item)
             age = time.monotonic() - item.captured
             left.append((item.frame.pts, age, item.state, int(item.frame.planes[0][0, 0])))
@@ -513,8 +516,8 @@ def test_cameras_share_batches_when_asked_to() -> None:
 
 
 def test_a_full_line_drops_the_oldest_and_keeps_what_stands_between() -> None:
-    line = Line(0.2, capacity=4)
-    line.put(Notice("format"))
+    line = FrameLine(0.2, capacity=4)
+    line.put(LineEvent())
     now = time.monotonic()
     for number in range(10):
         line.put(picture(number, now))
@@ -522,17 +525,17 @@ def test_a_full_line_drops_the_oldest_and_keeps_what_stands_between() -> None:
     line.close()
     items = []
     while (item := line.next(0.1)) is not None:
-        items.append(item.name if isinstance(item, Notice) else item.frame.pts)
-    assert items == ["format", 6, 7, 8, 9]
+        items.append("event" if isinstance(item, LineEvent) else item.frame.pts)
+    assert items == ["event", 6, 7, 8, 9]
 
 
 def test_what_is_late_is_dropped_unless_it_is_all_there_is() -> None:
-    line = Line(0.1, capacity=16)
+    line = FrameLine(0.1, capacity=16)
     old = time.monotonic() - 1
     for number in range(3):
         line.put(picture(number, old))
     item = line.next(0.1)
-    assert isinstance(item, Picture)
+    assert isinstance(item, QueuedFrame)
     assert (item.frame.pts, line.dropped) == (2, 2)
 
 
@@ -583,3 +586,11 @@ def test_listings_of_other_systems() -> None:
     assert [d.address for d in parse_listing("avfoundation", mac)] == ["avfoundation:0"]
     windows = '[dshow @ 1] "USB Camera" (video)\n[dshow @ 1] "Microphone" (audio)\n'
     assert [d.address for d in parse_listing("dshow", windows)] == ["dshow:video=USB Camera"]
+
+
+def test_public_names() -> None:
+    for name in live.__all__:
+        assert getattr(live, name).__module__.startswith("vdeblur.live."), name
+    assert set(live.__all__) <= set(dir(live))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = live.Nothing

@@ -159,8 +159,9 @@ def _live(args: argparse.Namespace) -> int:
     from vdeblur.live.counters import Prometheus
     from vdeblur.live.encoding import LiveEncoding
     from vdeblur.live.options import SessionOptions
+    from vdeblur.live.protocols import Viewer
     from vdeblur.live.restorer import LiveDeblurrer, degrade_steps
-    from vdeblur.live.session import Session, Viewer
+    from vdeblur.live.session import Session
     from vdeblur.live.sinks.sink import SinkOptions
     from vdeblur.live.sources.receiver import RetryOptions
     from vdeblur.live.sources.source import SourceOptions

@@ -1,20 +1,102 @@
-"""Live pictures: sources that come and go, the newest frame within a limit, sinks that may fail.
+"""Live pictures: cameras and streams, restored within a time limit, for weeks.
 
-    addresses    what a source or sink is called, and how it is named without its password
-    sources      an address → an open stream: network, device, screen, file, generated scene
-    receiving    a thread that reads a source, and connects again
-    timing       times on one line and on this machine's clock, pace, waits between tries
-    scheduling   which frames go through the network, which pass, which are dropped
-    encoding     pictures → packets, once for all sinks; sound → AAC
-    muxing       packets → a container of libav
-    sinks        an output in a thread with a bounded queue, that comes back by itself
-    recording    sinks on disks: files, HLS folders
-    sending      sinks beyond: standard output; servers, from a process of their own (push)
-    programs     other programs, and an installed ffmpeg
-    virtual      a virtual camera
-    watching     counts and times; JSON lines, Prometheus
-    preview      a page with the picture before and after
-    session      all of these, with a thread and a bound between each
+A `Session` connects the parts below, with a thread and a bounded queue between each of them.
+Sources may come and go, sinks may fail, and the network may be too slow: the newest frame wins.
 
-Knows no CUDA, no torch and no network: what restores is handed to `session.Session`.
+    session         all cameras of a process, sharing one network
+    camera          one source with its line, encoder, sinks and counters
+    frame_line      frames between receiving and encoding; each leaves on time
+    scheduler       which frames go through the network, which pass untouched
+    restorer        the network, with cheaper ways to run it
+    stream          `deblur_stream`, a session to iterate over
+    sources/        addresses → frames: network, device, screen, file, generated scene
+    sinks/          packets → files, HLS folders, servers, pipes; pictures → virtual cameras
+    encoding        pictures → packets, once for all sinks; sound → AAC
+    sound_queue     sound that waits for its picture
+    viewers         whoever takes the outgoing pictures: `stream`, `preview`
+    preview         a page with the picture before and after
+    counters        counts and times; JSON lines, Prometheus
+    snapshot        counts and times of a camera at one moment
+    addresses       kinds of addresses; masking of passwords
+    subprocesses    other programs, and an installed ffmpeg
+    systemd         a unit for a command line
+    options         `SessionOptions`
+    protocols       interfaces to networks, motion guides, viewers and event handlers
+
+Only `restorer` and `stream` know torch and networks; the rest is given a `Restorer`.
+
+The public names, loaded on first use:
+
+    deblur_stream, Stream, LiveFrame            restore a live source from Python
+    Session, SessionOptions                     the same with any network, and without iterating
+    SourceOptions, RetryOptions, SinkOptions, LiveEncoding      parts of SessionOptions
+    LiveDeblurrer                               `Deblurrer`s as a Restorer
+    Restorer, Guide, Viewer                     interfaces that a session is given
+    Preview                                     a Viewer that serves a page
+    Device, devices                             cameras and screens of this machine
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdeblur.live.encoding import LiveEncoding
+    from vdeblur.live.options import SessionOptions
+    from vdeblur.live.preview import Preview
+    from vdeblur.live.protocols import Guide, Restorer, Viewer
+    from vdeblur.live.restorer import LiveDeblurrer
+    from vdeblur.live.session import Session
+    from vdeblur.live.sinks.sink import SinkOptions
+    from vdeblur.live.sources.devices import Device, devices
+    from vdeblur.live.sources.receiver import RetryOptions
+    from vdeblur.live.sources.source import SourceOptions
+    from vdeblur.live.stream import LiveFrame, Stream, deblur_stream
+
+__all__ = [
+    "Device",
+    "Guide",
+    "LiveDeblurrer",
+    "LiveEncoding",
+    "LiveFrame",
+    "Preview",
+    "Restorer",
+    "RetryOptions",
+    "Session",
+    "SessionOptions",
+    "SinkOptions",
+    "SourceOptions",
+    "Stream",
+    "Viewer",
+    "deblur_stream",
+    "devices",
+]
+
+# Lazily, so that the parts without torch can be imported without it.
+_HOMES = {
+    "encoding": ("LiveEncoding",),
+    "options": ("SessionOptions",),
+    "preview": ("Preview",),
+    "protocols": ("Guide", "Restorer", "Viewer"),
+    "restorer": ("LiveDeblurrer",),
+    "session": ("Session",),
+    "sinks.sink": ("SinkOptions",),
+    "sources.devices": ("Device", "devices"),
+    "sources.receiver": ("RetryOptions",),
+    "sources.source": ("SourceOptions",),
+    "stream": ("LiveFrame", "Stream", "deblur_stream"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

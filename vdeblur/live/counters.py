@@ -57,10 +57,26 @@ STAGES = ("decode", "wait", "motion", "network", "encode")
 
 
 @dataclass
-class Watch:
-    """What one camera does, as it is counted."""
+class CameraCounters:
+    """What one camera has done so far.
 
-    camera: int
+    Attributes:
+        source: The source's address, masked.
+        state: connecting, live, outage, ended or failed.
+        size: Of the pictures, as WIDTHxHEIGHT.
+        codec: libav's name.
+        fps: Frames per second of the source.
+        reason: Of the last outage or failed try.
+        received, encoded: Frames.
+        corrupt: Damaged packets and frames.
+        jumps: Jumps of the source's times.
+        reconnects: Connections after the first.
+        outages, outage_seconds: Finished and current ones; seconds of the finished ones.
+        latency: Seconds from capture to the end of encoding.
+        stages: Seconds in each of `STAGES`.
+        down_since: Monotonic time at which the current outage began; None without.
+    """
+
     source: str
     state: str = "connecting"
     size: str = ""
@@ -74,10 +90,25 @@ class Watch:
     reconnects: int = 0
     outages: int = 0
     outage_seconds: float = 0.0
-    sound_dropped: int = 0
     latency: Recent = field(default_factory=Recent)
     stages: dict[str, Recent] = field(default_factory=lambda: {name: Recent() for name in STAGES})
     down_since: float | None = None
+
+    def begin_outage(self, reason: str) -> None:
+        """Count an outage that begins now."""
+        self.outages += 1
+        self.down_since = time.monotonic()
+        self.reason = reason
+
+    def end_outage(self) -> float | None:
+        """Count a reconnection; return the seconds of the outage, None if there was none."""
+        if self.down_since is None:
+            return None
+        seconds = time.monotonic() - self.down_since
+        self.outage_seconds += seconds
+        self.down_since = None
+        self.reconnects += 1
+        return seconds
 
 
 Snapshot = dict[str, Any]

@@ -154,7 +154,7 @@ class PictureEncoder:
         height: int,
         rate: Fraction,
         aspect: Fraction = Fraction(1),
-        colour: tuple[int, int, int, int] = (0, 2, 2, 2),
+        color_tags: tuple[int, int, int, int] = (0, 2, 2, 2),
         sound: Sound | None = None,
     ) -> None:
         self._force = True
@@ -185,7 +185,8 @@ class PictureEncoder:
         context.time_base = stream.time_base = _BASE
         context.framerate = rate
         context.sample_aspect_ratio = stream.sample_aspect_ratio = aspect
-        context.color_range, context.color_primaries, context.color_trc, context.colorspace = colour
+        context.color_range, context.color_primaries = color_tags[:2]
+        context.color_trc, context.colorspace = color_tags[2:]
         context.flags |= CodecFlags.global_header
         context.gop_size = max(1, round(rate * Fraction(options.keyframes).limit_denominator(100)))
         context.max_b_frames = 0

@@ -29,7 +29,7 @@ import numpy as np
 from vdeblur.errors import OutputError
 from vdeblur.live.counters import Snapshot, host_port
 from vdeblur.live.encoding import copy_of
-from vdeblur.live.scheduler import Picture
+from vdeblur.live.frame_line import QueuedFrame
 from vdeblur.system.optional import installed
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -116,18 +116,18 @@ class Preview:
         self._server.server_close()
         self._thread.join(2)
 
-    # -- what the session gives (vdeblur.live.session.Viewer) ----------------------------------
+    # -- what the session gives (vdeblur.live.protocols.Viewer) ----------------------------------
 
     def wants_before(self) -> bool:
         """See `Viewer`."""
         return self._looking > 0
 
     def picture(
-        self, camera: int, before: av.VideoFrame | None, picture: Picture, latency: float
+        self, camera: int, before: av.VideoFrame | None, frame: QueuedFrame, latency: float
     ) -> None:
         """See `Viewer`."""
         if self._looking:
-            after = picture.frame.carrier
+            after = frame.frame.carrier
             self.newest(camera).put(_pair(before if before is not None else after, after))
 
     def signal(self, camera: int, state: str) -> None:

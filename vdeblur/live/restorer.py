@@ -31,7 +31,7 @@ _SIZES = {"half": 2, "third": 3, "quarter": 4}
 
 
 class LiveDeblurrer:
-    """`Deblurrer`s in steps (`vdeblur.live.scheduler.Restorer`).
+    """`Deblurrer`s in steps (`vdeblur.live.protocols.Restorer`).
 
     degrade: what may follow the asked-for network, in order: `half`, `third` or `quarter` (the
     network sees the picture at that size, and its correction is enlarged: the picture itself keeps
@@ -94,7 +94,7 @@ class LiveDeblurrer:
 
 
 class LiveGuide:
-    """Sets the motion of a camera's frames (`vdeblur.live.scheduler.Guide`).
+    """Sets the motion of a camera's frames (`vdeblur.live.protocols.Guide`).
 
     Each is compared with the one before it, in some milliseconds. How long the shutter is open is
     read off some of them by `meters`, a thread that this takes a twentieth of, and that is not

@@ -18,9 +18,10 @@ from torch import nn
 from vdeblur.inference.deblurrer import Deblurrer, Precision
 from vdeblur.live.counters import Snapshot
 from vdeblur.live.encoding import copy_of
+from vdeblur.live.frame_line import QueuedFrame
 from vdeblur.live.options import SessionOptions
+from vdeblur.live.protocols import EventHandler, Guide, Restorer, ignore_event
 from vdeblur.live.restorer import LiveDeblurrer
-from vdeblur.live.scheduler import Guide, Picture, Restorer
 from vdeblur.live.session import Session
 from vdeblur.motion.exposure import AUTO, Exposure
 
@@ -62,7 +63,7 @@ class Stream:
         *,
         options: SessionOptions | None = None,
         guide: Callable[[], Guide | None] = lambda: None,
-        on_event: Callable[..., None] = lambda name, **facts: None,
+        on_event: EventHandler = ignore_event,
     ) -> None:
         self.missed = 0
         self._frames: deque[LiveFrame] = deque()
@@ -117,30 +118,30 @@ class Stream:
         """Counts and times of every camera, now."""
         return self._session.snapshot()
 
-    # -- vdeblur.live.session.Viewer -----------------------------------------------------------
+    # -- vdeblur.live.protocols.Viewer --------------------------------------------------------
 
     def wants_before(self) -> bool:
         """See `Viewer`."""
         return False
 
     def picture(
-        self, camera: int, before: av.VideoFrame | None, picture: Picture, latency: float
+        self, camera: int, before: av.VideoFrame | None, frame: QueuedFrame, latency: float
     ) -> None:
-        """See `Viewer`."""
+        """See `Viewer.picture`."""
         if not self._iterated or self._stopped:
             return
-        frame = LiveFrame(
+        outgoing = LiveFrame(
             camera,
-            picture.frame.time_seconds,
-            picture.state == "done",
+            frame.frame.time_seconds,
+            frame.state == "done",
             latency,
-            copy_of(picture.frame.carrier),
+            copy_of(frame.frame.carrier),
         )
         with self._changed:
             if len(self._frames) >= self.WAITING:
                 self._frames.popleft()
                 self.missed += 1
-            self._frames.append(frame)
+            self._frames.append(outgoing)
             self._changed.notify_all()
 
     def signal(self, camera: int, state: str) -> None:
@@ -159,7 +160,7 @@ def deblur_stream(
     max_latency: float = 0.3,
     exposure: str | float | Fraction | Exposure = AUTO,
     options: SessionOptions | None = None,
-    on_event: Callable[..., None] = lambda name, **facts: None,
+    on_event: EventHandler = ignore_event,
 ) -> Stream:
     """Restore a live source into sinks within a time limit, until it is stopped.
 

@@ -1,1 +1,1 @@
-"""Outputs of live pictures: files, servers, players, virtual cameras."""
+"""Live sinks: from packets to files, folders, pipes and servers. Knows no torch and no encoder."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from vdeblur.errors import OutputError
 from vdeblur.live.addresses import masked
 from vdeblur.live.encoding import Chunk, Template
+from vdeblur.live.protocols import EventHandler, ignore_event
 from vdeblur.live.sinks.muxing import Muxer
 from vdeblur.live.sources.timing import Backoff
 
@@ -79,7 +80,7 @@ class Sink:
         address: str,
         options: SinkOptions,
         *,
-        on_event: Callable[..., None] = lambda name, **facts: None,
+        on_event: EventHandler = ignore_event,
         keyframe: Callable[[], None] = lambda: None,
     ) -> None:
         self.address, self.options = address, options
