@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from vdeblur.live.stream import LiveFrame, Stream, deblur_stream
     from vdeblur.media.encoders import EncodeOptions
     from vdeblur.media.reader import VideoReader
+    from vdeblur.media.verify import Check, verify
     from vdeblur.media.writer import VideoWriter
 
 __all__ = [
     "Cancelled",
+    "Check",
     "Deblurrer",
     "DeviceError",
     "EncodeOptions",
@@ -60,6 +62,7 @@ __all__ = [
     "deblur_frames",
     "deblur_stream",
     "deblur_video",
+    "verify",
 ]
 
 _HOMES = {
@@ -80,6 +83,7 @@ _HOMES = {
     ),
     "frames": ("Frame", "FrameBatch", "PlaneLayout", "VideoInfo"),
     "media.reader": ("VideoReader",),
+    "media.verify": ("Check", "verify"),
     "media.writer": ("VideoWriter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,0 +1,19 @@
+"""Prove that an output kept everything of its source: `vdeblur verify IN OUT`.
+
+    from vdeblur.media.verify import format_checks, verify
+
+    print(format_checks(verify("ride.mp4", "ride_deblurred.mp4")))
+
+`probe` reads both files from scratch, with libav and with the box reader; the modules of checks
+compare what a deblurred copy must not change: every frame's time and form, every packet of the
+other streams, tags, chapters, attachments, telemetry. Knows nothing of how the output was made, and
+never compares the picture itself, which is meant to change.
+"""
+
+from __future__ import annotations
+
+from vdeblur.media.verify.checks import BY_CONTAINER, CHECKS, Check
+from vdeblur.media.verify.report import as_json, format_checks
+from vdeblur.media.verify.run import verify
+
+__all__ = ["BY_CONTAINER", "CHECKS", "Check", "as_json", "format_checks", "verify"]

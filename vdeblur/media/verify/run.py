@@ -1,0 +1,130 @@
+"""Verify an output: read both files, compare them, excuse what was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vdeblur.errors import InputError
+from vdeblur.media.verify import container, pictures, streams, times
+from vdeblur.media.verify.checks import (
+    BY_CONTAINER,
+    CHECKS,
+    ESSENTIAL,
+    KNOWN_LOSS,
+    NOT_IN_PART,
+    OF_BOTH,
+    OF_THE_WHOLE,
+    Check,
+    Finding,
+    conclude,
+)
+from vdeblur.media.verify.excerpt import keep_part, leave_out_empty_subtitles
+from vdeblur.media.verify.matching import Match, match
+from vdeblur.media.verify.probe import CAPABLE, ProbedFile, probe
+
+_CHECKERS: tuple[Callable[[Match], Iterator[Finding]], ...] = (
+    container.check_container,
+    streams.check_streams,
+    streams.check_decoding,
+    times.check_frames,
+    times.check_start,
+    times.check_duration,
+    times.check_offsets,
+    pictures.check_looks,
+    pictures.check_geometry,
+    streams.check_packets,
+    streams.check_headers,
+    container.check_chapters,
+    container.check_tags,
+    container.check_attachments,
+    streams.check_telemetry,
+    container.check_timecode,
+    container.check_maker_boxes,
+    container.check_data_tracks,
+    container.check_faststart,
+)
+
+
+# Nine parameters: each concerns this comparison alone, and callers pass one or two of them.
+def verify(
+    source: str | Path,
+    output: str | Path,
+    *,
+    quick: bool = False,
+    start: float | None = None,
+    duration: float | None = None,
+    conversion: bool = False,
+    known_losses: Collection[int | str] = (),
+    stream_map: Mapping[int, int] | None = None,
+    frame_times: Mapping[int, Sequence[int]] | None = None,
+) -> list[Check]:
+    """Compare an output with its source.
+
+    Times are compared exactly where the output's time base can hold the source's, else to half a
+    tick of the coarser of the two.
+
+    Args:
+        source: The file that the output was made from.
+        output: The file to verify.
+        quick: Decode only the first frame of each video stream; frame times are then those of the
+            packets.
+        start: Seconds from the start of the source at which the output, a part of it, begins.
+            Checks that only a whole video can pass then pass, with a detail that says so.
+        duration: Seconds that such a part lasts.
+        conversion: If the output's kind of container is another than the source's, let all checks
+            pass that are not essential (frames, packets, sizes), with a detail that says so.
+            Between ISO files and Matroska, duration, chapters, pixel format and color must be kept,
+            too.
+        known_losses: Losses that the caller has accepted: an int is the index of a source stream
+            that was dropped, a str the name of a check that may fail (it then passes, and its
+            detail starts with "known loss:").
+        stream_map: Source stream index → output stream index; without it streams are paired by
+            type, fourcc and order.
+        frame_times: Source stream index → pts, in the stream's time base, of the frames that were
+            decoded from it, in order; without it, in quick mode, packets that cannot be decoded
+            count as lost frames.
+
+    Returns:
+        A check for every name in `CHECKS`, in that order; "container" alone, failed, where the
+        output is no media file.
+
+    Raises:
+        InputError: The source cannot be read, or the output is no file.
+        ValueError: known_losses has a name of no check.
+    """
+    unknown = {name for name in known_losses if isinstance(name, str)} - set(CHECKS)
+    if unknown:
+        raise ValueError(f"known_losses has {sorted(unknown)}, which are names of no check")
+    if not Path(output).is_file():
+        raise InputError(f"{output} is not a file: give the output that is to be verified")
+    theirs = probe(source, full=not quick)
+    try:
+        ours = probe(output, full=not quick)
+    except InputError as error:
+        return [Check("container", False, str(error))]
+    excused = {name: KNOWN_LOSS for name in known_losses if isinstance(name, str)}
+    if start or duration is not None:
+        keep_part(theirs, start or 0.0, duration)
+        for file in (theirs, ours):
+            leave_out_empty_subtitles(file)
+        excused = dict.fromkeys(OF_THE_WHOLE, NOT_IN_PART) | excused
+    if conversion and _converts(theirs, ours):
+        kept = ESSENTIAL | (OF_BOTH if {theirs.family, ours.family} <= CAPABLE else set())
+        if theirs.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
+            kept -= {"duration"}
+        excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
+    matched = match(
+        theirs,
+        ours,
+        dropped=frozenset(index for index in known_losses if isinstance(index, int)),
+        stream_map=stream_map or {},
+        frame_times=frame_times or {},
+    )
+    findings = (finding for check in _CHECKERS for finding in check(matched))
+    return conclude(findings, excused)
+
+
+def _converts(source: ProbedFile, output: ProbedFile) -> bool:
+    suffixes = {file.path.suffix.lower() for file in (source, output)}
+    return source.family != output.family or len(suffixes) > 1

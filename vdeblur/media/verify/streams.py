@@ -1,0 +1,174 @@
+"""Checks of streams: which there are, their packets and their headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+import numpy as np
+from av.stream import Disposition
+
+from vdeblur.media.verify.checks import Finding
+from vdeblur.media.verify.matching import Match, begin_seconds
+from vdeblur.media.verify.probe import ProbedStream, kept_tags
+from vdeblur.media.verify.ticks import duration_problem, time_problem
+from vdeblur.media.verify.wording import change, disposition, listed
+
+# Tags that describe the stream that was, or that other checks compare.
+_STREAM_TAGS = {"encoder", "vendor_id", "rotate", "language", "timecode", "duration", "bps"} | {
+    "number_of_frames",
+    "number_of_bytes",
+    "source_id",
+    "file_package_umid",
+}
+
+
+def check_streams(match: Match) -> Iterator[Finding]:
+    """Compare how many streams of each type there are."""
+    problems, found = [], []
+    for kind in ("video", "audio", "subtitle", "data"):
+        kinds = (kind, "bare") if kind == "data" else (kind,)
+        theirs = [stream.codec for stream in match.kept if stream.kind in kinds]
+        ours = [stream.codec for stream in match.output.of(*kinds)]
+        if len(theirs) != len(ours):
+            codecs = "" if kind == "video" else f" ({listed(theirs)} -> {listed(ours)})"
+            problems.append(f"{kind}: {len(theirs)} -> {len(ours)}{codecs}")
+        elif theirs:
+            found.append(f"{len(ours)} {kind}")
+    yield Finding("streams", problems, ", ".join(found))
+
+
+def check_decoding(match: Match) -> Iterator[Finding]:
+    """Check that the output can be decoded from end to end."""
+    problems = []
+    for stream in match.output.of("video"):
+        if stream.errors:
+            problems.append(f"{stream.name}: {stream.errors} packets or frames are damaged")
+        elif not stream.frame_pts:
+            problems.append(f"{stream.name}: nothing can be decoded")
+    if match.output.errors:
+        problems.append("reading breaks off with an error")
+    old = match.source.errors + sum(s.errors for s in match.source.of("video"))
+    note = f"; the source has {old} damaged places" if old else ""
+    yield Finding("decoding", problems, f"no errors{note}")
+
+
+def check_packets(match: Match) -> Iterator[Finding]:
+    """Compare the packets of sound and subtitles."""
+    problems: dict[str, list[str]] = {}
+    for theirs, ours in match.copies:
+        for name, problem in _packet_problems(match, theirs, ours):
+            problems.setdefault(name, []).append(f"{theirs.name} {problem}")
+    total = sum(len(ours.pts) for _, ours in match.copies)
+    for name, detail in (
+        ("packet count", f"{total} in {len(match.copies)} copied streams"),
+        ("packet data", "equal"),
+        ("packet timestamps", "equal"),
+        ("packet duration", "equal"),
+    ):
+        yield Finding(name, problems.get(name, []), detail if match.copies else "none")
+
+
+def check_telemetry(match: Match) -> Iterator[Finding]:
+    """Compare the packets of data streams that libav can read."""
+    lost = [s for s in match.kept if s.kind == "data" and s not in [a for a, _ in match.data]]
+    problems = [f"{stream.name} ({stream.codec}) is missing" for stream in lost]
+    for theirs, ours in match.data:
+        found = _packet_problems(match, theirs, ours)
+        problems += [f"{theirs.name} {text}" for _, text in found]
+    tracks = [f"{s.codec} {len(s.pts)} packets" for _, s in match.data]
+    yield Finding("telemetry", problems, ", ".join(tracks) or "none")
+
+
+def _packet_problems(
+    match: Match, theirs: ProbedStream, ours: ProbedStream
+) -> Iterator[tuple[str, str]]:
+    """(name of a check, problem in words) of a copied stream."""
+    count = len(theirs.pts), len(ours.pts)
+    if count[0] != count[1]:
+        if theirs.codec.startswith("pcm_") and match.source.partial:
+            return  # its packets are cut anew, with other edges
+        if theirs.codec.startswith("pcm_") and theirs.whole.digest() == ours.whole.digest():
+            # PCM has no frames: a demuxer cuts packets as the muxer happened to lay them.
+            begins = [begin_seconds(s) or Fraction(0) for s in (theirs, ours)]
+            ends = [theirs.end_seconds, ours.end_seconds]
+            if begins[0] != begins[1] or ends[0] != ends[1]:
+                yield "packet timestamps", f"ends: {change(*ends)}"
+            return
+        yield "packet count", f"{count[0]} -> {count[1]}"
+    both = min(count)
+    if theirs.digests[: both * 8] != ours.digests[: both * 8]:
+        pairs = np.stack([np.frombuffer(s.digests, np.uint64, both) for s in (theirs, ours)])
+        number = int(np.flatnonzero(pairs[0] != pairs[1])[0])
+        yield "packet data", f"packet {number}: the bytes differ"
+    problem = time_problem(theirs.pts, theirs.time_base, ours.pts, ours.time_base, "packet")
+    if not problem and match.same_family:
+        problem = time_problem(
+            theirs.dts, theirs.time_base, ours.dts, ours.time_base, "packet", "dts "
+        )
+    if problem:
+        yield "packet timestamps", problem
+    a, b = theirs.durations, ours.durations
+    if theirs.kind == "data" and len(a) == len(b) and len(a) and b[-1] < a[-1]:
+        # The last packet of telemetry is cut where the picture ends, or the file would grow.
+        a, b = a[:-1], b[:-1]
+    if theirs.kind == "audio" and match.source.family == "matroska":
+        return  # Matroska stores no durations of audio: the demuxer infers them
+    problem = duration_problem(a, theirs.time_base, b, ours.time_base, "packet")
+    if problem:
+        yield "packet duration", problem
+
+
+def check_headers(match: Match) -> Iterator[Finding]:
+    """Compare codec parameters, languages, tags and dispositions of the streams."""
+    codecs = [
+        f"{theirs.name}: {difference}"
+        for theirs, ours in match.copies
+        if (difference := _codec_difference(match, theirs, ours))
+    ]
+    languages, tags, flags = [], [], []
+    for theirs, ours in match.videos + match.copies + match.data:
+        spoken = [_language(s) for s in (theirs, ours)]
+        if spoken[0] != spoken[1]:
+            languages.append(f"{theirs.name}: {spoken[0]} -> {spoken[1]}")
+        for key, difference in tag_problems(
+            kept_tags(theirs.metadata, _STREAM_TAGS), kept_tags(ours.metadata, _STREAM_TAGS)
+        ):
+            tags.append(f"{theirs.name} {key}: {difference}")
+        added = theirs.disposition ^ ours.disposition
+        # FFmpeg's mov muxer enables the first track of a kind where no track is (tkhd flags).
+        given = added == Disposition.default and not any(
+            s.disposition & Disposition.default for s in match.kept if s.kind == theirs.kind
+        )
+        if added and not (given and match.output.iso):
+            names = [disposition(s.disposition) for s in (theirs, ours)]
+            flags.append(f"{theirs.name}: {names[0]} -> {names[1]}")
+    yield Finding("codec parameters", codecs, listed(ours.codec for _, ours in match.copies))
+    spoken = [_language(ours) for _, ours in match.videos + match.copies]
+    yield Finding("language", languages, ", ".join(spoken))
+    yield Finding("stream metadata", tags, "equal")
+    yield Finding("disposition", flags, "equal")
+
+
+def _codec_difference(match: Match, theirs: ProbedStream, ours: ProbedStream) -> str | None:
+    if theirs.codec != ours.codec:
+        return f"{theirs.codec} -> {ours.codec}"
+    if theirs.parameters != ours.parameters:
+        return f"{theirs.parameters} -> {ours.parameters}"
+    bit_rate_only = match.source.partial and theirs.codec == "mov_text"
+    if match.same_family and theirs.extradata != ours.extradata and not bit_rate_only:
+        return "the extradata differ"
+    return None
+
+
+def _language(stream: ProbedStream) -> str:
+    return stream.metadata.get("language", "und")
+
+
+def tag_problems(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(key, problem in words) of the tags of a that b lacks or has otherwise."""
+    for key, value in a.items():
+        if key not in b:
+            yield key, f"{value!r} is missing"
+        elif b[key] != value:
+            yield key, f"{value!r} -> {b[key]!r}"

@@ -1,0 +1,111 @@
+"""Checks of times: frames, start, duration, sound against picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+
+from vdeblur.media.verify.checks import Finding
+from vdeblur.media.verify.matching import Match, begin_seconds, shown_times
+from vdeblur.media.verify.ticks import duration_problem, first_time, increasing, time_problem
+from vdeblur.media.verify.wording import change, in_seconds
+
+_OFFSET_TOLERANCE = Fraction(1, 10_000)  # seconds between two streams
+
+
+def check_frames(match: Match) -> Iterator[Finding]:
+    """Compare the number, the times and the durations of the frames."""
+    counts, moved, lengths = [], [], []
+    numbers = []
+    for theirs, ours in match.videos:
+        a, a_lengths = match.source_frame_times(theirs)
+        b, b_lengths = shown_times(ours)
+        if match.decoding_times_only and len(ours.frame_pts) < 2:
+            a, a_lengths, b = theirs.dts, None, ours.dts
+        numbers.append(str(len(b)))
+        if len(a) != len(b):
+            counts.append(f"{theirs.name}: {len(a)} -> {len(b)}")
+        problem = time_problem(increasing(a), theirs.time_base, b, ours.time_base, "frame")
+        if problem:
+            moved.append(f"{theirs.name} {problem}")
+        if a_lengths is not None and b_lengths is not None and len(a) == len(b):
+            # Only mp4 and mov store durations, and theirs are the pictures' own only where
+            # nothing is reordered; all the others are inferred from the rate.
+            reordered = theirs.reordered or ours.reordered
+            if match.source.iso and match.output.iso and not reordered:
+                problem = duration_problem(
+                    a_lengths, theirs.time_base, b_lengths, ours.time_base, "frame"
+                )
+                if problem:
+                    lengths.append(f"{theirs.name} {problem}")
+    yield Finding("frame count", counts, ", ".join(numbers))
+    bases = {str(ours.time_base) for _, ours in match.videos}
+    yield Finding("timestamps", moved, f"equal ({', '.join(sorted(bases))} s)")
+    yield Finding("frame duration", lengths, "equal")
+
+
+def check_start(match: Match) -> Iterator[Finding]:
+    """Compare when the files start."""
+    source, output = match.source, match.output
+    a, b = source.start_seconds, output.start_seconds
+    problems = []
+    # A part has no start time that a file states: times of frames and packets are compared.
+    if not source.partial and a is not None and b is not None:
+        slack = Fraction(2, av.time_base)
+        if {s.time_base for s in match.kept} != {s.time_base for s in output.streams}:
+            slack += max((s.time_base for s in output.streams), default=Fraction(0)) / 2
+        if abs(a - b) > slack:
+            problems.append(change(a, b))
+    yield Finding("start time", problems, in_seconds(b))
+
+
+def check_duration(match: Match) -> Iterator[Finding]:
+    """Compare how long the files last, as they state it and as their packets do."""
+    source, output = match.source, match.output
+    a, b = source.duration_seconds, output.duration_seconds
+    if source.partial:  # see check_start
+        yield Finding("duration", [], in_seconds(b))
+        return
+    frame = max((ours.frame_seconds for _, ours in match.videos), default=Fraction(1, 25))
+    ends = [
+        max((s.end_seconds for s in streams), default=Fraction(0))
+        for streams in (
+            [s for s in match.kept if s.kind in ("video", "audio")],
+            output.of("video", "audio"),
+        )
+    ]
+    begins = [source.start_seconds or Fraction(0), output.start_seconds or Fraction(0)]
+    before, after = (end - begin for end, begin in zip(ends, begins, strict=True))
+    problems = []
+    # A cut-off source claims more than it has: what it has is then what counts.
+    # An edit list may end in the middle of a frame, and libav then states one frame more.
+    if b is not None and all(abs(b - x) > 2 * frame for x in (a, before) if x is not None):
+        problems.append(change(a if a is not None else before, b))
+    elif abs(before - after) > frame and not any(s.reordered for s in source.of("video")):
+        problems.append(f"{change(before, after)} of sound and picture")
+    yield Finding("duration", problems, in_seconds(b if b is not None else after))
+
+
+def check_offsets(match: Match) -> Iterator[Finding]:
+    """Compare when sound, subtitles and data begin, counted from the first frame."""
+    problems, found = [], []
+    if match.videos:
+        first, other = match.videos[0]
+        base = first_time(match.source_frame_times(first)[0], first.time_base)
+        base_out = first_time(shown_times(other)[0], other.time_base)
+        if match.decoding_times_only:
+            base, base_out = (first_time(s.dts, s.time_base) for s in (first, other))
+        for theirs, ours in match.copies + match.data:
+            a, b = begin_seconds(theirs), begin_seconds(ours)
+            if a is None or b is None or base is None or base_out is None:
+                continue
+            slack = _OFFSET_TOLERANCE
+            if (theirs.time_base, first.time_base) != (ours.time_base, other.time_base):
+                slack += max(ours.time_base, other.time_base)
+            if abs((a - base) - (b - base_out)) > slack:
+                problems.append(f"{theirs.name}: {change(a - base, b - base_out)}")
+            elif theirs.kind == "audio":
+                found.append(f"{theirs.name} {in_seconds(b - base_out)}")
+    yield Finding("A/V offset", problems, ", ".join(found) or "no sound")
