@@ -19,10 +19,16 @@ from pathlib import Path
 from vdeblur import VdeblurError
 from vdeblur.errors import UsageError
 from vdeblur.inference.deblurrer import find_device
-from vdeblur.training.pruning import operations
-from vdeblur.training.recipes import Recipe, recipe_of, with_values
-from vdeblur.training.run import RunSettings, run_recipe, validation_of
-from vdeblur.training.trainer import RunOptions
+from vdeblur.training import (
+    Recipe,
+    RunOptions,
+    RunSettings,
+    operations,
+    recipe_of,
+    run_recipe,
+    validation_of,
+    with_values,
+)
 
 
 def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:
@@ -61,7 +67,9 @@ def main() -> None:
         out = args.out / name.replace(" ", "-")
         settings = RunSettings(args.data, out, workers=args.workers, validate_seconds=1e9, **files)  # type: ignore[arg-type]
         began = time.monotonic()
-        outcome = run_recipe(recipe, settings, run=run, say=lambda t: print(t, file=sys.stderr))
+        outcome = run_recipe(
+            recipe, settings, run=run, on_message=lambda text: print(text, file=sys.stderr)
+        )
         row: dict[str, float | str] = {
             "variant": name,
             "parameters": sum(p.numel() for p in outcome.network.parameters()),

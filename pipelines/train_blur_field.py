@@ -39,7 +39,7 @@ from vdeblur.networks.blur_field import (
     spectra,
 )
 from vdeblur.system.files import replacing
-from vdeblur.training.schedules import Schedule
+from vdeblur.training import Schedule
 
 #: Longer blur, calmer paths and fewer moving layers than a restoring network is trained on.
 BLUR = replace(

@@ -22,9 +22,15 @@ from vdeblur.errors import OutputError
 from vdeblur.inference.deblurrer import find_device
 from vdeblur.networks import build, spec
 from vdeblur.networks.base import Network
-from vdeblur.training.dead_channels import start_well
-from vdeblur.training.recipes import recipe_of
-from vdeblur.training.trainer import Progress, RunOptions, train
+from vdeblur.training import (
+    Callbacks,
+    Progress,
+    RunOptions,
+    StateFile,
+    recipe_of,
+    start_well,
+    train,
+)
 from vdeblur.weights import save_weights
 
 
@@ -86,8 +92,8 @@ def main() -> None:
         recipe,
         run=RunOptions(device=device, precision="bf16" if device.type == "cuda" else "fp32"),
         steps=steps,
-        state_file=args.state,
-        on_report=report,
+        state=StateFile(args.state) if args.state else None,
+        callbacks=Callbacks(on_report=report),
     )
     save(outcome.network)
     print(f"{args.out}: {outcome.progress.step} steps")

@@ -20,8 +20,13 @@ from vdeblur.cli.main import main
 from vdeblur.datasets.batches import LENGTHS, Batch
 from vdeblur.networks import DEFAULT
 from vdeblur.system.optional import installed
-from vdeblur.training.run import Both, ByLength, Validation, validation_of
 from vdeblur.training.run_log import RunLog, read_metrics
+from vdeblur.training.validation import (
+    Validation,
+    ValidationByLength,
+    WatchedValidation,
+    validation_of,
+)
 from vdeblur.weights import load
 from vdeblur.weights.packaged import shipped_weights
 
@@ -405,7 +410,7 @@ def test_validation_by_length_tells_what_it_was_told() -> None:
     blurred = (sharp - off[:, None, None, None]).byte()
     motion = torch.zeros(10, 4, 4, 4)
     motion[:, 0] = off[:, None, None].float()
-    known = ByLength(Batch(blurred, sharp, motion))
+    known = ValidationByLength(Batch(blurred, sharp, motion))
     scores, shown = known.score(Adder())  # type: ignore[arg-type]
     for length in LENGTHS:
         before = 20 * np.log10(255 / length)
@@ -419,7 +424,7 @@ def test_validation_by_length_tells_what_it_was_told() -> None:
     )
     assert shown.shape == (3, 16, 48)
     # Beside other pairs, whose gain counts.
-    both, _ = Both(Validation(blurred[:1], sharp[:1]), known).score(Adder())  # type: ignore[arg-type]
+    both, _ = WatchedValidation(Validation(blurred[:1], sharp[:1]), known).score(Adder())  # type: ignore[arg-type]
     assert both.gain == 0
     assert both.more == scores.more
 

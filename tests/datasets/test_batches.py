@@ -46,6 +46,7 @@ from vdeblur.datasets.synthetic_blur import PURE, BlurOptions, Motion, camera_bl
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.evaluation.check_pairs import check_folder, grey, light_gamma, shift_between
 from vdeblur.networks import build as build_network
+from vdeblur.training.options import Callbacks
 from vdeblur.training.recipes import recipe_of
 from vdeblur.training.trainer import train
 
@@ -302,7 +303,8 @@ def test_the_thread_that_makes_pairs_ends_with_the_run(
     recipe = replace(recipe_of("mimo-unet-lite"), seconds=0.0, steps=9, batch=2, config=config)
 
     def run(**options: Any) -> None:
-        train(build_network(recipe.network, config), data.feed(), recipe, **options)
+        network = build_network(recipe.network, config)
+        train(network, data.feed(), recipe, callbacks=Callbacks(**options))
 
     before = threading.active_count()
     run(stop=lambda: True)

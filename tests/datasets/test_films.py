@@ -6,7 +6,7 @@ import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +33,11 @@ from vdeblur.datasets.pool import (
 from vdeblur.datasets.synthetic_blur import PURE, Around, BlurOptions, BlurredPairs, make_pairs
 from vdeblur.errors import UsageError
 from vdeblur.networks import build, taps
+from vdeblur.training.options import Callbacks, Outcome, RunOptions
 from vdeblur.training.recipes import Recipe, from_texts, recipe_of, with_values
-from vdeblur.training.run import ByLength
-from vdeblur.training.trainer import Outcome, RunOptions, train
+from vdeblur.training.state import StateFile
+from vdeblur.training.trainer import train
+from vdeblur.training.validation import ValidationByLength
 
 #: All that a film shows is known.
 FLOWN = FilmOptions(True, 0.0, 1.0, (2,), 0.0, 0.0, 0.0)
@@ -371,7 +373,11 @@ def test_a_resumed_run_with_films_is_the_unbroken_one_to_the_bit(
     weights = []
     losses: list[list[float]] = []
 
-    def run(recipe: Recipe, **options: object) -> Outcome:
+    def run(
+        recipe: Recipe,
+        state: StateFile | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
         torch.manual_seed(0)
         losses.append([])
         return train(
@@ -379,15 +385,17 @@ def test_a_resumed_run_with_films_is_the_unbroken_one_to_the_bit(
             opened(photos, recipe.films).feed(),
             recipe,
             run=RunOptions(report_steps=1),
-            on_report=lambda progress, _: losses[-1].append(progress.loss),
-            **options,  # type: ignore[arg-type]
+            state=state,
+            callbacks=Callbacks(
+                on_report=lambda progress, _: losses[-1].append(progress.loss), stop=stop
+            ),
         )
 
     count = itertools.count(1)
-    state = tmp_path / "state.pt"
+    state = StateFile(tmp_path / "state.pt")
     weights.append(run(recipe).last.state_dict())
-    assert not run(recipe, state_file=state, stop=lambda: next(count) == 2).finished
-    weights.append(run(recipe, state_file=state).last.state_dict())
+    assert not run(recipe, state, lambda: next(count) == 2).finished
+    weights.append(run(recipe, state).last.state_dict())
     assert losses[0] == losses[1] + losses[2]
     assert all(map(torch.equal, weights[0].values(), weights[1].values()))
     # The neighbours were seen: without them it is another run.
@@ -441,9 +449,10 @@ def test_a_gpu_makes_pairs_beside_training(photos: Path, tmp_path: Path) -> None
             opened().feed(workers=2),
             recipe,
             run=RunOptions(device=torch.device("cuda"), precision="bf16", report_steps=1),
-            state_file=tmp_path / "state.pt",
-            on_report=lambda progress, _: losses.append(progress.loss),
-            stop=stop,
+            state=StateFile(tmp_path / "state.pt"),
+            callbacks=Callbacks(
+                on_report=lambda progress, _: losses.append(progress.loss), stop=stop
+            ),
         )
     assert len(losses) == 6
     assert all(map(math.isfinite, losses))
@@ -481,7 +490,7 @@ def test_films_to_score_on(photos: Path) -> None:
     around = torch.zeros(2, 5, CHANNELS, 64, 64)
     around[0, :, 0] = 10 / 255
     films = Batch(sharp - 10, sharp, motion, around)
-    scores, _ = ByLength(Batch(sharp - 10, sharp, motion), films).score(Before())  # type: ignore[arg-type]
+    scores, _ = ValidationByLength(Batch(sharp - 10, sharp, motion), films).score(Before())  # type: ignore[arg-type]
     assert scores.more["film_db"] == pytest.approx(99 - 20 * np.log10(25.5))
     assert scores.more["film_single_db"] == 0
     assert scores.more["exact_db"] == 0

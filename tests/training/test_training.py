@@ -32,6 +32,7 @@ from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.training.dead_channels import dead_share, revive, start_well
 from vdeblur.training.distillation import distance_to_teacher
+from vdeblur.training.divergence import Diverged
 from vdeblur.training.losses import (
     LOSSES,
     charbonnier,
@@ -44,21 +45,13 @@ from vdeblur.training.losses import (
     ssim,
     targets_for,
 )
+from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
+from vdeblur.training.processes import processes, start_processes
 from vdeblur.training.pruning import operations, prune
-from vdeblur.training.recipes import RECIPES, Recipe, facts, recipe_of, with_values
+from vdeblur.training.recipes import RECIPES, Recipe, recipe_of, with_values
 from vdeblur.training.schedules import Schedule
-from vdeblur.training.trainer import (
-    Batches,
-    Diverged,
-    Outcome,
-    Progress,
-    RunOptions,
-    cut,
-    processes,
-    start_processes,
-    train,
-    with_sharp_input,
-)
+from vdeblur.training.state import StateFile
+from vdeblur.training.trainer import Batches, cut, train, with_sharp_input
 from vdeblur.weights import load, save_weights
 
 TINY = Recipe(
@@ -207,7 +200,7 @@ def test_recipes_of_papers() -> None:
 def test_every_recipe_names_a_network_and_goes_into_a_card(name: str) -> None:
     recipe = RECIPES[name]
     assert spec(recipe.network).trained
-    assert json.loads(json.dumps(facts(recipe)))["loss"] == recipe.loss
+    assert json.loads(json.dumps(recipe.as_dict()))["loss"] == recipe.loss
     assert recipe.summary
     assert recipe.source
 
@@ -296,8 +289,16 @@ def losses_of(
     losses: list[float] = []
     network = options.pop("network", None) or network_of(recipe)
     run = options.pop("run", EVERY_STEP)
+    seed, state_file = options.pop("seed", 0), options.pop("state_file", None)
+    known = {name: options.pop(name) for name in ("on_share", "stop") if name in options}
     outcome = train(
-        network, feed, recipe, run=run, on_report=lambda p, _: losses.append(p.loss), **options
+        network,
+        feed,
+        recipe,
+        run=run,
+        state=StateFile(state_file, seed) if state_file else None,
+        callbacks=Callbacks(on_report=lambda p, _: losses.append(p.loss), **known),
+        **options,
     )
     return losses, outcome
 
@@ -429,7 +430,7 @@ def test_a_budget_of_time_ends_in_averaged_weights_at_a_rate_of_zero() -> None:
         batches,
         recipe,
         run=EVERY_STEP,
-        on_report=lambda progress, _: reports.append(progress),
+        callbacks=Callbacks(on_report=lambda progress, _: reports.append(progress)),
     )
     assert outcome.finished
     assert 1.0 <= outcome.progress.elapsed < 6
@@ -524,7 +525,11 @@ def test_a_step_without_a_finite_gradient_is_left_out() -> None:
 
     reports: list[Progress] = []
     outcome = train(
-        network_of(), with_one_bad, TINY, run=EVERY_STEP, on_report=lambda p, _: reports.append(p)
+        network_of(),
+        with_one_bad,
+        TINY,
+        run=EVERY_STEP,
+        callbacks=Callbacks(on_report=lambda p, _: reports.append(p)),
     )
     assert [r.skipped for r in reports[:5]] == [0, 0, 1, 0, 0]
     assert all(w.isfinite().all() for w in weights_of(outcome.last))
@@ -548,7 +553,14 @@ def test_a_run_that_ran_away_ends_with_what_it_last_had(wild: float, tmp_path: P
     with pytest.raises(
         Diverged, match=r"for 30 steps, at step 36; what is kept is of step 6: "
     ) as it:
-        train(network_of(), after_6, recipe, run=EVERY_STEP, state_file=state, on_report=keep)
+        train(
+            network_of(),
+            after_6,
+            recipe,
+            run=EVERY_STEP,
+            state=StateFile(state),
+            callbacks=Callbacks(on_report=keep),
+        )
     assert [step for step, _ in reports] == [1, 2, 3, 4, 5, 6]
     outcome = it.value.outcome
     assert outcome is not None
@@ -562,7 +574,7 @@ def test_a_run_that_ran_away_ends_with_what_it_last_had(wild: float, tmp_path: P
             yield (blurred, sharp) if number % 4 else (blurred, sharp.float() * wild)
 
     slower = replace(recipe, learning_rate=1e-4, steps=14)
-    assert train(network_of(), now_and_then, slower, state_file=state).finished
+    assert train(network_of(), now_and_then, slower, state=StateFile(state)).finished
 
 
 def test_a_run_stopped_while_it_never_was_sound_hands_nothing_back() -> None:
@@ -570,7 +582,12 @@ def test_a_run_stopped_while_it_never_was_sound_hands_nothing_back() -> None:
     nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
     recipe = replace(TINY, steps=100)
     with pytest.raises(Diverged, match="nothing was kept") as it:
-        train(network_of(), lambda first: nothing_else, recipe, stop=lambda: next(steps) == 15)
+        train(
+            network_of(),
+            lambda first: nothing_else,
+            recipe,
+            callbacks=Callbacks(stop=lambda: next(steps) == 15),
+        )
     assert it.value.outcome is None
 
 
@@ -641,8 +658,8 @@ def _as_one_of(rank: int, port: int, folder: Path) -> None:
         half,
         replace(TINY, keep_sharp=0.5, coarse_first=0.5),
         run=RunOptions(device=device, report_steps=2, accumulate=2),
-        state_file=folder / "state.pt",
-        stop=lambda: rank == 1 and next(calls) == 5,
+        state=StateFile(folder / "state.pt"),
+        callbacks=Callbacks(stop=lambda: rank == 1 and next(calls) == 5),
     )
     torch.save((outcome.progress.step, outcome.last.state_dict()), folder / f"{rank}.pt")
     torch.distributed.barrier()

@@ -181,13 +181,13 @@ def duration(text: str) -> float:
 
 def _run(args: argparse.Namespace) -> int:
     from vdeblur.errors import UsageError
-    from vdeblur.training.recipes import RECIPES, facts
+    from vdeblur.training.recipes import RECIPES
 
     if args.json and not args.list_recipes:
         raise UsageError("--json is for --list-recipes: give both, or leave it out")
     if args.list_recipes:
         if args.json:
-            print(json.dumps([facts(recipe) for recipe in RECIPES.values()], indent=2))
+            print(json.dumps([recipe.as_dict() for recipe in RECIPES.values()], indent=2))
         else:
             for recipe in RECIPES.values():
                 print(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}")
@@ -210,9 +210,10 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.datasets.batches import Augment
     from vdeblur.datasets.synthetic_blur import BlurOptions
     from vdeblur.inference.deblurrer import find_device
+    from vdeblur.training.options import RunOptions
+    from vdeblur.training.processes import processes, start_processes
     from vdeblur.training.recipes import from_texts
     from vdeblur.training.run import RunSettings, run_recipe
-    from vdeblur.training.trainer import RunOptions, processes, start_processes
 
     keep_pages()
     device = start_processes(find_device(args.device))
@@ -248,7 +249,7 @@ def _run(args: argparse.Namespace) -> int:
     atexit.register(_end_workers)
     with _Stop() as stop:
         try:
-            outcome = run_recipe(recipe, settings, run=run, say=say, stop=stop)
+            outcome = run_recipe(recipe, settings, run=run, on_message=say, stop=stop)
         finally:
             if processes()[1] > 1:
                 dist.destroy_process_group()

@@ -1,1 +1,76 @@
-"""Training: pairs from sharp photographs, the loop, the scores. Needs the `train` extra."""
+"""Training of networks: a recipe and pairs of pictures in, weights with a model card out.
+
+    from vdeblur.training import RunSettings, recipe_of, run_recipe
+
+    outcome = run_recipe(recipe_of("mimo-unet-guided"), RunSettings("synth:photos", Path("run")))
+
+`run_recipe` opens the data, builds the network, trains, scores and writes into a folder; `train`
+is the loop alone, for a network and batches of your own. Knows no command line and no video. Names
+are loaded on first use. Needs the `train` extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdeblur.training.dead_channels import start_well
+    from vdeblur.training.divergence import Diverged
+    from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
+    from vdeblur.training.pruning import operations, prune
+    from vdeblur.training.recipes import RECIPES, Recipe, recipe_of, with_values
+    from vdeblur.training.run import RunSettings, run_recipe
+    from vdeblur.training.schedules import Schedule
+    from vdeblur.training.state import StateFile
+    from vdeblur.training.trainer import train
+    from vdeblur.training.validation import Validation, ValidationScores, validation_of
+
+_HOMES = {
+    "dead_channels": ("start_well",),
+    "divergence": ("Diverged",),
+    "options": ("Callbacks", "Outcome", "Progress", "RunOptions"),
+    "pruning": ("operations", "prune"),
+    "recipes": ("RECIPES", "Recipe", "recipe_of", "with_values"),
+    "run": ("RunSettings", "run_recipe"),
+    "schedules": ("Schedule",),
+    "state": ("StateFile",),
+    "trainer": ("train",),
+    "validation": ("Validation", "ValidationScores", "validation_of"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "RECIPES",
+    "Callbacks",
+    "Diverged",
+    "Outcome",
+    "Progress",
+    "Recipe",
+    "RunOptions",
+    "RunSettings",
+    "Schedule",
+    "StateFile",
+    "Validation",
+    "ValidationScores",
+    "operations",
+    "prune",
+    "recipe_of",
+    "run_recipe",
+    "start_well",
+    "train",
+    "validation_of",
+    "with_values",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

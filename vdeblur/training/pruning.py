@@ -66,7 +66,7 @@ def prune(
 
     share: of the residual blocks' operations, 0..1; each block keeps `multiple` channels at least
     and its width stays a multiple of it (kernels on all devices want that), so that a little less
-    may go. batches: some of the training data, (blurred, sharp) as `loop.train` takes them, on the
+    may go. batches: some of the training data, (blurred, sharp) as `train` takes them, on the
     network's device; terms: the loss, multi-scale L1 when None.
     ModelError for a network without residual blocks to cut.
     """

@@ -1,7 +1,7 @@
 """How networks are trained, as data: one frozen recipe for each paper, and our own.
 
 A recipe says what decides the weights: network, losses, optimiser, schedule, length, crops. What
-only decides how fast they come (device, precision, workers) is `loop.RunOptions`. Knows no files.
+only decides how fast they come (device, precision, workers) is `RunOptions`. Knows no files.
 """
 
 from __future__ import annotations
@@ -142,6 +142,10 @@ class Recipe:
             raise UsageError("this data has no end and so no epochs: give --budget or --steps")
         return max(1, self.epochs * pairs // self.batch)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data, for model cards and state files."""
+        return dataclasses.asdict(self)
+
 
 def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     """The recipe with fields set from text, as `--set KEY=VALUE` gives them.
@@ -207,11 +211,6 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
         for part in text.split(",")
         if part
     )
-
-
-def facts(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data for model cards and state files; what is at its default included."""
-    return dataclasses.asdict(recipe)
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -1,64 +1,69 @@
-"""A whole run: data opened, network built, trained, watched, written with its card. `vdeblur train`
-is this with options; knows no command line.
+"""A whole run: open data, build a network, train it, score it, write it with its card.
 
-A run's folder holds weights.safetensors and weights.json (its model card), metrics.jsonl, and
-state.pt to go on from.
+`vdeblur train` is this with options; knows no command line.
+
+A run's folder holds weights.safetensors and weights.json (the model card), metrics.jsonl, and
+state.pt to resume from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import math
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from vdeblur.datasets.batches import LENGTHS, Augment, Batch, Course, Data, load_picture, open_data
-from vdeblur.datasets.layouts import find_pairs, recognise
-from vdeblur.datasets.motion_errors import MotionErrors, with_errors
+from vdeblur.datasets.batches import LENGTHS, Augment, Course, Data, open_data
 from vdeblur.datasets.synthetic_blur import BlurOptions
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.motion.single_picture import motion_shown
-from vdeblur.networks import FAMILIES, build, names, spec, taps
+from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
-from vdeblur.training.dead_channels import dead_share, revive, start_well
-from vdeblur.training.pruning import operations, prune
-from vdeblur.training.recipes import Recipe, facts
-from vdeblur.training.run_log import METRICS, RunLog, read_metrics
-from vdeblur.training.trainer import (
-    Diverged,
-    Outcome,
-    Progress,
-    RunOptions,
-    processes,
-    read_state,
-    train,
+from vdeblur.training.dead_channels import revive, start_well
+from vdeblur.training.divergence import Diverged
+from vdeblur.training.model_card import (
+    Provenance,
+    device_name,
+    write_card_of_run,
+    write_weights,
 )
-from vdeblur.weights import load, save_weights, write_card
+from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
+from vdeblur.training.processes import processes
+from vdeblur.training.pruning import operations, prune
+from vdeblur.training.recipes import Recipe
+from vdeblur.training.run_log import METRICS, RunLog
+from vdeblur.training.state import StateFile, read_state
+from vdeblur.training.trainer import Batches, train
+from vdeblur.training.validation import Validation, ValidationScores, validation_for
+from vdeblur.weights import load
 
-_SAMPLE_BATCHES = 8  # that say which channels are dead, or of little use: a few dozen crops
+_SAMPLE_BATCHES = 8  # for measuring channels (dead, or of little use): a few dozen crops
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is made of, beside its recipe.
+    """What a run consists of, beside its recipe.
 
-    data: a folder of pairs, or "synth:DIR" for blur made from photographs; blur, augment, layout:
-    as `data.open_data` takes them. out: the run's folder. state: its state file, when not
-    out/state.pt. val: a folder of pairs to watch. init: weights to start from (a file, or
-    "shipped"), before the recipe's own; teacher: a weights file, or a name of the catalogue.
-    validate_seconds: how often the held-out pictures are scored and the weights written.
-    tensorboard: curves and pictures.
+    Args:
+        data: A folder of pairs, or "synth:DIR" for pairs made from the photographs in DIR.
+        out: The folder of the run; created if missing.
+        state: The state file, if not out/state.pt.
+        val: A folder of pairs to score on.
+        init: Weights to start from, before the recipe's own: a file, or "shipped".
+        teacher: A weights file, or a name of the catalog.
+        seed: Seed of the batches and of the first weights.
+        workers: Processes that make or load batches.
+        validate_seconds: Time between scores of the held-out pictures, at which the weights are
+            written too.
+        tensorboard: Whether to write curves and pictures for TensorBoard.
+        blur: How photographs are blurred.
+        augment: How pictures are varied.
+        layout: Layout of a folder of pairs, see `vdeblur.datasets.layouts.LAYOUTS`.
     """
 
     data: str
@@ -75,106 +80,15 @@ class RunSettings:
     augment: Augment | None = None
     layout: str = "auto"
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether pairs are made from photographs."""
+        return self.data.startswith("synth:")
 
-@dataclass(frozen=True)
-class Scores:
-    """Means over the held-out pictures, in dB. gain: PSNR won on blurred input; sharp_kept: PSNR of
-    what a sharp input becomes, to itself (at most 99). dead_share: see `health.dead_share`.
-    more: what else `ByLength` measures.
-    """
-
-    gain: float
-    sharp_kept: float
-    dead_share: float
-    more: Mapping[str, float] = field(default_factory=dict)
-
-
-class Validation:
-    """Held-out pairs, (3, H, W) uint8 each, that a network is scored on as training goes."""
-
-    def __init__(self, blurred: Sequence[Tensor], sharp: Sequence[Tensor]) -> None:
-        self.pairs = list(zip(blurred, sharp, strict=True))
-
-    def score(self, network: Network) -> tuple[Scores, Tensor]:
-        """The scores, and a picture of the first pair, (3, H, 3·W) in 0..1: blurred, restored,
-        sharp.
-
-        Values are rounded to 8 bits first, as they are in a file.
-        """
-        gains, kept = [], []
-        picture = torch.empty(0)
-        for blurred, sharp in self.pairs:
-            restored = _restored(network, blurred)
-            gains.append(_psnr(restored, sharp) - _psnr(blurred, sharp))
-            kept.append(_psnr(_restored(network, sharp), sharp))
-            if not len(picture):
-                picture = _side_by_side(blurred, restored, sharp)
-        scores = Scores(_mean(gains), _mean(kept), _dead(network, self.pairs[0][0]))
-        return scores, picture
-
-
-class ByLength(Validation):
-    """Held-out pairs of which the motion is known, equally many of each of LENGTHS, in its order.
-
-    A guided network sees it as it is, as it would be measured, and not at all; its gain is that of
-    motion as measured. Sharp pictures are given no motion, and a false one. films: frames with what
-    is known of those around them, which a guided network sees, too, and each by itself.
-    """
-
-    def __init__(self, batch: Batch, films: Batch | None = None) -> None:
-        super().__init__(list(batch.blurred), list(batch.sharp))
-        assert batch.motion is not None
-        generator = torch.Generator().manual_seed(1)
-        measured = with_errors(batch.motion, MotionErrors(none_share=0), generator)
-        self.motions = {"exact": batch.motion, "measured": measured, "none": None}
-        self.films = films
-        self.lengths = [length for length in LENGTHS for _ in range(len(measured) // len(LENGTHS))]
-
-    def score(self, network: Network) -> tuple[Scores, Tensor]:
-        """The scores and a picture, as `Validation` gives them; more holds the gain by length and
-        kind of motion (exact_8_db …), and for a guided network sharp_false_db; with films also the
-        gain on them with neighbours and without, film_db and film_single_db.
-        """
-        before = [_psnr(blurred, sharp) for blurred, sharp in self.pairs]
-        kinds = self.motions if network.guided else {"none": None}
-        more: dict[str, float] = {}
-        means: dict[str, float] = {}
-        for kind, motion in kinds.items():
-            gains = [
-                _psnr(_restored(network, blurred, _nth(motion, i)), sharp) - before[i]
-                for i, (blurred, sharp) in enumerate(self.pairs)
-            ]
-            means[kind] = more[f"{kind}_db"] = _mean(gains)
-            for length in LENGTHS:
-                of_it = [g for g, at in zip(gains, self.lengths, strict=True) if at == length]
-                more[f"{kind}_{length}_db"] = _mean(of_it)
-        some = [sharp for _, sharp in self.pairs[:: len(LENGTHS)]]
-        kept = _mean([_psnr(_restored(network, sharp), sharp) for sharp in some])
-        if network.guided:
-            told = [_false_motion(i, len(some)) for i in range(len(some))]
-            more["sharp_false_db"] = _mean(
-                [_psnr(_restored(network, s, m), s) for s, m in zip(some, told, strict=True)]
-            )
-            if self.films is not None:
-                more |= _on_films(network, self.films)
-        longest = len(self.pairs) - 1
-        blurred, sharp = self.pairs[longest]
-        restored = _restored(network, blurred, _nth(self.motions["measured"], longest))
-        gain = means["measured" if network.guided else "none"]
-        scores = Scores(gain, kept, _dead(network, blurred), more)
-        return scores, _side_by_side(blurred, restored, sharp)
-
-
-class Both(Validation):
-    """Pairs to watch, whose gain counts, beside pairs of known motion."""
-
-    def __init__(self, watched: Validation, known: ByLength) -> None:
-        self.watched, self.known = watched, known
-
-    def score(self, network: Network) -> tuple[Scores, Tensor]:
-        """The scores and a picture of the watched pairs; more as of the others."""
-        scores, picture = self.watched.score(network)
-        return replace(scores, more=self.known.score(network)[0].more), picture
+    @property
+    def state_file(self) -> Path:
+        """Where the state is."""
+        return self.state or self.out / "state.pt"
 
 
 def run_recipe(
@@ -182,61 +96,116 @@ def run_recipe(
     settings: RunSettings,
     *,
     run: RunOptions | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train as the recipe says, writing into the run's folder; goes on with a state that is there.
+    """Train by a recipe, writing into the run's folder; resumes from a state that is there.
 
-    say: called with a line for every report, by the first process only. InputError, ModelError,
-    OutputError, UsageError for data, weights, folders and options that cannot work; Diverged, with
-    the last sound weights written, for a run that ran away.
+    Args:
+        recipe: What decides the weights.
+        settings: Data, folder and everything else that the run consists of.
+        run: How the run is carried out; one CPU process in fp32 by default.
+        on_message: Receives a line of text for the start and for every report, in the first process
+            only.
+        stop: Asked after every step; True ends the run with its state saved.
+
+    Returns:
+        The trained network; its weights and their card are in the folder.
+
+    Raises:
+        InputError: Data or state cannot be read.
+        ModelError: Starting weights or teacher cannot be used.
+        OutputError: The folder or a file in it cannot be written.
+        UsageError: Options contradict each other, or belong to another run than the state.
+        DeviceError: The GPU's memory does not hold a step.
+        Diverged: The run ran away; the last sound weights are written.
     """
+    run = run or RunOptions()
     with _folder_of_run(settings.out):
-        return _run(recipe, settings, run or RunOptions(), say, stop)
+        prepared = _prepare(recipe, settings, run)
+        reporter = None if prepared.rank else Reporter(prepared, on_message, stop)
+        try:
+            with _plain_errors(run.device):
+                outcome = _train(prepared, reporter, stop)
+        except Diverged as error:
+            if reporter is not None and error.outcome is not None:
+                reporter.write(error.outcome, None)
+            raise
+        finally:
+            if reporter is not None:
+                reporter.close()
+        return _finish(prepared, reporter, outcome)
 
 
-@contextlib.contextmanager
-def _folder_of_run(out: Path) -> Iterator[None]:
-    """The run's folder is there; what was made for a run that never began goes again."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be a folder for this run ({error.strerror}): give another --out"
-        ) from error
-    try:
-        yield
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # something is in it
-                folder.rmdir()
-        raise
+@dataclass(frozen=True)
+class Run:
+    """A run whose data is open and whose network is built."""
+
+    recipe: Recipe
+    settings: RunSettings
+    options: RunOptions
+    source: Data
+    validation: Validation | None  # None in all processes but the first, too
+    steps: int | None  # None if the run is counted in seconds
+    network: Network
+    begun_from: str  # description of the starting weights
+    teacher: nn.Module | None
+    course: Course
+    batches: Batches
+    state: dict[str, Any] | None  # the state that the run resumes from
+    rank: int
+    world: int
 
 
-def _run(
-    recipe: Recipe,
-    settings: RunSettings,
-    run: RunOptions,
-    say: Callable[[str], None],
-    stop: Callable[[], bool],
-) -> Outcome:
+def _prepare(recipe: Recipe, settings: RunSettings, options: RunOptions) -> Run:
+    """Check the options, open the data and build the network."""
     rank, world = processes()
-    state_file = settings.state or settings.out / "state.pt"
-    if not state_file.parent.is_dir():
-        raise OutputError(f"folder {state_file.parent} does not exist: create it for --state")
-    state = read_state(state_file) if state_file.exists() else None
+    folder = settings.state_file.parent
+    if not folder.is_dir():
+        raise OutputError(f"folder {folder} does not exist: create it for --state")
+    state = read_state(settings.state_file) if settings.state_file.exists() else None
     each = recipe.batch // world
-    if run.accumulate > each:
+    if options.accumulate > each:
         raise UsageError(
-            f"--accumulate is {run.accumulate}, and a process has {each} crops a step: give "
+            f"--accumulate is {options.accumulate}, and a process has {each} crops a step: give "
             f"{each} parts or fewer, or a larger --batch"
         )
+    # A GPU blurs photographs itself, while processes beside this one match frames or read files.
+    on_device = settings.synthetic and options.device.type == "cuda"
+    source = _open(recipe, settings, options.device if on_device else torch.device("cpu"))
+    validation = None
+    if not rank:
+        validation = validation_for(source, settings.val, synthetic=settings.synthetic)
+    steps = recipe.total_steps(source.pairs)
+    network, begun_from = _network(recipe, settings, source, state, options.device)
+    _check_sides(recipe, network)
+    course = Course(steps)
+    return Run(
+        recipe=recipe,
+        settings=settings,
+        options=options,
+        source=source,
+        validation=validation,
+        steps=steps,
+        network=network,
+        begun_from=begun_from,
+        teacher=_teacher(settings.teacher) if recipe.teacher_weight else None,
+        course=course,
+        batches=source.feed(
+            workers=settings.workers,
+            shard=(rank, world),
+            pin=options.device.type == "cuda" and not on_device,
+            course=course,
+        ),
+        state=state,
+        rank=rank,
+        world=world,
+    )
 
-    family = FAMILIES[spec(recipe.network).family]
-    # A GPU blurs photographs itself, and processes beside this one match them; or they read files.
-    on_device = settings.data.startswith("synth:") and run.device.type == "cuda"
-    source = open_data(
+
+def _open(recipe: Recipe, settings: RunSettings, device: torch.device) -> Data:
+    guided = FAMILIES[spec(recipe.network).family].guided
+    return open_data(
         settings.data,
         batch=recipe.batch,
         crop=recipe.crop,
@@ -244,15 +213,16 @@ def _run(
         options=settings.blur,
         augment=settings.augment,
         layout=settings.layout,
-        device=run.device if on_device else "cpu",
+        device=device,
         pool=recipe.pool,
         errors=recipe.errors,
-        # Nobody else looks at them.
-        films=recipe.films if family.guided else replace(recipe.films, neighbours=False),
+        # Only a guided network looks at neighbors.
+        films=recipe.films if guided else replace(recipe.films, neighbours=False),
     )
-    validation = None if rank else _validation(settings, source)
-    steps = recipe.total_steps(source.pairs)
-    network, begun_from = _network(recipe, settings, source, state, run.device)
+
+
+def _check_sides(recipe: Recipe, network: Network) -> None:
+    """Raise UsageError for crops and patches that the network does not accept."""
     multiple = network.size_multiple
     for side in (recipe.crop, *(side for _, side in recipe.patches)):
         if side % multiple:
@@ -260,28 +230,65 @@ def _run(
                 f"a crop of {side} pixels does not fit {recipe.network!r}: choose a multiple of "
                 f"{multiple}, such as {max(multiple, side // multiple * multiple)}"
             )
-    teacher = _teacher(settings.teacher) if recipe.teacher_weight else None
-    course = Course(steps)
-    batches = source.feed(
-        workers=settings.workers,
-        shard=(rank, world),
-        pin=run.device.type == "cuda" and not on_device,
-        course=course,
-    )
-    log = None
-    if not rank:
-        done = int(state["step"]) if state else 0
-        log = RunLog(settings.out, step=done, tensorboard=settings.tensorboard)
-        say(_opening(recipe, network, source, steps, run, world, done))
-        before = state["recipe"].get("learning_rate") if state else None
-        if before not in (None, recipe.learning_rate):
-            say(f"the learning rate is {recipe.learning_rate:g} from here on; it was {before:g}")
-    last_scored = -1e9 if state is None else float(state["used"])
-    scored: Scores | None = None
 
-    def on_report(progress: Progress, kept: Network) -> None:
-        nonlocal last_scored, scored
-        assert log is not None
+
+def _train(prepared: Run, reporter: Reporter | None, stop: Callable[[], bool]) -> Outcome:
+    settings = prepared.settings
+    return train(
+        prepared.network,
+        prepared.batches,
+        prepared.recipe,
+        run=prepared.options,
+        steps=prepared.steps,
+        state=StateFile(settings.state_file, settings.seed),
+        teacher=prepared.teacher,
+        callbacks=Callbacks(
+            on_report=None if reporter is None else reporter.report,
+            on_share=prepared.course.note,
+            stop=stop,
+        ),
+    )
+
+
+def _finish(prepared: Run, reporter: Reporter | None, outcome: Outcome) -> Outcome:
+    """Score the network if no report did, and write it with its card."""
+    if reporter is not None:
+        if prepared.validation is not None and reporter.scores is None:
+            reporter.scores, _ = prepared.validation.score(outcome.network)
+        reporter.write(outcome, reporter.scores)
+    if prepared.world > 1:
+        dist.barrier()
+    return outcome
+
+
+class Reporter:
+    """Writes what becomes known of a run: messages, metrics, weights and their card.
+
+    Args:
+        run: The run.
+        on_message: Receives a line of text for the start and for every report.
+        stop: Whether the run is about to stop: then the weights are scored and written.
+
+    Attributes:
+        scores: The last scores; None before the first.
+    """
+
+    def __init__(
+        self, run: Run, on_message: Callable[[str], None], stop: Callable[[], bool]
+    ) -> None:
+        self._run, self._on_message, self._stop = run, on_message, stop
+        self.scores: ValidationScores | None = None
+        self._scored = -1e9 if run.state is None else float(run.state["used"])
+        done = int(run.state["step"]) if run.state else 0
+        self._log = RunLog(run.settings.out, step=done, tensorboard=run.settings.tensorboard)
+        on_message(_opening(run, done))
+        rate = run.recipe.learning_rate
+        before = run.state["recipe"].get("learning_rate") if run.state else None
+        if before not in (None, rate):
+            on_message(f"the learning rate is {rate:g} from here on; it was {before:g}")
+
+    def report(self, progress: Progress, kept: Network) -> None:
+        """Log a report; from time to time, score the network and write its weights."""
         row: dict[str, float | int | None] = {
             "step": progress.step,
             "seconds": round(progress.elapsed, 1),
@@ -293,63 +300,76 @@ def _run(
             "images_per_second": round(progress.images_per_second, 2),
             "skipped": progress.skipped,
         }
-        picture = None
-        due = progress.elapsed - last_scored >= settings.validate_seconds
-        if due or progress.share >= 1 or stop():
-            last_scored = progress.elapsed
-            _write_weights(settings.out, recipe, kept)
-            if validation is not None:
-                scored, picture = validation.score(kept)
-                row |= {"gain_db": scored.gain, "sharp_kept_db": scored.sharp_kept}
-                row["dead_share"] = round(scored.dead_share, 4)
-                row |= {name: round(value, 3) for name, value in scored.more.items()}
-        log.add(row, picture)
-        say(_line(progress, scored if picture is not None else None))
+        scores = picture = None
+        due = progress.elapsed - self._scored >= self._run.settings.validate_seconds
+        if due or progress.share >= 1 or self._stop():
+            self._scored = progress.elapsed
+            write_weights(self._run.settings.out, self._run.recipe, kept)
+            if self._run.validation is not None:
+                scores, picture = self._run.validation.score(kept)
+                self.scores = scores
+                row |= {"gain_db": scores.gain, "sharp_kept_db": scores.sharp_kept}
+                row["dead_share"] = round(scores.dead_share, 4)
+                row |= {name: round(value, 3) for name, value in scores.more.items()}
+        self._log.add(row, picture)
+        self._on_message(_line(progress, scores))
 
-    try:
-        outcome = train(
-            network,
-            batches,
-            recipe,
-            run=run,
-            steps=steps,
-            seed=settings.seed,
-            state_file=state_file,
-            teacher=teacher,
-            on_report=on_report,
-            on_share=course.note,
-            stop=stop,
+    def write(self, outcome: Outcome, scores: ValidationScores | None) -> None:
+        """Write the outcome's weights and their card."""
+        run, settings = self._run, self._run.settings
+        provenance = Provenance(
+            training=run.source.summary,
+            validation=settings.val or run.source.held_out_summary,
+            settings={"init": run.begun_from, "teacher": settings.teacher or ""}
+            | {"seed": settings.seed}
+            | ({"blur": dataclasses.asdict(settings.blur)} if settings.blur else {})
+            | ({"augment": dataclasses.asdict(settings.augment)} if settings.augment else {}),
+            device=_device(run),
         )
-    except Diverged as error:
-        if not rank and error.outcome is not None:
-            weights = _write_weights(settings.out, recipe, error.outcome.network)
-            card = _card(recipe, settings, run, error.outcome, source, None, begun_from, world)
-            write_card(weights, card)
+        weights = write_weights(settings.out, run.recipe, outcome.network)
+        write_card_of_run(weights, run.recipe, outcome, provenance, scores, settings.out / METRICS)
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()
+
+
+@contextlib.contextmanager
+def _folder_of_run(out: Path) -> Iterator[None]:
+    """Create the run's folder; remove it again if the run never began."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be a folder for this run ({error.strerror}): give another --out"
+        ) from error
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _plain_errors(device: torch.device) -> Iterator[None]:
+    """Turn errors of torch and of loading processes into sentences."""
+    try:
+        yield
     except torch.cuda.OutOfMemoryError as error:
         raise DeviceError(
-            f"the memory of {device_name(run.device)} does not hold a step: take --accumulate 2 or "
+            f"the memory of {device_name(device)} does not hold a step: take --accumulate 2 or "
             "more, --checkpointing, or a smaller --batch or --crop"
         ) from error
     except InputError as error:
-        # A loading process hands its traceback over, with the sentence in the last line.
+        # A loading process passes on its traceback, with the sentence in the last line.
         if "Original Traceback" not in str(error):
             raise
         sentence = str(error).strip().splitlines()[-1].partition(": ")[2]
-        # Without its frames, which would keep the loading processes.
+        # Without its frames, which would keep the loading processes alive.
         raise InputError(sentence) from error.with_traceback(None)
-    finally:
-        if log is not None:
-            log.close()
-    if not rank:
-        if validation is not None and scored is None:
-            scored, _ = validation.score(outcome.network)
-        weights = _write_weights(settings.out, recipe, outcome.network)
-        card = _card(recipe, settings, run, outcome, source, scored, begun_from, world)
-        write_card(weights, card)
-    if world > 1:
-        dist.barrier()
-    return outcome
 
 
 def _network(
@@ -359,7 +379,7 @@ def _network(
     state: dict[str, Any] | None,
     device: torch.device,
 ) -> tuple[Network, str]:
-    """The network to train, and in words what its weights begin from."""
+    """The network to train, and a description of its starting weights."""
     if state is not None:
         if state["network"] != recipe.network:
             raise UsageError(
@@ -384,7 +404,7 @@ def _network(
     if recipe.config:
         raise UsageError("--init brings the network's configuration: leave --config out")
     loaded = load(recipe.network, None if init == "shipped" else init).network
-    assert isinstance(loaded, Network)  # it has a name of the catalogue
+    assert isinstance(loaded, Network)  # a network of the catalog
     network = loaded.requires_grad_(True).train()
     if recipe.revive or recipe.prune:
         network.to(device)
@@ -406,125 +426,24 @@ def _teacher(weights: str | None) -> nn.Module:
     return load(weights).network if weights in names() else load(None, weights).network
 
 
-def validation_of(folder: str, *, layout: str = "auto", most: int = 24) -> Validation:
-    """Pairs of a folder to score on, whole: of its own split for that, or of all; `most`, evenly
-    spread. InputError where there are none.
-    """
-    found = recognise(Path(folder), layout=layout)
-    pairs = find_pairs(
-        Path(folder), layout=found.name, split=found.validation() or found.training()
-    )
-    some = pairs[:: max(1, len(pairs) // most)][:most]
-    pictures = [
-        [torch.from_numpy(load_picture(path)).permute(2, 0, 1) for path in (p.blurred, p.sharp)]
-        for p in some
-    ]
-    if not pictures:
-        raise InputError(f"{folder} has no pairs to score on: give a folder of pairs")
-    return Validation([b for b, _ in pictures], [s for _, s in pictures])
+def _device(run: Run) -> str:
+    return f"{run.world} × {device_name(run.options.device)}, {run.options.precision}"
 
 
-def _validation(settings: RunSettings, source: Data) -> Validation | None:
-    watched = None if settings.val is None else validation_of(settings.val)
-    if watched is not None and not settings.data.startswith("synth:"):
-        return watched
-    pairs = source.held_out()
-    if pairs is None:
-        return watched
-    if pairs.motion is None:
-        return Validation(list(pairs.blurred), list(pairs.sharp))
-    known = ByLength(pairs, source.held_out_films())
-    return known if watched is None else Both(watched, known)
-
-
-def _write_weights(out: Path, recipe: Recipe, network: Network) -> Path:
-    weights = out / "weights.safetensors"
-    family = spec(recipe.network).family
-    save_weights(weights, network.state_dict(), network=family, config=network.config)
-    return weights
-
-
-def _card(
-    recipe: Recipe,
-    settings: RunSettings,
-    run: RunOptions,
-    outcome: Outcome,
-    source: Data,
-    scored: Scores | None,
-    begun_from: str,
-    world: int,
-) -> dict[str, Any]:
-    network, progress = outcome.network, outcome.progress
-    rows = [row for row in read_metrics(settings.out / METRICS) if "gain_db" in row]
-    card: dict[str, Any] = {
-        "network": recipe.network,
-        "config": dict(network.config),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "operations_per_pixel": round(operations(network) / 256**2),
-        "date": datetime.date.today().isoformat(),
-        "data": {"training": source.summary, "validation": settings.val or source.held_out_summary},
-        "recipe": facts(replace(recipe, init=begun_from))
-        | {"teacher": settings.teacher or "", "seed": settings.seed}
-        | ({"blur": dataclasses.asdict(settings.blur)} if settings.blur else {})
-        | ({"augment": dataclasses.asdict(settings.augment)} if settings.augment else {}),
-        "steps": progress.step,
-        "megapixels": round(progress.megapixels, 1),
-        "wall_seconds": round(progress.elapsed, 1),
-        "finished": outcome.finished,
-        "device": f"{world} × {device_name(run.device)}, {run.precision}",
-        "torch": torch.__version__,
-        "curve": {
-            "columns": ["seconds", "step", "gain dB", "sharp kept dB"],
-            "rows": [
-                [r["seconds"], r["step"], round(r["gain_db"], 3), round(r["sharp_kept_db"], 1)]
-                for r in rows
-            ],
-        },
-    }
-    if scored is not None:
-        card["scores"] = {
-            "validation_gain_db": round(scored.gain, 3),
-            "validation_sharp_kept_db": round(scored.sharp_kept, 1),
-            "dead_channels_share": round(scored.dead_share, 3),
-        } | {f"synthetic_{name}": round(value, 3) for name, value in scored.more.items()}
-    return card
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words: a GPU's name, or the processor's with the threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name} ({torch.get_num_threads()} threads)"
-
-
-def _opening(
-    recipe: Recipe,
-    network: Network,
-    source: Data,
-    steps: int | None,
-    run: RunOptions,
-    world: int,
-    done: int,
-) -> str:
+def _opening(run: Run, done: int) -> str:
+    """The first message of a run that resumes at step `done`, or starts."""
+    recipe, network = run.recipe, run.network
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    length = f"{recipe.seconds:g} s" if recipe.seconds else f"{steps} steps"
+    length = f"{recipe.seconds:g} s" if recipe.seconds else f"{run.steps} steps"
     return (
         f"{recipe.name}: {recipe.network}, {parameters:.2f} M parameters, "
-        f"{operations(network) / 256**2 / 1e3:.1f} k operations a pixel; {source.summary}; "
-        f"{length} on {world} × {device_name(run.device)}, {run.precision}"
-        + (f"; goes on at step {done}" if done else "")
+        f"{operations(network) / 256**2 / 1e3:.1f} k operations a pixel; {run.source.summary}; "
+        f"{length} on {_device(run)}" + (f"; goes on at step {done}" if done else "")
     )
 
 
-def _line(progress: Progress, scores: Scores | None) -> str:
+def _line(progress: Progress, scores: ValidationScores | None) -> str:
+    """The message of a report."""
     line = (
         f"{progress.elapsed:7.0f} s {progress.share:4.0%}  step {progress.step}  "
         f"{progress.megapixels:.1f} Mpx  loss {progress.loss:.4f}  "
@@ -547,78 +466,3 @@ def _line(progress: Progress, scores: Scores | None) -> str:
         if scores.dead_share > 0.1:
             line += f"  {scores.dead_share:.0%} of the channels are dead"
     return line
-
-
-@torch.no_grad()
-def _restored(
-    network: Network,
-    picture: Tensor,
-    motion: Tensor | None = None,
-    around: Tensor | None = None,
-) -> Tensor:
-    """(3, H, W) uint8 → the same, through the network, padded to what it takes.
-
-    motion (4, h, w): what a guided network is told, and no other, of a picture of a size that it
-    takes; None is read off the picture. around: what it sees of the frames before and after, as
-    `taps.neighbour` gives it, (2, C, H, W).
-    """
-    height, width = picture.shape[-2:]
-    device = next(network.parameters()).device
-    x = _fitting(network, picture.to(device))
-    if getattr(network, "guided", False):
-        told = motion_shown(x) if motion is None else motion[None].to(device)
-        before_after = None
-        if around is not None:
-            before, after = around[:, None].to(device)
-            before_after = before, after
-        x = taps.with_guidance(x, told, before_after)
-    restored: Tensor = network(x)[0, :, :height, :width]
-    return restored.float().clamp(0, 1).mul(255).round().byte().cpu()
-
-
-def _on_films(network: Network, films: Batch) -> dict[str, float]:
-    """The mean gain on frames with their neighbours, and on each by itself."""
-    assert films.motion is not None
-    assert films.around is not None
-    gains: dict[str, list[float]] = {"film_db": [], "film_single_db": []}
-    for i, (blurred, sharp) in enumerate(zip(films.blurred, films.sharp, strict=True)):
-        known = {"film_db": films.around[:, i], "film_single_db": None}
-        for name, around in known.items():
-            restored = _restored(network, blurred, films.motion[i], around)
-            gains[name].append(_psnr(restored, sharp) - _psnr(blurred, sharp))
-    return {name: _mean(each) for name, each in gains.items()}
-
-
-def _nth(motion: Tensor | None, number: int) -> Tensor | None:
-    return None if motion is None else motion[number]
-
-
-def _false_motion(number: int, count: int) -> Tensor:
-    """A straight motion of 8 to 32 pixels, the same everywhere: (4, 1, 1)."""
-    far, angle = 8 + 24 * number / max(count - 1, 1), 2.4 * number
-    return torch.tensor([far * math.cos(angle), far * math.sin(angle), 0, 0]).view(4, 1, 1)
-
-
-def _dead(network: Network, picture: Tensor) -> float:
-    device = next(network.parameters()).device
-    return dead_share(network, _fitting(network, picture.to(device)))
-
-
-def _side_by_side(*pictures: Tensor) -> Tensor:
-    """(3, H, W) uint8 each → (3, H, n·W) in 0..1."""
-    return torch.cat(pictures, dim=2).float().div(255)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _fitting(network: Network, picture: Tensor) -> Tensor:
-    """(3, H, W) uint8 → (1, 3, H', W') in 0..1, padded to what the network takes."""
-    bottom, right = (-side % network.size_multiple for side in picture.shape[-2:])
-    return F.pad(picture[None].float().div(255), (0, right, 0, bottom), mode="replicate")
-
-
-def _psnr(a: Tensor, b: Tensor) -> float:
-    error = float((a.double() - b.double()).square().mean())
-    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255.0**2 / error)))

@@ -1,8 +1,8 @@
-"""The training loop: a recipe and batches in, weights out; it stops and resumes at any moment.
+"""The training loop: a recipe and batches in, weights out. A run can stop at any step and resume.
 
-Serves one process or, under torchrun, several. Knows no files but its own state, and not where
-batches come from: it asks for those from a given step on, so that a resumed run sees what an
-unbroken one would have seen.
+Serves a single process or, under torchrun, several. Knows no files except its own state, and not
+where batches come from: it requests them from a given step on, so that a resumed run sees the
+batches that an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -11,126 +11,394 @@ import contextlib
 import copy
 import functools
 import math
-import os
-import pickle
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vdeblur.datasets.pool import Batch
-from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
+from vdeblur.errors import UsageError
 from vdeblur.motion.single_picture import motion_shown
 from vdeblur.networks import taps
 from vdeblur.networks.base import Network
-from vdeblur.system.files import replacing
 from vdeblur.training.distillation import distance_to_teacher
+from vdeblur.training.divergence import HOPELESS, SUSPECT, Divergence
 from vdeblur.training.losses import multi_scale, parse_loss, scale_weights
-from vdeblur.training.recipes import Recipe, difference, facts
+from vdeblur.training.options import PRECISIONS, Callbacks, Outcome, Progress, RunOptions
+from vdeblur.training.processes import agree, all_have, processes
+from vdeblur.training.recipes import Recipe
+from vdeblur.training.state import StateFile, Totals
 
-#: A function of a step's number, giving the batches from it on: `Batch`, or (blurred, sharp).
+#: A function of a step's number that returns the batches from there on: `Batch`, or (blurred,
+#: sharp).
 Batches = Callable[[int], Iterable[Batch | tuple[Tensor, Tensor]]]
 
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_HOPELESS = 30  # wild steps in a row end a run; fp16's scale has fallen by 2³⁰ by then
-_SUSPECT = 10  # wild steps in a row after which nothing is saved at the end either
-_WILD = 10.0  # times the lowest mean loss; of the first step's loss, a hundred times that
-_MEAN_STEPS = 32
-_LEAST_LOSS = 1e-4  # a loss below needs not be told from one ten times as high
+
+def train(
+    network: Network,
+    batches: Batches,
+    recipe: Recipe,
+    *,
+    run: RunOptions | None = None,
+    steps: int | None = None,
+    state: StateFile | None = None,
+    teacher: nn.Module | None = None,
+    callbacks: Callbacks | None = None,
+) -> Outcome:
+    """Train `network` in place to the end of the recipe.
+
+    Under torchrun every process calls this; reports and the state are those of the first process.
+
+    Args:
+        network: The network to train. A guided network also sees the motion of a batch that has
+            some, and the frames around it.
+        batches: Called with a step's number, returns the batches from there on: those of this
+            process, where there are several. The run ends early if they do.
+        recipe: What decides the weights.
+        run: How the run is carried out; one CPU process in fp32 by default.
+        steps: The length of the run, where the recipe counts epochs.
+        state: Where to save the state, and to resume from if the file exists.
+        teacher: A network of any kind, RGB to RGB, whose outputs are second targets.
+        callbacks: Functions to call for reports, and to be asked whether to stop.
+
+    Returns:
+        The weights to keep and the last ones. A run that was finished before takes no step.
+
+    Raises:
+        UsageError: The recipe has no length or lacks its teacher, or the state belongs to another
+            run.
+        InputError: The state is damaged.
+        OutputError: The state cannot be written.
+        Diverged: Gradient or loss stay infinite, or the loss far above its usual level. State and
+            reports then end with the last sound weights.
+    """
+    trainer = Trainer(
+        network, recipe, run=run or RunOptions(), steps=steps, state=state, teacher=teacher
+    )
+    trainer.resume()
+    return trainer.run(batches, callbacks or Callbacks())
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is carried out; none of it changes what is learned, but for rounding.
+@dataclass
+class _Interval:
+    """Sums since the last report."""
 
-    precision: "fp32", "bf16", "fp16" (automatic mixed precision). checkpointing: forget activations
-    and compute them again, for memory. accumulate: parts in which a batch goes through the network,
-    for memory; the gradient is that of the whole. report_seconds, report_steps: a report and a
-    saved state after so long, or so many steps when not 0.
+    images: int  # seen before it
+    began: float = field(default_factory=time.monotonic)
+    waiting: float = 0.0
+    loss: float = 0.0
+    updates: int = 0
+    skipped: int = 0
+
+
+class Trainer:
+    """A network in training: what `train` does, in parts.
+
+    Call `resume` before the first step; `run` calls `step`, `report` and `save`.
     """
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
-    channels_last: bool = True
-    compile: bool = False
-    checkpointing: bool = False
-    accumulate: int = 1
-    report_seconds: float = 60.0
-    report_steps: int = 0
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        *,
+        run: RunOptions,
+        steps: int | None = None,
+        state: StateFile | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.network, self.recipe, self.options, self.teacher = network, recipe, run, teacher
+        self.rank, self.world = processes()
+        self.device = run.device
+        self._steps, self._state = steps or recipe.steps or None, state
+        if not self._steps and not recipe.seconds:
+            raise UsageError("a run needs a length: give seconds or steps")
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # crops have one size
+        if recipe.teacher_weight and teacher is None:
+            raise UsageError(
+                "the recipe has a teacher's weight but no teacher: give --teacher FILE"
+            )
+        self._layout = torch.channels_last if run.channels_last else torch.contiguous_format
+        network.to(device=self.device, memory_format=self._layout).train()  # type: ignore[call-overload]
+        self.averaged = copy.deepcopy(network).eval().requires_grad_(False)
+        if teacher is not None:
+            teacher.to(device=self.device, memory_format=self._layout).eval()  # type: ignore[call-overload]
+            teacher.requires_grad_(False)
+        self.kept = self.averaged if recipe.ema else network
+        self._guided = network.guided or getattr(teacher, "guided", False)
+        self._terms = parse_loss(recipe.loss)
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._fused = True if self.device.type == "cuda" else None  # all parameters in one launch
+        self._optimiser = self._make_optimiser()
+        self._dtype = PRECISIONS[run.precision]
+        enabled = self._dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
+        self._random_state: Tensor | None = None
+        self._model: Any = None
+        self.totals, self.divergence = Totals(), Divergence()
+        self._rate = 0.0
+        self._sound: dict[str, Tensor] | None = None
+        self._interval = _Interval(0)
+        self.progress = self._idle()
 
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise UsageError(f"precision {self.precision!r} is none of {', '.join(_PRECISIONS)}")
-        if self.accumulate < 1:
-            raise UsageError(f"a batch in {self.accumulate} parts cannot be: give 1 or more")
+    def _make_optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+        optimiser: torch.optim.Optimizer = kind(
+            self._parameters,
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=self._fused,
+        )
+        return optimiser
 
+    @property
+    def share(self) -> float:
+        """The share of the run that is done; 1 or more at its end."""
+        if self.recipe.seconds:
+            return self.totals.used / self.recipe.seconds
+        return self.totals.step / self._steps if self._steps else 1.0
 
-@dataclass(frozen=True)
-class Progress:
-    """One report. elapsed: seconds of all runs together; share: of the run's length; loss: mean
-    since the last report, of this process; waiting: share of the time spent waiting for data;
-    skipped: steps without a finite gradient since the last report.
-    """
+    def resume(self) -> None:
+        """Continue from the state file, if it exists, and make the network ready for steps."""
+        state = self._state.read(self.recipe, self.network) if self._state is not None else None
+        if state is not None:
+            self.network.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["averaged"])
+            for group in state["optimiser"]["param_groups"]:
+                group["fused"] = self._fused  # as on this device, not where the state was saved
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._scaler.load_state_dict(state["scaler"])
+            self.totals = Totals(**{part.name: state[part.name] for part in fields(Totals)})
+            self._random_state = state["random"]
+        if self.options.checkpointing:
+            forget_activations(self.network)
+        model: Any = _Outputs(self.network)
+        if self.options.compile:
+            model = torch.compile(model)
+        if self.world > 1:
+            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        self._model = model
+        self.progress = self._idle()
 
-    elapsed: float
-    step: int
-    share: float
-    megapixels: float
-    loss: float
-    learning_rate: float
-    waiting: float
-    images_per_second: float
-    skipped: int
+    def run(self, batches: Batches, callbacks: Callbacks) -> Outcome:
+        """Take steps to the end of the run, or until `callbacks.stop`; as `train` describes."""
+        if self.share >= 1:
+            return Outcome(self.kept, self.network, self.progress, True)
+        began, used_before = time.monotonic(), self.totals.used
+        self._interval = _Interval(self.totals.images, began)
+        self._sound = _copied(self.kept) if self.totals.step else None
+        reported_step = self.totals.step
+        callbacks.on_share(self.share)
+        iterator = iter(batches(self.totals.step))
+        if self._random_state is not None:
+            # After the loader has drawn its own seed, so that the network's draws continue.
+            torch.set_rng_state(self._random_state)
+        with contextlib.ExitStack() as leaving:
+            # Threads and processes that make batches end with the run, however it ends.
+            leaving.callback(getattr(iterator, "close", lambda: None))
+            while True:
+                batch = self._next(iterator)
+                if batch is not None:
+                    callbacks.on_share(self.share)
+                    self.step(batch)
+                now = time.monotonic()
+                used = used_before + now - began
+                self.totals.used, stopped = agree(used, callbacks.stop(), self.device)
+                finished = batch is None or self.share >= 1
+                ending = finished or stopped
+                wild = self._check_divergence(finished, stopped)
+                # A report of a wild step waits for a sound one: it may be the first of many.
+                if (ending and wild < SUSPECT) or (
+                    not ending
+                    and not wild
+                    and agree(0.0, self._due(now), self.device)[1]
+                    and self.totals.step > reported_step
+                ):
+                    self.report(now, callbacks)
+                    reported_step = self.totals.step
+                if ending:
+                    break
+        if wild >= SUSPECT and self._sound is not None:
+            self.kept.load_state_dict(self._sound)
+        return Outcome(self.kept, self.network, self.progress, finished)
 
+    def step(self, batch: Batch) -> None:
+        """Train on one batch, in as many updates as the recipe asks for at this point."""
+        recipe, share = self.recipe, self.share
+        self._rate = recipe.schedule.rate(recipe.learning_rate, share)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate
+        blurred, sharp = self._inputs(batch)
+        if side := _patch_side(recipe, share):
+            blurred, sharp = cut(blurred, side), cut(sharp, side)
+        self.totals.step += 1
+        self.totals.pixels += blurred[:, 0].numel() * self.world
+        count = min(_at(recipe.updates, share, 1), len(blurred))
+        for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
+            loss, finite = self._update(*part, share)
+            if finite:
+                self._interval.loss += loss
+                self._interval.updates += 1
+            else:
+                self._interval.skipped += 1
+            self.divergence.see(loss, finite=finite)
+            self.totals.updates += 1
+            if recipe.ema:
+                updates = self.totals.updates
+                _average(self.averaged, self.network, min(recipe.ema, updates / (updates + 10)))
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run ends with: the weights to keep, the last ones, and whether it reached its end."""
+    def report(self, now: float, callbacks: Callbacks) -> None:
+        """Save the state, and pass the progress at time `now` (monotonic) to `on_report`."""
+        interval = self._interval
+        span = max(now - interval.began, 1e-9)
+        self.progress = Progress(
+            elapsed=self.totals.used,
+            step=self.totals.step,
+            share=min(self.share, 1.0),
+            megapixels=self.totals.pixels / 1e6,
+            loss=interval.loss / interval.updates if interval.updates else math.nan,
+            learning_rate=self._rate,
+            waiting=min(interval.waiting / span, 1.0),
+            images_per_second=(self.totals.images - interval.images) / span,
+            skipped=interval.skipped,
+        )
+        self._sound = _copied(self.kept)
+        self.save()
+        if callbacks.on_report is not None and not self.rank:
+            callbacks.on_report(self.progress, self.kept)
+            self.network.train()
+        self._interval = _Interval(self.totals.images)
 
-    network: Network
-    last: Network
-    progress: Progress
-    finished: bool
-
-
-class Diverged(VdeblurError):
-    """Training ran away. outcome: the network as it last was sound; None if it never was."""
-
-    def __init__(self, message: str, outcome: Outcome | None) -> None:
-        super().__init__(message)
-        self.outcome = outcome
-
-
-class _Watch:
-    """How many steps in a row were wild: without a finite gradient, or of a loss far above what it
-    had been. One such step is bad luck with a picture; many are a network that is lost.
-    """
-
-    def __init__(self) -> None:
-        self.in_a_row, self.limit = 0, math.inf
-        self._mean, self._steps = 0.0, 0
-
-    def see(self, loss: float, *, finite: bool) -> None:
-        if not finite or loss > self.limit:
-            self.in_a_row += 1
+    def save(self) -> None:
+        """Write the state file, if the run has one and this is the first process."""
+        if self._state is None or self.rank:
             return
-        self.in_a_row = 0
-        self._steps += 1
-        self._mean += (loss - self._mean) / min(self._steps, _MEAN_STEPS)
-        if self._steps == 1:
-            self.limit = 100 * _WILD * max(loss, 10 * _LEAST_LOSS)
-        if self._steps >= _MEAN_STEPS:
-            self.limit = min(self.limit, _WILD * max(self._mean, _LEAST_LOSS))
+        self._state.write(
+            {
+                "model": self.network.state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "network": self.recipe.network,
+                "config": dict(self.network.config),
+                "recipe": self.recipe.as_dict(),
+                **asdict(self.totals),
+                "random": torch.get_rng_state(),
+            }
+        )
+
+    def _idle(self) -> Progress:
+        """The progress before the first report."""
+        totals = self.totals
+        return Progress(
+            totals.used, totals.step, self.share, totals.pixels / 1e6, math.nan, 0.0, 0.0, 0.0, 0
+        )
+
+    def _due(self, now: float) -> bool:
+        if self.options.report_steps:
+            return self.totals.step % self.options.report_steps == 0
+        return now - self._interval.began >= self.options.report_seconds
+
+    def _next(self, iterator: Iterator[Batch | tuple[Tensor, Tensor]]) -> Batch | None:
+        """The next batch; None as soon as any process has none."""
+        asked = time.monotonic()
+        batch = next(iterator, None)
+        self._interval.waiting += time.monotonic() - asked
+        if not all_have(batch is not None, self.device):
+            return None
+        assert batch is not None
+        return Batch(*batch)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network sees of a batch (N, 3 or more, H, W), and its targets (N, 3, H, W)."""
+        blurred, sharp = (_as_float(part.to(self.device, non_blocking=True)) for part in batch[:2])
+        if self.recipe.keep_sharp:
+            first = self.totals.images + self.rank * len(blurred)
+            share = self.recipe.keep_sharp
+            blurred = with_sharp_input(blurred, sharp, first=first, share=share)
+        self.totals.images += len(blurred) * self.world
+        if not self._guided:
+            return blurred, sharp
+        # Pairs of files have no known motion: it is estimated from each picture, as for stills.
+        motion = motion_shown(blurred) if batch.motion is None else batch.motion
+        if motion is None:
+            return blurred, sharp
+        with torch.no_grad():
+            motion = motion.to(self.device, non_blocking=True)
+            around = None
+            if batch.around is not None:
+                before, after = batch.around.to(self.device, non_blocking=True)
+                around = before, after
+            return taps.with_guidance(blurred, motion, around), sharp
+
+    def _update(self, blurred: Tensor, sharp: Tensor, share: float) -> tuple[float, bool]:
+        """Change the weights once. Returns the loss, and whether it and its gradient are finite."""
+        blurred = blurred.contiguous(memory_format=self._layout)
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = min(self.options.accumulate, len(blurred))
+        chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
+        losses = []
+        for number, (x, y) in enumerate(chunks):
+            whole = self.world == 1 or number == len(chunks) - 1
+            with contextlib.nullcontext() if whole else self._model.no_sync():
+                loss = self._loss(x, y, share) * (len(x) / len(blurred))
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        self._scaler.unscale_(self._optimiser)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip or math.inf)
+        # The only wait for the device: times measured elsewhere are those of the work.
+        value, size = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
+        finite = math.isfinite(value) and math.isfinite(size)
+        if finite:
+            self._scaler.step(self._optimiser)
+        else:
+            self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.update()
+        return value, finite
+
+    def _loss(self, x: Tensor, y: Tensor, share: float) -> Tensor:
+        """The recipe's loss when `share` of the run is done; a scalar."""
+        recipe = self.recipe
+        mixed = functools.partial(
+            torch.autocast, self.device.type, dtype=self._dtype, enabled=self._dtype is not None
+        )
+        with mixed():
+            outputs: Sequence[Tensor] = self._model(x if self.network.guided else x[:, :3])
+        weights = scale_weights(
+            outputs, recipe.scales, share=share, coarse_first=recipe.coarse_first
+        )
+        loss = multi_scale(outputs, y, self._terms, weights)
+        if self.teacher is not None and recipe.teacher_weight:
+            with torch.no_grad(), mixed():
+                taught = _taught(self.teacher, x)
+            loss = loss + recipe.teacher_weight * distance_to_teacher(outputs, taught, weights)
+        return loss
+
+    def _check_divergence(self, finished: bool, stopped: bool) -> int:
+        """Return the consecutive wild updates; raise Diverged where nothing else can be done."""
+        wild = int(agree(self.divergence.in_a_row, False, self.device)[0])
+        nothing_sound = finished or (stopped and self._sound is None)
+        if wild < HOPELESS and not (nothing_sound and wild >= SUSPECT):
+            return wild
+        outcome = None
+        if self._sound is not None:
+            self.kept.load_state_dict(self._sound)
+            outcome = Outcome(self.kept, self.network, self.progress, False)
+        raise self.divergence.error(
+            wild, self.totals.step, outcome, resumable=self._state is not None
+        )
 
 
-class _Scales(nn.Module):
-    """forward_scales behind forward, which is what DDP and torch.compile wrap."""
+class _Outputs(nn.Module):
+    """All outputs of a network behind `forward`, which is what DDP and torch.compile wrap."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -140,15 +408,16 @@ class _Scales(nn.Module):
         return self.network.forward_scales(x)
 
 
-def processes() -> tuple[int, int]:
-    """(this process's number, how many there are); (0, 1) outside torchrun."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def cut(image: Tensor, side: int) -> Tensor:
-    """Squares of `side` from (N, C, H, W), as many as fit, centred: (N·k, C, side, side)."""
+    """Cut squares out of pictures, as many as fit, centered.
+
+    Args:
+        image: (N, C, H, W).
+        side: Side of the squares in pixels.
+
+    Returns:
+        (N·k, C, side, side).
+    """
     n, c, height, width = image.shape
     rows, columns = height // side, width // side
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
@@ -158,10 +427,14 @@ def cut(image: Tensor, side: int) -> Tensor:
 
 
 def with_sharp_input(blurred: Tensor, sharp: Tensor, *, first: int, share: float) -> Tensor:
-    """`blurred` with a share of its pictures replaced by their targets, evenly.
+    """Replace a share of the blurred pictures by their targets, evenly spread.
 
-    first: how many pictures came before. The choice depends on nothing else, so that a resumed run
-    makes the same.
+    Args:
+        blurred: (N, C, H, W).
+        sharp: The targets, of the same shape.
+        first: Number of pictures before these. The choice depends on nothing else, so that a
+            resumed run makes the same one.
+        share: 0 to 1.
     """
     numbers = torch.arange(first, first + len(blurred), dtype=torch.float64)
     chosen = ((numbers + 1) * share).floor() > (numbers * share).floor()
@@ -169,10 +442,10 @@ def with_sharp_input(blurred: Tensor, sharp: Tensor, *, first: int, share: float
 
 
 def forget_activations(network: nn.Module) -> None:
-    """Have the network's stages compute their activations again in the backward pass.
+    """Have the network's blocks recompute their activations in the backward pass.
 
-    A stage is an outermost module of two convolutions or more below the network (lists of modules
-    are looked into). See Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    A block is an outermost module of two or more convolutions below the network; lists of modules
+    are descended into. See Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
     for child in network.children():
         convolutions = sum(
@@ -185,350 +458,8 @@ def forget_activations(network: nn.Module) -> None:
             child.forward = functools.partial(checkpoint, child.forward, use_reentrant=False)
 
 
-def train(
-    network: Network,
-    batches: Batches,
-    recipe: Recipe,
-    *,
-    run: RunOptions | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    state_file: Path | None = None,
-    teacher: nn.Module | None = None,
-    on_report: Callable[[Progress, Network], None] | None = None,
-    on_share: Callable[[float], None] = lambda share: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Train `network` in place to the end of the recipe.
-
-    batches: called with a step's number, gives the batches from it on, those of this process where
-    there are several; giving no more of them ends the run early. A guided network sees the motion
-    of a batch that has one, and the frames around it. steps: the length, where the recipe counts
-    epochs. teacher: any network, RGB to RGB. state_file: written at every report (under a temporary
-    name first) and resumed from when it exists; seed is held to the one in it, the learning rate is
-    not.
-    on_share: called before every step with the share of the run that is done. stop: asked after
-    every step.
-    Under torchrun the reports and the state are the first process's.
-    InputError for a state that is damaged, UsageError for another recipe's, OutputError when it
-    cannot be written; Diverged when the loss or the gradient stays infinite, or the loss far above
-    what it was: state and reports then end with the last sound ones.
-    """
-    run = run or RunOptions()
-    rank, world = processes()
-    device = run.device
-    steps = steps or recipe.steps or None
-    if not steps and not recipe.seconds:
-        raise UsageError("a run needs a length: give seconds or steps")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # crops are of one size
-    if recipe.teacher_weight and teacher is None:
-        raise UsageError("the recipe has a teacher's weight but no teacher: give --teacher FILE")
-    layout = torch.channels_last if run.channels_last else torch.contiguous_format
-    network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
-    averaged = copy.deepcopy(network).eval().requires_grad_(False)
-    if teacher is not None:
-        teacher.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
-        teacher.requires_grad_(False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-    fused = True if device.type == "cuda" else None  # all parameters in one launch
-    optimiser: torch.optim.Optimizer = kind(
-        parameters,
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
-    dtype = _PRECISIONS[run.precision]
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    used, step, updates, images, pixels = 0.0, 0, 0, 0, 0.0
-    random_state: Tensor | None = None
-    if state_file is not None and state_file.exists():
-        state = read_state(state_file)
-        _check_same_run(state, recipe, network, seed, state_file)
-        network.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for group in state["optimiser"]["param_groups"]:
-            group["fused"] = fused  # as it is here, not where the state was saved
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        used, step, updates = (state[k] for k in ("used", "step", "updates"))
-        images, pixels = state["images"], state["pixels"]
-        random_state = state["random"]
-
-    if run.checkpointing:
-        forget_activations(network)
-    model: Any = _Scales(network)
-    if run.compile:
-        model = torch.compile(model)
-    if world > 1:
-        ids = [device.index or 0] if device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
-    terms = parse_loss(recipe.loss)
-
-    def share_done() -> float:
-        return used / recipe.seconds if recipe.seconds else step / steps if steps else 1.0
-
-    def save() -> None:
-        if state_file is None or rank:
-            return
-        content = {
-            "model": network.state_dict(),
-            "averaged": averaged.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "scaler": scaler.state_dict(),
-            "network": recipe.network,
-            "config": dict(network.config),
-            "recipe": facts(recipe),
-            "seed": seed,
-            "used": used,
-            "step": step,
-            "updates": updates,
-            "images": images,
-            "pixels": pixels,
-            "random": torch.get_rng_state(),
-        }
-        try:
-            with replacing(state_file) as temporary:
-                torch.save(content, temporary)
-        except (OSError, RuntimeError) as error:  # torch's own, of a full disk
-            reason = getattr(error, "strerror", None) or "is the disk full?"
-            raise OutputError(
-                f"{state_file} cannot be written ({reason}): the run goes on from its last state "
-                "when there is room"
-            ) from error
-
-    guided = network.guided or getattr(teacher, "guided", False)
-
-    def losses_of(x: Tensor, y: Tensor, weights_at: float) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            outputs: Sequence[Tensor] = model(x if network.guided else x[:, :3])
-        weights = scale_weights(
-            outputs, recipe.scales, share=weights_at, coarse_first=recipe.coarse_first
-        )
-        loss = multi_scale(outputs, y, terms, weights)
-        if teacher is not None and recipe.teacher_weight:
-            with (
-                torch.no_grad(),
-                torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-            ):
-                taught = _taught(teacher, x)
-            loss = loss + recipe.teacher_weight * distance_to_teacher(outputs, taught, weights)
-        return loss
-
-    def update(blurred: Tensor, sharp: Tensor, share: float) -> tuple[float, bool]:
-        """One change of the weights: the loss, and whether it and its gradient are finite."""
-        blurred = blurred.contiguous(memory_format=layout)
-        optimiser.zero_grad(set_to_none=True)
-        parts = min(run.accumulate, len(blurred))
-        chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
-        losses = []
-        for number, (x, y) in enumerate(chunks):
-            last_part = number == len(chunks) - 1
-            with contextlib.nullcontext() if world == 1 or last_part else model.no_sync():
-                loss = losses_of(x, y, share) * (len(x) / len(blurred))
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
-        # The one wait for the device, so that times are those of the work.
-        value, size = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
-        finite = math.isfinite(value) and math.isfinite(size)
-        if finite:
-            scaler.step(optimiser)
-        else:
-            optimiser.zero_grad(set_to_none=True)
-        scaler.update()
-        return value, finite
-
-    began = reported = time.monotonic()
-    used_before = used
-    waiting, total, counted, skipped, seen, rate = 0.0, 0.0, 0, 0, images, 0.0
-    reported_step = step
-    watch = _Watch()
-    kept = averaged if recipe.ema else network
-    finished = share_done() >= 1
-    progress = Progress(used, step, share_done(), pixels / 1e6, math.nan, 0.0, 0.0, 0.0, 0)
-    if finished:
-        return Outcome(kept, network, progress, True)
-    sound: dict[str, Tensor] | None = _copied(kept) if step else None
-    on_share(share_done())
-    iterator = iter(batches(step))
-    if random_state is not None:
-        # After the loader has drawn its own seed: whatever the network draws goes on as it was.
-        torch.set_rng_state(random_state)
-    with contextlib.ExitStack() as leaving:
-        # Whatever makes batches beside this thread ends with the run, however that ends.
-        leaving.callback(getattr(iterator, "close", lambda: None))
-        while True:
-            asked = time.monotonic()
-            batch = next(iterator, None)
-            waiting += time.monotonic() - asked
-            if not _all_have(batch is not None, device):
-                finished = True
-            else:
-                assert batch is not None
-                share = share_done()
-                on_share(share)
-                rate = recipe.schedule.rate(recipe.learning_rate, share)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                given = Batch(*batch)
-                blurred, sharp = (_as_float(p.to(device, non_blocking=True)) for p in given[:2])
-                if recipe.keep_sharp:
-                    first = images + rank * len(blurred)
-                    blurred = with_sharp_input(blurred, sharp, first=first, share=recipe.keep_sharp)
-                images += len(blurred) * world
-                if guided:
-                    # Pairs of files know no motion: it is read off the pictures, as of single ones.
-                    motion = motion_shown(blurred) if given.motion is None else given.motion
-                    if motion is not None:
-                        with torch.no_grad():
-                            moved = motion.to(device, non_blocking=True)
-                            around = None
-                            if given.around is not None:
-                                before, after = given.around.to(device, non_blocking=True)
-                                around = before, after
-                            blurred = taps.with_guidance(blurred, moved, around)
-                if side := _patch_side(recipe, share):
-                    blurred, sharp = cut(blurred, side), cut(sharp, side)
-                step, pixels = step + 1, pixels + blurred[:, 0].numel() * world
-                count = min(_at(recipe.updates, share, 1), len(blurred))
-                for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
-                    loss_value, finite = update(*part, share)
-                    if finite:
-                        total, counted = total + loss_value, counted + 1
-                    else:
-                        skipped += 1
-                    watch.see(loss_value, finite=finite)
-                    updates += 1
-                    if recipe.ema:
-                        _average(averaged, network, min(recipe.ema, updates / (updates + 10)))
-                finished = False
-            now = time.monotonic()
-            used = used_before + now - began
-            used, asked_to_stop = _agree(used, stop(), device)
-            finished = finished or share_done() >= 1
-            wild = int(_agree(watch.in_a_row, False, device)[0])
-            # Then nothing else could be handed back.
-            lost = finished or (asked_to_stop and sound is None)
-            if wild >= _HOPELESS or (lost and wild >= _SUSPECT):
-                raise _diverged(wild, step, watch.limit, progress, state_file, kept, network, sound)
-            ending = finished or asked_to_stop
-            due = now - reported >= run.report_seconds
-            if run.report_steps:
-                due = step % run.report_steps == 0
-            # A report of a wild step waits for a sound one: it may be the first of many.
-            if (ending and wild < _SUSPECT) or (
-                not ending and not wild and _agree(0.0, due, device)[1] and step > reported_step
-            ):
-                span = max(now - reported, 1e-9)
-                mean = total / counted if counted else math.nan
-                progress = Progress(
-                    elapsed=used,
-                    step=step,
-                    share=min(share_done(), 1.0),
-                    megapixels=pixels / 1e6,
-                    loss=mean,
-                    learning_rate=rate,
-                    waiting=min(waiting / span, 1.0),
-                    images_per_second=(images - seen) / span,
-                    skipped=skipped,
-                )
-                sound = _copied(kept)
-                save()
-                if on_report is not None and not rank:
-                    on_report(progress, kept)
-                    network.train()
-                waiting, total, counted, skipped, seen = 0.0, 0.0, 0, 0, images
-                reported, reported_step = time.monotonic(), step
-            if ending:
-                break
-    if wild >= _SUSPECT and sound is not None:
-        kept.load_state_dict(sound)
-    return Outcome(kept, network, progress, finished)
-
-
 def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def _diverged(
-    wild: int,
-    step: int,
-    limit: float,
-    progress: Progress,
-    state_file: Path | None,
-    kept: Network,
-    network: Network,
-    sound: dict[str, Tensor] | None,
-) -> Diverged:
-    """The error of a run that ran away, with the network as it was at the last report."""
-    above = f" or the loss above {limit:.3g}" if math.isfinite(limit) else ""
-    said = f"training ran away: the gradient is not finite{above} for {wild} steps, at step {step}"
-    if sound is None:
-        return Diverged(
-            f"{said}; nothing was kept: start again with a lower --lr, or with --precision fp32",
-            None,
-        )
-    kept.load_state_dict(sound)
-    again = "the same command with a lower --lr" if state_file is not None else "a lower --lr"
-    return Diverged(
-        f"{said}; what is kept is of step {progress.step}: go on from there with {again}, or with "
-        "--precision fp32",
-        Outcome(kept, network, progress, False),
-    )
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The content of a state file, on the CPU; InputError when it is none."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"model", "averaged", "optimiser", "recipe", "images", "updates"} <= set(state):
-            raise ValueError("something else is in it")
-        return state
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        LookupError,  # torch's unpickler looks an unknown opcode up
-        ValueError,
-        TypeError,
-    ) as error:
-        raise InputError(
-            f"{path} is not a state of a training run that this version can go on with: "
-            "move it away, or give another --out"
-        ) from error
-
-
-def start_processes(chosen: torch.device) -> torch.device:
-    """Join the other processes that torchrun started, if it did, and give this one's device.
-
-    Call `dist.destroy_process_group` at the end where `processes()` counts more than one.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return chosen
-
-
-def _check_same_run(
-    state: dict[str, Any], recipe: Recipe, network: Network, seed: int, path: Path
-) -> None:
-    other = difference(state["recipe"], facts(recipe))
-    if state["config"] != dict(network.config):
-        other.append("config")
-    if state["seed"] != seed:
-        other.append("seed")
-    if other:
-        raise UsageError(
-            f"{path} is the state of another run (its {', '.join(other)} differ): "
-            "repeat that run's options to go on with it, or give another --out"
-        )
 
 
 def _as_float(image: Tensor) -> Tensor:
@@ -547,25 +478,18 @@ def _patch_side(recipe: Recipe, share: float) -> int:
 
 
 def _at(changes: Sequence[tuple[float, int]], share: float, default: int) -> int:
-    """The value of the last of (share of the run, value) that has come; `default` before all."""
+    """The value of the last (share of the run, value) reached; `default` before the first."""
     return next((value for start, value in reversed(changes) if share >= start), default)
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the averaged weights toward the network's by 1 − decay.
+
+    Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights where this one
+    keeps 1/11 of the first ones, and its counter and its names of tensors are not those of
+    existing state files.
+    """
     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - decay)
     for mean, value in zip(averaged.buffers(), network.buffers(), strict=True):
         mean.copy_(value)
-
-
-def _agree(value: float, flag: bool, device: torch.device) -> tuple[float, bool]:
-    """The largest value of all processes, and whether any has the flag: they must end together."""
-    if processes()[1] == 1:
-        return value, flag
-    both = torch.tensor([value, float(flag)], dtype=torch.float64, device=device)
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    return float(both[0]), bool(both[1])
-
-
-def _all_have(flag: bool, device: torch.device) -> bool:
-    return not _agree(0.0, not flag, device)[1]
