@@ -34,7 +34,7 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
         quick = fused.FusedBlock(block, whole=channels <= 64)
-        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             times, expected = {}, block(x).float()
             for name, way in quick.ways().items():
                 try:
@@ -59,7 +59,7 @@ for kind in quantised.KINDS.values():
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
         half = fused.FusedBlock(block, whole=channels <= 64)
-        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             both = [(float(a.min()), float(a.max())) for a in (x, block.main[0](x))]
             coded = quantised.QuantisedBlock(block, tuple(both), kind)
             part = x[:1, :, :128, :128]
@@ -116,7 +116,7 @@ for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
         rgb = torch.rand(n, 3, height, width, device='cuda')
         motion = torch.randn(n, 4, height // 8, width // 8, device='cuda') * 5
         x = taps.with_guidance(rgb, motion).to(torch.half, memory_format=torch.channels_last)
-        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             packed, _ = network.prepare(x)
             graph = record_graph(network.correction, x)
             ways = ((lambda _: taps.with_guidance(rgb, motion), rgb), (network.correction, x),
