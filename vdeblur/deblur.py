@@ -28,7 +28,8 @@ from vdeblur.inference.deblurrer import Deblurrer, Precision
 from vdeblur.inference.gpu_frames import adopt
 from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.reader import VideoReader, is_pattern
+from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, verify
 from vdeblur.media.writer import VideoWriter, format_name
 from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of

@@ -30,7 +30,8 @@ from tests.helpers.clips import (
 )
 from vdeblur import Frame, InputError, VideoReader, deblur_video
 from vdeblur.media import reader as reader_module
-from vdeblur.media.reader import is_image, is_pattern, layout_of, planar_format, planes_of
+from vdeblur.media.image_sequences import is_image, is_pattern
+from vdeblur.media.reader import layout_of, planar_format, planes_of
 
 
 def test_frames(tmp_path: Path) -> None:

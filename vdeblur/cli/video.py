@@ -23,6 +23,7 @@ from vdeblur.cli.options import (
     seconds,
 )
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
+from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -52,7 +53,6 @@ _VIDEO_SUFFIXES = frozenset(
         ".y4m",
     ]
 )
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _FEWEST_OF_A_FILM = 3  # numbered pictures that are taken for one
 
 
@@ -135,7 +135,7 @@ def _expand(inputs: Sequence[str]) -> list[str]:
                 str(p)
                 for p in path.iterdir()
                 if p.is_file()
-                and p.suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES
+                and p.suffix.lower() in _VIDEO_SUFFIXES | IMAGE_SUFFIXES
                 and not p.stem.endswith("_deblurred")
                 and not p.name.startswith(".")
             )
@@ -159,7 +159,7 @@ def _film_of(inputs: Sequence[str]) -> str | None:
     found: dict[tuple[str, int, str], list[int]] = {}
     for name in inputs:
         parts = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name)
-        if parts and parts[3].lower() in _IMAGE_SUFFIXES:
+        if parts and parts[3].lower() in IMAGE_SUFFIXES:
             before, digits, after = parts.groups()
             found.setdefault((before, len(digits), after), []).append(int(digits))
     for (before, digits, after), numbers in found.items():
@@ -243,8 +243,6 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_sequence_options(inputs: Sequence[str], args: argparse.Namespace) -> None:
-    from vdeblur.media.reader import is_pattern
-
     given = {"--framerate": args.framerate, "--start-number": args.start_number}
     for option, value in given.items():
         for name in inputs:

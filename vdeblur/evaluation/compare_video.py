@@ -29,7 +29,8 @@ from vdeblur.datasets.pictures import label, write_bytes
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.reader import VideoReader, is_image, planar_format, planes_of
+from vdeblur.media.image_sequences import is_image
+from vdeblur.media.reader import VideoReader, planar_format, planes_of
 from vdeblur.media.writer import VideoWriter
 
 Mode = Literal["side", "stack", "split", "wipe"]

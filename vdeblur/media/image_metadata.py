@@ -6,10 +6,11 @@ EXIF (with its orientation), ICC profile, XMP, comments and resolution: JPEG APP
 
 from __future__ import annotations
 
-import glob
-import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
+
+from vdeblur.media.image_sequences import source_picture
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Colour meaning is copied too: it describes the samples, which keep their code values.
@@ -28,33 +29,16 @@ _PNG_CHUNKS = {
 }
 
 
-def first_number(pattern: str) -> int:
-    """The first number that exists of an image2 pattern, as libav searches it (from 0 up)."""
-    match = re.search(r"%0?\d*d", pattern)
-    if match is None:
-        return 0
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    numbers = []
-    for name in glob.glob(glob.escape(before) + "*" + glob.escape(after)):  # noqa: PTH207
-        digits = name[len(before) : len(name) - len(after)]
-        if digits.isdigit():
-            numbers.append(int(digits))
-    return min(numbers, default=0)
+def copy_metadata(source: str, outputs: Iterable[Path]) -> None:
+    """Copy the metadata of each output's source picture into it; formats that differ are left.
 
-
-def copy_metadata(source: str, outputs: list[Path]) -> None:
-    """Copy metadata into `outputs` from the picture `source`, or from a pattern's for each."""
-    match = re.search(r"%0?\d*d", source)
+    Args:
+        source: A picture, or the image2 pattern of the pictures.
+        outputs: The written pictures; those of a pattern have the numbers of their sources.
+    """
     for output in outputs:
-        origin = Path(source)
-        if match is not None:
-            digits = re.findall(r"\d+", output.stem)
-            if not digits:
-                continue
-            origin = Path(
-                source[: match.start()] + match.group() % int(digits[-1]) + source[match.end() :]
-            )
-        if origin.is_file():
+        origin = source_picture(source, output)
+        if origin is not None and origin.is_file():
             _copy_one(origin, output)
 
 

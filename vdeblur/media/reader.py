@@ -6,14 +6,11 @@ colour tags stay with them. Knows libav; knows no torch, no CUDA, no network and
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import sys
 import tempfile
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +28,13 @@ from av.video.format import VideoFormat
 
 from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, VideoInfo
-from vdeblur.media import image_metadata
+from vdeblur.media.damage import Damage
+from vdeblur.media.image_sequences import first_number, is_pattern
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_tracks
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+from vdeblur.media.pipes import InputPipe
 
 #: How a stream of the source goes on: its frames are restored, its packets are copied, it is a
 #: picture attached to the file, its track is grafted after muxing, the muxer makes it anew, or
@@ -54,30 +52,6 @@ _MATRICES: dict[int, Matrix] = {
     9: "bt2020",
     10: "bt2020",
 }
-
-
-@dataclass
-class Damage:
-    """What could not be decoded: counts, and the first few places in words."""
-
-    packets: int = 0
-    frames: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Keep the first 20 lines; a badly damaged file has thousands."""
-        if len(self.notes) < 20 and text not in self.notes:
-            self.notes.append(text)
-
-
-def is_image(path: str | Path) -> bool:
-    """True for a PNG or JPEG file name, or a numbered pattern of them (`frames/%05d.png`)."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_pattern(path: str | Path) -> bool:
-    """True for an image2 pattern such as `frames/%05d.png`."""
-    return is_image(path) and re.search(r"%0?\d*d", str(path)) is not None
 
 
 def planar_format(name: str) -> str:
@@ -241,13 +215,13 @@ class VideoReader:
             options["framerate"] = str(self.framerate or 25)
             if self.start_number is None:
                 # libav itself looks at 0 to 4 only.
-                self.start_number = image_metadata.first_number(str(self.source))
+                self.start_number = first_number(str(self.source))
             options["start_number"] = str(self.start_number)
         else:
             self._check_path(Path(self.source))
             file = for_libav(self.path or Path(self.source))
             self._spool = None if isinstance(file, str) else file
-        pipe = file if isinstance(file, _Pipe) else None
+        pipe = file if isinstance(file, InputPipe) else None
         for acceleration in self._accelerations(hwaccel, on_device):
             if pipe is not None:
                 pipe.remember()
@@ -288,7 +262,7 @@ class VideoReader:
                     "repair it with a tool such as untrunc first"
                 ) from error
             raise InputError(
-                f"{self.name} is not a video that can be read ({_reason(error)}): "
+                f"{self.name} is not a video that can be read ({reason(error)}): "
                 "give a video file, an image or an image pattern"
             ) from error
 
@@ -349,7 +323,7 @@ class VideoReader:
             return True
 
     def _pipe(self) -> Any:
-        pipe = _Pipe(sys.stdin.fileno())
+        pipe = InputPipe(sys.stdin.fileno())
         head = pipe.peek(12)
         if not head:
             raise InputError("standard input is empty: pipe a video into vdeblur")
@@ -576,7 +550,7 @@ class VideoReader:
             except (av.error.FFmpegError, OSError) as error:
                 self.damage.packets += 1
                 self.damage.note(
-                    f"reading stopped at {self._reached:.2f} s: {_reason(error)}; the rest is lost"
+                    f"reading stopped at {self._reached:.2f} s: {reason(error)}; the rest is lost"
                 )
                 # What the decoders still hold is part of the video.
                 for index in self.video_streams:
@@ -605,7 +579,7 @@ class VideoReader:
             self.damage.packets += 1
             at = packet.pts if packet.pts is not None else packet.dts
             where = f" near {float(at * packet.time_base):.2f} s" if at is not None else ""
-            self.damage.note(f"a damaged packet{where} could not be decoded ({_reason(error)})")
+            self.damage.note(f"a damaged packet{where} could not be decoded ({reason(error)})")
             return []
         for frame in frames:
             if frame.is_corrupt:
@@ -630,58 +604,6 @@ class VideoReader:
                 f"the source is cut off: it ends at {self._reached:.2f} s "
                 f"though it states {stated:.2f} s"
             )
-
-
-class _Pipe:
-    """Standard input as libav wants a pipe: only `read`, so that nothing tries to seek.
-
-    Reads the descriptor itself: a thread that waits in Python's buffered reader holds a lock, and
-    the interpreter aborts when it cannot take it at the end.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._head = descriptor, b""
-        self._read: bytearray | None = None  # everything since `remember`
-
-    def remember(self) -> None:
-        """Keep what is read from here on, for `rewind`."""
-        self._read = bytearray()
-
-    def rewind(self) -> None:
-        """Have everything since `remember` read again."""
-        if self._read is not None:
-            self._head, self._read = bytes(self._read) + self._head, bytearray()
-
-    def forget(self) -> None:
-        """Keep no more of what is read."""
-        self._read = None
-
-    def peek(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end; they stay to be read."""
-        while len(self._head) < size:
-            part = os.read(self._descriptor, size - len(self._head))
-            if not part:
-                break
-            self._head += part
-        return self._head
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end."""
-        if self._head:
-            part, self._head = self._head[:size], self._head[size:]
-        else:
-            part = os.read(self._descriptor, size)
-        if self._read is not None:
-            self._read += part
-        return part
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    number = getattr(error, "errno", None)
-    if number == errno.ENOENT:
-        return "not found"
-    return str(text).rstrip(".").lower() if str(text).isascii() else str(text)
 
 
 def layout_of(

@@ -7,7 +7,6 @@ not restored is copied. Knows libav; knows no torch, no CUDA, no network.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import struct
@@ -40,10 +39,13 @@ from vdeblur.media.encoders import (
     opens,
     side_data_bytes,
 )
+from vdeblur.media.image_sequences import is_image, is_pattern
+from vdeblur.media.libav_errors import output_error, text_of
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import sample_times
-from vdeblur.media.reader import VideoReader, is_image, is_pattern, software_format
+from vdeblur.media.pipes import OutputPipe
+from vdeblur.media.reader import VideoReader, software_format
 from vdeblur.system.files import default_mode
 
 # Tags that the muxer writes itself, or that describe the file that was.
@@ -275,7 +277,7 @@ class VideoWriter:
                 self.temporary.open("xb").close()
         except OSError as error:
             self.temporary = None
-            raise _output_error(error, self.destination) from error
+            raise output_error(error, self.destination) from error
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -306,7 +308,7 @@ class VideoWriter:
         try:
             yield
         except (av.error.FFmpegError, OSError) as error:
-            raise _output_error(error, self.destination) from error
+            raise output_error(error, self.destination) from error
 
     def _encode(self, frame: Frame) -> None:
         video = self._videos.get(frame.stream)
@@ -397,7 +399,7 @@ class VideoWriter:
         options = self._container_options()
         target: Any = str(self.temporary)
         if str(self.destination) == "-":
-            target = _Sink(sys.stdout.buffer)
+            target = OutputPipe(sys.stdout.buffer)
         elif is_pattern(self.destination):
             assert self.temporary is not None
             target = str(self.temporary / Path(self.destination).name)
@@ -695,7 +697,7 @@ class VideoWriter:
             context.open(strict=False)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise EncoderError(
-                f"encoder {choice.encoder} does not accept these settings ({_text(error)}): "
+                f"encoder {choice.encoder} does not accept these settings ({text_of(error)}): "
                 "check --crf, --bitrate, --preset and --pix-fmt, and that the device has it"
             ) from error
         self._videos[source.index] = _Video(
@@ -756,7 +758,7 @@ class VideoWriter:
         try:
             stream: Any = self._output.add_stream_from_template(source)
         except (ValueError, av.error.FFmpegError) as error:
-            self._lose(f"{label}: {self._format} cannot hold it ({_text(error)})", source.index)
+            self._lose(f"{label}: {self._format} cannot hold it ({text_of(error)})", source.index)
             return
         if source.type == "subtitle" and source.codec_context.name == "mov_text":
             # The demuxer leaves the bit rate box in, and the muxer adds it again.
@@ -789,7 +791,7 @@ class VideoWriter:
         try:
             stream: Any = self._output.add_stream_from_template(source, opaque=True)
         except (ValueError, av.error.FFmpegError) as error:
-            self._lose(f"{label}: {self._format} cannot hold it ({_text(error)})", source.index)
+            self._lose(f"{label}: {self._format} cannot hold it ({text_of(error)})", source.index)
             return
         self._dress(stream, source)
         self._copies[source.index] = stream
@@ -923,18 +925,6 @@ class VideoWriter:
                     self.temporary.unlink()
 
 
-class _Sink:
-    """Standard output as libav wants a pipe: only `write`, so that nothing tries to seek."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-
-    def write(self, data: bytes) -> int:
-        self._raw.write(data)
-        self._raw.flush()
-        return len(data)
-
-
 def _label(stream: Any) -> str:
     if stream.codec_context is None and stream.type == "subtitle":
         return "subtitle of an unknown kind"  # PyAV asks the missing context for anything more
@@ -948,19 +938,3 @@ def _label(stream: Any) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _text(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error).rstrip(".")
-
-
-def _output_error(error: BaseException, destination: str | Path) -> OutputError:
-    number = getattr(error, "errno", None)
-    where = "standard output" if str(destination) == "-" else str(destination)
-    if number == errno.ENOSPC:
-        return OutputError(f"the disk is full: make room for {where} and start again")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OutputError(f"{where} may not be written: check the folder's permissions")
-    if number == errno.EPIPE:
-        return OutputError("the program reading standard output has gone")
-    return OutputError(f"{where} cannot be written ({_text(error)})")

@@ -1,0 +1,34 @@
+"""libav's errors in words, and as the errors of vdeblur."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from vdeblur.errors import OutputError
+
+
+def reason(error: BaseException) -> str:
+    """Why a source cannot be read, for the middle of a sentence."""
+    if getattr(error, "errno", None) == errno.ENOENT:
+        return "not found"
+    text = str(getattr(error, "strerror", None) or error)
+    return text.rstrip(".").lower() if text.isascii() else text
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an error, without its number and file."""
+    return str(getattr(error, "strerror", None) or error).rstrip(".")
+
+
+def output_error(error: BaseException, destination: str | Path) -> OutputError:
+    """Turn an error of writing `destination` ("-" is standard output) into one with advice."""
+    number = getattr(error, "errno", None)
+    where = "standard output" if str(destination) == "-" else str(destination)
+    if number == errno.ENOSPC:
+        return OutputError(f"the disk is full: make room for {where} and start again")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"{where} may not be written: check the folder's permissions")
+    if number == errno.EPIPE:
+        return OutputError("the program reading standard output has gone")
+    return OutputError(f"{where} cannot be written ({text_of(error)})")
