@@ -29,9 +29,8 @@ from tests.helpers.clips import (
     write_frames,
 )
 from vdeblur import Frame, InputError, VideoReader, deblur_video
-from vdeblur.media import reader as reader_module
 from vdeblur.media.image_sequences import is_image, is_pattern
-from vdeblur.media.reader import layout_of, planar_format, planes_of
+from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
 
 
 def test_frames(tmp_path: Path) -> None:
@@ -313,12 +312,12 @@ def test_a_hardware_format_that_hides_its_own_is_decoded_on_the_cpu(
 ) -> None:
     source = make(tmp_path / "a.mp4", PLAIN)
     hardware(monkeypatch)
-    known = reader_module.software_format
+    known = software_format
 
     def hidden(stream: Any) -> str | None:
         return None if stream.codec_context.pix_fmt == "cuda" else known(stream)
 
-    monkeypatch.setattr(reader_module, "software_format", hidden)
+    monkeypatch.setattr("vdeblur.media.reader.software_format", hidden)
     with VideoReader(source, hwaccel="cuda") as reader:
         assert reader.info.pix_fmt == "yuv420p"
         assert len(list(reader)) == 24

@@ -30,14 +30,13 @@ from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
-from vdeblur.media.reader import VideoReader, planar_format, planes_of
+from vdeblur.media.pixel_formats import color_arguments, planar_format, planes_of
+from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 
 Mode = Literal["side", "stack", "split", "wipe"]
 MODES = ("side", "stack", "split", "wipe")
 
-#: AVColorSpace, which swscale converts between.
-_SPACES = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "ycgco": 8, "bt2020": 9}
 _UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)  # the display matrix of no turning
 _EMBEDDED_BYTES = 48 << 20  # of both files: what a page holds itself
 _LISTED_FRAMES = 50_000  # times of frames that a page knows; beyond, the mean rate
@@ -250,12 +249,9 @@ class _Stage:
             conversion = {}
             if colours and like is not None:
                 target = like.layout
-                conversion = {
-                    "src_colorspace": _SPACES[layout.matrix],
-                    "dst_colorspace": _SPACES[target.matrix],
-                    "src_color_range": 2 if layout.full_range else 1,
-                    "dst_color_range": 2 if target.full_range else 1,
-                }
+                conversion = color_arguments(
+                    "src", layout.matrix, full_range=layout.full_range
+                ) | color_arguments("dst", target.matrix, full_range=target.full_range)
             carrier = carrier.reformat(width, height, self.format, **conversion)
         return [np.rot90(plane, rotation // 90) for plane in planes_of(carrier)]
 

@@ -6,7 +6,6 @@ colour tags stay with them. Knows libav; knows no torch, no CUDA, no network and
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from array import array
@@ -19,15 +18,13 @@ from typing import IO, Any, Literal, Self, cast
 import av
 import av.container
 import av.error
-import numpy as np
 from av.codec.context import CodecContext
 from av.codec.context import Flags as CodecFlags
 from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
-from av.video.format import VideoFormat
 
 from vdeblur.errors import InputError, UsageError
-from vdeblur.frames import ChromaSiting, Frame, Matrix, Plane, PlaneLayout, VideoInfo
+from vdeblur.frames import Frame, VideoInfo
 from vdeblur.media.damage import Damage
 from vdeblur.media.image_sequences import first_number, is_pattern
 from vdeblur.media.joined_file import for_libav
@@ -35,96 +32,12 @@ from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_tracks
 from vdeblur.media.pipes import InputPipe
+from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
 
 #: How a stream of the source goes on: its frames are restored, its packets are copied, it is a
 #: picture attached to the file, its track is grafted after muxing, the muxer makes it anew, or
 #: nothing can carry it.
 Role = Literal["video", "copy", "cover", "graft", "regenerated", "dropped"]
-
-# AVColorSpace (ITU-T H.273 MatrixCoefficients) → the matrix used for the network's picture.
-_MATRICES: dict[int, Matrix] = {
-    1: "bt709",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    8: "ycgco",
-    9: "bt2020",
-    10: "bt2020",
-}
-
-
-def planar_format(name: str) -> str:
-    """The pixel format in which a frame of format `name` is worked on, holding all of its values.
-
-    Byte-aligned formats are worked on as they are, through strided views; bit-packed, big-endian,
-    palette, floating-point and hardware layouts are converted.
-    """
-    if name in ("p010le", "p010be"):
-        return "yuv420p10le"
-    if name in ("p012le", "p012be"):
-        return "yuv420p12le"
-    table = {
-        "p016le": "yuv420p16le",
-        "p210le": "yuv422p10le",
-        "p212le": "yuv422p12le",
-        "p216le": "yuv422p16le",
-        "p410le": "yuv444p10le",
-        "p412le": "yuv444p12le",
-        "p416le": "yuv444p16le",
-        "y210le": "yuv422p10le",
-        "y212le": "yuv422p12le",
-        "xv30le": "yuv444p10le",
-        "xv36le": "yuv444p12le",
-        "vuya": "yuva444p",
-        "vuyx": "yuv444p",
-        "ayuv64le": "yuva444p16le",
-        "uyyvyy411": "yuv411p",
-        "pal8": "rgba",
-        "monow": "gray",
-        "monob": "gray",
-        "x2rgb10le": "gbrp10le",
-        "x2bgr10le": "gbrp10le",
-        "grayf32le": "gray16le",
-        "gbrpf32le": "gbrp16le",
-        "gbrapf32le": "gbrap16le",
-    }
-    if name in table:
-        return table[name]
-    if name.endswith("be"):
-        little = name[:-2] + "le"
-        return table.get(little, little)
-    pixel = VideoFormat(name)
-    if pixel.is_bit_stream or pixel.has_palette or pixel.is_bayer:
-        return "rgb24"
-    if pixel.is_rgb and not pixel.is_planar and pixel.components[0].bits < 8:
-        return "rgb24"
-    return name
-
-
-def software_format(stream: Any) -> str | None:
-    """The pixel format in which a video stream of an input is coded.
-
-    yuv420p where the stream does not say; None for a hardware format that hides its own.
-
-    The codec context of a hardware decoder has the device's format ("cuda"), without components,
-    and its software format only once a picture is decoded. The stream's parameters know it from
-    the beginning; PyAV shows them through a stream that is made of them.
-    """
-    context = stream.codec_context
-    if context.pix_fmt is None:
-        return "yuv420p"
-    for pixel in (context.format, context.sw_format):
-        if pixel is not None and pixel.components:
-            return str(pixel.name)
-    try:
-        # Nothing is written: an output begins with its first packet.
-        with av.open(os.devnull, "w", format="null") as scratch:
-            template = cast(Any, scratch.add_stream_from_template(stream, opaque=True))
-            pixel = template.codec_context.format
-    except (av.error.FFmpegError, OSError, ValueError):
-        return None
-    return str(pixel.name) if pixel is not None and pixel.components else None
 
 
 class VideoReader:
@@ -604,110 +517,6 @@ class VideoReader:
                 f"the source is cut off: it ends at {self._reached:.2f} s "
                 f"though it states {stated:.2f} s"
             )
-
-
-def layout_of(
-    pix_fmt: str,
-    width: int,
-    height: int,
-    *,
-    color_range: int,
-    colorspace: int,
-    interlaced: bool,
-    codec: str = "",
-) -> PlaneLayout:
-    """The layout of a frame of a format that `planar_format` returns.
-
-    color_range and colorspace are libav's numbers (AVColorRange, AVColorSpace). What a stream
-    leaves unsaid is taken as players take it: 601 below 720 lines, 709 from there; stills are full
-    range.
-    """
-    pixel = VideoFormat(pix_fmt, width, height)
-    parts = [c for c in pixel.components if not c.is_alpha]
-    depth = parts[0].bits
-    still = codec in ("mjpeg", "png", "jpegls", "bmp", "tiff", "gif", "webp")
-    full = color_range == 2 or pix_fmt.startswith("yuvj") or (color_range == 0 and still)
-    if pixel.is_rgb:
-        return PlaneLayout(width, height, depth, "rgb", (0, 0), True, interlaced=interlaced)
-    if len(parts) == 1:
-        return PlaneLayout(
-            width, height, depth, "gray", (0, 0), full or color_range == 0, interlaced=interlaced
-        )
-    # Rounding up hides the ratio of odd and tiny sizes: ask a size that divides.
-    wide = VideoFormat(pix_fmt, 64, 64)
-    shift = (
-        (64 // wide.chroma_width()).bit_length() - 1,
-        (64 // wide.chroma_height()).bit_length() - 1,
-    )
-    small = height < 720 and width < 1280
-    default: Matrix = "bt601" if still or small else "bt709"
-    siting: ChromaSiting = "center" if still or codec == "mpeg1video" else "left"
-    return PlaneLayout(
-        width,
-        height,
-        depth,
-        "yuv",
-        shift,
-        full,
-        _MATRICES.get(colorspace, default),
-        siting,
-        interlaced,
-    )
-
-
-def planes_of(picture: av.VideoFrame) -> tuple[Plane, ...]:
-    """Writable (rows, columns) views of the colour components, in the order of `PlaneLayout`.
-
-    Packed formats give strided views; the alpha component is left out.
-    """
-    pixel = picture.format
-    parts = [c for c in pixel.components if not c.is_alpha]
-    order = [1, 2, 0] if pixel.is_rgb else range(len(parts))  # components come R, G, B: G, B, R
-    views: list[Plane] = []
-    for number in order:
-        part = parts[number]
-        plane = picture.planes[part.plane]
-        dtype = np.dtype(np.uint8 if part.bits == 8 else "<u2")
-        rows = np.frombuffer(cast(Any, plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
-        sharing, first = _packing(pixel.name, number)
-        view = rows[: part.height, first : first + sharing * part.width : sharing]
-        views.append(cast(Plane, view))
-    return tuple(views)
-
-
-# Byte-aligned formats with several components a plane: samples from one value of a component to the
-# next, and the place of each component (FFmpeg's AVPixFmtDescriptor step and offset).
-_PACKED: dict[str, tuple[tuple[int, int], ...]] = {
-    "nv12": ((1, 0), (2, 0), (2, 1)),
-    "nv21": ((1, 0), (2, 1), (2, 0)),
-    "nv16": ((1, 0), (2, 0), (2, 1)),
-    "nv24": ((1, 0), (2, 0), (2, 1)),
-    "nv42": ((1, 0), (2, 1), (2, 0)),
-    "nv20le": ((1, 0), (2, 0), (2, 1)),
-    "yuyv422": ((2, 0), (4, 1), (4, 3)),
-    "yvyu422": ((2, 0), (4, 3), (4, 1)),
-    "uyvy422": ((2, 1), (4, 0), (4, 2)),
-    "rgb24": ((3, 0), (3, 1), (3, 2)),
-    "bgr24": ((3, 2), (3, 1), (3, 0)),
-    "rgba": ((4, 0), (4, 1), (4, 2)),
-    "rgb0": ((4, 0), (4, 1), (4, 2)),
-    "bgra": ((4, 2), (4, 1), (4, 0)),
-    "bgr0": ((4, 2), (4, 1), (4, 0)),
-    "argb": ((4, 1), (4, 2), (4, 3)),
-    "0rgb": ((4, 1), (4, 2), (4, 3)),
-    "abgr": ((4, 3), (4, 2), (4, 1)),
-    "0bgr": ((4, 3), (4, 2), (4, 1)),
-    "rgb48le": ((3, 0), (3, 1), (3, 2)),
-    "bgr48le": ((3, 2), (3, 1), (3, 0)),
-    "rgba64le": ((4, 0), (4, 1), (4, 2)),
-    "bgra64le": ((4, 2), (4, 1), (4, 0)),
-    "ya8": ((2, 0),),
-    "ya16le": ((2, 0),),
-}
-
-
-def _packing(name: str, component: int) -> tuple[int, int]:
-    return _PACKED[name][component] if name in _PACKED else (1, 0)
 
 
 class _Held:

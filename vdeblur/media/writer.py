@@ -25,6 +25,7 @@ from av.codec.context import Flags as CodecFlags
 from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
 from av.video.format import VideoFormat
+from av.video.reformatter import ColorRange
 
 from vdeblur.errors import EncoderError, InputError, OutputError
 from vdeblur.frames import Frame
@@ -45,7 +46,8 @@ from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.pipes import OutputPipe
-from vdeblur.media.reader import VideoReader, software_format
+from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
+from vdeblur.media.reader import VideoReader
 from vdeblur.system.files import default_mode
 
 # Tags that the muxer writes itself, or that describe the file that was.
@@ -645,9 +647,11 @@ class VideoWriter:
         conversion = self._conversion(first, choice)
         if conversion:
             context.colorspace = conversion.get("dst_colorspace", 0)
-            context.color_range = conversion.get("dst_color_range", 2)
+            context.color_range = conversion["dst_color_range"]
         if choice.encoder == "mjpeg":
-            context.color_range = 2  # JPEG is full range; the encoder refuses anything else
+            context.color_range = int(
+                ColorRange.JPEG
+            )  # JPEG is full range; the encoder refuses anything else
         context.thread_count = 0
         context.thread_type = "AUTO"
         flags = int(CodecFlags.frame_duration)
@@ -712,29 +716,18 @@ class VideoWriter:
         self.stream_map[source.index] = stream.index
 
     def _conversion(self, first: av.VideoFrame, choice: Choice) -> dict[str, int]:
-        """How to convert pictures whose kind of colour the encoder does not take, else nothing.
-
-        Numbers are AVColorSpace (1 BT.709, 5 BT.601) and AVColorRange (1 limited, 2 full).
-        """
+        """How to convert pictures whose kind of colour the encoder does not take, else nothing."""
         before, after = first.format, VideoFormat(choice.pix_fmt)
         layout = self.reader.info.layout
-        matrix = {"bt601": 5, "smpte240m": 7, "bt2020": 9}.get(layout.matrix, 1)
-        ours = {"src_colorspace": matrix, "src_color_range": 2 if layout.full_range else 1}
+        jpeg = choice.encoder == "mjpeg"
         if before.is_rgb and not after.is_rgb and layout.kind == "rgb":
-            full = choice.encoder == "mjpeg"
-            small = first.height < 720 and first.width < 1280
-            return {
-                "dst_colorspace": 5 if full or small else 1,
-                "dst_color_range": 2 if full else 1,
-            }
+            matrix = "bt601" if jpeg else default_matrix(first.width, first.height)
+            return color_arguments("dst", matrix, full_range=jpeg)
+        ours = color_arguments("src", layout.matrix, full_range=layout.full_range)
         if after.is_rgb and not before.is_rgb and layout.kind == "yuv":
-            return ours | {"dst_color_range": 2}
-        if (
-            self._format == "image2"
-            and choice.encoder == "mjpeg"
-            and not is_image(self.reader.source)
-        ):
-            return ours | {"dst_colorspace": 5, "dst_color_range": 2}  # JFIF: BT.601, full range
+            return ours | {"dst_color_range": int(ColorRange.JPEG)}
+        if self._format == "image2" and jpeg and not is_image(self.reader.source):
+            return ours | color_arguments("dst", "bt601", full_range=True)  # JFIF
         return {}
 
     def _dress(self, stream: Any, source: Any) -> None:

@@ -20,7 +20,7 @@ from vdeblur.live.encoding import TICKS, Sound
 from vdeblur.live.sources.format import FormatAnnouncer, Taker
 from vdeblur.live.sources.source import Source
 from vdeblur.live.sources.timing import Backlog, Clock, Held, Pacer, Rate, Timeline
-from vdeblur.media.reader import layout_of, planar_format, planes_of
+from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
 
 
 class Connection:
