@@ -29,6 +29,7 @@ from vdeblur.inference.runtimes.mimo_unet_rewrite import LeanMIMOUNet
 from vdeblur.inference.settings import Setting
 from vdeblur.media import demo_scene
 from vdeblur.networks import DEFAULT, build
+from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
 
 TINY = {"model": DEFAULT, "device": "cpu"}
@@ -260,7 +261,7 @@ def test_a_ceiling_is_the_sum_of_what_each_layer_takes() -> None:
         nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1),
         nn.Conv2d(4, 3, 2, stride=2, groups=1),
     )
-    work = roofline.work_of(network, 10, 20, torch.float16)
+    work = work_of(network, 10, 20, torch.float16)
     assert work is not None
     flop = [2 * 27 * 8 * 200, 2 * 16 * 8 * 4 * 200, 2 * 16 * 3 * 200]
     values = [3 * 200 + 8 * 200 + 216, 8 * 200 + 4 * 800 + 512, 4 * 800 + 3 * 200 + 48]
@@ -272,10 +273,10 @@ def test_a_ceiling_is_the_sum_of_what_each_layer_takes() -> None:
 
 
 def test_the_published_network_costs_what_is_known_of_it() -> None:
-    work = roofline.work_of(build("mimo-unet"), 720, 1280, torch.float16)
+    work = work_of(build("mimo-unet"), 720, 1280, torch.float16)
     assert work is not None
     assert work.flop / 2e9 == pytest.approx(896, abs=1)
-    identity = roofline.work_of(build("identity"), 720, 1280, torch.float16)
+    identity = work_of(build("identity"), 720, 1280, torch.float16)
     assert identity is not None
     assert (identity.flop, identity.ceiling(1, 1)) == (0, None)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdeblur.benchmark.roofline import work_of
 from vdeblur.deblur import batch_size
 from vdeblur.errors import DeviceError, ModelError, UsageError
 from vdeblur.inference import runtimes
@@ -21,6 +20,7 @@ from vdeblur.inference.export import random_pictures, to_openvino
 from vdeblur.inference.runtimes import attach, choose, facts_of, prefers_bf16, torch_cpu
 from vdeblur.inference.runtimes.mimo_unet_rewrite import lean
 from vdeblur.networks import FAMILIES, Network, share_means
+from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.system import cache
 from vdeblur.system.optional import installed

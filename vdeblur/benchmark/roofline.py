@@ -1,84 +1,19 @@
-"""What a network costs, and what a device could do: floating-point operations, bytes, ceilings.
+"""The operations and bytes that a device can do in a second, for `vdeblur.networks.cost.Work`.
 
 After Williams, Waterman, Patterson, "Roofline", CACM 2009. Knows no video.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from vdeblur.inference.runtimes import correction_of
 from vdeblur.inference.settings import synchronise
-
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Of one frame. flop: of all layers; layers: (flop, bytes) of each convolution.
-
-    Bytes are what a convolution reads and writes once when its bias, ReLU and addition cost none.
-    """
-
-    flop: float
-    layers: tuple[tuple[float, float], ...]
-
-    def ceiling(self, flops: float, bytes_per_second: float) -> float | None:
-        """Frames/s when each convolution takes what its operations or its bytes take, the longer.
-
-        A ceiling of layer-by-layer execution: kernels that hold several layers may pass it.
-        """
-        seconds = sum(max(flop / flops, size / bytes_per_second) for flop, size in self.layers)
-        return 1 / seconds if seconds else None
-
-
-def work_of(network: nn.Module, height: int, width: int, dtype: torch.dtype) -> Work | None:
-    """The work of one frame of height × width, padded to a legal size; None if it cannot be told.
-
-    Nothing is computed: shapes alone pass through a copy of the network (as loaded: a torch module,
-    fp32). dtype: of activations and weights as it is to run.
-    """
-    multiple = int(getattr(network, "size_multiple", 1))
-    height, width = (-(-n // multiple) * multiple for n in (height, width))
-    layers: list[tuple[float, float]] = []
-
-    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        taps = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
-        points = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        if isinstance(layer, nn.ConvTranspose2d):
-            taps = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
-        values = inputs[0].numel() + output.numel() + layer.weight.numel()
-        layers.append((2.0 * taps * points.numel(), float(values * dtype.itemsize)))
-
-    try:
-        shape_only = copy.deepcopy(network).to("meta")
-        hooks = [
-            layer.register_forward_hook(note)
-            for layer in shape_only.modules()
-            if isinstance(layer, _CONVOLUTIONS)
-        ]
-        weights = next(shape_only.parameters(), torch.empty(0))
-        x = torch.empty(1, 3, height, width, device="meta", dtype=weights.dtype)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            correction_of(shape_only)(x)
-        for hook in hooks:
-            hook.remove()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return None
-    return Work(float(counter.get_total_flops()), tuple(layers))
 
 
 def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

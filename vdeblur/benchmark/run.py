@@ -43,6 +43,7 @@ from vdeblur.motion.exposure import Guide
 from vdeblur.motion.flow import Movement
 from vdeblur.motion.neighbours import Around, View, linked
 from vdeblur.networks import Network, build, spec
+from vdeblur.networks.cost import work_of
 from vdeblur.system.memory import peak_bytes, reset_peak
 from vdeblur.system.thread_shares import with_one_torch_thread
 from vdeblur.system.workers import Drain, background
@@ -235,7 +236,7 @@ def bench(
     peak_flops, copy_bytes = (max(values) for values in zip(*peaks, strict=True))
     height, width = measure.height, measure.width
     plan = deblurrer.plans.get((height, width))
-    work = roofline.work_of(plain, height, width, dtype)
+    work = work_of(plain, height, width, dtype)
     return BenchResult(
         clip="a generated scene" if made else Path(clip).name,
         size=f"{width}x{height}",

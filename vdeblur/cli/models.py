@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from vdeblur.networks import LEFT, names, spec
+    from vdeblur.networks import REMOVED, names, spec
     from vdeblur.weights import store
 
     if args.words:
@@ -91,7 +91,7 @@ def _show(args: argparse.Namespace) -> int:
                 try:
                     spec(name)  # says which names there are
                 except ModelError as error:
-                    hint = f"; did you mean {meant}?" if meant and name not in LEFT else ""
+                    hint = f"; did you mean {meant}?" if meant and name not in REMOVED else ""
                     raise ModelError(f"{error}{hint}") from error
             facts = _facts_of_kept(kept)
         else:
@@ -140,14 +140,16 @@ def _show(args: argparse.Namespace) -> int:
 
 def _facts(name: str) -> dict[str, Any]:
     """All that is known of a network of the catalogue."""
+    import torch
+
     from vdeblur.networks import spec
+    from vdeblur.networks.cost import memory_bytes
     from vdeblur.weights import store
     from vdeblur.weights.recognition import sharing_weights
 
     entry = spec(name)
     network = _sketch(entry.family, json.dumps(dict(entry.config)))
     parameters = sum(p.numel() for p in network.parameters())
-    pixels = 1280 * 720
     if entry.trained and not entry.ships:
         here = "added" if any(store.find_weights(own) for own in sharing_weights(entry)) else ""
     else:
@@ -159,8 +161,8 @@ def _facts(name: str) -> dict[str, Any]:
         "parameters": parameters,
         "gmac_720p": _gmac(entry.family, json.dumps(dict(entry.config))) * views,
         "memory_720p_bytes": {
-            precision: (pixels * network.activations_per_pixel + parameters) * size
-            for precision, size in (("fp32", 4), ("fp16", 2))
+            precision: memory_bytes(network, 720, 1280, dtype)
+            for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16))
         },
         "size_multiple": network.size_multiple,
         "halo": network.halo,
@@ -183,15 +185,9 @@ def _sketch(family: str, config: str) -> Network:
 @lru_cache
 def _gmac(family: str, config: str) -> float:
     """Multiply-accumulates of one 1280×720 picture, in 10⁹; counted on shapes, nothing computed."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from vdeblur.networks.cost import count_work
 
-    network = _sketch(family, config)
-    multiple = network.size_multiple
-    height, width = (-(-side // multiple) * multiple for side in (720, 1280))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, 3, height, width, device="meta"))
-    return float(counter.get_total_flops()) / 2e9
+    return count_work(_sketch(family, config), 720, 1280).macs / 1e9
 
 
 def _facts_of_kept(kept: Any) -> dict[str, Any]:

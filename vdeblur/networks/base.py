@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -111,65 +110,10 @@ def zero_parameters(*layers: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-class GlobalMean(nn.Module):
-    """The mean of each channel over the picture: (N, C, H, W) → (N, C, 1, 1).
+def correction_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a function (N, C, H, W) → (N, 3, H, W): what a network adds to its input picture.
 
-    What channel attention sees. A tile's mean is not its picture's, and tiles would differ in tone;
-    `share_means` therefore measures the means of sample crops first and holds every tile to them.
+    That is `Network.correction`, or output minus input for any other module.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._held: list[Tensor] | None = None
-        self._measuring = False
-        self._next = 0
-
-    @property
-    def shared(self) -> bool:
-        """Whether this is within `share_means`: the network is given parts of a picture."""
-        return self._held is not None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, 1, 1)."""
-        if self._held is not None and not self._measuring:
-            # A layer used several times in one pass has a mean for each use, in their order.
-            mean = self._held[self._next % len(self._held)]
-            self._next += 1
-            return mean.expand(len(x), -1, -1, -1)
-        mean = x.mean(dim=(2, 3), keepdim=True)
-        if self._measuring and self._held is not None:
-            mean = mean.mean(dim=0, keepdim=True)
-            self._held.append(mean)
-            return mean.expand(len(x), -1, -1, -1)
-        return mean
-
-
-class share_means:
-    """Within it, every `GlobalMean` of `network` returns what it measured on `crops`.
-
-    crops: (K, 3, h, w) of one picture, run through `network` in one pass in which each layer's mean
-    is taken over all of them. Afterwards the layers measure what they are given again.
-    """
-
-    def __init__(self, network: nn.Module, crops: Tensor) -> None:
-        self._means = [m for m in network.modules() if isinstance(m, GlobalMean)]
-        self._network, self._crops = network, crops
-
-    def __enter__(self) -> Self:
-        for mean in self._means:
-            mean._held, mean._measuring, mean._next = [], True, 0
-        try:
-            with torch.no_grad():
-                self._network(self._crops)
-        except BaseException:
-            self.__exit__()
-            raise
-        for mean in self._means:
-            mean._measuring = False
-            if not mean._held:  # the stage in use does not come by it
-                mean._held = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for mean in self._means:
-            mean._held, mean._measuring, mean._next = None, False, 0
+    own: Callable[[Tensor], Tensor] | None = getattr(network, "correction", None)
+    return own if own is not None else lambda x: network(x) - x[:, :3]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vdeblur.errors import ModelError
-from vdeblur.networks.base import GlobalMean, Network, share_means
+from vdeblur.networks.base import Network
 from vdeblur.networks.identity import Identity
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.networks.mimo_unet_cfa import MIMOUNetCFA
@@ -20,24 +20,9 @@ from vdeblur.networks.mimo_unet_lite import MIMOUNetLite
 from vdeblur.networks.mprnet import MPRNet
 from vdeblur.networks.pss_nsc import PSSNSC
 
-__all__ = [
-    "DEFAULT",
-    "FAMILIES",
-    "LEFT",
-    "GlobalMean",
-    "Identity",
-    "Network",
-    "NetworkSpec",
-    "Score",
-    "build",
-    "names",
-    "share_means",
-    "spec",
-]
-
 
 @dataclass(frozen=True)
-class Score:
+class PublishedScore:
     """A published result: mean PSNR in dB and SSIM on a dataset, and who says so."""
 
     dataset: str
@@ -69,7 +54,7 @@ class NetworkSpec:
     page: str = ""
     url: str = ""
     sha256: str = ""
-    scores: tuple[Score, ...] = ()
+    scores: tuple[PublishedScore, ...] = ()
 
 
 DEFAULT = "mimo-unet-guided"  # where neither a name nor weights are given
@@ -112,7 +97,7 @@ _CATALOGUE = {
             "MIMO-UNet as published (Cho et al., ICCV 2021), 6.8 million parameters",
             {"base": 32, "blocks": 8},
             **_MIMO_UNET,
-            scores=(Score("GoPro", 31.73, 0.951, "Cho et al., ICCV 2021"),),
+            scores=(PublishedScore("GoPro", 31.73, 0.951, "Cho et al., ICCV 2021"),),
         ),
         NetworkSpec(
             "mimo-unet-plus",
@@ -120,7 +105,7 @@ _CATALOGUE = {
             "MIMO-UNet+ as published (Cho et al., ICCV 2021), 16.1 million parameters",
             {"base": 32, "blocks": 20},
             **_MIMO_UNET,
-            scores=(Score("GoPro", 32.45, 0.957, "Cho et al., ICCV 2021"),),
+            scores=(PublishedScore("GoPro", 32.45, 0.957, "Cho et al., ICCV 2021"),),
         ),
         NetworkSpec(
             "mimo-unet-plusplus",
@@ -129,7 +114,7 @@ _CATALOGUE = {
             {"base": 32, "blocks": 20},
             ensemble=True,
             **_MIMO_UNET,
-            scores=(Score("GoPro", 32.68, 0.959, "Cho et al., ICCV 2021"),),
+            scores=(PublishedScore("GoPro", 32.68, 0.959, "Cho et al., ICCV 2021"),),
         ),
         NetworkSpec(
             "mimo-unet-cfa",
@@ -152,7 +137,7 @@ _CATALOGUE = {
             "Nested Skip Connections, CVPR 2019",
             licence="the authors' repository names none: their weights are theirs, ask them",
             page="https://github.com/firenxygao/deblur",
-            scores=(Score("GoPro", 30.92, 0.942, "Gao et al., CVPR 2019"),),
+            scores=(PublishedScore("GoPro", 30.92, 0.942, "Gao et al., CVPR 2019"),),
         ),
         NetworkSpec(
             "mprnet",
@@ -169,8 +154,8 @@ _CATALOGUE = {
             licence="academic, non-commercial use only",
             page="https://github.com/swz30/MPRNet",
             scores=(
-                Score("GoPro", 32.66, 0.959, "Zamir et al., CVPR 2021"),
-                Score("HIDE", 30.96, 0.939, "Zamir et al., CVPR 2021"),
+                PublishedScore("GoPro", 32.66, 0.959, "Zamir et al., CVPR 2021"),
+                PublishedScore("HIDE", 30.96, 0.939, "Zamir et al., CVPR 2021"),
             ),
         ),
         NetworkSpec("identity", "identity", "changes nothing; for tests", trained=False),
@@ -178,7 +163,7 @@ _CATALOGUE = {
 }
 
 #: Names that were in the catalogue; weights of such networks still load by what they are.
-LEFT = frozenset({"mimo-unet-small"})
+REMOVED = frozenset({"mimo-unet-small"})
 
 
 def names() -> tuple[str, ...]:
@@ -191,7 +176,7 @@ def spec(name: str) -> NetworkSpec:
     try:
         return _CATALOGUE[name]
     except KeyError:
-        if name in LEFT:
+        if name in REMOVED:
             raise ModelError(
                 f"the network {name!r} has left vdeblur, and {DEFAULT} is the default: leave "
                 "--model out; weights of your own for it load by --weights FILE alone"

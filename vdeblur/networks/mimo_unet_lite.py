@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdeblur.networks.base import GlobalMean, Network, Shapes, zero_parameters
+from vdeblur.networks.base import Network, Shapes, zero_parameters
+from vdeblur.networks.global_mean import GlobalMean
 from vdeblur.networks.layers import keep_variance
 
 

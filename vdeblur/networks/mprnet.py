@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vdeblur.networks.base import GlobalMean, Network, Shapes, zero_parameters
+from vdeblur.networks.base import Network, Shapes, zero_parameters
+from vdeblur.networks.global_mean import GlobalMean
 
 Levels = list[Tensor]  # features at full, half and quarter size
 

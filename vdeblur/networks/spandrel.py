@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
-from vdeblur.networks import GlobalMean
+from vdeblur.networks.global_mean import GlobalMean
 from vdeblur.system.optional import installed
 
 

@@ -9,7 +9,6 @@ operation saved. Knows tensors only.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -17,41 +16,10 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
 from vdeblur.networks.base import Network
+from vdeblur.networks.cost import operations as operations
 from vdeblur.networks.layers import ResBlock
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.training.losses import multi_scale
-
-
-def operations(network: Network, *, size: int = 256) -> int:
-    """Multiplications of one inference on a picture of `size`² pixels, in all convolutions.
-
-    Measured by running a copy of the network on tensors without content. `size` is rounded up to
-    what the network takes.
-    """
-    side = -(-size // network.size_multiple) * network.size_multiple
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(layer, nn.ConvTranspose2d):
-            positions = inputs[0][:, 0].numel()
-        else:
-            positions = output[:, 0].numel()
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        total += positions * weight.numel()
-
-    ghost = copy.deepcopy(network).to("meta")
-    hooks = [
-        layer.register_forward_hook(count)
-        for layer in ghost.modules()
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    ]
-    with torch.no_grad():
-        ghost(torch.zeros(1, 3, side, side, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def prune(

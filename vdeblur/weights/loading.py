@@ -103,7 +103,7 @@ def _spec(name: str) -> NetworkSpec:
                 f"{name!r} is a name of kept weights, not of a network: give --weights {name}"
             ) from error
         meant = store.closest_name(name, [*names(), *have])
-        if not meant or name in catalogue.LEFT:
+        if not meant or name in catalogue.REMOVED:
             raise UsageError(str(error)) from error
         option = "--model" if meant in names() else "--weights"
         raise UsageError(f"{error}; did you mean {option} {meant}?") from error
