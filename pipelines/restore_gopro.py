@@ -16,7 +16,9 @@ def restore(job: gopro.Job, deblurrer: Deblurrer, only_blurred: float | None) ->
     if gopro.finished(job):
         return "finished already"
     try:
-        report = gopro.restore(job, model=deblurrer, only_blurred=only_blurred)
+        report = gopro.restore(
+            job, gopro.RestoreOptions(only_blurred=only_blurred), model=deblurrer
+        )
     except VdeblurError as error:  # one recording's trouble is not the card's
         return f"not done: {error}"
     lines = [f"{report.frames - report.unchosen} of {report.frames} frames restored"]
@@ -36,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
 
     deblurrer = Deblurrer(args.model, device=args.device)
-    for job in gopro.jobs(gopro.find([args.card]), folder=args.folder):
+    for job in gopro.jobs(gopro.find_recordings([args.card]), folder=args.folder):
         names = " + ".join(chapter.name for chapter in job.chapters)
         print(f"{names} -> {job.output}: {restore(job, deblurrer, args.only_blurred)}", flush=True)
 

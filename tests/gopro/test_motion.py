@@ -17,9 +17,15 @@ from tests.helpers.gopro_clips import FPS, Footage, footage, payload
 from vdeblur import Deblurrer, gopro
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.gopro import motion
-from vdeblur.gopro.motion import Agreement, SensorGuide, Turning, agreement, compare
-from vdeblur.gopro.restoring import guide_of
-from vdeblur.gopro.telemetry import Telemetry, read
+from vdeblur.gopro.motion import (
+    Agreement,
+    SensorGuide,
+    Turning,
+    compare_with_flow,
+    measure_agreement,
+)
+from vdeblur.gopro.restoring import motion_guide
+from vdeblur.gopro.telemetry import Telemetry, read_telemetry
 from vdeblur.media.reader import VideoReader
 from vdeblur.motion.exposure import AUTO, TOLD, Exposure, Guide
 from vdeblur.motion.flow import Movement
@@ -120,7 +126,7 @@ def movements(sensors: Telemetry, *, late: float = 0.0, share: float = 1.0) -> A
 def test_a_clock_that_is_off_is_found() -> None:
     sensors = sensors_of(shake())
     for late in (-0.026, 0.0, 0.012):
-        found = agreement(movements(sensors, late=late), sensors)
+        found = measure_agreement(movements(sensors, late=late), sensors)
         assert found.offset_seconds == pytest.approx(late, abs=0.0021)
         assert found.ratio == pytest.approx(1, abs=0.03)
         assert found.degrees < 5
@@ -129,14 +135,14 @@ def test_a_clock_that_is_off_is_found() -> None:
 
 def test_stabilised_or_still_pictures_do_not_agree() -> None:
     sensors = sensors_of(shake())
-    steady = agreement(movements(sensors, share=0.3), sensors)
+    steady = measure_agreement(movements(sensors, share=0.3), sensors)
     assert steady.frames > 10
     assert not steady.agrees
-    mirrored = agreement(movements(sensors, share=-1.0), sensors)
+    mirrored = measure_agreement(movements(sensors, share=-1.0), sensors)
     assert not mirrored.agrees
     still = sensors_of(np.zeros((2000, 3)))
-    assert agreement(movements(still), still).frames == 0
-    assert not agreement([], sensors).agrees
+    assert measure_agreement(movements(still), still).frames == 0
+    assert not measure_agreement([], sensors).agrees
     assert "stabilised" in " ".join(SensorGuide(sensors, steady).notes())
     assert "hardly turned" in " ".join(SensorGuide(sensors, Agreement()).notes())
 
@@ -221,7 +227,7 @@ def test_a_recording_from_its_chapters_to_its_motion(
     pytest.importorskip("telemetry_parser")
     made = film(tmp_path, monkeypatch)
     source = gopro.join(made.chapters)
-    guide = guide_of(source)
+    guide = motion_guide(source)
     assert isinstance(guide, SensorGuide)
     notes = " ".join(guide.notes())
     assert "recorded exposures of 1/100 s" in notes
@@ -235,9 +241,9 @@ def test_a_recording_from_its_chapters_to_its_motion(
         true = way(at - EXPOSURE / 2) - way(at + EXPOSURE / 2)
         assert frame.motion[0][8:-8].mean() == pytest.approx(true, abs=0.12)
     # Turned the other way, it is not believed.
-    sensors = read(source, size=SIZE, fps=FPS)
+    sensors = read_telemetry(source, size=SIZE, fps=FPS)
     wrong = dataclasses.replace(sensors, angles=-sensors.angles)
-    assert not compare(source, wrong).agrees
+    assert not compare_with_flow(source, wrong).agrees
 
 
 def test_the_report_says_what_the_motion_is_by(
@@ -256,7 +262,7 @@ def test_the_report_says_what_the_motion_is_by(
 
 def test_without_telemetry_the_pictures_tell(tmp_path: Path) -> None:
     made = footage(tmp_path, ("GX010001.MP4",), frames=3, telemetry=False)
-    guide = guide_of(made.chapters[0], "1/60")
+    guide = motion_guide(made.chapters[0], "1/60")
     assert isinstance(guide, Guide)
     assert guide.exposure.seconds == pytest.approx(1 / 60)
 
@@ -269,7 +275,9 @@ def test_real_recordings(name: str, agrees: bool) -> None:
         pytest.skip("the GoPro samples are not here")
     with VideoReader(source) as reader:
         info = reader.info
-    found = compare(source, read(source, size=(info.width, info.height), fps=info.fps))
+    found = compare_with_flow(
+        source, read_telemetry(source, size=(info.width, info.height), fps=info.fps)
+    )
     assert found.agrees is agrees
     if agrees:  # a drone's pan, not stabilised
         assert found.ratio == pytest.approx(1, abs=0.05)

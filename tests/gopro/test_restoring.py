@@ -25,8 +25,10 @@ from tests.helpers.gopro_clips import Footage, footage, read_moov
 from vdeblur import gopro
 from vdeblur.cli import main as cli
 from vdeblur.errors import InputError, OutputError
-from vdeblur.gopro import highlights, recordings
-from vdeblur.gopro.restoring import JOURNAL, remove_leftovers
+from vdeblur.gopro import recordings
+from vdeblur.gopro.highlights import read_highlights
+from vdeblur.gopro.journal import JOURNAL
+from vdeblur.gopro.restoring import remove_leftovers
 from vdeblur.media.joined_file import Joined
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import (
@@ -156,7 +158,7 @@ def test_a_card_is_searched_to_the_bottom(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = gopro.find([tmp_path, tmp_path / "DCIM/100GOPRO/GX020001.MP4"])
+    found = gopro.find_recordings([tmp_path, tmp_path / "DCIM/100GOPRO/GX020001.MP4"])
     assert [[p.name for p in r.chapters] for r in found] == [
         ["GX010001.MP4", "GX020001.MP4"],
         ["GX010002.MP4"],
@@ -174,9 +176,9 @@ def test_a_card_is_searched_to_the_bottom(tmp_path: Path) -> None:
     ]
     assert len(gopro.jobs(found, keep_chapters=True)) == 7
     with pytest.raises(InputError, match="no GoPro footage"):
-        gopro.find([tmp_path / "MISC"])
+        gopro.find_recordings([tmp_path / "MISC"])
     with pytest.raises(InputError, match="does not exist"):
-        gopro.find([tmp_path / "GX010077.MP4"])
+        gopro.find_recordings([tmp_path / "GX010077.MP4"])
     assert recordings.read_name(Path("ride.mp4")) is None
 
 
@@ -222,7 +224,7 @@ def test_the_camera_s_boxes_stay(three: Footage, joined: Path) -> None:
     assert changed == {b"HMMT", b"GPMF"}
     chapter = 36 * 1001 / 30
     shifted = [100, 900, round(chapter + 50)]
-    assert highlights.read(after[b"HMMT"]) == shifted
+    assert read_highlights(after[b"HMMT"]) == shifted
     assert len(after[b"HMMT"]) == len(first[b"HMMT"])
     # GPMF's own: the time lies 16 bytes before the kind, as readers of HiLight tags expect it.
     found, gpmf = [], after[b"GPMF"]
@@ -308,7 +310,7 @@ def test_other_layouts_of_a_chapter(tmp_path: Path, layout: str) -> None:
             data += boxes.build(b"moov", shift_chunks(moov, mdat + 8, 8, wide=False))
         path.write_bytes(data)
     assert [samples(path, "gpmd") for path in made.chapters] == before
-    (job,) = gopro.jobs(gopro.find([tmp_path / "a"]))
+    (job,) = gopro.jobs(gopro.find_recordings([tmp_path / "a"]))
     report = gopro.restore(job, model="identity")
     assert (report.frames, report.differences) == (8, [])
     assert boxes.moov_first(job.output) == (layout == "moov first")
@@ -340,7 +342,7 @@ def test_two_pictures_in_one_file(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(
             make(tmp_path / "lenses.mp4", replace(PLAIN, second_video=True)).read_bytes()
         )
-    (job,) = gopro.jobs(gopro.find([tmp_path]))
+    (job,) = gopro.jobs(gopro.find_recordings([tmp_path]))
     assert job.output.name == "GS010001_deblurred.360"
     report = gopro.restore(job, model="identity")
     assert (report.frames, report.differences) == (96, [])
@@ -607,7 +609,9 @@ def test_real_recordings_keep_everything(name: str, tmp_path: Path) -> None:
     (job,) = gopro.jobs([gopro.recording_of(source)], folder=tmp_path)
     from vdeblur.media.encoders import EncodeOptions
 
-    report = gopro.restore(job, model="identity", encode=EncodeOptions(preset="ultrafast"))
+    report = gopro.restore(
+        job, gopro.RestoreOptions(encode=EncodeOptions(preset="ultrafast")), model="identity"
+    )
     assert report.differences == report.lost == report.damage == []
     assert boxes.get(read_moov(job.output), b"udta") == boxes.get(read_moov(source), b"udta")
     for fourcc in ("mp4a", "tmcd", "gpmd", "fdsc"):

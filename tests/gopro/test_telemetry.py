@@ -1,4 +1,4 @@
-"""The camera knows when it shook: blur by telemetry, the gate, the check against the pictures."""
+"""The camera knows when it shook: blur by telemetry, the filter, the check against the pictures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from vdeblur.cli import main as cli
 from vdeblur.datasets.pictures import read_rgb
 from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame
-from vdeblur.gopro import sharpness, telemetry
+from vdeblur.gopro import telemetry
 from vdeblur.gopro.blur_plot import plot
+from vdeblur.gopro.sharpness import pairwise_agreement, rank_correlation, sharpness
+from vdeblur.gopro.telemetry import read_telemetry
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media.writer import VideoWriter
 
@@ -71,7 +73,7 @@ def job_of(made: Footage, folder: Path) -> gopro.Job:
 
 def test_blur_is_rate_times_exposure_times_focal_length(shaken: Footage) -> None:
     source = gopro.join(shaken.chapters)
-    sensors = telemetry.read(source, size=SIZE, fps=FPS)
+    sensors = read_telemetry(source, size=SIZE, fps=FPS)
     assert sensors.focal == pytest.approx(FOCAL)
     assert sensors.focal_source == "90° diagonally"
     assert sensors.camera == "GoPro HERO12 Black"
@@ -84,7 +86,7 @@ def test_blur_is_rate_times_exposure_times_focal_length(shaken: Footage) -> None
     assert blur[outside] == pytest.approx(0.1, abs=0.02)
     assert sensors.rate(times)[inside] == pytest.approx(turn(0.8), rel=0.02)
     assert np.isnan(sensors.blur(np.array([-1.0, 5.0]))).all()
-    given = telemetry.read(source, size=SIZE, fps=FPS, focal=2 * FOCAL)
+    given = read_telemetry(source, size=SIZE, fps=FPS, focal=2 * FOCAL)
     assert given.blur(times)[inside] == pytest.approx(2 * LENGTH, rel=0.02)
 
 
@@ -143,18 +145,18 @@ def test_sharpness() -> None:
     values = []
     for length in (1, 2, 4, 8):
         blurred = np.mean([np.roll(sharp, n, axis=1) for n in range(length)], axis=0)
-        values.append(sharpness.sharpness(blurred))
-        assert sharpness.sharpness(blurred.T) == pytest.approx(values[-1])
-        assert sharpness.sharpness(blurred * 0.3) == pytest.approx(values[-1])
+        values.append(sharpness(blurred))
+        assert sharpness(blurred.T) == pytest.approx(values[-1])
+        assert sharpness(blurred * 0.3) == pytest.approx(values[-1])
     assert values == sorted(values, reverse=True)
     assert values[0] > 1.5 * values[2]
-    assert np.isnan(sharpness.sharpness(np.full((40, 40), 7)))
+    assert np.isnan(sharpness(np.full((40, 40), 7)))
     ramp = np.arange(20.0)
-    assert sharpness.rank_correlation(ramp, -(ramp**3)) == pytest.approx(-1)
-    assert np.isnan(sharpness.rank_correlation(ramp, np.ones(20)))
-    assert sharpness.agreement(ramp > 9, -ramp) == 1
-    assert sharpness.agreement(ramp > 9, ramp) == 0
-    assert np.isnan(sharpness.agreement(ramp > 99, ramp))
+    assert rank_correlation(ramp, -(ramp**3)) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(ramp, np.ones(20)))
+    assert pairwise_agreement(ramp > 9, -ramp) == 1
+    assert pairwise_agreement(ramp > 9, ramp) == 0
+    assert np.isnan(pairwise_agreement(ramp > 99, ramp))
 
 
 def test_only_blurred_frames_meet_the_network(
@@ -170,7 +172,9 @@ def test_only_blurred_frames_meet_the_network(
 
     monkeypatch.setattr(VideoWriter, "write", watch)
     deblurrer = Deblurrer(Brighter(), device="cpu", precision="fp32")
-    report = gopro.restore(job_of(shaken, tmp_path), model=deblurrer, batch=4, only_blurred=1.5)
+    report = gopro.restore(
+        job_of(shaken, tmp_path), gopro.RestoreOptions(batch=4, only_blurred=1.5), model=deblurrer
+    )
     assert report.frames == len(handed) == 48
     source = read_frames(shaken.whole)
     changed = []
@@ -266,7 +270,7 @@ def test_without_telemetry_all_is_restored(tmp_path: Path, run: Run) -> None:
         gopro.measure_blur(made.chapters[0], 1.5)
     deblurrer = Deblurrer(Brighter(), device="cpu", precision="fp32")
     job = job_of(made, tmp_path / "out")
-    report = gopro.restore(job, model=deblurrer, only_blurred=1.5)
+    report = gopro.restore(job, gopro.RestoreOptions(only_blurred=1.5), model=deblurrer)
     assert (report.frames, report.unchosen) == (4, 0)
     assert any("every frame is restored" in note for note in report.notes)
     code, out, _ = run("gopro", made.chapters[0], "--plan")
@@ -286,7 +290,7 @@ def test_without_the_package_it_is_named(
     assert code == 0
     assert "pip install 'vdeblur[gopro]'" in out
     with pytest.raises(UsageError):
-        gopro.gate(shaken.chapters[0], 1.5)
+        gopro.blur_filter(shaken.chapters[0], 1.5)
 
 
 def test_what_other_cameras_say() -> None:

@@ -106,9 +106,9 @@ def _run(args: argparse.Namespace) -> int:
 def _jobs(args: argparse.Namespace) -> list[Job]:
     from dataclasses import replace
 
-    from vdeblur.gopro import find, jobs
+    from vdeblur.gopro import find_recordings, jobs
 
-    found = find(args.inputs)
+    found = find_recordings(args.inputs)
     if args.output is None:
         return jobs(found, keep_chapters=args.keep_chapters)
     output = Path(args.output)
@@ -165,7 +165,7 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
     from tqdm import tqdm
 
     from vdeblur.cli.video import _conclude
-    from vdeblur.gopro import restore
+    from vdeblur.gopro import RestoreOptions, restore
 
     with tqdm(
         desc=job.chapters[0].name,
@@ -179,9 +179,7 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
                 bar.total = expected
             bar.update(frames - bar.n)
 
-        report = restore(
-            job,
-            model=deblurrer,
+        options = RestoreOptions(
             batch=args.batch,
             encode=encode,
             hwaccel=args.hwaccel,
@@ -189,8 +187,8 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             focal=args.focal,
             allow_missing=args.allow_missing,
             overwrite=args.force,
-            on_progress=progress,
         )
+        report = restore(job, options, model=deblurrer, on_progress=progress)
     if args.json:
         print(json.dumps(report.as_dict()))
     else:
@@ -205,9 +203,9 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
 
 
 def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int:
-    from vdeblur.gopro import estimate, finished, look
+    from vdeblur.gopro import estimate, finished, plan_job
+    from vdeblur.gopro.job import check_complete
     from vdeblur.gopro.plan import size, span
-    from vdeblur.gopro.restoring import check_complete
 
     deblurrer = deblurrer_of(args)
     worst = 0
@@ -223,7 +221,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
         try:
             if not args.allow_missing:
                 check_complete(job)
-            plan = look(job, threshold=threshold, focal=args.focal)
+            plan = plan_job(job, threshold=threshold, focal=args.focal)
         except UsageError:
             raise
         except (VdeblurError, OSError) as error:

@@ -1,10 +1,14 @@
-"""GoPro footage: recordings of many chapters, all that the camera recorded, and its own telemetry.
+"""GoPro footage: recordings of many chapters, all that the camera recorded, its telemetry.
 
     from vdeblur import gopro
 
-    for job in gopro.jobs(gopro.find(["/media/card"]), folder=Path("restored")):
+    for job in gopro.jobs(gopro.find_recordings(["/media/card"]), folder=Path("restored")):
         if not gopro.finished(job):
             gopro.restore(job)
+
+`recordings` knows file names, `chapters` and `highlights` join files, `telemetry`, `motion` and
+`sharpness` measure blur and motion, `job`, `restoring` and `journal` write outputs, `plan`
+estimates what that takes. Networks, codecs and containers are other folders' work.
 
 Names are loaded on first use, so that importing the package costs nothing.
 """
@@ -16,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdeblur.gopro.chapters import join
-    from vdeblur.gopro.plan import Blur, Plan, estimate, look, measure_blur
-    from vdeblur.gopro.recordings import Recording, find, recording_of
-    from vdeblur.gopro.restoring import THRESHOLD, Job, finished, gate, jobs, restore
+    from vdeblur.gopro.job import Job, jobs
+    from vdeblur.gopro.journal import finished
+    from vdeblur.gopro.plan import Blur, Plan, estimate, measure_blur, plan_job
+    from vdeblur.gopro.recordings import Recording, find_recordings, recording_of
+    from vdeblur.gopro.restoring import THRESHOLD, RestoreOptions, blur_filter, restore
     from vdeblur.gopro.telemetry import Telemetry
 
 __all__ = [
@@ -27,25 +33,28 @@ __all__ = [
     "Job",
     "Plan",
     "Recording",
+    "RestoreOptions",
     "Telemetry",
+    "blur_filter",
     "estimate",
-    "find",
+    "find_recordings",
     "finished",
-    "gate",
     "jobs",
     "join",
-    "look",
     "measure_blur",
+    "plan_job",
     "recording_of",
     "restore",
 ]
 
 _HOMES = {
-    "recordings": ("Recording", "find", "recording_of"),
-    "plan": ("Blur", "Plan", "estimate", "look", "measure_blur"),
-    "restoring": ("THRESHOLD", "Job", "finished", "gate", "jobs", "restore"),
-    "telemetry": ("Telemetry",),
     "chapters": ("join",),
+    "job": ("Job", "jobs"),
+    "journal": ("finished",),
+    "plan": ("Blur", "Plan", "estimate", "measure_blur", "plan_job"),
+    "recordings": ("Recording", "find_recordings", "recording_of"),
+    "restoring": ("THRESHOLD", "RestoreOptions", "blur_filter", "restore"),
+    "telemetry": ("Telemetry",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

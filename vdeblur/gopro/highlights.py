@@ -1,4 +1,4 @@
-"""Highlights (HiLight tags) of a recording's chapters, put together with their new times.
+"""Merge the highlights (HiLight tags) of a recording's chapters, with their new times.
 
 A GoPro keeps them in moov/udta: HMMT, a count and as many milliseconds (all cameras), and from
 HERO6 on also in GPMF, in the device named "Highlights". Both count from the start of their own
@@ -14,18 +14,23 @@ from dataclasses import dataclass, replace
 from vdeblur.media.mp4 import boxes
 
 
-def merge(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
-    """The udta of a recording from those of its chapters.
+def merge_highlights(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
+    """Merge the user data of chapters.
 
-    first: the payload of the first chapter's udta, whose boxes stay. later: (payload, the time at
-    which the chapter begins, in milliseconds) of the others, whose highlights are added.
+    Args:
+        first: The payload of the first chapter's udta, whose boxes stay.
+        later: (payload, start of the chapter in milliseconds) of the others, whose highlights are
+            added.
+
+    Returns:
+        The payload of the recording's udta.
     """
     atoms = []
     for kind, payload in boxes.children(first):
         if kind == b"HMMT":
-            times = read(payload)
+            times = read_highlights(payload)
             for udta, begin in later:
-                times += [begin + time for time in read(boxes.get(udta, b"HMMT") or b"")]
+                times += [begin + time for time in read_highlights(boxes.get(udta, b"HMMT") or b"")]
             payload = _hmmt(times, len(payload))
         elif kind == b"GPMF":
             theirs = [(boxes.get(udta, b"GPMF") or b"", begin) for udta, begin in later]
@@ -34,8 +39,8 @@ def merge(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
     return boxes.build_all(atoms)
 
 
-def read(hmmt: bytes) -> list[int]:
-    """The times of an HMMT payload, in milliseconds."""
+def read_highlights(hmmt: bytes) -> list[int]:
+    """Parse the times of an HMMT payload, in milliseconds."""
     if len(hmmt) < 4:
         return []
     count = min(struct.unpack_from(">I", hmmt)[0], len(hmmt) // 4 - 1)
@@ -43,7 +48,7 @@ def read(hmmt: bytes) -> list[int]:
 
 
 def _hmmt(times: list[int], length: int) -> bytes:
-    """As long as the camera made it, unless it has to grow."""
+    """An HMMT payload as long as the camera made it, unless it has to grow."""
     return (struct.pack(f">{1 + len(times)}I", len(times), *times)).ljust(length, b"\0")
 
 
@@ -52,7 +57,7 @@ def _hmmt(times: list[int], length: int) -> bytes:
 
 @dataclass(frozen=True)
 class _Item:
-    """A key with its value: data of a type, structures of `size` bytes; type 0 holds items."""
+    """A GPMF key with its value: structures of `size` bytes of a type; type 0 holds items."""
 
     key: bytes
     kind: int
@@ -117,10 +122,10 @@ def _records(item: _Item) -> list[tuple[bytes, int, bytes]]:
 
 
 def _shift(item: _Item, begin: int) -> _Item:
-    """The highlights of a device, later by begin milliseconds.
+    """The highlights of a device, later by `begin` milliseconds.
 
-    TYPE says what a structure holds; the 32-bit numbers that it begins with are the times from
-    which, and until which, a highlight lasts.
+    TYPE describes a structure; the 32-bit numbers at its start are the times at which a highlight
+    begins and ends.
     """
     types = next((i.data.rstrip(b"\0") for i in item.items if i.key == b"TYPE"), b"L")
     times = min(2, max(1, len(types) - len(types.lstrip(b"L"))))

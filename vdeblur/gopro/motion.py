@@ -1,10 +1,10 @@
-"""How places move while the shutter is open, by the camera's own gyroscope and exposure times.
+"""Motion of places while the shutter is open, from the camera's gyroscope and exposure times.
 
-A turning camera moves places alike however far they are: gyroscope and lens give that part of the
-motion exactly, for the very milliseconds of the exposure, row by row of a rolling shutter. What
-flow sees beyond it between the frames (the camera's way, things that move) is added. Before that
-the gyroscope is checked against flow where it says that most happens: its clock may be some
-milliseconds off, and pictures that the camera stabilised do not move as it turned. Then flow goes
+A turning camera moves all places alike, near and far: gyroscope and lens state that part of the
+motion exactly, for the milliseconds of the exposure, row by row of a rolling shutter. Flow between
+the frames adds the rest: the camera's path, and things that move. The gyroscope is first checked
+against flow at the places of the film where the camera turns most. Its clock may be some
+milliseconds off, and pictures that the camera stabilized do not move as it turned: those use flow
 alone.
 """
 
@@ -29,22 +29,25 @@ from vdeblur.system.thread_shares import Helpers
 
 Floats = NDArray[np.float64]
 
-_LOOKS, _LOOK_FRAMES = 3, 14  # places of the film that are compared, and frames at each
+_LOOKS, _LOOK_FRAMES = 3, 14  # stretches of the film that are compared, and frames of each
 _OFFSETS = np.arange(-0.06, 0.0601, 0.002)  # seconds by which the gyroscope's clock may be off
-_SLOW = 1.5  # pixels from frame to frame: less says little
-_FAST = 0.08  # of the width: more is not surely found by flow
-_FEWEST = 6  # frames that have to move for an answer
+_SLOW = 1.5  # pixels from frame to frame: less motion tells little
+_FAST = 0.08  # of the width: flow does not find more reliably
+_FEWEST = 6  # frames that have to move
 _RATIOS, _DEGREES = (0.85, 1.18), 15.0  # of flow that agrees
-#: What flow errs by: pixels from frame to frame, and a share of its length.
+#: Errors of flow: pixels from frame to frame, and a share of its length.
 _ERROR, _ERROR_SHARE = 0.4, 0.05
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far flow moves as the gyroscope says, over the places that flow is sure of.
+    """How well flow agrees with the gyroscope, at the places where flow is reliable.
 
-    frames: that turned enough to tell. ratio: length of the flow to the gyroscope's; degrees: angle
-    between them; both medians. offset_seconds: how much later the gyroscope is to be read.
+    Attributes:
+        frames: How many frames turn enough to compare.
+        ratio: Length of the flow over that of the gyroscope's motion; median.
+        degrees: Angle between them; median.
+        offset_seconds: By how much later to read the gyroscope.
     """
 
     frames: int = 0
@@ -54,7 +57,7 @@ class Agreement:
 
     @property
     def agrees(self) -> bool:
-        """Whether the gyroscope can be relied on."""
+        """Whether the gyroscope is reliable."""
         return (
             self.frames >= _FEWEST
             and _RATIOS[0] <= self.ratio <= _RATIOS[1]
@@ -69,18 +72,23 @@ class Agreement:
 
 
 class Turning:
-    """What a turn of the camera does to the places of a picture. x to the right, y down, in pixels.
+    """Motion of places in a picture as the camera turns; x to the right, y down, in pixels.
 
-    sensors: their angles, focal length, lens and readout. offset_seconds: see `Agreement`.
+    Args:
+        sensors: Angles, focal length, lens and readout.
+        offset_seconds: See `Agreement`.
     """
 
     def __init__(self, sensors: Telemetry, offset_seconds: float = 0.0) -> None:
         self._sensors, self._offset = sensors, offset_seconds
 
     def during(self, time: float, seconds: float, grid: tuple[int, int]) -> NDArray[np.float32]:
-        """(4, h, w), chord and bend as `Frame.motion` has them, on a grid of (h, w) places.
+        """Return the motion during an exposure: (4, h, w) chord and bend, as `Frame.motion`.
 
-        time: of the frame; seconds: of the exposure. Each row has its own, around its own middle.
+        Args:
+            time: Of the frame, in seconds. Each row is exposed around a middle of its own.
+            seconds: Exposure time.
+            grid: (h, w), the number of places.
         """
         rays, here = self._rays(grid)
         middle = self._rows(time, grid[0])
@@ -89,7 +97,7 @@ class Turning:
         return np.concatenate([end - begin, 2 * (end + begin)]).astype(np.float32)
 
     def velocity(self, time: float, seconds: float, grid: tuple[int, int]) -> Floats:
-        """(2, h, w) pixels a second, as flow to the frames `seconds` before and after sees it."""
+        """Return (2, h, w) pixels a second, as flow to frames `seconds` before and after sees."""
         rays, _ = self._rays(grid)
         middle = self._rows(time, grid[0])
         ahead, back = (
@@ -98,7 +106,7 @@ class Turning:
         return (ahead - back) / (2 * seconds)
 
     def per_radian(self, grid: tuple[int, int]) -> Floats:
-        """(3, 2, h, w): pixels a radian that places move for a small turn about each axis."""
+        """Return (3, 2, h, w) pixels a radian that a small turn about each axis moves places."""
         rays, here = self._rays(grid)
         small = 1e-4
         turns = (np.broadcast_to(axis * small, (grid[0], 3)) for axis in np.eye(3))
@@ -141,8 +149,8 @@ class Turning:
         return moved
 
 
-def compare(source: Path, sensors: Telemetry) -> Agreement:
-    """Gyroscope against flow, at the places of the film where the camera turns most."""
+def compare_with_flow(source: Path, sensors: Telemetry) -> Agreement:
+    """Compare the gyroscope with flow at the places of a film where the camera turns most."""
     with VideoReader(source) as reader:
         info = reader.info
     step = 1 / float(info.fps or 30)
@@ -161,12 +169,17 @@ def compare(source: Path, sensors: Telemetry) -> Agreement:
                 ]
         except VdeblurError:
             continue  # a damaged place of the film; the others tell
-    return agreement(seen, sensors)
+    return measure_agreement(seen, sensors)
 
 
-def agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry) -> Agreement:
-    """Gyroscope against the movements of frames at such times, in seconds."""
-    # Of each frame: pixels from frame to frame of places that flow is sure of, and how many a
+def measure_agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry) -> Agreement:
+    """Compare the gyroscope with movements of frames.
+
+    Args:
+        seen: (time of a frame in seconds, its movement by flow).
+        sensors: The telemetry.
+    """
+    # Of each frame: pixels from frame to frame of places where flow is reliable, and how many a
     # radian about each axis moves them.
     frames: list[tuple[float, float, Floats, Floats]] = []
     turning = Turning(sensors)
@@ -213,7 +226,7 @@ def agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry) -> Agr
 
 
 def _liveliest(speed: Floats) -> Iterator[int]:
-    """First frames of the looks at which the camera turns most, none twice."""
+    """First frames of the stretches in which the camera turns most, without overlap."""
     sums = np.convolve(speed, np.ones(_LOOK_FRAMES), "valid")
     for _ in range(_LOOKS):
         if not len(sums) or sums.max() <= 0:
@@ -224,10 +237,12 @@ def _liveliest(speed: Floats) -> Iterator[int]:
 
 
 class SensorGuide:
-    """Gives frames their motion: as `vdeblur.motion.exposure.Guide`, by what the camera recorded.
+    """Sets the motion of frames, as `vdeblur.motion.exposure.Guide`, from the camera's sensors.
 
-    exposure: goes before the telemetry's. agreement: see `compare`; where it does not agree, flow
-    goes alone.
+    Args:
+        sensors: The telemetry.
+        agreement: See `compare_with_flow`; without agreement, flow alone is used.
+        exposure: Overrides the telemetry's exposure times.
     """
 
     def __init__(self, sensors: Telemetry, agreement: Agreement, exposure: Exposure = AUTO) -> None:
@@ -235,9 +250,11 @@ class SensorGuide:
         self._turning = Turning(sensors, agreement.offset_seconds)
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
-        """The items in their order, frames with their `motion` and what is `around` them.
+        """Yield the items in their order, frames with their `motion` and what is `around` them.
 
-        threads: with two or more, that many frames and some are looked ahead at, at once.
+        Args:
+            items: Frames and other items of a reader.
+            threads: With two or more, work on that many frames and a few more at once.
         """
         with Helpers(threads) as helpers:
             yield from linked(self._guided(items, helpers))
@@ -252,7 +269,7 @@ class SensorGuide:
             del item
 
     def notes(self) -> list[str]:
-        """What a report should say of it."""
+        """Return lines for a report."""
         lines = []
         if self.exposure == AUTO:
             short, usual, long = np.quantile(self._sensors.exposures, [0.05, 0.5, 0.95])
@@ -291,7 +308,7 @@ class SensorGuide:
         interval = movement.interval_seconds
         motion = self._turning.during(time, seconds, grid)
         rest = movement.field[:2] - self._turning.velocity(time, interval, grid)
-        # What is within flow's error is none.
+        # Motion within flow's error counts as none.
         length = np.hypot(movement.field[0], movement.field[1]) * interval
         error = (_ERROR + _ERROR_SHARE * length) / np.maximum(movement.trust, 0.1)
         beyond = np.hypot(rest[0], rest[1]) * interval / error

@@ -1,4 +1,4 @@
-"""What restoring a recording will take and leave: time, space, blur, what cannot be kept.
+"""Plan the restoration of a recording: time, space, blur, and what cannot be kept.
 
 Estimates come from a few frames of the recording itself, run through the network and the encoder.
 """
@@ -20,9 +20,10 @@ from vdeblur.datasets.pictures import write_png
 from vdeblur.deblur import deblur_video
 from vdeblur.errors import InputError, UsageError, VdeblurError
 from vdeblur.frames import FrameBatch
-from vdeblur.gopro import sharpness, telemetry
 from vdeblur.gopro.blur_plot import plot
-from vdeblur.gopro.restoring import Job
+from vdeblur.gopro.job import Job
+from vdeblur.gopro.sharpness import measure_sharpness, pairwise_agreement, rank_correlation
+from vdeblur.gopro.telemetry import Telemetry, read_telemetry
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media.encoders import EncodeOptions
@@ -32,20 +33,24 @@ from vdeblur.media.reader import VideoReader
 
 Floats = NDArray[np.float64]
 
-_SAMPLE_PIXELS = 24 * 1920 * 1080  # encoded to learn the size; 6 to 24 frames
+_SAMPLE_PIXELS = 24 * 1920 * 1080  # encoded to estimate the size; 6 to 24 frames
 _NETWORK_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class Blur:
-    """A recording's blur by its sensors, frame by frame, and what its pictures say to that.
+    """A recording's blur by its sensors, and the sharpness of its pictures.
 
-    times: seconds; lengths: pixels, NaN where unknown. sharp_times, sharp: see
-    `sharpness.measure`. correlation: rank correlation of the two, −1 where they agree. agreement:
-    how surely a frame at or above the threshold is less sharp than one below, 0.5 being chance.
+    Attributes:
+        sensors: The telemetry.
+        threshold: Pixels of blur from which on frames are chosen.
+        times: (n,) seconds of the frames.
+        lengths: (n,) pixels of blur, NaN where unknown.
+        sharp_times: (m,) seconds of the pictures that were measured.
+        sharp: (m,) their sharpness; see `measure_sharpness`.
     """
 
-    sensors: telemetry.Telemetry
+    sensors: Telemetry
     threshold: float
     times: Floats
     lengths: Floats
@@ -54,25 +59,25 @@ class Blur:
 
     @property
     def chosen(self) -> int:
-        """Frames at or above the threshold, or unknown."""
+        """Number of frames with a blur at or above the threshold, or unknown."""
         return int((~(self.lengths < self.threshold)).sum())
 
     @property
     def correlation(self) -> float:
-        """Between blur and sharpness of the pictures looked at."""
-        return sharpness.rank_correlation(self._estimate, self.sharp)
+        """Rank correlation of blur and sharpness: −1 where they agree."""
+        return rank_correlation(self._estimate, self.sharp)
 
     @property
     def agreement(self) -> float:
-        """See the class."""
-        return sharpness.agreement(self._estimate >= self.threshold, self.sharp)
+        """Share of pairs that agree on which frame is less sharp; see `pairwise_agreement`."""
+        return pairwise_agreement(self._estimate >= self.threshold, self.sharp)
 
     @property
     def _estimate(self) -> Floats:
         return np.nan_to_num(self.sensors.blur(self.sharp_times))
 
     def lines(self) -> list[str]:
-        """In words."""
+        """Return lines for a report."""
         count, known = len(self.lengths), self.lengths[np.isfinite(self.lengths)]
         result = [
             f"blur: {self.chosen} of {count} frames ({100 * self.chosen / max(count, 1):.1f} %) "
@@ -105,7 +110,7 @@ class Blur:
         return [*result, *sensors.notes]
 
     def draw(self, path: Path, title: str) -> None:
-        """The plot as a PNG."""
+        """Write a plot over time as a PNG."""
         sensors = self.sensors
         subtitle = (
             f"{sensors.camera}, focal length {sensors.focal:.0f} px ({sensors.focal_source}); "
@@ -125,7 +130,24 @@ class Blur:
 
 @dataclass
 class Plan:
-    """What a job is of and will take. seconds and output_bytes are estimates, None if not made."""
+    """What a job reads, and what it will take.
+
+    Attributes:
+        job: The job.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        codec: The source's.
+        bits: Of a sample.
+        fps: Frames a second; None if unknown.
+        frames: How many frames the source has.
+        duration_seconds: How long it lasts.
+        source_bytes: Size of all chapters.
+        seconds: How long the job will take; None before `estimate`, or if that fails.
+        output_bytes: Size of the output; None as `seconds`.
+        blur: None without telemetry.
+        notes: What cannot be kept, and what is not known.
+        damage: What is damaged in the source.
+    """
 
     job: Job
     width: int
@@ -143,14 +165,24 @@ class Plan:
     damage: list[str] = field(default_factory=list)
 
 
-def look(
+def plan_job(
     job: Job,
     *,
     threshold: float,
     focal: float | None = None,
     blur: bool = True,
 ) -> Plan:
-    """The facts of a job, by its index and its telemetry. InputError when it cannot be read."""
+    """Describe a job by its source's index and telemetry.
+
+    Args:
+        job: The job.
+        threshold: See `Blur`.
+        focal: Focal length in pixels, where the telemetry does not state it.
+        blur: Measure the blur, too.
+
+    Raises:
+        InputError: The source cannot be read.
+    """
     source = job.open()
     with VideoReader(source) as reader:
         info, streams = reader.info, reader.container.streams
@@ -180,27 +212,43 @@ def look(
 
 
 def measure_blur(source: Path, threshold: float, *, focal: float | None = None) -> Blur:
-    """The blur of every frame, and the sharpness of some. InputError without telemetry."""
+    """Compute the blur of every frame, and measure the sharpness of some.
+
+    Args:
+        source: A file, or a `Joined` recording.
+        threshold: See `Blur`.
+        focal: Focal length in pixels, where the telemetry does not state it.
+
+    Raises:
+        InputError: The source has no telemetry.
+        UsageError: telemetry-parser is not installed.
+    """
     with VideoReader(source) as reader:
         info = reader.info
         track = reader.tracks.get(reader.video_streams[0])
         runs = sample_times(source, track.index) if track is not None else []
-    sensors = telemetry.read(source, size=(info.width, info.height), fps=info.fps, focal=focal)
+    sensors = read_telemetry(source, size=(info.width, info.height), fps=info.fps, focal=focal)
     if runs and track is not None:
         lengths = np.repeat([d for _, d in runs], [n for n, _ in runs]).astype(np.float64)
         times = (np.cumsum(lengths) - lengths) / track.timescale
     else:
         times = np.arange(info.frame_count or 0) / float(info.fps or 30)
-    sharp_times, sharp = sharpness.measure(source)
+    sharp_times, sharp = measure_sharpness(source)
     return Blur(sensors, threshold, times, sensors.blur(times), sharp_times, sharp)
 
 
 def estimate(
     plan: Plan, deblurrer: Deblurrer, *, encode: EncodeOptions | None = None, share: float = 1.0
 ) -> None:
-    """Fills in seconds and output_bytes, from frames at the middle of the first chapter.
+    """Fill in a plan's `seconds` and `output_bytes` from frames amid its first chapter.
 
-    share: of the frames that go through the network. A file that cannot be tried out stays without.
+    A file that cannot be tried out leaves both as they are.
+
+    Args:
+        plan: Changed in place.
+        deblurrer: To measure the network with.
+        encode: Encoder and its settings.
+        share: Share of the frames that go through the network.
     """
     chapter = plan.job.chapters[0]
     fps = float(plan.fps or 30)
@@ -223,7 +271,7 @@ def estimate(
             check=False,
         )  # fmt: skip
         coding = report.seconds / max(report.frames, 1)
-        beside = deblurrer.device.type != "cpu"  # a device of its own computes beside the encoder
+        beside = deblurrer.device.type != "cpu"  # another device computes beside the encoder
         network *= share
         each = max(network, coding) if beside else network + coding
         plan.seconds = each * plan.frames
@@ -231,7 +279,7 @@ def estimate(
 
 
 def clock(seconds: float) -> str:
-    """12.3 s, 3:07 or 1:03:07."""
+    """Format a position in a film: 12.3 s, 3:07 or 1:03:07."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -241,7 +289,7 @@ def clock(seconds: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time to wait, roughly: 40 s, 12 min, 3 h 20 min."""
+    """Format a time to wait, roughly: 40 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -249,5 +297,5 @@ def span(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """4.1 MB, 11.9 GB."""
+    """Format a number of bytes: 4.1 MB, 11.9 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

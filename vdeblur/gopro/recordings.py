@@ -1,6 +1,6 @@
-"""The names that GoPro cameras give, and the recordings they make: which files belong together.
+"""Group files into recordings by the names that GoPro cameras give them.
 
-Names only: knows nothing of what is in a file. After GoPro's "Camera File Naming Convention":
+Knows names only, not the contents of files. After GoPro's "Camera File Naming Convention":
 
     HERO6 on, MAX   GX010042.MP4, GX020042.MP4 …   H: AVC, X: HEVC, L: low resolution, S: 360°
     loops           GXAA0001.MP4, GXAA0002.MP4 …   the letters name the loop, the number the part
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vdeblur.errors import InputError
 
-#: What marks a restored copy; such files are no footage.
+#: Ends the name of a restored copy; such files are not footage.
 SUFFIX = "_deblurred"
 
 _NEW = re.compile(r"G([HXLS])(\d\d)(\d{4})", re.IGNORECASE)
@@ -33,10 +33,14 @@ _SUFFIXES = {".mp4", ".360"}
 
 @dataclass(frozen=True)
 class Name:
-    """What a file name says: the recording it is of (equal for its chapters) and which part.
+    """A parsed file name.
 
-    loop: parts are numbered on through the card, and the oldest are overwritten by the camera.
-    first: the part that a recording begins with.
+    Attributes:
+        recording: Identifies the recording; equal for its chapters.
+        part: Number of the chapter.
+        loop: The camera records in a loop: it numbers parts on through the card and overwrites the
+            oldest.
+        first: Number of a recording's first chapter.
     """
 
     recording: tuple[str, ...]
@@ -45,7 +49,7 @@ class Name:
     first: int = 1
 
     def file(self, part: int) -> str:
-        """The name of another part, without its extension."""
+        """Return the name of another part, without its extension."""
         kind, *rest = self.recording
         if kind == "new":
             return f"G{rest[0]}{part:02}{rest[1]}"
@@ -58,19 +62,24 @@ class Name:
 
 @dataclass(frozen=True)
 class Recording:
-    """The chapters of one recording, in order, and the names of those that should be there too."""
+    """A recording.
+
+    Attributes:
+        chapters: Its files, in order.
+        missing: Names of chapters that, by the numbers of the others, should be there too.
+    """
 
     chapters: tuple[Path, ...]
     missing: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """That of its first chapter."""
+        """The name of its first chapter, without its extension."""
         return self.chapters[0].stem
 
 
 def read_name(path: Path) -> Name | None:
-    """What a name says; None when no GoPro gave it, or it is a photo, a thumbnail or a proxy."""
+    """Parse a file name; None for a name no GoPro gives, a photo, a thumbnail or a proxy."""
     if path.suffix.lower() not in _SUFFIXES:
         return None  # .JPG and .GPR, .THM, .LRV, .WAV
     stem = path.stem
@@ -91,7 +100,7 @@ def read_name(path: Path) -> Name | None:
 
 
 def recordings(files: Iterable[Path]) -> list[Recording]:
-    """The recordings that files make up, in the order of their names; other files are left out."""
+    """Group files into recordings, in the order of their names; other files are left out."""
     groups: dict[tuple[Path, tuple[str, ...]], list[tuple[int, Path, Name]]] = {}
     for file in sorted(files):
         name = read_name(file)
@@ -116,9 +125,12 @@ def recordings(files: Iterable[Path]) -> list[Recording]:
 
 
 def recording_of(file: Path) -> Recording:
-    """The recording that a file is a chapter of, with the chapters beside it.
+    """Return the recording of a chapter, with the other chapters in its folder.
 
-    A file with a name of its own is a recording by itself. InputError when it is not there.
+    A file whose name no GoPro gives is a recording by itself.
+
+    Raises:
+        InputError: The file does not exist.
     """
     if not file.exists():
         raise InputError(f"{file} does not exist: check the path")
@@ -131,10 +143,14 @@ def recording_of(file: Path) -> Recording:
     return Recording((file,))
 
 
-def find(inputs: Iterable[str | Path]) -> list[Recording]:
-    """The recordings of files and of folders (a card: searched to the bottom), each of them once.
+def find_recordings(inputs: Iterable[str | Path]) -> list[Recording]:
+    """Find the recordings of files and of folders, each of them once.
 
-    InputError for a path that is not there, or a folder without footage.
+    Args:
+        inputs: Chapters, and folders (such as a card), which are searched with their subfolders.
+
+    Raises:
+        InputError: A path does not exist, or a folder has no footage.
     """
     found: dict[Path, Recording] = {}
     for given in inputs:

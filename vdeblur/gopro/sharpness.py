@@ -1,6 +1,6 @@
-"""How sharp the pictures are, by themselves: what the telemetry's estimate is checked against.
+"""Measure how sharp pictures are, to check the blur that telemetry predicts against them.
 
-Knows no telemetry; reads frames through `vdeblur.media.reader`.
+Knows no telemetry; decodes frames with libav.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 
 from vdeblur.media.joined_file import for_libav
 
-_FAR = 12  # pixels: longer blurs are as unsharp as blurs of this length
-_MIDDLE = (1080, 1920)  # rows and columns that are looked at
+_FAR = 12  # pixels: longer blurs count as blurs of this length
+_MIDDLE = (1080, 1920)  # rows and columns in the middle of the picture that are measured
 
 
 def sharpness(luma: NDArray[np.generic]) -> float:
-    """How fine the detail of a picture (rows, columns) is, 0 to about 1: lower is more blurred.
+    """Measure how fine the detail of a picture is.
 
-    The mean difference of neighbours over that of pixels twelve apart, across or down, whichever is
-    the lower: motion blurs along one direction. Contrast cancels out; a flat picture gives NaN.
+    The mean difference of neighbors over that of pixels twelve apart, across or down, whichever is
+    lower: motion blurs along one direction. Contrast cancels out.
+
+    Args:
+        luma: (rows, columns), of any range and dtype.
+
+    Returns:
+        0 to about 1: lower is more blurred. NaN for a flat picture.
     """
     rows, columns = luma.shape
     top, left = max(0, (rows - _MIDDLE[0]) // 2), max(0, (columns - _MIDDLE[1]) // 2)
@@ -41,12 +47,21 @@ def sharpness(luma: NDArray[np.generic]) -> float:
     return float(np.nanmin(ratios)) if np.isfinite(ratios).any() else float("nan")
 
 
-def measure(path: Path, *, frames: int = 400) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(times in seconds, sharpness) of at most about `frames` frames, spread over the video.
+def measure_sharpness(
+    path: Path, *, frames: int = 400
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Measure the sharpness of frames spread over a video.
 
-    All frames of a short video; of a long one the keyframes, or as many of them as are asked for.
-    A codec's own ripple is taken out: pictures far from their keyframe are coded softer, so each is
-    compared with the others at its distance.
+    All frames of a short video; of a long one the keyframes, or `frames` of them. Takes out a
+    codec's own ripple: pictures far from their keyframe are coded softer, so each is scaled by the
+    others at its distance.
+
+    Args:
+        path: A file, or a `Joined` recording.
+        frames: How many frames to measure, about.
+
+    Returns:
+        (n,) times in seconds and (n,) sharpness; see `sharpness`.
     """
     found = [item for item in _pictures(path, frames) if np.isfinite(item[1])]
     values = np.array([value for _, value, _ in found])
@@ -98,9 +113,15 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.generic]:
     return frame.to_ndarray(format="gray16le" if deep else "gray")
 
 
-def agreement(blurred: NDArray[np.bool_], sharp: NDArray[np.float64]) -> float:
-    """Of all pairs of a frame said to be blurred and one said not to be, the share in which the
-    first is the less sharp: 1 is full agreement, 0.5 chance. NaN without such a pair.
+def pairwise_agreement(blurred: NDArray[np.bool_], sharp: NDArray[np.float64]) -> float:
+    """Return the share of pairs in which a frame that should be blurred is the less sharp.
+
+    Args:
+        blurred: (n,), whether a frame should be blurred; pairs have one frame of each kind.
+        sharp: (n,), how sharp it is.
+
+    Returns:
+        1 for full agreement, 0.5 for chance, NaN without a pair.
     """
     bad, good = sharp[blurred], sharp[~blurred]
     if not len(bad) or not len(good):
@@ -111,7 +132,7 @@ def agreement(blurred: NDArray[np.bool_], sharp: NDArray[np.float64]) -> float:
 
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's: −1 when one falls wherever the other rises, 0 when nothing connects them."""
+    """Return Spearman's rank correlation of two (n,) arrays, −1 to 1; NaN for fewer than 8."""
     if len(a) < 8:
         return float("nan")
     ranks = [np.argsort(np.argsort(x)).astype(np.float64) for x in (a, b)]

@@ -1,9 +1,9 @@
-"""How long the blur of each frame is, by what the camera recorded: exposure time and gyroscope.
+"""Predict the length of each frame's blur from the camera's exposure times and gyroscope.
 
     blur length in pixels ≈ angular rate × exposure time × focal length in pixels
 
-Read by the package telemetry-parser, for GoPro and for the other cameras that it knows (Sony,
-Insta360, DJI …). Knows no pictures: `vdeblur.gopro.sharpness` asks those.
+The package telemetry-parser reads them, for GoPro and for the other cameras that it knows (Sony,
+Insta360, DJI …). Knows no pictures: `vdeblur.gopro.sharpness` measures those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ZFOV, _VFOV, _SROT, _ZOOM = "0x5a464f56", "0x56464f56", "0x53524f54", "0x445a4f
 # lenses of 118°, 94° and 64° across (GoPro's field-of-view table of the HERO4 and HERO5), and the
 # undistorted picture of 92°. Measured on a HERO5's pan, M: 0.585.
 _FOCAL_OF_VIEW = {"W": 0.485, "S": 0.485, "M": 0.607, "N": 0.89, "L": 0.483}
-_MARGIN = 0.1  # seconds for which the first and the last rate are taken to go on: GPMF ends early
+_MARGIN = 0.1  # seconds for which the first and the last rate hold on: GPMF ends early
 _ROWS = 9  # places down the picture at which a rolling shutter's blur is computed
 
 
@@ -39,12 +39,20 @@ _ROWS = 9  # places down the picture at which a rolling shutter's blur is comput
 class Telemetry:
     """What a recording's sensors say of its blur.
 
-    times (n,): seconds from the first frame; angles (n, 3): how far the camera has turned by then,
-    in rad about its up, left and backward axis. exposure_times, exposures (m,): when a frame is
-    taken and for how long it is exposed, in seconds. focal: focal length in pixels; focal_source:
-    how that is known. readout: seconds from the first row to the last. size: picture in pixels.
-    straight: whether the lens draws straight lines straight, as distance from the middle = focal
-    length × tan(angle) does; else it is focal length × angle, as of a GoPro's.
+    Attributes:
+        camera: Maker and model.
+        times: (n,) seconds from the first frame.
+        angles: (n, 3) rad by which the camera has turned by then, about its up, left and backward
+            axis.
+        exposure_times: (m,) seconds at which a frame is taken.
+        exposures: (m,) seconds for which it is exposed.
+        focal: Focal length in pixels.
+        focal_source: How that is known.
+        readout: Seconds from the exposure of the first row to that of the last.
+        size: Width and height of the picture in pixels.
+        notes: What could not be read.
+        straight: Whether the lens draws straight lines straight: distance from the middle = focal
+            length × tan(angle). Otherwise it is focal length × angle, as for a GoPro's lens.
     """
 
     camera: str
@@ -60,27 +68,32 @@ class Telemetry:
     straight: bool = False
 
     def turned(self, start: Floats, end: Floats) -> Floats:
-        """How far (…, 3) the camera turns from times to times in seconds, rad about its axes."""
+        """Return how far the camera turns between times in seconds: (…, 3) rad about its axes."""
         return self._angles(end) - self._angles(start)
 
     def exposure(self, times: Floats) -> Floats:
-        """Exposure times in seconds of frames at times in seconds."""
+        """Return the exposure times, in seconds, of frames at times in seconds."""
         result: Floats = np.interp(times, self.exposure_times, self.exposures)
         return result
 
     def rate(self, times: Floats) -> Floats:
-        """How fast the camera turns at times in seconds, rad/s, over the exposure."""
+        """Return how fast the camera turns at times in seconds, in rad/s, over the exposure."""
         half = np.maximum(self.exposure(times), 1e-4) / 2
         turned = self.turned(times - half, times + half)
         result: Floats = np.linalg.norm(turned, axis=-1) / (2 * half)
         return result
 
     def blur(self, times: Floats) -> Floats:
-        """Blur lengths in pixels of frames at times in seconds; NaN where nothing was recorded.
+        """Return the blur of frames in pixels: the root mean square over the most blurred row.
 
-        The root mean square over a row of the picture, of the row that is blurred most: a rolling
-        shutter exposes the last row `readout` later than the first. Turning about the optical axis
-        blurs in proportion to the distance from the middle.
+        A rolling shutter exposes the last row `readout` later than the first. Turning about the
+        optical axis blurs in proportion to the distance from the middle.
+
+        Args:
+            times: Seconds from the first frame, of any shape.
+
+        Returns:
+            Of the same shape; NaN where nothing was recorded.
         """
         width, height = self.size
         at = np.asarray(times, np.float64)[..., None] + np.linspace(0, self.readout, _ROWS)
@@ -100,7 +113,7 @@ class Telemetry:
 
 @dataclass
 class _Parts:
-    """What the chapters add up to, before it is put together."""
+    """The chapters' telemetry, before it is put together."""
 
     gyro_times: list[Floats] = field(default_factory=list)
     gyro: list[Floats] = field(default_factory=list)
@@ -109,18 +122,24 @@ class _Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def read(
+def read_telemetry(
     path: Path,
     *,
     size: tuple[int, int],
     fps: Fraction | None,
     focal: float | None = None,
 ) -> Telemetry:
-    """The telemetry of a file, or of a `Joined` recording.
+    """Read the telemetry of a file, or of a `Joined` recording.
 
-    size: width and height of the picture; fps: frames a second; focal: focal length in pixels, for
-    cameras that do not say. Raises InputError when there is no exposure time or no gyroscope in it,
-    UsageError when telemetry-parser is not installed.
+    Args:
+        path: The file.
+        size: Width and height of the picture in pixels.
+        fps: Frames a second; None: 30, for exposures without times of their own.
+        focal: Focal length in pixels; None: as the camera states it.
+
+    Raises:
+        InputError: It has no exposure times or no gyroscope.
+        UsageError: telemetry-parser is not installed.
     """
     parser = optional("telemetry_parser", extra="gopro", purpose="reading the telemetry")
     chapters = (
@@ -187,7 +206,7 @@ def _values(packets: Sequence[Any], group: str, key: str) -> Iterator[Any]:
 
 
 def _gyroscope(packets: Sequence[Any], motion: Sequence[Any]) -> tuple[Floats, Floats]:
-    """(seconds, rad/s about the three axes (n, 3)); of cameras with an attitude only, from that."""
+    """(seconds, rad/s about the three axes (n, 3)); from the attitude where there is no more."""
     known = [item for item in motion if item.get("gyro") is not None]
     if known:
         times = np.array([item["timestamp_ms"] for item in known]) / 1000
@@ -210,7 +229,7 @@ def _gyroscope(packets: Sequence[Any], motion: Sequence[Any]) -> tuple[Floats, F
 
 
 def _packet_times(path: Path, count: int) -> list[float] | None:
-    """When each packet of telemetry begins, in seconds; None where no track of the file says."""
+    """When each packet of telemetry begins, in seconds; None without a track of telemetry."""
     try:
         tracks = [t for t in read_tracks(path) if t.fourcc in ("gpmd", "rtmd", "djmd", "camm")]
         if not tracks:
@@ -228,7 +247,7 @@ def _packet_times(path: Path, count: int) -> list[float] | None:
 def _exposures(
     packets: Sequence[Any], starts: list[float] | None, fps: Fraction | None
 ) -> tuple[Floats, Floats]:
-    """(seconds, exposure in seconds): of each frame, or as often as the camera says."""
+    """(seconds, exposure in seconds) of each frame, or as often as the camera records it."""
     frame = float(1 / fps) if fps else 1 / 30
     found: list[tuple[float, float]] = []
     running = 0.0
@@ -298,7 +317,7 @@ def _focal(packets: Sequence[Any], size: tuple[int, int]) -> tuple[float, str]:
 
 
 def _straight(packets: Sequence[Any]) -> bool:
-    """Whether the lens draws straight lines straight: rectilinear ones, and GoPro's linear view."""
+    """Whether the lens draws straight lines straight: rectilinear, or GoPro's linear view."""
     views = list(_values(packets, "Default", _VFOV))
     if views:
         return str(views[0])[:1] == "L"
@@ -307,7 +326,7 @@ def _straight(packets: Sequence[Any]) -> bool:
 
 
 def _readout(packets: Sequence[Any]) -> float:
-    """Seconds from the first row's exposure to the last row's; 0 where the camera does not say."""
+    """Seconds from the first row's exposure to the last row's; 0 if the camera states none."""
     for group, key in (("Default", _SROT), ("Imager", "FrameReadoutTime")):
         if value := _first(packets, group, key):
             return value / 1000 if value < 100 else 0.0  # milliseconds
