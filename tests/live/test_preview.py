@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
+from tests.helpers import peers
 from tests.helpers.browser import CHROMIUM, Page
-from vdeblur.errors import UsageError
-from vdeblur.frames import Frame
+from vdeblur.errors import OutputError, UsageError
+from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.live.frame_line import QueuedFrame
 from vdeblur.live.options import SessionOptions
 from vdeblur.live.preview import Preview
 from vdeblur.live.session import Session
@@ -163,3 +171,133 @@ def test_nothing_is_taken_while_nobody_looks() -> None:
         with preview.looking():
             assert preview.wants_before()
         assert not preview.wants_before()
+
+
+def shown(number: int) -> QueuedFrame:
+    """A picture of noise, whose JPEG is large."""
+    picture = av.VideoFrame(640, 360, "yuv420p")
+    dice = np.random.default_rng(number)
+    for plane in picture.planes:
+        plane.update(dice.integers(16, 235, plane.buffer_size, np.uint8).tobytes())
+    layout = PlaneLayout(640, 360)
+    frame = Frame((), layout, number, Fraction(1, 25), carrier=picture)
+    return QueuedFrame(frame, 0.0, 0.0)
+
+
+@contextmanager
+def running(preview: Preview) -> Iterator[list[float]]:
+    """Pictures at 50 a second; the list is of the seconds that handing each one over took."""
+    stop, took = threading.Event(), []
+    pictures = [shown(number) for number in range(4)]
+
+    def run() -> None:
+        number = 0
+        while not stop.wait(0.02):
+            began = time.monotonic()
+            preview.picture(1, None, pictures[number % 4], 0.0)
+            took.append(time.monotonic() - began)
+            number += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        thread.join()
+
+
+def connected(preview: Preview, request: str) -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", preview.port))
+    client.sendall(request.encode())
+    return client
+
+
+def ended(client: socket.socket) -> bool:
+    """Whether the server has ended the connection, read to its end."""
+    try:
+        while client.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+STREAM = "GET /stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def test_a_viewer_that_takes_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdeblur.live.preview_server._PATIENCE", 1.5)
+    with Preview("0", webrtc=False) as preview, running(preview) as took:
+        stuck = connected(preview, STREAM)
+        with urllib.request.urlopen(f"{preview.url}stream.mjpeg", timeout=10) as quick:
+            pictures = 0
+            while pictures < 30:
+                pictures += quick.readline().startswith(b"Content-Length")
+        # The quick one has left, and the stuck one is disconnected: nobody looks any more.
+        peers.until(lambda: not preview.wants_before(), 20)
+        assert ended(stuck)
+        stuck.close()
+        assert sorted(took)[len(took) // 2] < 0.05
+
+
+def test_the_end_waits_for_no_viewer() -> None:
+    with ExitStack() as stack:
+        preview = stack.enter_context(Preview("0", webrtc=False))
+        stuck = connected(preview, STREAM)
+        with running(preview):
+            peers.until(preview.wants_before)
+            time.sleep(1)
+        began = time.monotonic()
+        stack.pop_all().close()
+        assert time.monotonic() - began < 5
+        assert ended(stuck)
+        stuck.close()
+
+
+@pytest.mark.parametrize("request_", ["", "GET / HTTP/1.1\r\nHost: 127", "POST /offer HTTP/1.1\r\n"
+    "Host: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"])  # fmt: skip
+def test_a_client_that_says_nothing_is_disconnected(
+    request_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdeblur.live.preview_server._PATIENCE", 0.5)
+    with Preview("0") as preview:
+        client = connected(preview, request_)
+        assert ended(client)
+        client.close()
+        assert b"vdeblur" in fetch(preview.url)
+
+
+def test_offers_that_are_none_leave_nothing_behind() -> None:
+    pytest.importorskip("aiortc")
+    with Preview("0") as preview:
+        offers: list[Any] = [{"sdp": "v=0", "type": "answer"}, {"type": "offer"}, {"camera": 99}]
+        for offer in [*offers, [], 3]:
+            for _ in range(20):  # more than may call at once
+                body = json.dumps(offer).encode()
+                with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+                    urllib.request.urlopen(f"{preview.url}offer", body, timeout=10)
+                assert b"too many" not in refused.value.read()
+                assert refused.value.headers["Server"] == "vdeblur"
+                refused.value.close()
+        assert not preview.wants_before()
+        for body in (b"x" * (1 << 19),):
+            with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+                urllib.request.urlopen(f"{preview.url}offer", body, timeout=10)
+            refused.value.close()
+
+
+def test_without_aiohttp_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(UsageError, match=r"the preview's page needs .* 'vdeblur\[live\]'"):
+        Preview("0")
+
+
+def test_a_port_that_is_taken() -> None:
+    with Preview("0") as first, pytest.raises(OutputError, match="name another port"):
+        Preview(str(first.port))
