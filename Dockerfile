@@ -31,7 +31,7 @@ COPY constraints.txt /usr/share/vdeblur/
 RUN python3 -m pip install -c /usr/share/vdeblur/constraints.txt \
         ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    python3 -m pip install -c /usr/share/vdeblur/constraints.txt "$(ls /wheels/*.whl)[openvino]"
+    python3 -m pip install -c /usr/share/vdeblur/constraints.txt "$(ls /wheels/*.whl)[live,openvino]"
 
 # Whatever user the container runs as (--user) may write to this home: weights that are kept, and what can
 # be made again. Mount a volume there to keep both.
