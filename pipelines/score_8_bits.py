@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vdeblur import Deblurrer, VdeblurError
-from vdeblur.datasets.pairs import open_pairs
+from vdeblur.datasets import open_pairs
 from vdeblur.errors import InputError, ModelError
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.inference.calibration import samples_of, to_tensor

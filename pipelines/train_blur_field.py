@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdeblur import VdeblurError
-from vdeblur.datasets.batches import Batch, open_data
+from vdeblur.datasets import Batch, BlurOptions, DataOptions, PoolOptions, open_data
+from vdeblur.datasets.camera_motion import MOTION_STEP
 from vdeblur.datasets.motion_errors import NO_ERRORS
-from vdeblur.datasets.pool import PoolOptions, turned_vectors
-from vdeblur.datasets.synthetic_blur import MOTION_STEP, BlurOptions
+from vdeblur.datasets.pool import turned_vectors
 from vdeblur.errors import OutputError
 from vdeblur.motion.single_picture import blur_field_network
 from vdeblur.networks import taps
@@ -131,9 +131,9 @@ def main() -> None:
         network.load_state_dict(blur_field_network(args.init).state_dict())
     pool = PoolOptions(clean_first=0.3, clean_last=0.3)
     data = open_data(
-        f"synth:{args.photos}", batch=4, crop=256, seed=args.seed, options=BLUR, pool=pool,
-        errors=NO_ERRORS,
-    )  # fmt: skip
+        f"synth:{args.photos}",
+        DataOptions(batch=4, crop=256, seed=args.seed, blur=BLUR, pool=pool, errors=NO_ERRORS),
+    )
     held_out = data.held_out(side=256)
     assert held_out is not None
     aside = windows_of_pairs(held_out, 16, torch.Generator().manual_seed(0))

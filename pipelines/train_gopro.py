@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from vdeblur import VdeblurError
-from vdeblur.datasets.batches import open_data
+from vdeblur.datasets import DataOptions, open_data
 from vdeblur.errors import OutputError
 from vdeblur.inference.deblurrer import find_device
 from vdeblur.networks import build, spec
@@ -63,7 +63,7 @@ def main() -> None:
     )
     if args.steps or args.budget:
         recipe = replace(recipe, steps=args.steps, seconds=args.budget, epochs=0)
-    data = open_data(args.data, batch=recipe.batch, crop=recipe.crop)
+    data = open_data(args.data, DataOptions(batch=recipe.batch, crop=recipe.crop))
     steps = recipe.total_steps(data.pairs)
     print(f"{recipe.name}: {data.summary}; {steps or recipe.seconds} {'steps' if steps else 's'}")
 

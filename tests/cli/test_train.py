@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from vdeblur.cli.main import main
-from vdeblur.datasets.batches import LENGTHS, Batch
+from vdeblur.datasets.batches import LENGTHS
+from vdeblur.datasets.pool import Batch
 from vdeblur.networks import DEFAULT
 from vdeblur.system.optional import installed
 from vdeblur.training.run_log import RunLog, read_metrics

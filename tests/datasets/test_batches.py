@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.helpers.clips import write_frames
 from vdeblur.cli.main import main
+from vdeblur.datasets.augmentation import Augment
 from vdeblur.datasets.average import (
     AverageOptions,
     average,
@@ -26,23 +27,17 @@ from vdeblur.datasets.average import (
     blur_measure,
     response_table,
 )
-from vdeblur.datasets.batches import (
-    LENGTHS,
-    VALIDATION,
-    Augment,
-    Batch,
-    Course,
-    FolderPairs,
-    SyntheticPairs,
-    load_picture,
-    open_data,
-    pair_files,
-    picture_files,
-)
-from vdeblur.datasets.layouts import LAYOUTS, Pair, find_pairs, recognise
+from vdeblur.datasets.batches import LENGTHS, Course, DataOptions
+from vdeblur.datasets.blur_options import PURE, BlurOptions
+from vdeblur.datasets.camera_motion import Motion
+from vdeblur.datasets.folder_pairs import FolderPairs
+from vdeblur.datasets.layouts import LAYOUTS, PairFiles, find_pairs, picture_files, recognise
 from vdeblur.datasets.motion_errors import MotionErrors
-from vdeblur.datasets.pool import Pool, PoolOptions
-from vdeblur.datasets.synthetic_blur import PURE, BlurOptions, Motion, camera_blur
+from vdeblur.datasets.path_blur import camera_blur
+from vdeblur.datasets.pictures import load_picture
+from vdeblur.datasets.pool import Batch, Pool, PoolOptions
+from vdeblur.datasets.synthetic_pairs import VALIDATION, SyntheticPairs
+from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.evaluation.check_pairs import check_folder, grey, light_gamma, shift_between
 from vdeblur.networks import build as build_network
@@ -176,7 +171,8 @@ def test_other_ways_to_lay_pairs_out(tmp_path: Path) -> None:
         put(tmp_path / str(number) / s / "x" / "1_sharp.jpg")
         (pair,) = find_pairs(tmp_path / str(number))
         assert (pair.sharp.name, pair.sequence) == ("1_sharp.jpg", "x")
-    assert pair_files(tmp_path / "2") == [(pair.blurred, pair.sharp)]
+    (again,) = find_pairs(tmp_path / "2", layout="plain")
+    assert (again.blurred, again.sharp) == (pair.blurred, pair.sharp)
 
 
 def test_folders_that_are_none(tmp_path: Path, photos: Path) -> None:
@@ -219,7 +215,8 @@ def test_photographs(photos: Path, tmp_path: Path) -> None:
     assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
     assert load_picture(files[0]).shape == (90, 120, 3)
     runs = [
-        take(SyntheticPairs(files, batch=2, crop=32, margin=8, seed=seed), 3) for seed in (0, 0, 1)
+        take(SyntheticPairs(files, DataOptions(batch=2, crop=32, margin=8, seed=seed)), 3)
+        for seed in (0, 0, 1)
     ]
     for blurred, target, motion, _ in runs[0]:
         assert blurred.shape == target.shape == (2, 3, 32, 32)
@@ -239,14 +236,16 @@ def test_photographs(photos: Path, tmp_path: Path) -> None:
 @pytest.fixture(params=["photographs", "pool", "pairs"])
 def opened(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Callable[[], object]:
     if request.param == "photographs":
-        return lambda: open_data(f"synth:{photos}", batch=2, crop=24, seed=3)
+        return lambda: open_data(f"synth:{photos}", DataOptions(batch=2, crop=24, seed=3))
     if request.param == "pool":  # of three batches each
         pool = PoolOptions(reuse=2, pairs=3)
-        return lambda: open_data(f"synth:{photos}", batch=2, crop=24, seed=3, pool=pool)
+        return lambda: open_data(
+            f"synth:{photos}", DataOptions(batch=2, crop=24, seed=3, pool=pool)
+        )
     for number in range(5):
         put(tmp_path / "blur" / f"{number}.png", seed=number)
         put(tmp_path / "sharp" / f"{number}.png", seed=number + 10)
-    return lambda: open_data(tmp_path, batch=2, crop=24, seed=3)
+    return lambda: open_data(tmp_path, DataOptions(batch=2, crop=24, seed=3))
 
 
 def test_a_batch_depends_on_seed_and_number_alone(opened: Callable[[], object]) -> None:
@@ -276,7 +275,7 @@ def test_a_thread_beside_training_makes_the_same_batches(photos: Path, reuse: in
 
     def opened(in_thread: bool) -> SyntheticPairs:
         pool = PoolOptions(reuse=reuse, pairs=3)
-        data = open_data(f"synth:{photos}", batch=2, crop=24, seed=3, pool=pool)
+        data = open_data(f"synth:{photos}", DataOptions(batch=2, crop=24, seed=3, pool=pool))
         assert isinstance(data, SyntheticPairs)
         assert not data.in_thread
         data.in_thread = in_thread
@@ -296,7 +295,9 @@ def test_a_thread_beside_training_makes_the_same_batches(photos: Path, reuse: in
 def test_the_thread_that_makes_pairs_ends_with_the_run(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = open_data(f"synth:{photos}", batch=2, crop=32, pool=PoolOptions(reuse=2, pairs=3))
+    data = open_data(
+        f"synth:{photos}", DataOptions(batch=2, crop=32, pool=PoolOptions(reuse=2, pairs=3))
+    )
     assert isinstance(data, SyntheticPairs)
     data.in_thread = True
     config = {"base": 4, "blocks": 1}
@@ -337,11 +338,13 @@ def test_what_changes_in_the_course_of_a_run(photos: Path) -> None:
     dirty = replace(PURE, max_length=0.0, noise_share=1.0, noise=0.3)
     data = open_data(
         f"synth:{photos}",
-        batch=4,
-        crop=24,
-        options=dirty,
-        pool=PoolOptions(clean_first=1.0, clean_last=0.0),
-        errors=MotionErrors(none_share=0, false_share=1, length=1, widest=2),
+        DataOptions(
+            batch=4,
+            crop=24,
+            blur=dirty,
+            pool=PoolOptions(clean_first=1.0, clean_last=0.0),
+            errors=MotionErrors(none_share=0, false_share=1, length=1, widest=2),
+        ),
     )
     by_time = Course()
 
@@ -365,7 +368,9 @@ def test_flat_parts_of_photographs_are_seldom_taken(tmp_path: Path) -> None:
     picture = np.full((200, 400, 3), 90, np.uint8)
     picture[:, 200:] = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    data = SyntheticPairs([tmp_path / "a.png"], batch=64, crop=24, margin=8, reduce=(1.0, 1.0))
+    data = SyntheticPairs(
+        [tmp_path / "a.png"], DataOptions(batch=64, crop=24, margin=8, reduce=(1.0, 1.0))
+    )
     sharp = data.batch_at(0).sharp.float()
     flat = (sharp.amax(dim=(1, 2, 3)) - sharp.amin(dim=(1, 2, 3)) < 60).float().mean()
     assert float(flat) < 0.15  # about 0.45 of all parts are
@@ -378,8 +383,8 @@ def test_every_pair_once_an_epoch(tmp_path: Path) -> None:
         paths = [tmp_path / f"{kind}{number}.png" for kind in "bs"]
         for path, extra in zip(paths, (0, 7), strict=True):
             Image.fromarray(shade + np.uint8(extra)).save(path)
-        pairs.append(Pair(paths[0], paths[1]))
-    data = FolderPairs(pairs, batch=3, crop=16)
+        pairs.append(PairFiles(paths[0], paths[1]))
+    data = FolderPairs(pairs, DataOptions(batch=3, crop=16))
     assert data.pairs == 4
     batches = take(data.feed()(0), 8)
     values = [int(v) for batch in batches for v in batch.blurred[:, 0, 0, 0]]
@@ -402,13 +407,13 @@ def test_pictures_are_decoded_once_for_all_workers(
         decoded.append(path)
         return load_picture(path)
 
-    monkeypatch.setattr("vdeblur.datasets.batches.load_picture", counting)
+    monkeypatch.setattr("vdeblur.datasets.folder_pairs.load_picture", counting)
     pairs = find_pairs(tmp_path)
-    first = take(FolderPairs(pairs, batch=2, crop=16).feed()(0), 6)
+    first = take(FolderPairs(pairs, DataOptions(batch=2, crop=16)).feed()(0), 6)
     assert len(decoded) == 4
     decoded.clear()
     # What does not fit is decoded again, and is the same.
-    small = take(FolderPairs(pairs, batch=2, crop=16, cache=64 * 48 * 3).feed()(0), 6)
+    small = take(FolderPairs(pairs, DataOptions(batch=2, crop=16), cache=64 * 48 * 3).feed()(0), 6)
     assert len(decoded) > 12
     assert equal(first, small)
 
@@ -428,23 +433,23 @@ def test_turns_and_colours_are_those_of_both(tmp_path: Path) -> None:
     values = both.float().div(255)
     changes = []
     for seed in range(12):
-        coloured = strong.colour(values, np.random.default_rng(seed))
+        coloured = strong.color(values, np.random.default_rng(seed))
         assert torch.equal(coloured[0], coloured[1])
         assert 0 <= float(coloured.min()) <= float(coloured.max()) <= 1
         changes.append(float((coloured - values).abs().mean()))
     assert min(changes) == 0
     assert max(changes) > 0.05
-    assert torch.equal(plain.colour(values, np.random.default_rng(0)), values)
+    assert torch.equal(plain.color(values, np.random.default_rng(0)), values)
 
 
 def test_pairs_that_cannot_be_trained_on(tmp_path: Path) -> None:
     put(tmp_path / "blur" / "a.png", (64, 48))
     put(tmp_path / "sharp" / "a.png", (64, 42))
     with pytest.raises(InputError, match=r"64x48 .* 64x42: a pair must be of one size"):
-        open_data(tmp_path, crop=16)
+        open_data(tmp_path, DataOptions(crop=16))
     put(tmp_path / "sharp" / "a.png", (64, 48))
     with pytest.raises(InputError, match="too small for crops of 64"):
-        open_data(tmp_path, crop=64)
+        open_data(tmp_path, DataOptions(crop=64))
     for bad in ("synth:", f"synth:{tmp_path / 'none'}"):
         with pytest.raises((UsageError, InputError)):
             open_data(bad)
@@ -456,10 +461,10 @@ def test_pairs_that_cannot_be_trained_on(tmp_path: Path) -> None:
 def test_validation_is_held_out_and_always_the_same(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.png", (400, 380), number)
-    data = open_data(f"synth:{tmp_path}", batch=1, crop=16, seed=9)
+    data = open_data(f"synth:{tmp_path}", DataOptions(batch=1, crop=16, seed=9))
     assert isinstance(data, SyntheticPairs)
     assert len(data.pictures) == 2
-    other = open_data(f"synth:{tmp_path}", batch=2, crop=32)
+    other = open_data(f"synth:{tmp_path}", DataOptions(batch=2, crop=32))
     pairs, again = data.held_out(side=64), other.held_out(side=64)
     assert pairs is not None
     assert again is not None
@@ -473,7 +478,7 @@ def test_validation_is_held_out_and_always_the_same(tmp_path: Path) -> None:
     for length, chords in zip(LENGTHS, far, strict=True):
         assert 0.5 * length < float(chords.median()) < 1.7 * length + 2
     build(tmp_path / "gopro", "gopro")
-    aside = open_data(tmp_path / "gopro", crop=16).held_out()
+    aside = open_data(tmp_path / "gopro", DataOptions(crop=16)).held_out()
     assert aside is not None
     assert aside[0].shape == (1, 3, 48, 48)
 

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vdeblur.datasets.batches import Batch, SyntheticPairs, open_data
+from vdeblur.datasets.batches import DataOptions
+from vdeblur.datasets.blur_options import PURE, BlurOptions
 from vdeblur.datasets.films import FilmOptions, filmed, with_some_left_out
 from vdeblur.datasets.matching import Matched, in_processes, matched
 from vdeblur.datasets.motion_errors import AS_SHOWN, BY_FLOW, EXACTLY, NO_ERRORS, with_errors
 from vdeblur.datasets.pool import (
+    Batch,
     Film,
     Places,
     Pool,
@@ -30,7 +32,9 @@ from vdeblur.datasets.pool import (
     cut_out,
     turned_vectors,
 )
-from vdeblur.datasets.synthetic_blur import PURE, Around, BlurOptions, BlurredPairs, make_pairs
+from vdeblur.datasets.synthetic_blur import Around, BlurredPairs, make_pairs
+from vdeblur.datasets.synthetic_pairs import SyntheticPairs
+from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import UsageError
 from vdeblur.networks import build, taps
 from vdeblur.training.options import Callbacks, Outcome, RunOptions
@@ -109,7 +113,9 @@ def test_a_layer_is_somewhere_else_than_what_is_behind_it() -> None:
 
 
 def test_pairs_alone_have_nothing_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("vdeblur.datasets.synthetic_blur._Film")  # nothing is drawn for it
+    monkeypatch.delattr(
+        "vdeblur.datasets.synthetic_blur._NeighborFrames"
+    )  # nothing is drawn for it
     pairs = make_pairs(scenes(2, 64), margin=8, options=PURE, generator=seeded())
     assert pairs.around is None
 
@@ -209,7 +215,7 @@ def test_nothing_but_pictures_to_match_is_read_back_from_a_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On "meta", which has shapes and no values."""
-    monkeypatch.setattr("vdeblur.datasets.synthetic_blur._Draw.on_device", lambda self: None)
+    monkeypatch.setattr("vdeblur.datasets.camera_motion.Draw.on_device", lambda self: None)
     pairs = make_pairs(
         scenes(5, 128).to("meta"),
         margin=32,
@@ -326,7 +332,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(photos: Path, films: FilmOptions, reuse: int = 2) -> SyntheticPairs:
     pool = PoolOptions(reuse=reuse, pairs=3)
-    data = open_data(f"synth:{photos}", batch=2, crop=64, seed=3, pool=pool, films=films)
+    data = open_data(
+        f"synth:{photos}", DataOptions(batch=2, crop=64, seed=3, pool=pool, films=films)
+    )
     assert isinstance(data, SyntheticPairs)
     return data
 
@@ -414,12 +422,14 @@ def test_a_gpu_makes_pairs_beside_training(photos: Path, tmp_path: Path) -> None
     def opened() -> SyntheticPairs:
         data = open_data(
             f"synth:{photos}",
-            batch=8,
-            crop=64,
-            seed=3,
+            DataOptions(
+                batch=8,
+                crop=64,
+                seed=3,
+                pool=PoolOptions(reuse=2, pairs=16),
+                films=FilmOptions(True),
+            ),
             device="cuda",
-            pool=PoolOptions(reuse=2, pairs=16),
-            films=FilmOptions(True),
         )
         assert isinstance(data, SyntheticPairs)
         assert data.in_thread

@@ -12,21 +12,16 @@ import torch
 from torch import Tensor
 
 from vdeblur.datasets import camera_effects
-from vdeblur.datasets.synthetic_blur import (
-    PURE,
-    BlurOptions,
+from vdeblur.datasets.blur_options import PURE, BlurOptions, lightly
+from vdeblur.datasets.camera_motion import (
     Motion,
-    camera_blur,
     chord_and_bend,
-    convolve,
-    lightly,
-    make_pairs,
-    random_masks,
     random_paths,
     random_times,
     sampled,
-    transfer,
 )
+from vdeblur.datasets.path_blur import camera_blur, convolve, transfer
+from vdeblur.datasets.synthetic_blur import make_pairs, random_masks
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.training.recipes import from_texts
 
@@ -331,9 +326,7 @@ def test_pairs_know_their_motion(monkeypatch: pytest.MonkeyPatch) -> None:
     bent = straight + torch.tensor([4.0, 8.0]) * time * time
     for path in (straight, bent):
         motion = Motion(path.expand(2, -1, -1))
-        monkeypatch.setattr(
-            "vdeblur.datasets.synthetic_blur._camera_motion", lambda *_, m=motion: m
-        )
+        monkeypatch.setattr("vdeblur.datasets.synthetic_blur.camera_motion", lambda *_, m=motion: m)
         pairs = make_pairs(sharp(2, 64), margin=16, options=PURE, generator=seeded())
         assert pairs.motion.shape == (2, 4, 8, 8)
         bend = _LONGER**2 * torch.tensor([4.0, 8.0]) * (path is bent)
@@ -341,7 +334,7 @@ def test_pairs_know_their_motion(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.allclose(pairs.motion, expected[:, None, None].expand(2, 4, 8, 8), atol=0.05)
     # A roll moves each place across the line from the middle of the picture.
     roll = Motion(torch.zeros(2, PURE.steps, 2), roll=0.1 * time[:, 0].expand(2, -1))
-    monkeypatch.setattr("vdeblur.datasets.synthetic_blur._camera_motion", lambda *_: roll)
+    monkeypatch.setattr("vdeblur.datasets.synthetic_blur.camera_motion", lambda *_: roll)
     pairs = make_pairs(sharp(2, 96), margin=16, options=PURE, generator=seeded())
     off = torch.arange(16) * 4 + 2.0 - 32  # the middles of cells, from the picture's
     assert torch.allclose(
@@ -364,7 +357,7 @@ def test_layers_bring_their_own_motion(monkeypatch: pytest.MonkeyPatch) -> None:
         return mask
 
     still = Motion(torch.zeros(2, PURE.steps, 2))
-    monkeypatch.setattr("vdeblur.datasets.synthetic_blur._camera_motion", lambda *_: still)
+    monkeypatch.setattr("vdeblur.datasets.synthetic_blur.camera_motion", lambda *_: still)
     monkeypatch.setattr("vdeblur.datasets.synthetic_blur.random_paths", paths)
     monkeypatch.setattr("vdeblur.datasets.synthetic_blur.random_masks", left)
     options = replace(PURE, layer_share=1.0, layers=1, at_rest_share=0.0)
@@ -481,7 +474,7 @@ def test_any_draw_gives_pictures(seed: int) -> None:
 
 def test_nothing_of_a_pair_is_made_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device "meta", which has shapes and no values, and takes no tensor of the CPU."""
-    monkeypatch.setattr("vdeblur.datasets.synthetic_blur._Draw.on_device", lambda self: None)
+    monkeypatch.setattr("vdeblur.datasets.camera_motion.Draw.on_device", lambda self: None)
     shares = {name: 0.6 for name in BlurOptions.__dataclass_fields__ if name.endswith("_share")}
     shares |= {"jpeg_share": 0.5, "h264_share": 0.5}
     options = from_texts(BlurOptions(), {name: str(share) for name, share in shares.items()})

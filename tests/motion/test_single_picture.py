@@ -20,7 +20,8 @@ from torch import Tensor
 from tests.helpers.clips import write_frames
 from tests.motion.test_exposure import detailed
 from tests.motion.test_flow import frame
-from vdeblur.datasets.synthetic_blur import PURE, make_pairs
+from vdeblur.datasets.blur_options import PURE
+from vdeblur.datasets.synthetic_blur import make_pairs
 from vdeblur.deblur import deblur_video
 from vdeblur.errors import ModelError
 from vdeblur.frames import Frame

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.datasets.synthetic_blur import PURE, make_pairs
+from vdeblur.datasets.blur_options import PURE
+from vdeblur.datasets.synthetic_blur import make_pairs
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.networks import taps

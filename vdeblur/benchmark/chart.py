@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vdeblur.benchmark.run import MORE, STAGES, BenchResult
 from vdeblur.benchmark.sweep import AGREEMENT, Sweep
-from vdeblur.datasets.pictures import Picture, lettering, write_png
+from vdeblur.datasets.pictures import RGBImage, lettering, write_png
 
 _WIDTH, _LEFT, _RIGHT = 1000, 250, 130
 _BAR, _STEP, _TEXT, _TITLE = 24, 38, 17, 20
@@ -24,9 +24,9 @@ _PALE, _BLUE, _ORANGE = (225, 228, 232), (66, 118, 184), (226, 128, 46)
 Colour = tuple[int, int, int]
 
 
-def draw(result: BenchResult | None, sweep: Sweep | None) -> Picture:
+def draw(result: BenchResult | None, sweep: Sweep | None) -> RGBImage:
     """(H, W, 3) uint8 RGB."""
-    parts: list[Picture] = []
+    parts: list[RGBImage] = []
     if result is not None:
         names = [name for name in (*STAGES, *MORE) if name in result.rates]
         bars = [
@@ -66,7 +66,7 @@ def write(path: Path, result: BenchResult | None, sweep: Sweep | None) -> None:
 
 def _bars(
     title: str, subtitle: str, bars: list[tuple[str, float, tuple[float, float], Colour]]
-) -> Picture:
+) -> RGBImage:
     top = 84
     height = top + _STEP * len(bars) + 50
     picture = np.full((height, _WIDTH, 3), 255, np.uint8)
@@ -113,13 +113,13 @@ def _axis(rates: list[float]) -> tuple[Callable[[float], int], list[float]]:
     return across, [10.0**decade for decade in range(low, high + 1)]
 
 
-def _write(picture: Picture, text: str, top: int, left: int, size: int, colour: Colour) -> None:
+def _write(picture: RGBImage, text: str, top: int, left: int, size: int, colour: Colour) -> None:
     plain = text.encode("ascii", "replace").decode()
     _ink(picture, lettering(plain, size), top, left, colour)
 
 
 def _ink(
-    picture: Picture, letters: NDArray[np.float32], top: int, left: int, colour: Colour
+    picture: RGBImage, letters: NDArray[np.float32], top: int, left: int, colour: Colour
 ) -> None:
     part = picture[top : top + letters.shape[0], left : left + letters.shape[1]]
     weights = letters[: part.shape[0], : part.shape[1], None]

@@ -13,7 +13,7 @@ from vdeblur.errors import UsageError, VdeblurError
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
-    from vdeblur.datasets.synthetic_blur import BlurOptions
+    from vdeblur.datasets.blur_options import BlurOptions
 
 
 def add(commands: Commands) -> None:
@@ -257,7 +257,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _blur_options(settings: list[str]) -> BlurOptions:
-    from vdeblur.datasets.synthetic_blur import BlurOptions
+    from vdeblur.datasets.blur_options import BlurOptions
     from vdeblur.training.recipes import from_texts
 
     values = {}

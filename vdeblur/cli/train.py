@@ -207,8 +207,8 @@ def _run(args: argparse.Namespace) -> int:
 
     import torch.distributed as dist
 
-    from vdeblur.datasets.batches import Augment
-    from vdeblur.datasets.synthetic_blur import BlurOptions
+    from vdeblur.datasets.augmentation import Augment
+    from vdeblur.datasets.blur_options import BlurOptions
     from vdeblur.inference.deblurrer import find_device
     from vdeblur.training.options import RunOptions
     from vdeblur.training.processes import processes, start_processes

@@ -21,10 +21,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vdeblur.datasets.pictures import RGBImage, frame_to_rgb
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.system.optional import installed, optional
 
-Picture = NDArray[np.uint8]
 Reader = Literal["auto", "decord", "pyav"]
 _CODES = np.arange(256) / 255.0
 # frames/s below which a mean of frames is a row of ghosts, not a blur: GoPro was recorded at 240,
@@ -120,7 +120,7 @@ def response_table(response: str) -> NDArray[np.float64]:
     return np.asarray((values - values[0]) / (values[-1] - values[0]))
 
 
-def average(frames: NDArray[np.uint8], table: NDArray[np.float64]) -> Picture:
+def average(frames: NDArray[np.uint8], table: NDArray[np.float64]) -> RGBImage:
     """The picture of the mean light of (K, H, W, 3) frames, through the curve and back."""
     total = np.zeros(frames.shape[1:])
     for frame in frames:
@@ -129,7 +129,7 @@ def average(frames: NDArray[np.uint8], table: NDArray[np.float64]) -> Picture:
     return np.asarray(codes.round(), np.uint8)
 
 
-def blur_measure(picture: Picture) -> float:
+def blur_measure(picture: RGBImage) -> float:
     """How blurred a (H, W, 3) picture is, 0 to 1: about 0.3 when sharp, 0.6 when blurred.
 
     The share of differences between neighbours that blurring it again leaves, in the direction
@@ -164,11 +164,10 @@ class _Sequential:
 
     def __init__(self, source: Path) -> None:
         self._frames = self._decode(source)
-        self._held: deque[Picture] = deque()
+        self._held: deque[RGBImage] = deque()
         self._first = 0
 
-    def _decode(self, source: Path) -> Iterator[Picture]:
-        from vdeblur.datasets.pictures import frame_to_rgb
+    def _decode(self, source: Path) -> Iterator[RGBImage]:
         from vdeblur.media.reader import VideoReader
 
         with VideoReader(source) as reader:
@@ -352,7 +351,7 @@ def _unfit(window: NDArray[np.uint8], options: AverageOptions) -> str | None:
     return None
 
 
-def _thumbnail(frame: Picture) -> NDArray[np.float32]:
+def _thumbnail(frame: RGBImage) -> NDArray[np.float32]:
     """Means over a grid of at most 16 × 16 cells, in codes."""
     height, width = (max(1, side // 16) for side in frame.shape[:2])
     rows, columns = frame.shape[0] // height, frame.shape[1] // width

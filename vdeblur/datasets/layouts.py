@@ -45,7 +45,7 @@ LAYOUTS = (*_NAMED, "reds", "hide", "realblur", "plain")
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairFiles:
     """A blurred picture and its sharp partner; sequence: the video they are from, or ""."""
 
     blurred: Path
@@ -61,7 +61,7 @@ class Recognised:
     """
 
     name: str
-    splits: dict[str, list[Pair]] = field(repr=False)
+    splits: dict[str, list[PairFiles]] = field(repr=False)
 
     def training(self) -> str:
         """The split to train on."""
@@ -94,7 +94,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         ) from error
 
 
-def find_pairs(folder: Path, *, layout: str = "auto", split: str = "train") -> list[Pair]:
+def find_pairs(folder: Path, *, layout: str = "auto", split: str = "train") -> list[PairFiles]:
     """The pairs of a folder's split, sorted, every file of them there.
 
     layout: one of LAYOUTS, or "auto". split: "train", "val", "test"; a folder without splits gives
@@ -150,7 +150,7 @@ def recognise(folder: Path, *, layout: str = "auto") -> Recognised:
     )
 
 
-def _by_name(pair: Pair) -> tuple[str, Path]:
+def _by_name(pair: PairFiles) -> tuple[str, Path]:
     return pair.sequence, pair.blurred
 
 
@@ -188,9 +188,9 @@ def _has(folder: Path, name: str) -> bool:
 
 def _sequences(
     root: Path, names: tuple[tuple[str, str], ...], *, plain: bool
-) -> dict[str, list[Pair]]:
+) -> dict[str, list[PairFiles]]:
     """Pairs of every folder that holds two of these names; plain: not below a sequence's folder."""
-    splits: dict[str, list[Pair]] = {}
+    splits: dict[str, list[PairFiles]] = {}
     for folder in _folders(root, 3):
         held = next(((b, s) for b, s in names if _has(folder, b) and _has(folder, s)), None)
         if held is None:
@@ -202,7 +202,7 @@ def _sequences(
     return splits
 
 
-def _partners(blurred: Path, sharp: Path, sequence: str) -> Iterator[Pair]:
+def _partners(blurred: Path, sharp: Path, sequence: str) -> Iterator[PairFiles]:
     """Every picture of one folder with that of the same name in the other.
 
     The same name, or the same but for the suffix and the words blur, sharp, gt and their like.
@@ -215,15 +215,15 @@ def _partners(blurred: Path, sharp: Path, sequence: str) -> Iterator[Pair]:
         partner = sharp / inner
         if not partner.is_file():
             partner = candidates.get(_key(inner), partner)
-        yield Pair(path, partner, sequence or "/".join(inner.parts[:-1]))
+        yield PairFiles(path, partner, sequence or "/".join(inner.parts[:-1]))
 
 
 def _key(path: Path) -> str:
     return "/".join((*path.parts[:-1], _WORDS.sub("", path.stem).strip("-_. ")))
 
 
-def _reds(root: Path) -> dict[str, list[Pair]]:
-    splits: dict[str, list[Pair]] = {}
+def _reds(root: Path) -> dict[str, list[PairFiles]]:
+    splits: dict[str, list[PairFiles]] = {}
     folders = list(_folders(root, 4))
     for split in ("train", "val", "test"):
         # The archives of some mirrors unpack to train_blur/train/train_blur: the innermost counts.
@@ -240,7 +240,7 @@ def _depth(path: Path) -> int:
     return len(path.parts)
 
 
-def _hide(root: Path) -> dict[str, list[Pair]]:
+def _hide(root: Path) -> dict[str, list[PairFiles]]:
     sharp = next((f for f in _folders(root, 1) if f.name == "GT"), None)
     if sharp is None:
         return {}
@@ -254,7 +254,7 @@ def _hide(root: Path) -> dict[str, list[Pair]]:
         if listed:
             blurred = [path for path in blurred if path.name in listed]
         splits[split] = [
-            Pair(path, sharp / path.name, "/".join(path.relative_to(folder).parts[:-1]))
+            PairFiles(path, sharp / path.name, "/".join(path.relative_to(folder).parts[:-1]))
             for path in blurred
         ]
     return splits
@@ -271,8 +271,8 @@ def _listed(folder: Path, split: str) -> set[str]:
     return names
 
 
-def _realblur(root: Path) -> dict[str, list[Pair]]:
-    splits: dict[str, list[Pair]] = {}
+def _realblur(root: Path) -> dict[str, list[PairFiles]]:
+    splits: dict[str, list[PairFiles]] = {}
     for file in sorted(root.glob("RealBlur_*_list.txt")):
         split = _SPLITS.get(file.stem.split("_")[-2].lower())
         if split is None:
@@ -284,13 +284,15 @@ def _realblur(root: Path) -> dict[str, list[Pair]]:
             sharp, blurred = (root / word for word in words[:2])
             # Lists of both cameras may lie beside the pictures of one of them.
             if (root / Path(words[0]).parts[0]).is_dir():
-                splits.setdefault(split, []).append(Pair(blurred, sharp, sharp.parent.parent.name))
+                splits.setdefault(split, []).append(
+                    PairFiles(blurred, sharp, sharp.parent.parent.name)
+                )
     return splits
 
 
-def _dvd_splits(pairs: list[Pair]) -> dict[str, list[Pair]]:
+def _dvd_splits(pairs: list[PairFiles]) -> dict[str, list[PairFiles]]:
     """By the authors' list of test sequences, where there are any of them."""
-    splits: dict[str, list[Pair]] = {"train": [], "test": []}
+    splits: dict[str, list[PairFiles]] = {"train": [], "test": []}
     for pair in pairs:
         held = pair.sequence.rpartition("/")[2] in _DVD_TEST
         splits["test" if held else "train"].append(pair)

@@ -21,7 +21,7 @@ from vdeblur.media.reader import VideoReader
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """A blurred and a sharp picture, (1, 3, H, W) RGB in [0, 1], and perhaps a restored one.
 
     frame, sharp_frame: the pictures as decoded, where they come from a video.
@@ -43,9 +43,9 @@ class PairSet:
     name: str
     video: bool
     expected: int | None
-    open: Callable[[], Iterator[Pair]] = field(repr=False)
+    open: Callable[[], Iterator[ImagePair]] = field(repr=False)
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[ImagePair]:
         return self.open()
 
 
@@ -86,10 +86,10 @@ def open_pairs(
     )
     outputs = _Outputs(restored) if restored else None
 
-    def pairs() -> Iterator[Pair]:
+    def pairs() -> Iterator[ImagePair]:
         for sequence, name, blurred, sharp in files:
             done = read_rgb(outputs.find(sequence, blurred)) if outputs else None
-            yield Pair(sequence, name, read_rgb(blurred), read_rgb(sharp), done)
+            yield ImagePair(sequence, name, read_rgb(blurred), read_rgb(sharp), done)
 
     if outputs:  # what is missing is said before anything is computed
         for sequence, _, blurred, _ in files:
@@ -165,7 +165,7 @@ def _video_pairs(blurred: Path, sharp: Path, restored: Path | None) -> PairSet:
                 stated[path] = stream.frames
     _same_count(stated)
 
-    def pairs() -> Iterator[Pair]:
+    def pairs() -> Iterator[ImagePair]:
         readers = [VideoReader(path) for path in paths]
         try:
             streams = [iter(reader) for reader in readers]
@@ -182,7 +182,7 @@ def _video_pairs(blurred: Path, sharp: Path, restored: Path | None) -> PairSet:
                     )
                 views = [frame_to_rgb(frame) for frame in frames if frame is not None]
                 done = views[2] if restored else None
-                yield Pair("", f"{number:05d}", views[0], views[1], done, frames[0], frames[1])
+                yield ImagePair("", f"{number:05d}", views[0], views[1], done, frames[0], frames[1])
         finally:
             for reader in readers:
                 reader.close()

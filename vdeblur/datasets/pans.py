@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdeblur.datasets.layouts import picture_files
-from vdeblur.datasets.pairs import Pair, PairSet
+from vdeblur.datasets.pairs import ImagePair, PairSet
 from vdeblur.datasets.pictures import read_rgb
 from vdeblur.errors import InputError
 from vdeblur.frames import Frame, PlaneLayout
@@ -74,12 +74,14 @@ def pans(photographs: Sequence[Photograph], length: int, *, motion: bool) -> Pai
     )
 
 
-def _films(photographs: Sequence[Photograph], length: int, motion: bool) -> Iterator[Pair]:
+def _films(photographs: Sequence[Photograph], length: int, motion: bool) -> Iterator[ImagePair]:
     for number, (name, read) in enumerate(photographs):
         yield from _film(name, read(), length, number, motion)
 
 
-def _film(name: str, photograph: Tensor, length: int, number: int, motion: bool) -> Iterator[Pair]:
+def _film(
+    name: str, photograph: Tensor, length: int, number: int, motion: bool
+) -> Iterator[ImagePair]:
     height, width = photograph.shape[2:]
     generator = np.random.default_rng(number)
     tilt = generator.uniform(-_MOST_TILT, _MOST_TILT) + (math.pi / 2 if height > width else 0)
@@ -123,7 +125,7 @@ def _film(name: str, photograph: Tensor, length: int, number: int, motion: bool)
         kept = _frame(sharp, layout, number * FRAMES + k)
         if motion:
             kept.motion = np.zeros((4, 2, 2), np.float32)
-        yield Pair(name, f"{k + 1}", _picture(blurred), _picture(kept), None, blurred, kept)
+        yield ImagePair(name, f"{k + 1}", _picture(blurred), _picture(kept), None, blurred, kept)
 
 
 def _kernel(places: list[Vector], reach: int) -> Tensor:

@@ -20,8 +20,9 @@ from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.reader import VideoReader
 from vdeblur.system.files import replacing
+from vdeblur.system.optional import optional
 
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+RGBImage = NDArray[np.uint8]  # (H, W, 3) RGB
 
 #: The printable ASCII characters of `lettering.png`, each in a cell of its own width beside the
 #: last: Aileron Regular (CC0), drawn by Pillow's ImageFont.load_default(40).
@@ -54,13 +55,31 @@ def read_rgb(path: Path) -> Tensor:
     raise InputError(f"no picture of {path} could be decoded: the file is damaged")
 
 
-def to_picture(image: Tensor) -> Picture:
+def load_picture(path: Path) -> RGBImage:
+    """Read a picture with Pillow, which reads the formats of data sets that libav does not.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    pillow = optional("PIL.Image", extra="train", purpose="reading pictures")
+    try:
+        with pillow.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except OSError as error:
+        reason = error.strerror or "it is none, or damaged"
+        raise InputError(f"{path} cannot be read as a picture ({reason}): remove it") from error
+
+
+def to_picture(image: Tensor) -> RGBImage:
     """(1, 3, H, W) float → (H, W, 3) uint8, clamped and rounded."""
-    array: Picture = image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    array: RGBImage = image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return array
 
 
-def png_bytes(picture: Picture) -> bytes:
+def png_bytes(picture: RGBImage) -> bytes:
     """A PNG file of the picture."""
     codec = av.CodecContext.create("png", "w")
     codec.width, codec.height = picture.shape[1], picture.shape[0]
@@ -70,7 +89,7 @@ def png_bytes(picture: Picture) -> bytes:
     return b"".join(bytes(packet) for packet in packets)
 
 
-def write_png(path: Path, picture: Picture) -> None:
+def write_png(path: Path, picture: RGBImage) -> None:
     """Write (H, W, 3) uint8 RGB; OutputError when the file cannot be written."""
     write_bytes(path, png_bytes(picture))
 
@@ -122,7 +141,7 @@ def label(text: str, height: int, width: int) -> tuple[NDArray[np.float32], NDAr
     return np.maximum(white, np.float32(0.65)), white
 
 
-def put_label(picture: Picture, text: str, *, height: int, top: int = 0, left: int = 0) -> None:
+def put_label(picture: RGBImage, text: str, *, height: int, top: int = 0, left: int = 0) -> None:
     """Draw a label into the picture, in place, cut where the picture ends."""
     cover, white = label(text, height, picture.shape[1] - left)
     place = picture[top : top + height, left : left + cover.shape[1]]

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vdeblur.datasets.batches import PHOTO_COLOURS, SyntheticPairs, picture_files
-from vdeblur.datasets.synthetic_blur import PURE, BlurOptions
+from vdeblur.datasets.augmentation import PHOTO_COLORS, Augment
+from vdeblur.datasets.batches import DataOptions
+from vdeblur.datasets.blur_options import PURE, BlurOptions
+from vdeblur.datasets.layouts import picture_files
+from vdeblur.datasets.synthetic_pairs import SyntheticPairs
 from vdeblur.errors import OutputError
 from vdeblur.system.files import replacing
 from vdeblur.system.optional import optional
@@ -60,9 +63,10 @@ def write_pairs(
     image = optional("PIL.Image", extra="train", purpose="writing pictures")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise OutputError(f"{out} exists and is not empty: give another -o, or --force")
-    files = picture_files(folder)
+    blur = options or BlurOptions()
     data = SyntheticPairs(
-        files, batch=1, crop=crop, seed=seed, options=options, augment=PHOTO_COLOURS
+        picture_files(folder),
+        DataOptions(batch=1, crop=crop, seed=seed, blur=blur, augment=PHOTO_COLORS),
     )
     partial = out.with_name(f".{out.name}-partial")
     try:
@@ -77,8 +81,8 @@ def write_pairs(
                 )
             if on_progress:
                 on_progress(number + 1)
-        facts = {"seed": seed, "crop": crop, "options": asdict(data.options)}
-        (partial / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        made = {"seed": seed, "crop": crop, "options": asdict(blur)}
+        (partial / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -111,8 +115,14 @@ def write_sheet(
     more = -(-len(kinds) // columns) * 2 * columns - len(kinds)
     kinds += [("as drawn for training", options or BlurOptions())] * more
     # Two pictures a batch: moving layers show another one.
-    data = SyntheticPairs(files, batch=2, crop=crop, seed=seed, reduce=(2.0, 4.0))
-    data.augment = replace(data.augment, rotations=False, flips=False)
+    settings = DataOptions(
+        batch=2,
+        crop=crop,
+        seed=seed,
+        reduce=(2.0, 4.0),
+        augment=Augment(rotations=False, flips=False),
+    )
+    data = SyntheticPairs(files, settings)
     label, gap = 18, 4
     rows = -(-len(kinds) // columns)
     cell = (crop + gap, 2 * crop + label + gap)
@@ -120,7 +130,7 @@ def write_sheet(
     pen = draw.Draw(sheet)
     letters = font.load_default(13)
     for number, (name, chosen) in enumerate(kinds):
-        data.options = chosen
+        data.options = replace(settings, blur=chosen)
         # Of a few, the one with most to see.
         drawn = [data.batch_at(_CANDIDATES * number + k) for k in range(_CANDIDATES)]
         blurred, sharp, *_ = max(drawn, key=lambda pair: _detail(pair.sharp[0]))

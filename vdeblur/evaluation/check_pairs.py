@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.datasets.batches import load_picture
-from vdeblur.datasets.layouts import Pair, picture_size, recognise
+from vdeblur.datasets.layouts import PairFiles, picture_size, recognise
+from vdeblur.datasets.pictures import load_picture
 from vdeblur.errors import InputError
 from vdeblur.evaluation.metrics import psnr
 
@@ -165,13 +165,13 @@ def check_folder(
     return FolderFacts(str(folder), found.name, splits)
 
 
-def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+def _spread(pairs: Sequence[PairFiles], count: int) -> list[PairFiles]:
     """`count` of the pairs, evenly spread."""
     places = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
     return [pairs[int(i)] for i in dict.fromkeys(places.tolist())]
 
 
-def measure_pair(pair: Pair) -> PairFacts:
+def measure_pair(pair: PairFiles) -> PairFacts:
     """Shift, PSNR and gamma of a pair of pictures of one size."""
     blurred, sharp = load_picture(pair.blurred), load_picture(pair.sharp)
     x, y = shift_between(grey(sharp), grey(blurred))

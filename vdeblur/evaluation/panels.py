@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.datasets.pictures import Picture, put_label, to_picture
+from vdeblur.datasets.pictures import RGBImage, put_label, to_picture
 
 _GAP = 6  # pixels between the columns
 _YELLOW = (255, 220, 0)
@@ -20,7 +20,7 @@ def panel(
     *,
     label: str = "restored",
     width: int = 560,
-) -> Picture:
+) -> RGBImage:
     """Draw blurred | restored | sharp, and below each the place of the largest change, enlarged.
 
     The place is the one that the network changed most; without a restored picture, the one where
@@ -66,7 +66,7 @@ def panel(
     return np.concatenate(stacks, axis=1)[:, :-_GAP]
 
 
-def _outline(picture: Picture, top: int, left: int, bottom: int, right: int) -> None:
+def _outline(picture: RGBImage, top: int, left: int, bottom: int, right: int) -> None:
     """Draw a yellow frame of two pixels, in place."""
     picture[top : top + 2, left:right] = picture[bottom - 2 : bottom, left:right] = _YELLOW
     picture[top:bottom, left : left + 2] = picture[top:bottom, right - 2 : right] = _YELLOW

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vdeblur.datasets.pictures import Picture, png_bytes, to_picture
+from vdeblur.datasets.pictures import RGBImage, png_bytes, to_picture
 from vdeblur.evaluation.panels import largest_change
 from vdeblur.evaluation.scores import PairScore, SetScores
 from vdeblur.evaluation.tables import Table
@@ -29,7 +29,7 @@ class Shown:
 
     score: PairScore
     place: tuple[int, int]
-    crops: dict[str, Picture]
+    crops: dict[str, RGBImage]
 
 
 @dataclass

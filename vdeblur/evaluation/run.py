@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdeblur.datasets.pairs import Pair, PairSet
+from vdeblur.datasets.pairs import ImagePair, PairSet
 from vdeblur.datasets.pictures import planes_rgb, write_png
 from vdeblur.errors import InputError, UsageError
 from vdeblur.evaluation.metrics import WINDOW
@@ -114,7 +114,7 @@ def evaluate(
         expected = min(expected, options.limit) if options.limit else expected
     scoring = _Scoring(pairs, deblurrer, options, expected, label, look)
     guides: list[Guide] = []
-    moved: Iterable[Pair] = pairs
+    moved: Iterable[ImagePair] = pairs
     if options.estimate and pairs.video and deblurrer is not None and deblurrer.guided:
         for stream in ("frame", "sharp_frame") if options.sharp else ("frame",):
             guides.append(Guide(options.exposure))
@@ -141,7 +141,7 @@ def _check_options(options: EvalOptions, deblurrer: Deblurrer | None) -> None:
         raise UsageError("--sharp puts sharp pictures through a network: give one with --model")
 
 
-def _check_pair(pair: Pair) -> None:
+def _check_pair(pair: ImagePair) -> None:
     name = "/".join(filter(None, [pair.sequence, pair.name]))
     sizes = {"blurred": pair.blurred, "sharp": pair.sharp, "restored": pair.restored}
     shapes = {k: tuple(x.shape[:1:-1]) for k, x in sizes.items() if x is not None}
@@ -177,7 +177,7 @@ class _Scoring:
         self._spread = max(1, (expected or 10 * options.panel_count) // options.panel_count)
         self._result = SetScores(pairs.name)
 
-    def add(self, pair: Pair, unsound: bool) -> None:
+    def add(self, pair: ImagePair, unsound: bool) -> None:
         """Score a pair. unsound: whether the network's result was rejected."""
         _check_pair(pair)
         blurred, sharp = pair.blurred.to(self._device), pair.sharp.to(self._device)
@@ -204,7 +204,9 @@ class _Scoring:
             path = options.panels / f"{stem.replace('/', '-')}.png"
             write_png(path, panel(blurred, restored, sharp, values, label=self._label))
 
-    def _sharp_kept(self, deblurrer: Deblurrer, pair: Pair, sharp: Tensor) -> tuple[float, bool]:
+    def _sharp_kept(
+        self, deblurrer: Deblurrer, pair: ImagePair, sharp: Tensor
+    ) -> tuple[float, bool]:
         """PSNR of the sharp picture through the network, and whether the result was unsound."""
         if pair.sharp_frame is None:
             (kept,), flags = _through(deblurrer, sharp, self._options.estimate)
@@ -227,9 +229,9 @@ class _Scoring:
 # -- restoring -----------------------------------------------------------------------------------
 
 
-def _moved(pairs: Iterable[Pair], guide: Guide, stream: str) -> Iterator[Pair]:
+def _moved(pairs: Iterable[ImagePair], guide: Guide, stream: str) -> Iterator[ImagePair]:
     """Yield the pairs with the motion of their `stream`, "frame" or "sharp_frame"; a few wait."""
-    waiting: deque[Pair] = deque()
+    waiting: deque[ImagePair] = deque()
 
     def frames() -> Iterator[Frame]:
         for pair in pairs:
@@ -241,8 +243,8 @@ def _moved(pairs: Iterable[Pair], guide: Guide, stream: str) -> Iterator[Pair]:
 
 
 def _restored(
-    pairs: Iterable[Pair], deblurrer: Deblurrer | None, batch: int, estimate: bool
-) -> Iterator[tuple[Pair, bool]]:
+    pairs: Iterable[ImagePair], deblurrer: Deblurrer | None, batch: int, estimate: bool
+) -> Iterator[tuple[ImagePair, bool]]:
     """Yield the pairs with their restored pictures, and whether the network's result was unsound.
 
     Neighbours of the same size and layout go through together.
@@ -250,9 +252,9 @@ def _restored(
     if deblurrer is None:
         yield from ((pair, False) for pair in pairs)
         return
-    group: list[Pair] = []
+    group: list[ImagePair] = []
 
-    def flush() -> Iterator[tuple[Pair, bool]]:
+    def flush() -> Iterator[tuple[ImagePair, bool]]:
         if not group:
             return
         frames = [pair.frame for pair in group if pair.frame is not None]
@@ -265,7 +267,7 @@ def _restored(
             yield replace(pair, restored=result), flag
         group.clear()
 
-    def kind(pair: Pair) -> object:
+    def kind(pair: ImagePair) -> object:
         return pair.blurred.shape, pair.frame.layout if pair.frame else None
 
     for pair in pairs:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.datasets.pictures import Picture, lettering
+from vdeblur.datasets.pictures import RGBImage, lettering
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def plot(
     sharp: Floats,
     title: str,
     subtitle: str,
-) -> Picture:
+) -> RGBImage:
     """Two panels over time: blur lengths in pixels with the threshold, and sharpness.
 
     times, blur: seconds and pixels of each frame (NaN where unknown); sharp_times, sharp: of the
@@ -68,7 +68,7 @@ class _Panel:
     """A field with axes; x and y in their own units."""
 
     def __init__(
-        self, picture: Picture, top: int, x: tuple[float, float], y: tuple[float, float]
+        self, picture: RGBImage, top: int, x: tuple[float, float], y: tuple[float, float]
     ) -> None:
         self.picture, self.top, self.x, self.y = picture, top, x, y
         self.field = picture[top : top + _PANEL, _LEFT : _WIDTH - _RIGHT]
@@ -157,13 +157,13 @@ def _time(seconds: float) -> str:
     )
 
 
-def _write(picture: Picture, text: str, top: int, left: int, *, size: int = _TEXT) -> None:
+def _write(picture: RGBImage, text: str, top: int, left: int, *, size: int = _TEXT) -> None:
     plain = text.replace("×", "x").replace("°", " deg").replace("–", "-")
     _ink(picture, lettering(plain, size), top, left)
 
 
 def _ink(
-    picture: Picture,
+    picture: RGBImage,
     cover: NDArray[np.float32],
     top: int,
     left: int,

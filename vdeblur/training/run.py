@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vdeblur.datasets.batches import LENGTHS, Augment, Course, Data, open_data
-from vdeblur.datasets.synthetic_blur import BlurOptions
+from vdeblur.datasets.augmentation import Augment
+from vdeblur.datasets.batches import LENGTHS, Course, Data, DataOptions
+from vdeblur.datasets.blur_options import BlurOptions
+from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
@@ -205,20 +207,18 @@ def _prepare(recipe: Recipe, settings: RunSettings, options: RunOptions) -> Run:
 
 def _open(recipe: Recipe, settings: RunSettings, device: torch.device) -> Data:
     guided = FAMILIES[spec(recipe.network).family].guided
-    return open_data(
-        settings.data,
+    options = DataOptions(
         batch=recipe.batch,
         crop=recipe.crop,
         seed=settings.seed,
-        options=settings.blur,
         augment=settings.augment,
-        layout=settings.layout,
-        device=device,
+        blur=settings.blur or BlurOptions(),
         pool=recipe.pool,
         errors=recipe.errors,
         # Only a guided network looks at neighbors.
         films=recipe.films if guided else replace(recipe.films, neighbours=False),
     )
+    return open_data(settings.data, options, layout=settings.layout, device=device)
 
 
 def _check_sides(recipe: Recipe, network: Network) -> None:

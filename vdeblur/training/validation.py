@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.datasets.batches import LENGTHS, Batch, Data, load_picture
+from vdeblur.datasets.batches import LENGTHS, Data
 from vdeblur.datasets.layouts import find_pairs, recognise
 from vdeblur.datasets.motion_errors import MotionErrors, with_errors
+from vdeblur.datasets.pictures import load_picture
+from vdeblur.datasets.pool import Batch
 from vdeblur.errors import InputError
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.motion.single_picture import motion_shown

@@ -1,0 +1,306 @@
+"""Random motion of a synthetic camera, as paths of a scene's points and as fields of motion.
+
+A camera path is drawn as a smooth random trajectory, seen nearer or farther across a ground plane,
+with roll, zoom and tilt. Knows no pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdeblur.datasets.blur_options import PURE, BlurOptions
+
+#: A motion field has one vector for this many pixels of a row and of a column.
+MOTION_STEP = 4
+_FIELD_POINTS = 9  # places along a side where paths are followed; between them, bilinear
+
+
+class Draw:
+    """Random numbers of a CPU generator, of which a batch's pairs are a function alone."""
+
+    def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
+        self.generator, self.count, self.device = generator, count, device
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
+        """(count,) or (of,) numbers, on the CPU."""
+        drawn = torch.rand(self.count if of is None else of, generator=self.generator)
+        return low + (high - low) * drawn
+
+    def each(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
+        """The same as (n, 1, 1, 1) on the device."""
+        return self.uniform(low, high, of=of).to(self.device)[:, None, None, None]
+
+    def chosen(self, share: float) -> list[int]:
+        """The pictures that something of this share happens to."""
+        return (self.uniform() < share).nonzero()[:, 0].tolist()
+
+    def on_device(self) -> torch.Generator:
+        """A generator for large tensors where they are wanted, seeded from this one."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(self.device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a scene's points go during N exposures, in pixels from where they are at its middle.
+
+    path: (N, steps, 2), x then y, of the picture's middle. The rest is None, or: depth (N, 2): how
+    much longer the path is half a picture to the right, and below. roll (radians) and zoom
+    (relative), (N, steps); tilt: (N, steps, 2), keystone: relative zoom half a picture away.
+    """
+
+    path: Tensor
+    depth: Tensor | None = None
+    roll: Tensor | None = None
+    zoom: Tensor | None = None
+    tilt: Tensor | None = None
+
+    def at(self, x: float, y: float, size: tuple[int, int]) -> Tensor:
+        """(N, steps, 2): the path at (x, y), each −1 … 1 across a picture of `size` (h, w)."""
+        here = self.path
+        if self.depth is not None:
+            near = self.depth[:, 0] * x + self.depth[:, 1] * y
+            here = here * (1 + near)[:, None, None]
+        right, down = x * size[1] / 2, y * size[0] / 2
+        scale = torch.zeros((), device=here.device)
+        if self.zoom is not None:
+            scale = self.zoom
+        if self.tilt is not None:
+            scale = scale + self.tilt[..., 0] * x + self.tilt[..., 1] * y
+        roll = torch.zeros((), device=here.device) if self.roll is None else self.roll
+        if scale.ndim or roll.ndim:
+            moved = [scale * right - roll * down, roll * right + scale * down]
+            here = here + torch.stack(moved, dim=-1)
+        return here
+
+    @property
+    def varies(self) -> bool:
+        """Whether the path depends on the place."""
+        return any(part is not None for part in (self.depth, self.roll, self.zoom, self.tilt))
+
+    def within(self, reach: float, size: tuple[int, int]) -> Motion:
+        """The same motion, made smaller where a point would travel farther than `reach` pixels."""
+        corners = [self.at(x, y, size) for x in (-1, 1) for y in (-1, 1)]
+        far = torch.stack([*corners, self.path]).abs().amax(dim=(0, 2, 3))  # (N,)
+        factor = (reach / far.clamp_min(1e-6)).clamp_max(1.0)
+
+        def scaled(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part * factor.view(-1, *[1] * (part.ndim - 1))
+
+        return Motion(
+            self.path * factor[:, None, None],
+            self.depth,
+            scaled(self.roll),
+            scaled(self.zoom),
+            scaled(self.tilt),
+        )
+
+    def spread(self, size: tuple[int, int]) -> list[float]:
+        """How far, in pixels, the paths of the corners part from that of the middle."""
+        if not self.varies:
+            return [0.0] * len(self.path)
+        corners = [self.at(x, y, size) - self.path for x in (-1, 1) for y in (-1, 1)]
+        spread: list[float] = torch.stack(corners).abs().amax(dim=(0, 2, 3)).tolist()
+        return spread
+
+    def part(self, rows: list[int], device: torch.device) -> Motion:
+        """The motion of some pictures, on a device."""
+
+        def of(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows].to(device)
+
+        path = self.path[rows].to(device)
+        return Motion(path, of(self.depth), of(self.roll), of(self.zoom), of(self.tilt))
+
+
+def chord_and_bend(paths: Tensor) -> Tensor:
+    """The parabola nearest to paths (..., steps, 2): (..., 4), chord x, y and bend x, y.
+
+    The path is at c + chord·s + bend·s² at the share s − ½ … ½ of the exposure, its points being
+    evenly spaced in time; least squares.
+    """
+    fitted: Tensor = (_parabola(paths.shape[-2]).to(paths) @ paths).flatten(-2)
+    return fitted
+
+
+@functools.cache
+def _parabola(steps: int) -> Tensor:
+    """(2, steps): what of each point goes into chord and bend."""
+    s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
+    fit: Tensor = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
+    return fit
+
+
+def motion_field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Chord and bend across a picture of `size` (h, w), on a grid of places: (N, 4, *grid)."""
+    if not motion.varies:
+        return chord_and_bend(motion.path)[:, :, None, None].expand(-1, -1, *grid)
+    # From the middle of the first cell of the grid to that of the last.
+    places = [2 * k / (_FIELD_POINTS - 1) - 1 for k in range(_FIELD_POINTS)]
+    down, across = (1 - MOTION_STEP / side for side in size)
+    fitted = [
+        [chord_and_bend(motion.at(across * x, down * y, size)) for x in places] for y in places
+    ]
+    field = torch.stack([torch.stack(row, dim=-1) for row in fitted], dim=-2)
+    return F.interpolate(field, size=grid, mode="bilinear", align_corners=True)
+
+
+def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -> Tensor:
+    """`count` smooth camera paths: (count, steps, 2) displacements in pixels, x then y.
+
+    Each is zero at mid-exposure. A straight drift, a slow curve and hand tremor are mixed at
+    random, and the arc length is drawn from `options`.
+    """
+    steps = options.steps
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    time = torch.linspace(0, 1, steps)
+    angle = uniform(count, 1) * 2 * math.pi
+    velocity = torch.stack([angle.cos(), angle.sin()], dim=-1).expand(count, steps, 2).clone()
+    velocity *= 0.2 + uniform(count, 1, 1)
+    unrest = 1.2 * uniform(count, 1, 1)
+    # Within a thirtieth of a second a hand or a head hardly turns: most paths are near parabolas.
+    calm = (uniform(count) < options.calm_share)[:, None, None]
+    turn = torch.randn(count, 1, 2, generator=generator) * uniform(count, 1, 1).pow(1.5)
+    velocity += torch.where(calm, 1.2 * turn * (time[None, :, None] - 0.5), 0.0)
+    unrest = torch.where(calm, 0.12 * unrest, unrest)
+    for cycles, weight in ((0.5, 1.2), (1.0, 1.0), (2.0, 0.8), (3.5, 0.6)):
+        phase = uniform(count, 1, 2) * 2 * math.pi
+        amplitude = uniform(count, 1, 2).pow(2) * weight * unrest * uniform(count, 1, 1)
+        velocity += amplitude * torch.sin(2 * math.pi * cycles * time[None, :, None] + phase)
+    path = velocity.cumsum(dim=1)
+    arc = (path[:, 1:] - path[:, :-1]).norm(dim=-1).sum(dim=1).clamp_min(1e-6)
+    length = options.max_length * uniform(count).pow(options.length_power)
+    light = options.light_length * uniform(count)
+    length = torch.where(uniform(count) < options.light_share, length.minimum(light), length)
+    path = path * (length / arc)[:, None, None]
+    centred: Tensor = path - path[:, steps // 2 : steps // 2 + 1]
+    return centred
+
+
+def random_times(count: int, steps: int, frames_share: float, generator: torch.Generator) -> Tensor:
+    """When the shutter is open, (count, steps) in 0..1: all the time, or in 7 to 13 frames."""
+    time = torch.linspace(0, 1, steps).expand(count, steps)
+    frames = torch.randint(7, 14, (count, 1), generator=generator).float()
+    duty = 0.3 + 0.7 * torch.rand(count, 1, generator=generator)
+    number = (time * frames).floor().minimum(frames - 1)
+    gapped = (number + (1 - duty) / 2 + duty * (time * frames - number)) / frames
+    split = torch.rand(count, 1, generator=generator) < frames_share
+    return torch.where(split, gapped, time)
+
+
+def sampled(paths: Tensor, times: Tensor) -> Tensor:
+    """Paths (N, steps, 2) at (N, M) times in 0..1: (N, M, 2), linear between their points."""
+    place = times * (paths.shape[1] - 1)
+    low = place.floor().clamp(0, paths.shape[1] - 2)
+    fraction = (place - low)[..., None]
+    index = low.long()[..., None].expand(-1, -1, 2)
+    return paths.gather(1, index) * (1 - fraction) + paths.gather(1, index + 1) * fraction
+
+
+_UNIT = replace(PURE, max_length=1.0, length_power=0.0)
+
+
+def camera_motion(draw: Draw, options: BlurOptions, moving: Tensor, times: Tensor) -> Motion:
+    """One camera motion a picture, of all kinds at once, on the CPU.
+
+    moving (N,): 0 where there is none. times: when the shutter is open.
+    """
+    n = draw.count
+    path = sampled(random_paths(n, options, draw.generator), times) * moving[:, None, None]
+    wanted = (draw.uniform() < options.varying_share).float() * moving
+    swing = sampled(random_paths(n, replace(_UNIT, steps=options.steps), draw.generator), times)
+    swing = swing * wanted[:, None, None]  # mostly about ±½
+
+    def amount(most: float) -> Tensor:
+        return draw.uniform(-most, most)[:, None]
+
+    depth = torch.stack([draw.uniform(-1, 1), draw.uniform(-1, 1)], dim=1) * options.depth / 2
+    return Motion(
+        path,
+        depth * wanted[:, None],
+        roll=swing[..., 0] * amount(2 * math.radians(options.roll_degrees)),
+        zoom=swing[..., 1] * amount(2 * options.zoom),
+        tilt=swing * amount(2 * math.radians(options.tilt_degrees))[..., None],
+    )
+
+
+@dataclass(frozen=True)
+class NextExposure:
+    """How a scene's part goes on to another frame: the path of its exposure there, and how far it
+    has gone by then (N, 2), in pixels.
+    """
+
+    path: Tensor
+    gone: Tensor
+
+
+def next_exposure(
+    path: Tensor, times: Tensor, draw: torch.Generator, unrest: Tensor, side: int
+) -> NextExposure:
+    """A neighbour of an exposure along `path` (N, steps, 2): its speed is alike, by `unrest` (N,).
+
+    `gone` is of a shutter that is open all the time. side: 1 for the frame after, −1 for the one
+    before.
+    """
+    count = len(path)
+    first = chord_and_bend(path)
+    chord, bend = first[:, :2], first[:, 2:]
+    speed = torch.exp(0.4 * unrest * torch.randn(count, generator=draw))
+    # Now and then a hand has come to rest, or jerks.
+    kind = torch.rand(count, generator=draw)
+    change = torch.rand(count, generator=draw)
+    speed = torch.where(kind < 0.15, 0.6 * change, torch.where(kind > 0.93, 1 + change, speed))
+    angle = 0.6 * unrest * torch.randn(count, generator=draw)
+    cos, sin = angle.cos(), angle.sin()
+    x, y = chord.unbind(-1)
+    turned = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1) * speed[:, None]
+    # A steady turn goes on turning.
+    turned = turned + side * 2 * bend * torch.rand(count, 1, generator=draw)
+    own_bend = bend * torch.randn(count, 1, generator=draw)
+    s = times[..., None] - 0.5
+    own = turned[:, None] * s + own_bend[:, None] * s * s
+    own = own - own[:, own.shape[1] // 2 : own.shape[1] // 2 + 1]
+    return NextExposure(own, side * (chord + turned) / 2)
+
+
+def scaled_motion(motion: Motion, path: Tensor, factor: Tensor) -> Motion:
+    """Another path, and roll, zoom and tilt `factor` (N,) times as fast."""
+
+    def times(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part * factor.view(-1, *[1] * (part.ndim - 1))
+
+    return Motion(path, motion.depth, times(motion.roll), times(motion.zoom), times(motion.tilt))
+
+
+def total_motion(motion: Motion, gone: Tensor, factor: Tensor) -> Motion:
+    """How far each place goes on the whole, as a motion of one step: `factor` (N,) times a
+    picture's roll, zoom and tilt from the start of its exposure to the end.
+    """
+
+    def whole(part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        total = part[:, -1:] - part[:, :1]
+        return total * factor.view(-1, *[1] * (part.ndim - 1))
+
+    return Motion(
+        gone[:, None], motion.depth, whole(motion.roll), whole(motion.zoom), whole(motion.tilt)
+    )
+
+
+def shift_field(motion: Motion, size: tuple[int, int]) -> Tensor:
+    """Where places go by a motion of one step: (N, 2, _FIELD_POINTS, _FIELD_POINTS), from the
+    picture's first edges to its last.
+    """
+    places = torch.linspace(-1, 1, _FIELD_POINTS).tolist()
+    rows = [torch.stack([motion.at(x, y, size)[:, 0] for x in places], dim=-1) for y in places]
+    return torch.stack(rows, dim=-2)
