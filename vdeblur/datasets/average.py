@@ -1,4 +1,4 @@
-"""Pairs from sharp video of a high frame rate, by averaging frames: as GoPro and REDS were made.
+"""Pairs made from sharp video of a high frame rate by averaging frames, as GoPro and REDS were.
 
 Nah et al., "Deep Multi-scale Convolutional Neural Network for Dynamic Scene Deblurring", CVPR 2017:
 a blurred picture is the mean of 7 to 13 frames, the sharp one is the middle of them. Written as
@@ -34,11 +34,20 @@ _SLOW = 100
 
 @dataclass(frozen=True)
 class AverageOptions:
-    """frames: fewest and most to average; counts are odd, so that there is a middle one. stride:
-    frames from one window's first to the next's; None: windows lie end to end. response: "linear",
-    "srgb", "gamma:G" or a file (see `response_table`). max_blur: windows whose middle frame has a
-    greater `blur_measure` are left out, 1 keeps all. reader: decord seeks, PyAV reads on; auto is
-    decord where it is installed and most frames are not wanted. seed: of the counts.
+    """How frames become pairs.
+
+    Args:
+        frames: Fewest and most frames to average. Counts are odd, so that there is a middle one.
+        stride: Frames from the first of one window to that of the next; None for windows end to
+            end.
+        response: "linear", "srgb", "gamma:G" or a file, see `response_table`.
+        max_blur: Windows whose middle frame has a greater `blur_measure` are left out; 1 keeps all.
+        reader: "decord" seeks, "pyav" reads on; "auto" is decord where it is installed and most
+            frames are not used.
+        seed: Decides the counts.
+
+    Raises:
+        UsageError: `frames` holds no odd count of 3 or more, or the stride is below 1.
     """
 
     frames: tuple[int, int] = (7, 13)
@@ -60,14 +69,21 @@ class AverageOptions:
 
     @property
     def counts(self) -> list[int]:
-        """The odd counts between fewest and most."""
+        """Return the odd counts between fewest and most."""
         return [n for n in range(self.frames[0], self.frames[1] + 1) if n % 2]
 
 
 @dataclass
 class AverageReport:
-    """What came of a video: pairs written into `folder`, windows skipped by reason, and what a user
-    should know of it.
+    """What became of a video.
+
+    Args:
+        source: The video.
+        folder: Where the pairs are.
+        reader: The reader in use, "decord" or "pyav".
+        pairs: Number of pairs written.
+        skipped: Number of windows skipped, by reason.
+        notes: Sentences for the user.
     """
 
     source: str
@@ -78,16 +94,21 @@ class AverageReport:
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report as plain data, for JSON."""
         return self.__dict__ | {"skipped": dict(self.skipped)}
 
 
 def response_table(response: str) -> NDArray[np.float64]:
-    """The light of codes 0 … 255, (256,), from 0 to 1, rising.
+    """Return the light of the codes 0 to 255, (256,), rising from 0 to 1.
 
-    response: "linear" (coded values are light), "srgb" (IEC 61966-2-1), "gamma:G", or a file with
-    256 numbers, the relative light of each code, as radiometric calibration gives them (Debevec and
-    Malik, SIGGRAPH 1997). UsageError, InputError for what is none of these.
+    Args:
+        response: "linear" (coded values are light), "srgb" (IEC 61966-2-1), "gamma:G", or a file
+            with 256 numbers: the relative light of each code, from radiometric calibration (Debevec
+            and Malik, SIGGRAPH 1997).
+
+    Raises:
+        UsageError: The response is none of these.
+        InputError: The file does not hold 256 rising numbers.
     """
     if response == "linear":
         return _CODES.copy()
@@ -121,7 +142,7 @@ def response_table(response: str) -> NDArray[np.float64]:
 
 
 def average(frames: NDArray[np.uint8], table: NDArray[np.float64]) -> RGBImage:
-    """The picture of the mean light of (K, H, W, 3) frames, through the curve and back."""
+    """Average the light of frames (K, H, W, 3) by a response table, and code it again."""
     total = np.zeros(frames.shape[1:])
     for frame in frames:
         total += table[frame]
@@ -130,11 +151,11 @@ def average(frames: NDArray[np.uint8], table: NDArray[np.float64]) -> RGBImage:
 
 
 def blur_measure(picture: RGBImage) -> float:
-    """How blurred a (H, W, 3) picture is, 0 to 1: about 0.3 when sharp, 0.6 when blurred.
+    """Measure how blurred a picture is, 0 to 1: about 0.3 if sharp, 0.6 if blurred.
 
-    The share of differences between neighbours that blurring it again leaves, in the direction
-    where it is the greater (Crété et al., "The Blur Effect", SPIE 6492, 2007): sharp pictures lose
-    much, blurred ones little, whatever is in them.
+    The measure is the share of differences between neighbors that remains after blurring again, in
+    the direction where it is larger (Crété et al., "The Blur Effect", SPIE 6492, 2007): sharp
+    pictures lose much, blurred ones little, whatever their content.
     """
     luma = picture.mean(axis=2, dtype=np.float32)
     worst = 0.0
@@ -154,11 +175,11 @@ class _Frames(Protocol):
     name: str
 
     def window(self, first: int, count: int) -> NDArray[np.uint8] | None:
-        """Frames first … first + count − 1, (count, H, W, 3); None when the video ends before."""
+        """Return frames from `first` on, (count, H, W, 3); None if the video ends before."""
 
 
 class _Sequential:
-    """By PyAV, one frame after the other: windows may only move on."""
+    """Frames read by PyAV in order: windows may only move forward."""
 
     name = "pyav"
 
@@ -194,7 +215,7 @@ class _Sequential:
 
 
 class _Seeking:
-    """By decord, any frame at once."""
+    """Frames read by decord, in any order."""
 
     name = "decord"
 
@@ -223,11 +244,22 @@ def average_video(
     overwrite: bool = False,
     on_progress: Callable[[AverageReport], None] | None = None,
 ) -> AverageReport:
-    """Write the pairs of one video into out/STEM/{blur,blur_gamma,sharp}, STEM being its name's.
+    """Make pairs from a video, in out/STEM/{blur,blur_gamma,sharp} with STEM from its file name.
 
-    Pictures are named after the number of their middle frame. made.json says how each was made.
-    Without blur_gamma when the response is linear. A folder that exists is an OutputError, unless
-    `overwrite`; InputError for a video that cannot be read or is shorter than one window.
+    Pictures are named after the number of their middle frame; made.json says how each was made.
+    There is no blur_gamma for a linear response.
+
+    Args:
+        source: The video.
+        out: The folder to write into.
+        options: How frames become pairs.
+        overwrite: Replace the video's folder if it exists.
+        on_progress: Receives the report after every window.
+
+    Raises:
+        InputError: The video cannot be read, or yields no pairs.
+        OutputError: The folder exists, or cannot be written.
+        UsageError: The response curve is unknown.
     """
     options = options or AverageOptions()
     table = response_table(options.response)
@@ -338,12 +370,12 @@ def _write_windows(
 
 
 def _unfit(window: NDArray[np.uint8], options: AverageOptions) -> str | None:
-    """Why a window's mean would not be a blurred picture of one scene; None when it would."""
+    """Why a window's mean is not a blurred picture of one scene; None if it is."""
     if any(np.array_equal(a, b) for a, b in pairwise(window)):
         return "with repeated frames"
     small = [_thumbnail(frame) for frame in window]
     steps = np.array([np.abs(b - a).mean() for a, b in pairwise(small)])
-    # A cut differs from all other steps of its window; fast motion makes all of them large.
+    # A cut exceeds all other steps of its window; fast motion makes all of them large.
     if steps.max() > 12 and steps.max() > 4 * np.median(steps):
         return "across a cut"
     if blur_measure(window[len(window) // 2]) > options.max_blur:

@@ -7,31 +7,49 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class BlurOptions:
-    """What the synthetic camera does. Lengths in pixels of the training crop, shares in 0..1.
+    """What the synthetic camera does. Lengths are pixels of the training crop, shares 0 to 1.
 
-    Motion. max_length: longest camera path; length_power: path length is max_length·u^power, u
-    uniform, so that larger means more light blur. calm_share: paths that turn and change their
-    speed little, as most do in the time that a video's shutter is open; the others are wilder.
-    light_share: pairs whose paths are no longer than light_length. sharp_share: pairs without blur,
-    which are to come back as they are, noise and coding included: their sharp picture is their
-    blurred one. frames_share: exposures made of 7 to 13 shorter ones with gaps, as averaged frames
-    are. varying_share: pairs whose path depends on the place: by roll and tilt (degrees), zoom and
-    depth (by how much a path is longer at the edge of the crop than at its middle), each at most.
-    anchors: transfer functions along each side where that matters much, two where little.
-    layer_share: pairs with one to `layers` moving layers; at_rest_share: of these, those whose
-    camera, or whose layer, is at rest.
-
-    Light. coded_share: pairs averaged in coded values, as GoPro's `blur` folders are; the others
-    have a response curve of a gamma out of `gammas` with an offset up to max_offset (see
-    `degrade.Response`; sRGB is gamma 2.4, offset 0.055), half of them under a tone curve out of
-    `contrasts`. highlight_share: pairs whose whites are brighter than white by up to
-    `highlight` times, and saturate after averaging; lights_share: pairs with points of light.
-
-    Camera. noise_share: pairs with noise, of a standard deviation up to `noise` in coded values at
-    mid grey, half of them as coarse as demosaicing leaves it. smear_share: pairs whose fine texture
-    is levelled by up to `smear`. sharpen_share: pairs of a camera that sharpens by up to `sharpen`,
-    before averaging or after; the sharp picture is sharpened alike. jpeg_share, h264_share: pairs
-    that are compressed, at a quality out of jpeg_quality, at a rate factor out of h264_crf.
+    Args:
+        max_length: Longest camera path.
+        length_power: Path length is max_length·u^power, u uniform: larger values mean more light
+            blur.
+        calm_share: Paths that turn and change their speed little, as most do while a video's
+            shutter is open; the others are wilder.
+        light_share: Pairs whose paths are no longer than `light_length`.
+        light_length: See `light_share`.
+        sharp_share: Pairs without blur, which must come back as they are, noise and coding
+            included: their sharp picture is their blurred one.
+        frames_share: Exposures made of 7 to 13 shorter ones with gaps, as averaged frames are.
+        steps: Points of a path.
+        varying_share: Pairs whose path depends on the place, by roll, tilt, zoom and depth.
+        roll_degrees: Roll during the exposure, at most.
+        tilt_degrees: Tilt during the exposure, at most.
+        zoom: Relative zoom during the exposure, at most.
+        depth: By how much a path is longer at the edge of the crop than at its middle, at most.
+        anchors: Transfer functions along each side where the path depends on the place by much; 2
+            where by little.
+        layer_share: Pairs with moving layers.
+        layers: Layers of such a pair, at most.
+        at_rest_share: Of these pairs, those whose camera, or whose layer, is at rest.
+        coded_share: Pairs averaged in coded values, as GoPro's `blur` folders are; the others have
+            a response curve (see `camera_effects.Response`; sRGB is gamma 2.4, offset 0.055).
+        gammas: Range of the curves' gammas.
+        max_offset: Largest offset of the curves.
+        contrasts: Range of the tone curve that lies over half of the curves.
+        highlight_share: Pairs whose whites exceed white, and saturate after averaging.
+        highlight: How many times brighter than white, at most.
+        lights_share: Pairs with points of light.
+        noise_share: Pairs with noise, half of them as coarse as demosaicing leaves it.
+        noise: Standard deviation in coded values at mid gray, at most.
+        smear_share: Pairs whose fine texture is leveled.
+        smear: Strength of the leveling, at most.
+        sharpen_share: Pairs of a camera that sharpens, before averaging or after. The sharp picture
+            is sharpened alike.
+        sharpen: Amount of the sharpening, at most.
+        jpeg_share: Pairs that are compressed as JPEG.
+        jpeg_quality: Range of the quality.
+        h264_share: Pairs that are compressed as H.264.
+        h264_crf: Range of the rate factor.
     """
 
     max_length: float = 40.0
@@ -89,9 +107,9 @@ PURE = BlurOptions(
 
 
 def lightly(options: BlurOptions) -> BlurOptions:
-    """The same motion before a better camera, in a better file: what a network learns first.
+    """Return the same motion before a better camera, in a better file: what a network learns first.
 
-    Much noise and coding hide a blur of a few pixels, and make all pictures alike bad.
+    Much noise and coding hide a blur of a few pixels, and make all pictures equally bad.
     """
     return replace(
         options,

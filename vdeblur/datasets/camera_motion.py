@@ -22,37 +22,40 @@ _FIELD_POINTS = 9  # places along a side where paths are followed; between them,
 
 
 class Draw:
-    """Random numbers of a CPU generator, of which a batch's pairs are a function alone."""
+    """Random numbers of a CPU generator, which alone decides the pairs of a batch."""
 
     def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
         self.generator, self.count, self.device = generator, count, device
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
-        """(count,) or (of,) numbers, on the CPU."""
+        """Draw (count,) or (of,) numbers, on the CPU."""
         drawn = torch.rand(self.count if of is None else of, generator=self.generator)
         return low + (high - low) * drawn
 
     def each(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
-        """The same as (n, 1, 1, 1) on the device."""
+        """Draw the same as (n, 1, 1, 1) on the device."""
         return self.uniform(low, high, of=of).to(self.device)[:, None, None, None]
 
     def chosen(self, share: float) -> list[int]:
-        """The pictures that something of this share happens to."""
+        """Draw the pictures that something of this share happens to."""
         return (self.uniform() < share).nonzero()[:, 0].tolist()
 
     def on_device(self) -> torch.Generator:
-        """A generator for large tensors where they are wanted, seeded from this one."""
+        """Return a generator for large tensors on their device, seeded from this one."""
         seed = int(torch.randint(2**62, (), generator=self.generator))
         return torch.Generator(self.device).manual_seed(seed)
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a scene's points go during N exposures, in pixels from where they are at its middle.
+    """Where a scene's points go during N exposures, in pixels from their place at mid-exposure.
 
-    path: (N, steps, 2), x then y, of the picture's middle. The rest is None, or: depth (N, 2): how
-    much longer the path is half a picture to the right, and below. roll (radians) and zoom
-    (relative), (N, steps); tilt: (N, steps, 2), keystone: relative zoom half a picture away.
+    Args:
+        path: (N, steps, 2), x then y, of the picture's middle.
+        depth: (N, 2): by how much longer the path is half a picture to the right, and below.
+        roll: (N, steps), radians.
+        zoom: (N, steps), relative.
+        tilt: (N, steps, 2), keystone: relative zoom half a picture away.
     """
 
     path: Tensor
@@ -62,7 +65,7 @@ class Motion:
     tilt: Tensor | None = None
 
     def at(self, x: float, y: float, size: tuple[int, int]) -> Tensor:
-        """(N, steps, 2): the path at (x, y), each −1 … 1 across a picture of `size` (h, w)."""
+        """Return the path (N, steps, 2) at (x, y), −1 to 1 across a picture of `size` (h, w)."""
         here = self.path
         if self.depth is not None:
             near = self.depth[:, 0] * x + self.depth[:, 1] * y
@@ -85,7 +88,7 @@ class Motion:
         return any(part is not None for part in (self.depth, self.roll, self.zoom, self.tilt))
 
     def within(self, reach: float, size: tuple[int, int]) -> Motion:
-        """The same motion, made smaller where a point would travel farther than `reach` pixels."""
+        """Scale the motion down where a point would travel farther than `reach` pixels."""
         corners = [self.at(x, y, size) for x in (-1, 1) for y in (-1, 1)]
         far = torch.stack([*corners, self.path]).abs().amax(dim=(0, 2, 3))  # (N,)
         factor = (reach / far.clamp_min(1e-6)).clamp_max(1.0)
@@ -102,7 +105,7 @@ class Motion:
         )
 
     def spread(self, size: tuple[int, int]) -> list[float]:
-        """How far, in pixels, the paths of the corners part from that of the middle."""
+        """Return how far, in pixels, the paths of the corners differ from that of the middle."""
         if not self.varies:
             return [0.0] * len(self.path)
         corners = [self.at(x, y, size) - self.path for x in (-1, 1) for y in (-1, 1)]
@@ -110,7 +113,7 @@ class Motion:
         return spread
 
     def part(self, rows: list[int], device: torch.device) -> Motion:
-        """The motion of some pictures, on a device."""
+        """Return the motion of some pictures, on a device."""
 
         def of(part: Tensor | None) -> Tensor | None:
             return None if part is None else part[rows].to(device)
@@ -120,10 +123,16 @@ class Motion:
 
 
 def chord_and_bend(paths: Tensor) -> Tensor:
-    """The parabola nearest to paths (..., steps, 2): (..., 4), chord x, y and bend x, y.
+    """Fit parabolas to paths, by least squares.
 
-    The path is at c + chord·s + bend·s² at the share s − ½ … ½ of the exposure, its points being
-    evenly spaced in time; least squares.
+    The path is at c + chord·s + bend·s² for s from −½ to ½ of the exposure; its points are evenly
+    spaced in time.
+
+    Args:
+        paths: (..., steps, 2).
+
+    Returns:
+        (..., 4): chord x, y and bend x, y.
     """
     fitted: Tensor = (_parabola(paths.shape[-2]).to(paths) @ paths).flatten(-2)
     return fitted
@@ -131,14 +140,14 @@ def chord_and_bend(paths: Tensor) -> Tensor:
 
 @functools.cache
 def _parabola(steps: int) -> Tensor:
-    """(2, steps): what of each point goes into chord and bend."""
+    """(2, steps): the weight of each point in chord and bend."""
     s = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps - 0.5
     fit: Tensor = torch.linalg.pinv(torch.stack([torch.ones_like(s), s, s * s], dim=1))[1:]
     return fit
 
 
 def motion_field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Chord and bend across a picture of `size` (h, w), on a grid of places: (N, 4, *grid)."""
+    """Return chord and bend across pictures of `size` (h, w), on a grid: (N, 4, *grid)."""
     if not motion.varies:
         return chord_and_bend(motion.path)[:, :, None, None].expand(-1, -1, *grid)
     # From the middle of the first cell of the grid to that of the last.
@@ -152,10 +161,15 @@ def motion_field(motion: Motion, size: tuple[int, int], grid: tuple[int, int]) -
 
 
 def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -> Tensor:
-    """`count` smooth camera paths: (count, steps, 2) displacements in pixels, x then y.
+    """Draw smooth camera paths: a straight drift, a slow curve and hand tremor, mixed at random.
 
-    Each is zero at mid-exposure. A straight drift, a slow curve and hand tremor are mixed at
-    random, and the arc length is drawn from `options`.
+    Args:
+        count: Number of paths.
+        options: From which the arc lengths are drawn.
+        generator: A CPU generator.
+
+    Returns:
+        (count, steps, 2): displacements in pixels, x then y, zero at mid-exposure.
     """
     steps = options.steps
 
@@ -187,7 +201,7 @@ def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -
 
 
 def random_times(count: int, steps: int, frames_share: float, generator: torch.Generator) -> Tensor:
-    """When the shutter is open, (count, steps) in 0..1: all the time, or in 7 to 13 frames."""
+    """Draw when shutters are open, (count, steps) in 0..1: all the time, or in 7 to 13 frames."""
     time = torch.linspace(0, 1, steps).expand(count, steps)
     frames = torch.randint(7, 14, (count, 1), generator=generator).float()
     duty = 0.3 + 0.7 * torch.rand(count, 1, generator=generator)
@@ -198,7 +212,7 @@ def random_times(count: int, steps: int, frames_share: float, generator: torch.G
 
 
 def sampled(paths: Tensor, times: Tensor) -> Tensor:
-    """Paths (N, steps, 2) at (N, M) times in 0..1: (N, M, 2), linear between their points."""
+    """Sample paths (N, steps, 2) at (N, M) times in 0..1, linearly: (N, M, 2)."""
     place = times * (paths.shape[1] - 1)
     low = place.floor().clamp(0, paths.shape[1] - 2)
     fraction = (place - low)[..., None]
@@ -210,9 +224,13 @@ _UNIT = replace(PURE, max_length=1.0, length_power=0.0)
 
 
 def camera_motion(draw: Draw, options: BlurOptions, moving: Tensor, times: Tensor) -> Motion:
-    """One camera motion a picture, of all kinds at once, on the CPU.
+    """Draw one camera motion per picture, of all kinds at once, on the CPU.
 
-    moving (N,): 0 where there is none. times: when the shutter is open.
+    Args:
+        draw: The source of random numbers, for N pictures.
+        options: Kinds and sizes of the motion.
+        moving: (N,): 0 where nothing moves, else 1.
+        times: (N, M) in 0..1: when the shutter is open.
     """
     n = draw.count
     path = sampled(random_paths(n, options, draw.generator), times) * moving[:, None, None]
@@ -235,8 +253,11 @@ def camera_motion(draw: Draw, options: BlurOptions, moving: Tensor, times: Tenso
 
 @dataclass(frozen=True)
 class NextExposure:
-    """How a scene's part goes on to another frame: the path of its exposure there, and how far it
-    has gone by then (N, 2), in pixels.
+    """How parts of a scene move on to another frame.
+
+    Args:
+        path: (N, steps, 2): their path during that frame's exposure, in pixels.
+        gone: (N, 2): how far they have moved by then, in pixels.
     """
 
     path: Tensor
@@ -246,10 +267,17 @@ class NextExposure:
 def next_exposure(
     path: Tensor, times: Tensor, draw: torch.Generator, unrest: Tensor, side: int
 ) -> NextExposure:
-    """A neighbour of an exposure along `path` (N, steps, 2): its speed is alike, by `unrest` (N,).
+    """Draw the exposure before or after another one.
 
-    `gone` is of a shutter that is open all the time. side: 1 for the frame after, −1 for the one
-    before.
+    Args:
+        path: (N, steps, 2): the path during the exposure.
+        times: (N, steps) in 0..1: when the shutter is open.
+        draw: A CPU generator.
+        unrest: (N,): by how much the speed changes.
+        side: 1 for the frame after, −1 for the one before.
+
+    Returns:
+        The exposure; `gone` is that of a shutter that is open all the time.
     """
     count = len(path)
     first = chord_and_bend(path)
@@ -273,7 +301,7 @@ def next_exposure(
 
 
 def scaled_motion(motion: Motion, path: Tensor, factor: Tensor) -> Motion:
-    """Another path, and roll, zoom and tilt `factor` (N,) times as fast."""
+    """Return a motion along another path, with roll, zoom and tilt `factor` (N,) times as fast."""
 
     def times(part: Tensor | None) -> Tensor | None:
         return None if part is None else part * factor.view(-1, *[1] * (part.ndim - 1))
@@ -282,8 +310,12 @@ def scaled_motion(motion: Motion, path: Tensor, factor: Tensor) -> Motion:
 
 
 def total_motion(motion: Motion, gone: Tensor, factor: Tensor) -> Motion:
-    """How far each place goes on the whole, as a motion of one step: `factor` (N,) times a
-    picture's roll, zoom and tilt from the start of its exposure to the end.
+    """Return how far each place moves in total, as a motion of one step.
+
+    Args:
+        motion: The motion of the exposure.
+        gone: (N, 2): how far the picture's middle moves.
+        factor: (N,): roll, zoom and tilt are this many times those of the whole exposure.
     """
 
     def whole(part: Tensor | None) -> Tensor | None:
@@ -298,8 +330,10 @@ def total_motion(motion: Motion, gone: Tensor, factor: Tensor) -> Motion:
 
 
 def shift_field(motion: Motion, size: tuple[int, int]) -> Tensor:
-    """Where places go by a motion of one step: (N, 2, _FIELD_POINTS, _FIELD_POINTS), from the
-    picture's first edges to its last.
+    """Return where places move by a motion of one step, on a coarse grid from edge to edge.
+
+    Returns:
+        (N, 2, _FIELD_POINTS, _FIELD_POINTS), x then y in pixels.
     """
     places = torch.linspace(-1, 1, _FIELD_POINTS).tolist()
     rows = [torch.stack([motion.at(x, y, size)[:, 0] for x in places], dim=-1) for y in places]

@@ -46,7 +46,13 @@ LAYOUTS = (*_NAMED, "reds", "hide", "realblur", "plain")
 
 @dataclass(frozen=True)
 class PairFiles:
-    """A blurred picture and its sharp partner; sequence: the video they are from, or ""."""
+    """A pair of files.
+
+    Args:
+        blurred: The blurred picture.
+        sharp: Its sharp partner.
+        sequence: The video that both are from, or "".
+    """
 
     blurred: Path
     sharp: Path
@@ -55,26 +61,33 @@ class PairFiles:
 
 @dataclass(frozen=True)
 class Recognised:
-    """A folder's layout and the pairs of its splits, blurred pictures without a partner left in.
+    """The layout of a folder, and its pairs.
 
-    name: one of LAYOUTS. splits: "train", "val", "test" or, where the folder tells none, "all".
+    Args:
+        name: One of LAYOUTS.
+        splits: Pairs of "train", "val" and "test", or of "all" where the folder has no splits.
+            Includes blurred pictures whose partner is missing.
     """
 
     name: str
     splits: dict[str, list[PairFiles]] = field(repr=False)
 
     def training(self) -> str:
-        """The split to train on."""
+        """Return the split to train on."""
         return "train" if "train" in self.splits else next(iter(self.splits))
 
     def validation(self) -> str | None:
-        """The split to watch, None when there is none beside the one to train on."""
+        """Return the split to validate on; None if only the one to train on exists."""
         others = [s for s in ("val", "test") if s in self.splits and s != self.training()]
         return others[0] if others else None
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Every picture under `folder`, sorted; InputError when there is none."""
+    """Return every picture under `folder`, sorted.
+
+    Raises:
+        InputError: There is none.
+    """
     files = _pictures(folder)
     if not files:
         raise InputError(f"no pictures under {folder}: give a folder of PNG or JPEG files")
@@ -82,7 +95,11 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) from a picture's header; InputError when it cannot be read."""
+    """Read (height, width) from the header of a picture.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     pillow = optional("PIL.Image", extra="train", purpose="reading pictures")
     try:
         with pillow.open(path) as image:
@@ -95,11 +112,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def find_pairs(folder: Path, *, layout: str = "auto", split: str = "train") -> list[PairFiles]:
-    """The pairs of a folder's split, sorted, every file of them there.
+    """Find the pairs of a data set's split, sorted; every file of them exists.
 
-    layout: one of LAYOUTS, or "auto". split: "train", "val", "test"; a folder without splits gives
-    all of its pairs for any of them. InputError for a folder that is missing, of no known layout or
-    without that split, and for the first blurred picture that has no sharp partner.
+    Args:
+        folder: The data set.
+        layout: One of LAYOUTS, or "auto" to recognize it.
+        split: "train", "val" or "test". For a folder without splits, all of its pairs are returned
+            for any of them.
+
+    Raises:
+        InputError: The folder is missing, of no known layout or without that split, or a picture
+            lacks its partner.
+        UsageError: The layout is unknown.
     """
     found = recognise(folder, layout=layout)
     pairs = found.splits.get(split) or found.splits.get("all")
@@ -117,9 +141,15 @@ def find_pairs(folder: Path, *, layout: str = "auto", split: str = "train") -> l
 
 
 def recognise(folder: Path, *, layout: str = "auto") -> Recognised:
-    """The layout of a folder and its pairs; partners are named, but need not be there.
+    """Recognize the layout of a folder, and list its pairs; sharp partners need not exist.
 
-    InputError for a folder that is missing or of no known layout, UsageError for an unknown layout.
+    Args:
+        folder: The data set.
+        layout: One of LAYOUTS, to skip the recognition; or "auto".
+
+    Raises:
+        InputError: The folder is missing, or of no known layout.
+        UsageError: The layout is unknown.
     """
     if layout not in ("auto", *LAYOUTS):
         raise UsageError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
@@ -166,7 +196,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:
-    """`root` and the folders under it, so many levels deep."""
+    """`root` and the folders below it, `depth` levels deep."""
     yield root
     if depth:
         for child in sorted(root.iterdir()):
@@ -175,13 +205,13 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
 
 
 def _split_of(parts: tuple[str, ...]) -> tuple[str, str]:
-    """The split that the folders on the way to a sequence tell, and the sequence's name."""
+    """The split named by the folders on the way to a sequence, and the sequence's name."""
     split = next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "all")
     return split, "/".join(part for part in parts if part.lower() not in _SPLITS)
 
 
 def _has(folder: Path, name: str) -> bool:
-    """Whether a folder of just this name, in its own case, is there."""
+    """Whether a folder of exactly this name exists, on file systems that ignore case too."""
     place = folder / name
     return place.is_dir() and any(place.name == other.name for other in place.parent.iterdir())
 
@@ -189,7 +219,7 @@ def _has(folder: Path, name: str) -> bool:
 def _sequences(
     root: Path, names: tuple[tuple[str, str], ...], *, plain: bool
 ) -> dict[str, list[PairFiles]]:
-    """Pairs of every folder that holds two of these names; plain: not below a sequence's folder."""
+    """Pairs of every folder that holds two of these names; `plain` needs no sequence folder."""
     splits: dict[str, list[PairFiles]] = {}
     for folder in _folders(root, 3):
         held = next(((b, s) for b, s in names if _has(folder, b) and _has(folder, s)), None)
@@ -203,9 +233,9 @@ def _sequences(
 
 
 def _partners(blurred: Path, sharp: Path, sequence: str) -> Iterator[PairFiles]:
-    """Every picture of one folder with that of the same name in the other.
+    """Every picture of one folder, paired with that of the same name in the other.
 
-    The same name, or the same but for the suffix and the words blur, sharp, gt and their like.
+    Suffixes may differ, and words such as blur, sharp and gt.
     """
     candidates: dict[str, Path] = {}
     for path in _pictures(sharp):
@@ -261,7 +291,7 @@ def _hide(root: Path) -> dict[str, list[PairFiles]]:
 
 
 def _listed(folder: Path, split: str) -> set[str]:
-    """Names of the pictures that the lists of a split begin their lines with."""
+    """Names of pictures at the beginning of lines in the lists of a split."""
     names = set()
     for file in sorted(folder.glob(f"{split}*.txt")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -291,7 +321,7 @@ def _realblur(root: Path) -> dict[str, list[PairFiles]]:
 
 
 def _dvd_splits(pairs: list[PairFiles]) -> dict[str, list[PairFiles]]:
-    """By the authors' list of test sequences, where there are any of them."""
+    """Split by the authors' list of test sequences, where any of them exists."""
     splits: dict[str, list[PairFiles]] = {"train": [], "test": []}
     for pair in pairs:
         held = pair.sequence.rpartition("/")[2] in _DVD_TEST

@@ -1,4 +1,4 @@
-"""Pairs of blurred and sharp pictures, one by one: from folders, or from two videos.
+"""Pairs of whole pictures, blurred and sharp, one by one: from folders, or from two videos.
 
 Knows files and their names; knows no networks and no measures.
 """
@@ -22,9 +22,16 @@ from vdeblur.media.reader import VideoReader
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A blurred and a sharp picture, (1, 3, H, W) RGB in [0, 1], and perhaps a restored one.
+    """A blurred and a sharp picture.
 
-    frame, sharp_frame: the pictures as decoded, where they come from a video.
+    Args:
+        sequence: The video or folder that the pair is from, or "".
+        name: The name of the picture; the number of the frame in videos.
+        blurred: (1, 3, H, W) float32 RGB in [0, 1].
+        sharp: As `blurred`.
+        restored: As `blurred`: an existing output to score instead of a network's.
+        frame: The blurred picture as decoded, if it is from a video.
+        sharp_frame: The sharp picture as decoded, if it is from a video.
     """
 
     sequence: str
@@ -38,7 +45,14 @@ class ImagePair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """A set of pairs: iterate for them. expected: how many, None when nothing says so."""
+    """A set of pairs: iterate for them.
+
+    Args:
+        name: The name of the folder or video.
+        video: Whether the pairs are frames of videos, in order.
+        expected: How many pairs there are; None if unknown.
+        open: Begins a new iteration.
+    """
 
     name: str
     video: bool
@@ -56,13 +70,17 @@ def open_pairs(
     layout: str = "auto",
     split: str = "auto",
 ) -> PairSet:
-    """Pairs from one folder that holds both, or from (blurred, sharp): two folders or two videos.
+    """Open pairs to look at or to score on.
 
-    restored: a folder or a video of outputs that exist already, scored instead of a network's.
-    layout, split: of a data set in one folder, as `training.layouts.find_pairs` knows them; the
-    split "auto" is test, else val, else all.
-    InputError for what is missing or does not fit; UsageError for more than two paths, and for a
-    layout or split of what has none.
+    Args:
+        paths: One folder that holds both kinds; or blurred and sharp, two folders or two videos.
+        restored: A folder or a video of existing outputs, to score instead of a network's.
+        layout: Layout of a data set in one folder, see `vdeblur.datasets.layouts.find_pairs`.
+        split: Split of a data set in one folder; "auto" is test, else val, else all.
+
+    Raises:
+        InputError: A file is missing, or pictures do not belong to each other.
+        UsageError: There are more than two paths, or the layout or split does not apply.
     """
     if len(paths) not in (1, 2):
         raise UsageError(
@@ -91,7 +109,7 @@ def open_pairs(
             done = read_rgb(outputs.find(sequence, blurred)) if outputs else None
             yield ImagePair(sequence, name, read_rgb(blurred), read_rgb(sharp), done)
 
-    if outputs:  # what is missing is said before anything is computed
+    if outputs:  # raises for missing files before anything is computed
         for sequence, _, blurred, _ in files:
             outputs.find(sequence, blurred)
     return PairSet(paths[0].resolve().name, False, len(files), pairs)
@@ -101,7 +119,7 @@ _Files = list[tuple[str, str, Path, Path]]  # sequence, name, blurred, sharp
 
 
 def _folder_pairs(folder: Path, layout: str, split: str) -> _Files:
-    """The pairs of a data set: of its test split, unless another is asked for or there is none."""
+    """The pairs of a data set: of its test split, unless another is requested or there is none."""
     known = recognise(folder, layout=layout)
     if split == "auto":
         split = next(name for name in ("test", "val", "all", "train") if name in known.splits)
@@ -112,7 +130,7 @@ def _folder_pairs(folder: Path, layout: str, split: str) -> _Files:
 
 
 def _matched(blurred: Path, sharp: Path) -> _Files:
-    """Two folders with files of the same names, extensions apart."""
+    """Pairs from two folders with files of the same names, extensions apart."""
     partners = {p.relative_to(sharp).with_suffix(""): p for p in picture_files(sharp)}
     files = []
     for path in picture_files(blurred):
@@ -128,7 +146,7 @@ def _matched(blurred: Path, sharp: Path) -> _Files:
 
 
 class _Outputs:
-    """Restored pictures by the names that people's programs give them."""
+    """Restored pictures, under the names that common programs write them."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -141,7 +159,7 @@ class _Outputs:
             self.byname.setdefault(name, []).append(path)
 
     def find(self, sequence: str, blurred: Path) -> Path:
-        """SEQUENCE/NAME, SEQUENCE-NAME, SEQUENCE_NAME or NAME, whichever is there first."""
+        """Find SEQUENCE/NAME, SEQUENCE-NAME, SEQUENCE_NAME or NAME, whichever exists first."""
         name, flat = blurred.stem, sequence.replace("/", "-")
         tried = [f"{sequence}/{name}", f"{flat}-{name}", f"{flat}_{name}"] if sequence else []
         for candidate in (*tried, name):
@@ -192,5 +210,5 @@ def _video_pairs(blurred: Path, sharp: Path, restored: Path | None) -> PairSet:
 
 def _same_count(counts: dict[Path, int]) -> None:
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{path} has {number} frames" for path, number in counts.items())
-        raise InputError(f"{told}: give videos whose frames belong to each other, one to one")
+        each = ", ".join(f"{path} has {number} frames" for path, number in counts.items())
+        raise InputError(f"{each}: give videos whose frames belong to each other, one to one")

@@ -18,10 +18,17 @@ from vdeblur.datasets.camera_motion import Motion
 
 
 def transfer(paths: Tensor, size: tuple[int, int]) -> Tensor:
-    """Transfer functions of paths (N, steps, 2): (N, height, width // 2 + 1), for rfft2.
+    """Compute the transfer functions of paths: the mean over the points p of exp(−i ω·p).
 
-    The mean over the path's points p of exp(−i ω·p): exact for fractions of a pixel. Points drawn
-    bilinearly into a kernel would blur across the motion too, to 0.4 at the highest frequency.
+    Exact for fractions of a pixel. Points drawn bilinearly into a kernel would blur across the
+    motion too, to 0.4 at the highest frequency.
+
+    Args:
+        paths: (N, steps, 2), x then y in pixels.
+        size: (height, width) of the pictures.
+
+    Returns:
+        (N, height, width // 2 + 1), for rfft2.
     """
     height, width = size
     device = paths.device
@@ -31,10 +38,10 @@ def transfer(paths: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _phases(places: Tensor, frequencies: Tensor, side: int) -> Tensor:
-    """What a shift to each place (N, steps) does to waves of so many cycles a pixel: (N, steps, F).
+    """The effect of shifts to places (N, steps) on waves of some cycles a pixel: (N, steps, F).
 
-    exp(−i ω p) jumps at half a cycle a pixel, and edges would ring far: from 0.3 cycles on it
-    becomes linear interpolation, which does not. Both leave a shift by 0 as it is.
+    exp(−i ω p) jumps at half a cycle a pixel, and edges would ring far. From 0.3 cycles on it
+    becomes linear interpolation, which does not ring. Both leave a shift by 0 as it is.
     """
     result = _turn(places, frequencies)
     first = math.ceil(0.3 * side)
@@ -57,16 +64,20 @@ def _turn(places: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def convolve(images: Tensor, functions: Tensor) -> Tensor:
-    """Circular convolution of (N, C, H, W) with one transfer function (N, H, W // 2 + 1) each."""
+    """Convolve (N, C, H, W) circularly with a transfer function (N, H, W // 2 + 1) each."""
     spectrum = torch.fft.rfft2(images) * functions[:, None]
     result: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
     return result
 
 
 def camera_blur(images: Tensor, motion: Motion, *, anchors: int = 3) -> Tensor:
-    """Blur linear-light (N, C, H, W) by a motion. The outer pixels wrap around: crop them.
+    """Blur pictures by a motion. The outer pixels wrap around: crop them.
 
-    A motion that depends on the place is computed at anchors × anchors places and blended.
+    Args:
+        images: (N, C, H, W) in linear light.
+        motion: Of the N pictures, on the same device.
+        anchors: A motion that depends on the place is computed at anchors × anchors places, and
+            blended between them.
     """
     _, _, height, width = images.shape
     size = (height, width)
@@ -84,10 +95,10 @@ def camera_blur(images: Tensor, motion: Motion, *, anchors: int = 3) -> Tensor:
     return out
 
 
-def _hat(side: int, centre: float, anchors: int, like: Tensor) -> Tensor:
-    """The weight of the anchor at `centre` along a side: 1 there, 0 at its neighbours."""
+def _hat(side: int, center: float, anchors: int, like: Tensor) -> Tensor:
+    """The weight of the anchor at `center` along a side: 1 there, 0 at its neighbors."""
     place = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
-    return (1 - (place - centre).abs() * (anchors - 1) / 2).clamp_min(0)
+    return (1 - (place - center).abs() * (anchors - 1) / 2).clamp_min(0)
 
 
 def blur_each(linear: Tensor, motion: Motion, *, anchors: int) -> Tensor:
@@ -114,7 +125,7 @@ def blur_each(linear: Tensor, motion: Motion, *, anchors: int) -> Tensor:
 
 
 def carried(images: Tensor, way: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) whose places have gone by `way` (N, 2, H, W) pixels."""
+    """Move the places of pictures (N, C, H, W) by `way` (N, 2, H, W), x then y in pixels."""
     _, _, height, width = images.shape
     x = torch.arange(width, device=images.device) - way[:, 0]
     y = torch.arange(height, device=images.device)[:, None] - way[:, 1]

@@ -30,12 +30,12 @@ _CHARACTERS = "".join(map(chr, range(32, 127)))
 
 
 def frame_to_rgb(frame: Frame) -> Tensor:
-    """(1, 3, H, W) float32 R'G'B' in [0, 1], by the frame's own matrix, range and depth."""
+    """Convert a frame to (1, 3, H, W) float32 R'G'B' in [0, 1], by its own matrix, range and depth."""
     return planes_rgb([torch.from_numpy(np.array(p))[None] for p in frame.planes], frame.layout)
 
 
 def planes_rgb(planes: list[Tensor], layout: PlaneLayout) -> Tensor:
-    """A picture's planes (1, rows, columns) → (1, 3, H, W) in [0, 1]; fields are read apart."""
+    """Convert planes (1, rows, columns) to (1, 3, H, W) in [0, 1], field by field if interlaced."""
     if not layout.interlaced:
         return planes_to_rgb(planes, layout).clamp_(0, 1)
     fields, field = split_fields(planes, layout)
@@ -45,9 +45,10 @@ def planes_rgb(planes: list[Tensor], layout: PlaneLayout) -> Tensor:
 
 
 def read_rgb(path: Path) -> Tensor:
-    """The first picture of a file as (1, 3, H, W) float32 RGB in [0, 1]; alpha is left out.
+    """Read the first picture of a file as (1, 3, H, W) float32 RGB in [0, 1], without alpha.
 
-    InputError when it cannot be read.
+    Raises:
+        InputError: The file cannot be read.
     """
     with VideoReader(path) as reader:
         for frame in reader:
@@ -74,13 +75,13 @@ def load_picture(path: Path) -> RGBImage:
 
 
 def to_picture(image: Tensor) -> RGBImage:
-    """(1, 3, H, W) float → (H, W, 3) uint8, clamped and rounded."""
+    """Convert (1, 3, H, W) float in [0, 1] to (H, W, 3) uint8, clamped and rounded."""
     array: RGBImage = image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return array
 
 
 def png_bytes(picture: RGBImage) -> bytes:
-    """A PNG file of the picture."""
+    """Encode a picture as a PNG file."""
     codec = av.CodecContext.create("png", "w")
     codec.width, codec.height = picture.shape[1], picture.shape[0]
     codec.pix_fmt = "rgb24"
@@ -90,12 +91,20 @@ def png_bytes(picture: RGBImage) -> bytes:
 
 
 def write_png(path: Path, picture: RGBImage) -> None:
-    """Write (H, W, 3) uint8 RGB; OutputError when the file cannot be written."""
+    """Write a picture as a PNG file.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     write_bytes(path, png_bytes(picture))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file under a temporary name, then give it its own; OutputError if not."""
+    """Write a whole file under a temporary name, then rename it.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -108,7 +117,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @lru_cache(maxsize=1)
 def _alphabet() -> dict[str, NDArray[np.float32]]:
-    """Coverage in 0…1 of each character, all of one height; cells are split by red columns."""
+    """Coverage of each character in 0..1, all of one height; red columns separate the cells."""
     sheet = to_picture(read_rgb(Path(__file__).with_name("lettering.png"))).astype(np.float32)
     splits = np.flatnonzero(sheet[0, :, 0] > sheet[0, :, 1] + 128)
     cells = np.split(sheet[:, :, 1] / np.float32(255), splits, axis=1)
@@ -117,7 +126,7 @@ def _alphabet() -> dict[str, NDArray[np.float32]]:
 
 @lru_cache(maxsize=256)
 def lettering(text: str, height: int) -> NDArray[np.float32]:
-    """One line of text as coverage in 0…1, (height, width); what the alphabet lacks becomes '?'."""
+    """Draw a line of text as coverage in 0..1, (height, width); unknown characters become '?'."""
     alphabet = _alphabet()
     line = np.concatenate([alphabet.get(c, alphabet["?"]) for c in text or " "], axis=1)
     width = max(1, round(line.shape[1] * height / line.shape[0]))
@@ -130,9 +139,11 @@ def lettering(text: str, height: int) -> NDArray[np.float32]:
 
 
 def label(text: str, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A label of at most `width` pixels: how much it covers, and how white it is, both in 0…1.
+    """Draw a label: white letters on a box that lets a third of the picture through.
 
-    White letters on a box that lets a third of the picture through; (height, w) each.
+    Returns:
+        How much the label covers, and how white it is: (height, w) each, in 0..1, w at most
+        `width`.
     """
     margin = max(2, height // 4)
     letters = lettering(text, max(6, height - 2 * (margin // 2)))[:, : max(1, width - 2 * margin)]
@@ -142,7 +153,7 @@ def label(text: str, height: int, width: int) -> tuple[NDArray[np.float32], NDAr
 
 
 def put_label(picture: RGBImage, text: str, *, height: int, top: int = 0, left: int = 0) -> None:
-    """Draw a label into the picture, in place, cut where the picture ends."""
+    """Draw a label into a picture, in place, cut off at the picture's edge."""
     cover, white = label(text, height, picture.shape[1] - left)
     place = picture[top : top + height, left : left + cover.shape[1]]
     cover, white = (x[: place.shape[0], : place.shape[1], None] for x in (cover, white))
