@@ -30,7 +30,7 @@ _CHARACTERS = "".join(map(chr, range(32, 127)))
 
 
 def frame_to_rgb(frame: Frame) -> Tensor:
-    """Convert a frame to (1, 3, H, W) float32 R'G'B' in [0, 1], by its own matrix, range and depth."""
+    """Convert a frame to (1, 3, H, W) float32 R'G'B' in [0, 1], by its matrix, range and depth."""
     return planes_rgb([torch.from_numpy(np.array(p))[None] for p in frame.planes], frame.layout)
 
 
