@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -249,6 +250,18 @@ def test_a_chart_has_a_bar_for_each_figure_in_its_place() -> None:
     assert bars[-1] == pytest.approx(2 * bars[0], abs=12)
     # Two that are far apart: in decades.
     assert len(first) == len(bench_chart.draw(result(), None))
+
+
+def test_a_chart_without_its_package_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["bench", "--chart", str(tmp_path / "a.png"), "--frames", "1"]) == 2
+    assert "pip install 'vdeblur[plots]'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"vdeblur\[plots\]"):
+        bench_chart.draw(result(), None)
+    assert not list(tmp_path.glob("*.png"))
 
 
 # -- what a network costs ------------------------------------------------------------------------

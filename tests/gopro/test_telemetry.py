@@ -235,6 +235,17 @@ def test_the_plan_says_and_plots(shaken: Footage, tmp_path: Path, run: Run) -> N
     assert "blur: 0 of 48 frames" in out
 
 
+def test_a_plan_without_matplotlib_is_a_plan(
+    shaken: Footage, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, _ = run("gopro", shaken.chapters[1], "-o", tmp_path, "--plan")
+    assert code == 0
+    assert "not plotted: a plot of the blur needs the package matplotlib" in out
+    assert "pip install 'vdeblur[plots]'" in out
+    assert not list(tmp_path.iterdir())
+
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -74,11 +74,14 @@ def _run(args: argparse.Namespace) -> int:
     from vdeblur.benchmark.run import bench, format_result
     from vdeblur.benchmark.sweep import Trial, format_sweep, tune
     from vdeblur.media.reader import VideoReader
+    from vdeblur.system.optional import optional
 
     if args.chart and Path(args.chart).suffix.lower() != ".png":
         raise UsageError(f"--chart {args.chart}: give a name that ends in .png")
     if args.chart and not Path(args.chart).absolute().parent.is_dir():
         raise OutputError(f"the folder of {args.chart} does not exist: create it first")
+    if args.chart:  # said before anything is measured
+        optional("matplotlib", extra="plots", purpose="--chart")
     if args.clip and args.size and not args.tune:
         raise UsageError("--size is of the generated scene: leave it out, or CLIP")
     size = args.size or _size(_SIZE)

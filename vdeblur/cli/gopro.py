@@ -243,8 +243,11 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
         needed += plan.output_bytes or 0
         if plan.blur is not None:
             picture = job.output.with_name(f"{job.chapters[0].stem}_blur.png")
-            plan.blur.draw(picture, names)
-            print(f"  plot: {picture}")
+            try:
+                plan.blur.draw(picture, names)
+                print(f"  plot: {picture}")
+            except UsageError as error:  # the plan is worth having without it
+                print(f"  not plotted: {error}")
         worst = worst or (3 if plan.damage else 0)
     if seconds:
         folder = jobs[0].output.parent

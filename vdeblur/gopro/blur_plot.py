@@ -1,23 +1,31 @@
-"""A recording's blur over time as a picture: what the sensors say, and what the pictures say.
+"""A recording's blur over time as a picture: by the sensors, and by the pictures.
 
 Knows arrays in, pixels out; no telemetry, no video.
 """
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdeblur.datasets.pictures import RGBImage, lettering
+from vdeblur.datasets.pictures import RGBImage
+from vdeblur.evaluation.figures import drawn, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 
-_WIDTH, _TITLE, _PANEL, _GAP, _LEFT, _RIGHT, _BOTTOM = 1280, 64, 230, 44, 84, 28, 40
-_INK, _GRID, _PALE = (40, 40, 40), (222, 222, 222), (253, 235, 208)
-_BLUE, _ORANGE, _GREEN = (31, 96, 168), (209, 84, 0), (30, 126, 70)
-_TEXT = 20  # pixels
+_WIDTH, _HEIGHT = 1280, 652  # pixels
+#: Fractions of the picture: the panels' left edge and width, their lower edges and height.
+_LEFT, _ROOM, _BOTTOMS, _TALL = 0.066, 0.912, (0.488, 0.07), 0.35
+_INK, _GRID, _GROUND = "#282828", "#dedede", "#fdebd0"
+_BLUE, _ORANGE, _GREEN = "#1f60a8", "#d15400", "#1e7e46"
+_TEXT = 11  # points
+#: Seconds between the marks on the axis of time, round for people.
+_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
 def plot(
@@ -30,122 +38,81 @@ def plot(
     title: str,
     subtitle: str,
 ) -> RGBImage:
-    """Two panels over time: blur lengths in pixels with the threshold, and sharpness.
+    """Draw blur lengths with the threshold, and below them the sharpness, over time.
 
-    times, blur: seconds and pixels of each frame (NaN where unknown); sharp_times, sharp: of the
-    pictures that were looked at. Times above the threshold have a coloured ground in both.
+    Times above the threshold have a coloured ground in both panels.
+
+    Args:
+        times: (N,) seconds of each frame.
+        blur: (N,) pixels; NaN where unknown.
+        threshold: Pixels of blur from which on a frame is restored.
+        sharp_times: (M,) seconds of the pictures whose sharpness was measured.
+        sharp: (M,) sharpness; NaN where unknown.
+        title: Shown above.
+        subtitle: Shown below the title.
+
+    Returns:
+        (652, 1280, 3) uint8 RGB.
+
+    Raises:
+        UsageError: matplotlib is missing.
     """
-    height = _TITLE + 2 * _PANEL + 2 * _GAP + _BOTTOM
-    picture = np.full((height, _WIDTH, 3), 255, np.uint8)
-    _write(picture, title, 10, _LEFT, size=26)
-    _write(picture, subtitle, 40, _LEFT)
+    figure = new_figure(_WIDTH, _HEIGHT, purpose="a plot of the blur")
+    figure.text(_LEFT, 0.975, title, size=15, color=_INK, va="top")
+    figure.text(_LEFT, 0.93, subtitle, size=_TEXT, color=_INK, va="top")
     seen = np.isfinite(sharp)
     sharp_times, sharp = sharp_times[seen], sharp[seen]
     end = float(
         max(times[-1] if len(times) else 0, sharp_times[-1] if len(sharp_times) else 0, 1e-3)
     )
     known = blur[np.isfinite(blur)]
-    top = max(1.25 * threshold, float(known.max()) * 1.05 if len(known) else 0.0)
+    frame = float(np.median(np.diff(times))) if len(times) > 1 else end
+    above = np.nan_to_num(blur) >= threshold
+    first, second = (figure.add_axes((_LEFT, low, _ROOM, _TALL)) for low in _BOTTOMS)
+    for axes in (first, second):
+        _prepare(axes, end, times[above], frame)
+    first.tick_params(labelbottom=False)
+    first.set_title(
+        "blur in pixels: rate of turn × exposure × focal length", size=_TEXT, loc="left"
+    )
+    first.set_ylim(0, max(1.25 * threshold, float(known.max()) * 1.05 if len(known) else 0.0))
+    first.plot(times, blur, color=_BLUE, linewidth=1.5)
+    first.axhline(threshold, color=_ORANGE, linewidth=1.5, snap=True)
+    first.annotate(
+        f"threshold {threshold:g} px", (0, threshold), (6, 4), size=_TEXT, color=_ORANGE,
+        textcoords="offset points",
+    )  # fmt: skip
+    second.set_title(
+        "sharpness of the picture itself (lower: more blurred)", size=_TEXT, loc="left"
+    )
     low, high = (float(sharp.min()), float(sharp.max())) if len(sharp) else (0.0, 1.0)
     room = max(0.05, high - low) * 0.1
-    above = times[np.nan_to_num(blur) >= threshold]
-    first = _Panel(picture, _TITLE + _GAP - 16, (0.0, end), (0.0, top))
-    second = _Panel(picture, _TITLE + _GAP * 2 + _PANEL, (0.0, end), (low - room, high + room))
-    frame = float(np.median(np.diff(times))) if len(times) > 1 else end
-    for panel in (first, second):
-        panel.ground(above, frame)
-        panel.grid()
-    first.level(threshold, _ORANGE, f"threshold {threshold:g} px")
-    first.curve(times, blur, _BLUE)
-    second.dots(sharp_times, sharp, _GREEN)
-    first.name("blur in pixels: rate of turn x exposure x focal length")
-    second.name("sharpness of the picture itself (lower: more blurred)")
-    second.clock()
-    return picture
+    second.set_ylim(low - room, high + room)
+    second.plot(sharp_times, sharp, "s", color=_GREEN, markersize=2.5)
+    return drawn(figure)
 
 
-class _Panel:
-    """A field with axes; x and y in their own units."""
+def _prepare(axes: Axes, end: float, above: Floats, frame: float) -> None:
+    """Set up the axis of time, the grid, and the ground of frames above the threshold."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-    def __init__(
-        self, picture: RGBImage, top: int, x: tuple[float, float], y: tuple[float, float]
-    ) -> None:
-        self.picture, self.top, self.x, self.y = picture, top, x, y
-        self.field = picture[top : top + _PANEL, _LEFT : _WIDTH - _RIGHT]
-
-    def column(self, x: Floats) -> NDArray[np.int64]:
-        share = (x - self.x[0]) / (self.x[1] - self.x[0])
-        columns = np.round(share * (self.field.shape[1] - 1)).astype(np.int64)
-        result: NDArray[np.int64] = np.clip(columns, 0, self.field.shape[1] - 1)
-        return result
-
-    def row(self, y: Floats) -> NDArray[np.int64]:
-        share = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return np.clip(np.round((1 - share) * (_PANEL - 1)), 0, _PANEL - 1).astype(np.int64)
-
-    def ground(self, times: Floats, length: float) -> None:
-        ends = self.column(times + length)
-        for start, end in zip(self.column(times).tolist(), ends.tolist(), strict=True):
-            self.field[:, start : max(end, start + 1)] = _PALE
-
-    def grid(self) -> None:
-        for value in _ticks(*self.y, 4):
-            row = int(self.row(np.array([value]))[0])
-            self.field[row] = np.minimum(self.field[row], _GRID)
-            text = lettering(f"{value:g}", _TEXT)
-            _ink(self.picture, text, self.top + row - _TEXT // 2, _LEFT - 8 - text.shape[1])
-        self.field[-1], self.field[:, 0] = _INK, _INK
-
-    def level(self, value: float, colour: tuple[int, int, int], text: str) -> None:
-        row = int(self.row(np.array([value]))[0])
-        self.field[row : row + 2] = colour
-        letters = lettering(text, _TEXT)
-        _ink(self.picture, letters, self.top + row - _TEXT - 2, _LEFT + 8, colour)
-
-    def curve(self, x: Floats, y: Floats, colour: tuple[int, int, int]) -> None:
-        """Joins the points; where several fall into a column, from the lowest to the highest."""
-        known = np.isfinite(y)
-        if not known.any():
-            return
-        across = np.arange(self.field.shape[1])
-        columns, rows = self.column(x[known]), self.row(y[known])
-        middle = np.interp(across, columns, rows)
-        high, low = middle.copy(), middle.copy()
-        np.minimum.at(high, columns, rows)
-        np.maximum.at(low, columns, rows)
-        # Each column reaches halfway to its neighbours, so that steep lines have no holes.
-        between = (middle[1:] + middle[:-1]) / 2
-        high[1:], high[:-1] = np.minimum(high[1:], between), np.minimum(high[:-1], between)
-        low[1:], low[:-1] = np.maximum(low[1:], between), np.maximum(low[:-1], between)
-        for column in range(columns.min(), columns.max() + 1):
-            self.field[math.floor(high[column]) : math.ceil(low[column]) + 2, column] = colour
-
-    def dots(self, x: Floats, y: Floats, colour: tuple[int, int, int]) -> None:
-        for column, row in zip(self.column(x).tolist(), self.row(y).tolist(), strict=True):
-            self.field[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = colour
-
-    def name(self, text: str) -> None:
-        _write(self.picture, text, self.top - _TEXT - 4, _LEFT)
-
-    def clock(self) -> None:
-        for value in _ticks(*self.x, 10):
-            column = int(self.column(np.array([value]))[0])
-            place = self.top + _PANEL
-            self.picture[place : place + 5, _LEFT + column] = _INK
-            text = lettering(_time(value), _TEXT)
-            left = min(_LEFT + column - text.shape[1] // 2, _WIDTH - text.shape[1])
-            _ink(self.picture, text, place + 9, left)
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values between two, about `count` of them."""
-    step = 10 ** math.floor(math.log10(max(high - low, 1e-9) / count))
-    for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= count + 1:
-            step *= factor
-            break
-    first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 6) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    axes.set_xlim(0, end)
+    fitting = [step for step in _STEPS if end / 12 <= step <= end]
+    axes.xaxis.set_major_locator(MultipleLocator(fitting[0]) if fitting else MaxNLocator(10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _time(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y", color=_GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_TEXT, labelcolor=_INK)
+    if len(above):
+        # Frames that follow each other share one patch.
+        breaks = np.flatnonzero(np.diff(above) > 1.5 * frame) + 1
+        runs = np.split(above, breaks)
+        axes.broken_barh(
+            [(float(run[0]), float(run[-1] - run[0]) + frame) for run in runs], (0, 1),
+            transform=axes.get_xaxis_transform(), color=_GROUND, zorder=0,
+        )  # fmt: skip
 
 
 def _time(seconds: float) -> str:
@@ -155,21 +122,3 @@ def _time(seconds: float) -> str:
     return (
         f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
     )
-
-
-def _write(picture: RGBImage, text: str, top: int, left: int, *, size: int = _TEXT) -> None:
-    plain = text.replace("×", "x").replace("°", " deg").replace("–", "-")
-    _ink(picture, lettering(plain, size), top, left)
-
-
-def _ink(
-    picture: RGBImage,
-    cover: NDArray[np.float32],
-    top: int,
-    left: int,
-    colour: tuple[int, int, int] = _INK,
-) -> None:
-    top, left = max(0, top), max(0, left)
-    place = picture[top : top + cover.shape[0], left : left + cover.shape[1]]
-    share = cover[: place.shape[0], : place.shape[1], None]
-    place[:] = np.round(place * (1 - share) + np.array(colour) * share).astype(np.uint8)
