@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def test_labels_stand_in_their_own_picture(tmp_path: Path) -> None:
     assert not np.isin(np.arange(40, 96), columns).any()
     assert named.max() > 190  # white letters on black
     assert named.min() < 60
+
+
+def test_without_pillow_labels_are_left_out_and_those_asked_for_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = gray(tmp_path / "a.mkv", [128])
+    (plain,) = shown(ours, ours, tmp_path / "p.mkv", mode="side", labels=None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    words = ["compare", str(ours), str(ours), "-o"]
+    output = tmp_path / "c.mkv"
+    assert main([*words, str(output), "--encoder", "ffv1", "--quiet"]) == 0
+    assert "labels are left out: they need Pillow, pip install" in capsys.readouterr().err
+    assert np.array_equal(lumas(output)[0], plain)
+    assert main([*words, str(tmp_path / "d.mkv"), "--labels", "A", "B"]) == 2
+    assert "--labels needs the package PIL" in capsys.readouterr().err
+    assert not (tmp_path / "d.mkv").exists()
 
 
 def test_the_other_is_matched_in_time_size_and_colour(tmp_path: Path) -> None:

@@ -28,12 +28,11 @@ from vdeblur.datasets.pairs import open_pairs
 from vdeblur.datasets.pans import SHUTTER, pans
 from vdeblur.datasets.pictures import (
     frame_to_rgb,
-    label,
-    lettering,
     read_rgb,
     to_picture,
     write_png,
 )
+from vdeblur.evaluation.lettering import label, lettering
 from vdeblur.evaluation.metrics import psnr, ssim
 from vdeblur.evaluation.panels import largest_change
 from vdeblur.evaluation.report_page import Gallery
@@ -466,6 +465,8 @@ def test_lettering_and_the_largest_change() -> None:
     wide, narrow = (lettering(letter, 20).shape[1] for letter in "Wi")
     assert wide > 2 * narrow
     assert np.array_equal(lettering("é", 20), lettering("?", 20))
+    assert lettering("", 20).shape[0] == 20
+    assert not lettering("", 20).any()
     cover, white = label("a long name that does not fit", 20, 60)
     assert cover.shape == white.shape == (20, 60)
     a = torch.zeros(1, 3, 20, 30)
@@ -474,6 +475,23 @@ def test_lettering_and_the_largest_change() -> None:
     top, left = largest_change(a, b, (5, 6))
     assert top <= 11 <= 14 <= top + 5
     assert left <= 21 <= 25 <= left + 6
+
+
+def test_panels_without_pillow_have_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["--pairs", gopro(tmp_path / "data", ("one",), 1), "--baseline", "--panels"]
+    run(capsys, *base, tmp_path / "with")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main(["eval", *map(str, base), str(tmp_path / "without"), "--quiet"]) == 0
+    assert "data: panels: labels are left out" in capsys.readouterr().err
+    labelled, plain = (
+        to_picture(read_rgb(tmp_path / name / "data-one-000001.png"))
+        for name in ("with", "without")
+    )
+    changed = (labelled != plain).any(axis=2)
+    assert changed[:12, :48].any()
+    assert not changed[12:].any()
 
 
 def test_a_picture_comes_back_from_its_png(tmp_path: Path) -> None:

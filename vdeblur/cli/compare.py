@@ -96,7 +96,10 @@ def _video(args: argparse.Namespace, labels: tuple[str, str] | None) -> list[str
 
     from vdeblur.evaluation.compare_video import CompareOptions, compare_video
     from vdeblur.media.encoders import EncodeOptions
+    from vdeblur.system.optional import optional
 
+    if args.labels:  # without Pillow the usual ones are left out, with a note
+        optional("PIL", extra="plots", purpose="--labels")
     options = CompareOptions(
         mode=args.mode or "side",
         labels=labels,

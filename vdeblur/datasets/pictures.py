@@ -1,4 +1,4 @@
-"""RGB pictures in and out of files, and lettering on them.
+"""RGB pictures in and out of files.
 
 Reads through `vdeblur.media.reader`, so that pictures and frames of videos become RGB by the same
 code, and no picture library is needed. Knows nothing of networks.
@@ -6,7 +6,6 @@ code, and no picture library is needed. Knows nothing of networks.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -23,10 +22,6 @@ from vdeblur.system.files import replacing
 from vdeblur.system.optional import optional
 
 RGBImage = NDArray[np.uint8]  # (H, W, 3) RGB
-
-#: The printable ASCII characters of `lettering.png`, each in a cell of its own width beside the
-#: last: Aileron Regular (CC0), drawn by Pillow's ImageFont.load_default(40).
-_CHARACTERS = "".join(map(chr, range(32, 127)))
 
 
 def frame_to_rgb(frame: Frame) -> Tensor:
@@ -113,49 +108,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}): choose another place"
         ) from error
-
-
-@lru_cache(maxsize=1)
-def _alphabet() -> dict[str, NDArray[np.float32]]:
-    """Coverage of each character in 0..1, all of one height; red columns separate the cells."""
-    sheet = to_picture(read_rgb(Path(__file__).with_name("lettering.png"))).astype(np.float32)
-    splits = np.flatnonzero(sheet[0, :, 0] > sheet[0, :, 1] + 128)
-    cells = np.split(sheet[:, :, 1] / np.float32(255), splits, axis=1)
-    return {c: cell[:, 1:] for c, cell in zip(_CHARACTERS, cells[1:], strict=True)}
-
-
-@lru_cache(maxsize=256)
-def lettering(text: str, height: int) -> NDArray[np.float32]:
-    """Draw a line of text as coverage in 0..1, (height, width); unknown characters become '?'."""
-    alphabet = _alphabet()
-    line = np.concatenate([alphabet.get(c, alphabet["?"]) for c in text or " "], axis=1)
-    width = max(1, round(line.shape[1] * height / line.shape[0]))
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(line)[None, None], size=(height, width), mode="bilinear",
-        antialias=True, align_corners=False,
-    )  # fmt: skip
-    array: NDArray[np.float32] = resized[0, 0].clamp_(0, 1).numpy()
-    return array
-
-
-def label(text: str, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Draw a label: white letters on a box that lets a third of the picture through.
-
-    Returns:
-        How much the label covers, and how white it is: (height, w) each, in 0..1, w at most
-        `width`.
-    """
-    margin = max(2, height // 4)
-    letters = lettering(text, max(6, height - 2 * (margin // 2)))[:, : max(1, width - 2 * margin)]
-    space = ((height - len(letters)) // 2, -(-(height - len(letters)) // 2))
-    white = np.pad(letters, (space, (margin, margin)))
-    return np.maximum(white, np.float32(0.65)), white
-
-
-def put_label(picture: RGBImage, text: str, *, height: int, top: int = 0, left: int = 0) -> None:
-    """Draw a label into a picture, in place, cut off at the picture's edge."""
-    cover, white = label(text, height, picture.shape[1] - left)
-    place = picture[top : top + height, left : left + cover.shape[1]]
-    cover, white = (x[: place.shape[0], : place.shape[1], None] for x in (cover, white))
-    value = np.where(cover > 0, white / np.maximum(cover, 1e-6), 0)
-    place[:] = np.round(place * (1 - cover) + 255 * value * cover).astype(np.uint8)

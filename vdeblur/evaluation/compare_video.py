@@ -25,8 +25,9 @@ import numpy as np
 from av.video.format import VideoFormat
 from numpy.typing import NDArray
 
-from vdeblur.datasets.pictures import label, write_bytes
+from vdeblur.datasets.pictures import write_bytes
 from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.evaluation.lettering import NO_LABELS, can_letter, label
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
@@ -85,6 +86,10 @@ def compare_video(
         raise UsageError(f"height is {options.height}: choose 16 pixels or more")
     if not options.period > 0:
         raise UsageError(f"period is {options.period:g}: choose more than 0 seconds")
+    notes = []
+    if options.labels is not None and not can_letter():
+        options = replace(options, labels=None)
+        notes.append(NO_LABELS)
     start, duration = options.start, options.duration
     with (
         VideoReader(before, start=start, duration=duration) as ours,
@@ -119,7 +124,7 @@ def compare_video(
                         on_progress(frames, ours.info.frame_count)
             writer.close()
             writer.finish()
-            return [*partners.notes(), *(f"not kept: {line}" for line in writer.lost)]
+            return [*notes, *partners.notes(), *(f"not kept: {line}" for line in writer.lost)]
 
 
 class _UprightWriter(VideoWriter):

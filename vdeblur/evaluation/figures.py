@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,6 @@ def drawn(figure: Figure) -> RGBImage:
     """Draw a figure: (rows, columns, 3) uint8 RGB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # whose methods lack types
     canvas.draw()
     return np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3].copy()

@@ -6,7 +6,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.datasets.pictures import RGBImage, put_label, to_picture
+from vdeblur.datasets.pictures import RGBImage, to_picture
+from vdeblur.evaluation.lettering import can_letter, put_label
 
 _GAP = 6  # pixels between the columns
 _YELLOW = (255, 220, 0)
@@ -24,7 +25,7 @@ def panel(
     """Draw blurred | restored | sharp, and below each the place of the largest change, enlarged.
 
     The place is the one that the network changed most; without a restored picture, the one where
-    the blurred picture is farthest from the sharp.
+    the blurred picture is farthest from the sharp. Without Pillow there are no labels.
 
     Args:
         blurred: (1, 3, H, W) floats in [0, 1], as `restored` and `sharp`.
@@ -58,7 +59,8 @@ def panel(
             view.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
         )
         whole = to_picture(shrunk).copy()
-        put_label(whole, title, height=max(12, width // 20))
+        if can_letter():
+            put_label(whole, title, height=max(12, width // 20))
         _outline(whole, *box)
         part = view[..., top : top + crop[0], left : left + crop[1]].float()
         zoom = to_picture(F.interpolate(part, size=(height, width), mode="bicubic"))

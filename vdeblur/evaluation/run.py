@@ -19,6 +19,7 @@ from torch import Tensor
 from vdeblur.datasets.pairs import ImagePair, PairSet
 from vdeblur.datasets.pictures import planes_rgb, write_png
 from vdeblur.errors import InputError, UsageError
+from vdeblur.evaluation.lettering import NO_LABELS, can_letter
 from vdeblur.evaluation.metrics import WINDOW
 from vdeblur.evaluation.panels import panel
 from vdeblur.evaluation.protocols import (
@@ -221,7 +222,9 @@ class _Scoring:
             raise InputError(f"{result.name} has no pair: give pictures or videos with some")
         if self._grid is not None:
             result.unsharp = self._grid.conclude(result.pictures)
-        result.notes = notes
+        result.notes = list(notes)
+        if self._options.panels is not None and not can_letter():
+            result.notes.append(f"panels: {NO_LABELS}")
         result.temporal = {name: steady.means() for name, steady in self._steadiness.items()}
         return result
 
