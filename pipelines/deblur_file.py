@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vdeblur import Deblurrer, Frame, VdeblurError, VideoReader, VideoWriter
-from vdeblur.motion.exposure import Guide
+from vdeblur.motion.guide import Guide
 
 
 def restore(frame: Frame, deblurrer: Deblurrer) -> bool:

@@ -607,7 +607,7 @@ def test_motion_by_several_threads_is_the_same(
     def fail(here: Any, there: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("vdeblur.motion.flow.match", fail)
+    monkeypatch.setattr("vdeblur.motion.movement.match_pictures", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         deblur_video(source, tmp_path / "none.mkv", model=Guided())
     assert {path.name for path in tmp_path.iterdir()} == {"pan.mkv", "out.mkv"}

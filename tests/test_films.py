@@ -19,8 +19,8 @@ from tests.trials import score_films
 from vdeblur.datasets.pictures import frame_to_rgb, to_picture
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.media.reader import VideoReader
-from vdeblur.motion.exposure import Meter
-from vdeblur.motion.flow import follow
+from vdeblur.motion.meter import ExposureMeter
+from vdeblur.motion.movement import follow
 from vdeblur.motion.warping import warp
 
 STEPS = 9
@@ -156,7 +156,7 @@ def test_a_van_before_a_sharp_wall_tells_the_exposure(fenced: bool) -> None:
     finally:
         del FILMS[name]
     for pictures, share in ((van.blurred, scene.shutter), (van.sharp, 0.0)):
-        meter = Meter()
+        meter = ExposureMeter()
         for item, movement in follow(score_films.frames_of(pictures, van.fps)):
             meter.see(item, movement)
         assert meter.measured

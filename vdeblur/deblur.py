@@ -32,7 +32,8 @@ from vdeblur.media.image_sequences import is_pattern
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, verify
 from vdeblur.media.writer import VideoWriter, format_name
-from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of
+from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
+from vdeblur.motion.guide import Guide
 from vdeblur.motion.neighbours import around_of
 from vdeblur.system.thread_shares import with_one_torch_thread
 from vdeblur.system.workers import Drain, StageTimes, background
@@ -80,7 +81,7 @@ class Report:
 
 
 class Guiding(Protocol):
-    """Gives frames their motion: `vdeblur.motion.exposure.Guide` by their pictures."""
+    """Gives frames their motion: `vdeblur.motion.guide.Guide` by their pictures."""
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
         """The items in their order, frames with their `motion` and what is `around` them.

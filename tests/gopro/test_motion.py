@@ -27,8 +27,9 @@ from vdeblur.gopro.motion import (
 from vdeblur.gopro.restoring import motion_guide
 from vdeblur.gopro.telemetry import Telemetry, read_telemetry
 from vdeblur.media.reader import VideoReader
-from vdeblur.motion.exposure import AUTO, TOLD, Exposure, Guide
-from vdeblur.motion.flow import Movement
+from vdeblur.motion.exposure import AUTO, Exposure
+from vdeblur.motion.guide import MOTION_GAIN, Guide
+from vdeblur.motion.movement import Movement
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 
 MEDIA = Path(__file__).parents[2] / ".." / "shared" / "media"
@@ -181,11 +182,11 @@ def test_what_moves_by_itself_is_added_and_errors_of_flow_are_not(
     assert alone[0].mean() == pytest.approx(exact[0].mean(), abs=0.05)
     # Not believed: flow, for as long as the telemetry says.
     flow = guided(sensors, Agreement(), movement, monkeypatch)
-    assert np.array_equal(flow, movement.during(TOLD * EXPOSURE))
+    assert np.array_equal(flow, movement.during(MOTION_GAIN * EXPOSURE))
     assert guided(sensors, Agreement(), None, monkeypatch) is None
     # What is asked for goes before what was recorded.
     asked = guided(sensors, Agreement(), movement, monkeypatch, Exposure(share=0.5))
-    assert asked == pytest.approx(movement.during(TOLD / 60))
+    assert asked == pytest.approx(movement.during(MOTION_GAIN / 60))
 
 
 # -- films ---------------------------------------------------------------------------------------

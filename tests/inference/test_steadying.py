@@ -22,7 +22,8 @@ from vdeblur.inference import steadying as steady
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.steadying import steadied
 from vdeblur.inference.transfers import Overlap
-from vdeblur.motion.exposure import Exposure, Guide
+from vdeblur.motion.exposure import Exposure
+from vdeblur.motion.guide import Guide
 from vdeblur.motion.neighbours import Around, View
 from vdeblur.networks import taps
 

@@ -26,7 +26,8 @@ from vdeblur.live.counters import Prometheus
 from vdeblur.live.frame_line import FrameLine, QueuedFrame
 from vdeblur.live.restorer import LiveDeblurrer, LiveGuide
 from vdeblur.live.session import Session
-from vdeblur.motion.exposure import AUTO, TOLD, Exposure
+from vdeblur.motion.exposure import AUTO, Exposure
+from vdeblur.motion.guide import MOTION_GAIN
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 
 RATE = 25
@@ -240,7 +241,7 @@ def test_the_speed_is_right_whatever_comes(kind: str, texture: Any) -> None:
         assert (seen.motion is None) == (n == 0)
         found += [across(seen)] if n > 4 else []
     # 150 pixels a second.
-    right = [3.0 * TOLD] * len(found)
+    right = [3.0 * MOTION_GAIN] * len(found)
     assert found == pytest.approx(right, rel=0.25 if kind == "jittering" else 0.05)
 
 

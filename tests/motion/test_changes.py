@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.motion.test_stripes import Floats, blurred, windows_of
-from vdeblur.motion.changes import Changes, changes
-from vdeblur.motion.exposure import changed
+from vdeblur.motion.changes import ChangeSums, measure_changes
+from vdeblur.motion.meter import change_confidence
 
 SHARE = 0.6
 
@@ -26,10 +26,10 @@ def way(length: float, degrees: float, count: int) -> Tensor:
 
 def shown(
     old: Floats, new: Floats, lengths: tuple[float, float], degrees: float = 30, count: int = 24
-) -> Changes:
+) -> ChangeSums:
     """What two pictures of a scene that stays show, of which one was said to move so far."""
     ways = (way(length, degrees, count) for length in lengths)
-    return changes(windows_of(old, count), windows_of(new, count), *ways)
+    return measure_changes(windows_of(old, count), windows_of(new, count), *ways)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 37.0, 110.0])
@@ -39,7 +39,7 @@ def test_the_length_of_a_blur_that_changes(lengths: tuple[float, float], degrees
     found = shown(old, new, lengths, degrees).found()
     # Too short rather than too long, where it is a pixel or two.
     assert found.share == pytest.approx(SHARE, rel=0.2)
-    assert changed(found) == 1
+    assert change_confidence(found) == 1
 
 
 def test_windows_that_move_differently_tell_one_share_together() -> None:
@@ -77,14 +77,14 @@ def test_what_does_not_change_with_the_motion_is_no_blur(picture: str) -> None:
     found = shown(old, new, (4.0, 9.0)).found()
     assert found.explained < 0.003
     assert found.telling > 0.1
-    assert changed(found) == 0
+    assert change_confidence(found) == 0
 
 
 def test_a_motion_that_stays_tells_nothing() -> None:
     old = new = blurred(6, 30)
     found = shown(old, new, (6.0, 6.0)).found()
     assert found.telling < 0.001
-    assert changed(found) == 0
+    assert change_confidence(found) == 0
     assert math.isfinite(found.share)
 
 
@@ -97,13 +97,13 @@ def test_what_a_coder_leaves_is_enough() -> None:
     old, new = coded(blurred(4, 30)), coded(blurred(9, 30))
     found = shown(old, new, (4.0, 9.0)).found()
     assert found.share == pytest.approx(SHARE, rel=0.15)
-    assert changed(found) == 1
+    assert change_confidence(found) == 1
 
 
 def test_flat_windows_say_nothing() -> None:
     flat = torch.full((4, 64, 64), 0.5)
-    found = changes(flat, flat, torch.full((4, 2), 3.0), torch.full((4, 2), 9.0)).found()
-    assert changed(found) == 0
+    found = measure_changes(flat, flat, torch.full((4, 2), 3.0), torch.full((4, 2), 9.0)).found()
+    assert change_confidence(found) == 0
     assert math.isfinite(found.share)
 
 
@@ -113,7 +113,7 @@ def test_where_all_turns_fast_more_has_to_be_explained() -> None:
     old, new = (p + rng.normal(0, 0.01, p.shape).astype(np.float32) for p in (old, new))
     ways = [way(length, 30, 24) for length in (3.0, 4.0)]
     windows = [windows_of(old), windows_of(new)]
-    sure, unsure = (changes(*windows, *ways, turning=turning).found() for turning in (0, 1))
+    sure, unsure = (measure_changes(*windows, *ways, turning=turning).found() for turning in (0, 1))
     assert (sure.turning, unsure.turning) == (0, 1)
     assert sure.share == unsure.share
-    assert changed(sure) > changed(unsure)
+    assert change_confidence(sure) > change_confidence(unsure)

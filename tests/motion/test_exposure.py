@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from tests.motion.test_flow import FPS, film, frame, pan, texture
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame
-from vdeblur.motion.exposure import AUTO, TOLD, Exposure, Guide, Meter, _Shot, exposure_of, plain
-from vdeblur.motion.flow import Watch, follow
-from vdeblur.motion.single_picture import shown_motion
-from vdeblur.motion.stripes import Found
-from vdeblur.motion.windows import USUAL_SHARE, Look, comparison, reading
+from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
+from vdeblur.motion.guide import MOTION_GAIN, Guide, _Shot
+from vdeblur.motion.meter import ExposureMeter, stripe_confidence
+from vdeblur.motion.movement import LiveTracker, follow
+from vdeblur.motion.single_picture import estimate_motion
+from vdeblur.motion.stripes import StripeFit
+from vdeblur.motion.windows import USUAL_SHARE, FrameSample, comparison, reading
 
 SIZE = (448, 320)
 
@@ -212,7 +214,7 @@ def test_noise_is_not_taken_for_a_longer_blur() -> None:
 
 
 def share_read(pictures: Sequence[NDArray[np.uint8]]) -> float:
-    meter, interval = Meter(), 1 / FPS
+    meter, interval = ExposureMeter(), 1 / FPS
     for item, movement in follow([frame(p, k, full_range=True) for k, p in enumerate(pictures)]):
         meter.see(item, movement)
     assert meter.measured
@@ -313,14 +315,14 @@ def test_a_shake_is_told_by_the_whole_picture(told: tuple[float, float]) -> None
     """What the flow says is off by a shift, and nothing else."""
     luma = next(blurred(0.5, (14, 5), 1)).astype(np.float32) / 255
     flow = np.zeros((2, 10, 14), np.float32) + np.array(told, np.float32)[:, None, None]
-    shown = shown_motion(luma, flow)
+    shown = estimate_motion(luma, flow)
     assert shown is not None
     x, y = shown.motion[:2]
     sign = 1 if told[0] else np.sign(x.mean())  # a blur has none
     assert np.hypot(sign * x - 7, sign * y - 2.5).max() < 1.5
     # A flow that is wrong everywhere, each place in its own way, is not taken up.
     wrong = np.random.default_rng(1).normal(0, 15, (2, 10, 14)).astype(np.float32)
-    alone, other = shown_motion(luma), shown_motion(luma, wrong)
+    alone, other = estimate_motion(luma), estimate_motion(luma, wrong)
     assert alone is not None
     assert other is not None
     assert np.array_equal(alone.motion, other.motion)
@@ -374,7 +376,7 @@ def share_of(frames: list[Frame], guide: Guide) -> float:
     movement = ways[middle]
     assert movement is not None
     given = list(guide.run(frames))[middle].motion
-    whole = movement.during(TOLD * movement.interval_seconds)
+    whole = movement.during(MOTION_GAIN * movement.interval_seconds)
     return float(np.median(np.hypot(*given[:2])) / np.median(np.hypot(*whole[:2])))
 
 
@@ -396,18 +398,18 @@ def scanned(_seed: int) -> NDArray[np.float32]:
 def test_a_sharp_film_that_turns_fast_is_left_alone_whatever_it_looks_like() -> None:
     frames = by_hand(0.0, 7.0, 8, world_of=scanned, rate=1.1)
     assert any(m is not None and m.doubtful for _, m in follow(by_hand(0, 7, 8, rate=1.1)))
-    looks = shown_motion(np.asarray(frames[4].planes[0], np.float32) / np.float32(255))
+    looks = estimate_motion(np.asarray(frames[4].planes[0], np.float32) / np.float32(255))
     assert looks is not None
     assert looks.blurred > 0.5
     assert not any(item.motion.any() for item in Guide().run(frames))
 
 
 def test_a_frame_is_compared_with_the_one_before_it_when_it_is_time() -> None:
-    meter, before, compared = Meter(), None, []
+    meter, before, compared = ExposureMeter(), None, []
     for k, (item, movement) in enumerate(follow(by_hand(0.5, 5.0, 19))):
         assert movement is not None
         meter.see(item, movement, before)
-        before = Look.at(item, movement) if meter.wants_before else None
+        before = FrameSample.at(item, movement) if meter.wants_before else None
         if before is not None:
             compared.append(k + 1)
     assert compared == [1, 2, 3, 16]
@@ -416,11 +418,11 @@ def test_a_frame_is_compared_with_the_one_before_it_when_it_is_time() -> None:
     (_, first), (item, movement), _ = follow(frames)
     assert first is not None
     assert movement is not None
-    look = Look.at(frames[0], first)
+    look = FrameSample.at(frames[0], first)
     unit = movement.interval_seconds
     assert comparison(look, item, movement, unit) is not None
     assert comparison(look, item, first, unit) is None
-    smaller = Look(look.luma[:-2], 1, first, look.way)
+    smaller = FrameSample(look.luma[:-2], 1, first, look.way)
     assert comparison(smaller, item, movement, unit) is None
 
 
@@ -433,7 +435,7 @@ def test_frames_that_turn_in_a_shot_that_does_not_move_as_the_others_do() -> Non
     for k, item in enumerate(guide.run(by_hand(0.5, 7.0, 10, rate=0.6))):
         movement = movements[k]
         assert movement is not None
-        given, right = (m[:2] for m in (item.motion, movement.during(0.5 * TOLD / FPS)))
+        given, right = (m[:2] for m in (item.motion, movement.during(0.5 * MOTION_GAIN / FPS)))
         if k in turning:
             assert np.median(np.hypot(*(given - right))) < 0.2 * np.median(np.hypot(*right)) + 0.1
     assert "was open for about 0.5" in guide.notes()[0]
@@ -461,19 +463,19 @@ def test_two_fields_in_one_picture_are_no_blur() -> None:
         picture = one.copy()
         picture[1::2] = other[1::2]
         frames.append(frame(picture.round().clip(0, 255).astype(np.uint8), k, full_range=True))
-    meter, before = Meter(), None
+    meter, before = ExposureMeter(), None
     for item, movement in follow(frames):
         meter.see(item, movement, before)
-        before = None if movement is None else Look.at(item, movement)
+        before = None if movement is None else FrameSample.at(item, movement)
     assert meter.seconds(1 / FPS) == 0
 
 
 def test_a_pan_that_never_changes_tells_nothing() -> None:
     """Pictures without noise, each a whole number of pixels on, are the same to the last bit."""
-    meter, before = Meter(), None
+    meter, before = ExposureMeter(), None
     for item, movement in follow(list(film(pan(3), 6))):
         meter.see(item, movement, before)
-        before = None if movement is None else Look.at(item, movement)
+        before = None if movement is None else FrameSample.at(item, movement)
     assert not meter.sharp
     assert not meter.measured
     assert 0 < meter.seconds(1 / FPS) * FPS < USUAL_SHARE
@@ -488,7 +490,7 @@ def test_ways_are_of_the_same_seconds_where_the_rate_varies() -> None:
     for (item, movement), (after, moved) in pairwise(followed):
         assert movement is not None
         assert moved is not None
-        seen = comparison(Look.at(item, movement), after, moved, 2 / FPS)
+        seen = comparison(FrameSample.at(item, movement), after, moved, 2 / FPS)
         assert seen is not None
         assert seen.found().telling < 0.1
         assert seen.ways / seen.windows == pytest.approx(6**2, rel=0.1)
@@ -513,7 +515,7 @@ def test_seconds_and_shares_scale_chord_and_bend() -> None:
     for asked, seconds in (("0.5", 0.5 / FPS), ("1/120", 1 / 120)):
         guide = Guide(asked)
         middle = list(guide.run(bent()))[1]
-        assert np.allclose(middle.motion, whole.during(TOLD * seconds), atol=1e-4)
+        assert np.allclose(middle.motion, whole.during(MOTION_GAIN * seconds), atol=1e-4)
         assert guide.notes() == []
 
 
@@ -565,7 +567,7 @@ def test_it_is_learned_again_after_a_cut() -> None:
 
 
 def test_live_frames_do_not_wait() -> None:
-    watch, meter = Watch(), Meter()
+    watch, meter = LiveTracker(), ExposureMeter()
     movement = None
     for k, picture in enumerate(blurred(0.8, (14, 5), 6)):
         item = frame(picture, k, full_range=True)
@@ -583,7 +585,7 @@ def test_measuring_is_rare_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(options)
         return Said(0.5)
 
-    monkeypatch.setattr("vdeblur.motion.exposure.reading", count)
+    monkeypatch.setattr("vdeblur.motion.meter.reading", count)
     list(Guide().run(film(pan(5), 36)))
     assert [options["turn"] for options in calls] == [0, 1, 2, 3, 16, 32]
     assert [options["share"] for options in calls] == pytest.approx([0.5] * 6)
@@ -601,8 +603,8 @@ class Said:
     def __add__(self, more: Said) -> Said:
         return self
 
-    def found(self) -> Found:
-        return Found(self.share, 10.0, self.explained, self.distinct, self.windows)
+    def found(self) -> StripeFit:
+        return StripeFit(self.share, 10.0, self.explained, self.distinct, self.windows)
 
 
 def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,8 +617,8 @@ def test_little_evidence_shortens_but_does_not_lengthen(monkeypatch: pytest.Monk
         (Said(0.9, distinct=0.1), 0.0),
         (Said(1.2), 1.05),
     ):
-        monkeypatch.setattr("vdeblur.motion.exposure.reading", lambda *a, f=found, **o: f)
-        meter = Meter()
+        monkeypatch.setattr("vdeblur.motion.meter.reading", lambda *a, f=found, **o: f)
+        meter = ExposureMeter()
         assert not meter.measured
         assert meter.seconds(1 / FPS) == USUAL_SHARE / FPS
         meter.see(film(pan(5), 1)[0], movement)
@@ -644,7 +646,7 @@ def test_layouts_are_measured_alike(layout: dict[str, Any]) -> None:
     seen = reading(item, movement, movement.interval_seconds)
     assert seen is not None
     assert seen.found().share == pytest.approx(0.6, rel=0.1)
-    assert plain(seen.found()) == 1
+    assert stripe_confidence(seen.found()) == 1
 
 
 @pytest.mark.parametrize("size", [(20, 20), (64, 40), (40, 300)])

@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vdeblur.frames import Frame, PlaneLayout
-from vdeblur.motion.flow import Movement, Watch, follow, same_picture
+from vdeblur.motion.flow import same_picture
+from vdeblur.motion.movement import LiveTracker, Movement, follow
 from vdeblur.system.thread_shares import Helpers
 
 WIDTH, HEIGHT = 320, 180
@@ -396,7 +397,7 @@ def test_what_fails_in_a_thread_is_raised_where_movements_are_taken(
     def fail(here: Any, there: Any) -> None:
         raise cv2.error("no memory")
 
-    monkeypatch.setattr("vdeblur.motion.flow.match", fail)
+    monkeypatch.setattr("vdeblur.motion.movement.match_pictures", fail)
     with Helpers(2) as helpers, pytest.raises(cv2.error, match="no memory"):
         list(follow(film(pan(5), 6), helpers=helpers))
     gc.collect()
@@ -411,7 +412,7 @@ def test_live_pictures_are_compared_with_the_one_before_and_do_not_wait() -> Non
             assert len(given) == number  # each came out before the next was asked for
             yield item
 
-    watch = Watch()
+    watch = LiveTracker()
     for item, movement in follow(source(), look_ahead=False):
         given.append(movement)
         seen = watch.see(replace(item))
@@ -424,7 +425,7 @@ def test_live_pictures_are_compared_with_the_one_before_and_do_not_wait() -> Non
 
 
 def test_live_times_of_arrival_may_jitter() -> None:
-    watch = Watch()
+    watch = LiveTracker()
     found = []
     for k, pts in enumerate([0, 100, 200, 330, 400, 500, 570, 700]):
         item = frame(view(*pan(5)(k)), pts)

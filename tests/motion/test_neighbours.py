@@ -26,9 +26,10 @@ from vdeblur.inference.guidance import Inputs
 from vdeblur.inference.transfers import Overlap
 from vdeblur.live.restorer import LiveGuide, _reduced
 from vdeblur.motion import neighbours as views
-from vdeblur.motion.exposure import TOLD, Exposure, Guide
-from vdeblur.motion.flow import Movement
-from vdeblur.motion.neighbours import Around, View, linked
+from vdeblur.motion.exposure import Exposure
+from vdeblur.motion.guide import MOTION_GAIN, Guide
+from vdeblur.motion.movement import Movement
+from vdeblur.motion.neighbours import Around, View, with_neighbours
 from vdeblur.networks import taps
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 
@@ -55,7 +56,7 @@ def network() -> MIMOUNetGuided:
     return made
 
 
-def shown_by(view: View) -> Any:
+def estimate_of_frame(view: View) -> Any:
     return view.planes[0].numpy()
 
 
@@ -89,12 +90,12 @@ def test_each_frame_knows_the_one_before_and_the_one_after() -> None:
     assert [f.pts for f in out] == list(range(5))
     assert sides(out) == [(False, True), *[(True, True)] * 3, (True, False)]
     for number, one in enumerate(out):
-        assert np.array_equal(shown_by(one.around.here), sources[number])
+        assert np.array_equal(estimate_of_frame(one.around.here), sources[number])
         assert torch.equal(one.around.here.motion, torch.from_numpy(one.motion))
         for link, other, sign in zip(one.around.links, (-1, 1), (-1, 1), strict=True):
             if link is None:
                 continue
-            assert np.array_equal(shown_by(link[0]), sources[number + other])
+            assert np.array_equal(estimate_of_frame(link[0]), sources[number + other])
             # Places went by (6, -4) to the next frame.
             assert link[1][:, 5:-5, 5:-5].median(2).values.median(1).values.tolist() == (
                 pytest.approx([6 * sign, -4 * sign], abs=0.2)
@@ -110,11 +111,11 @@ def test_the_way_is_in_pixels_of_the_plane() -> None:
 
 def test_views_are_copies() -> None:
     for number, one in enumerate(Guide(HALF).run(film(pan(6), 4))):
-        was = shown_by(one.around.here).copy()
+        was = estimate_of_frame(one.around.here).copy()
         one.planes[0][:] = 0  # restored in place, before the next is given out
-        assert np.array_equal(shown_by(one.around.here), was)
+        assert np.array_equal(estimate_of_frame(one.around.here), was)
         if number:
-            assert shown_by(one.around.before[0]).any()
+            assert estimate_of_frame(one.around.before[0]).any()
 
 
 def test_there_is_no_neighbour_across_a_cut() -> None:
@@ -147,10 +148,10 @@ def test_copies_of_a_picture_have_the_same_neighbours() -> None:
     out = guided(frames)
     assert sides(out) == [*[(False, True)] * 2, *[(True, True)] * 3, *[(True, False)] * 2]
     for number, one in enumerate(out):
-        assert np.array_equal(shown_by(one.around.here), sources[number])
+        assert np.array_equal(estimate_of_frame(one.around.here), sources[number])
         for link, other in zip(one.around.links, (-1, 1), strict=True):
             if link is not None:
-                matches = [np.array_equal(shown_by(link[0]), source) for source in sources]
+                matches = [np.array_equal(estimate_of_frame(link[0]), source) for source in sources]
                 assert shown[matches.index(True)] == shown[number] + other
 
 
@@ -166,7 +167,7 @@ def test_streams_keep_apart_and_other_items_keep_their_places() -> None:
     for stream in (first, second):
         assert sides(stream) == [(False, True), (True, True), (True, True), (True, False)]
         for one, following in pairwise(stream):
-            assert np.array_equal(shown_by(one.around.after[0]), sources[id(following)])
+            assert np.array_equal(estimate_of_frame(one.around.after[0]), sources[id(following)])
 
 
 def test_interlaced_frames_have_none() -> None:
@@ -191,7 +192,7 @@ def test_a_neighbour_that_does_not_come_is_not_waited_for_without_end() -> None:
             taken += 1
             yield item
 
-    out = linked(items())
+    out = with_neighbours(items())
     first = next(out)
     assert isinstance(first, Frame)
     assert first.around is None
@@ -262,7 +263,7 @@ def test_neighbours_are_brought_to_the_places_of_the_frame() -> None:
         # What filters add there differs from picture to picture, but is there.
         assert around[:, number + 1][inner].abs().mean() > 1.5 * apart
     lengths = around[0, 2 * taps.PICTURES :: taps.DIRECTION_CHANNELS, 90, 160] * taps.UNIT
-    assert lengths.tolist() == pytest.approx([TOLD * np.hypot(4.5, 2.5)] * 2, abs=0.3)
+    assert lengths.tolist() == pytest.approx([MOTION_GAIN * np.hypot(4.5, 2.5)] * 2, abs=0.3)
 
 
 def test_the_own_channels_are_what_they_are_without_neighbours() -> None:

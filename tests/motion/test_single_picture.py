@@ -25,7 +25,7 @@ from vdeblur.datasets.synthetic_blur import make_pairs
 from vdeblur.deblur import deblur_video
 from vdeblur.errors import ModelError
 from vdeblur.frames import Frame
-from vdeblur.motion.exposure import Guide, shown_by
+from vdeblur.motion.guide import Guide, estimate_of_frame
 from vdeblur.motion.single_picture import (
     blur_field_network,
     luma_plane,
@@ -338,7 +338,10 @@ def test_luma_of_interlaced_and_of_rgb_frames() -> None:
 def test_the_motion_of_a_field_is_the_frames() -> None:
     """Half of the rows are looked at; the motion is in pixels of all of them."""
     luma = blurred(16, 90, (384, 256))
-    whole, field = shown_by(frame_of(luma)), shown_by(frame_of(luma, interlaced=True))
+    whole, field = (
+        estimate_of_frame(frame_of(luma)),
+        estimate_of_frame(frame_of(luma, interlaced=True)),
+    )
     assert whole is not None
     assert field is not None
     assert field.motion.shape == (4, 6, 8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.motion.test_flow import texture
 from vdeblur.motion.spectra import WINDOW
-from vdeblur.motion.stripes import Stripes, stripes
+from vdeblur.motion.stripes import StripeSums, measure_stripes
 
 Floats = NDArray[np.float32]
 SCENE = texture(400, 600, seed=3) / 255
@@ -45,10 +45,10 @@ def windows_of(picture: Floats, count: int = 24) -> Tensor:
     return windows[:: len(windows) // count][:count]
 
 
-def shown(picture: Floats, way: float, degrees: float, count: int = 24) -> Stripes:
+def shown(picture: Floats, way: float, degrees: float, count: int = 24) -> StripeSums:
     turn = math.radians(degrees)
     ways = torch.tensor([[way * math.cos(turn), way * math.sin(turn)]])
-    return stripes(windows_of(picture, count), ways.expand(count, 2))
+    return measure_stripes(windows_of(picture, count), ways.expand(count, 2))
 
 
 @pytest.mark.parametrize("length", [4.0, 8.0, 13.0, 20.0])
@@ -96,7 +96,9 @@ def test_noise_hides_some_of_them() -> None:
 
 
 def test_flat_windows_say_nothing() -> None:
-    flat = stripes(torch.full((2, WINDOW, WINDOW), 0.5), torch.tensor([[9.0, 1.0], [4.0, 4.0]]))
+    flat = measure_stripes(
+        torch.full((2, WINDOW, WINDOW), 0.5), torch.tensor([[9.0, 1.0], [4.0, 4.0]])
+    )
     found = flat.found()
     assert math.isfinite(found.share)
     assert found.explained < 0.01

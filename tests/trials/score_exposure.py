@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from tests.trials.score_films import Pictures, frames_of, restored
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.inference.deblurrer import Deblurrer
-from vdeblur.motion.exposure import Guide, Meter
-from vdeblur.motion.flow import follow
-from vdeblur.motion.windows import Look
+from vdeblur.motion.guide import Guide
+from vdeblur.motion.meter import ExposureMeter
+from vdeblur.motion.movement import follow
+from vdeblur.motion.windows import FrameSample
 
 WIDTH, HEIGHT, FPS, FRAMES = 512, 288, 30, 6
 SPEEDS = (1.0, 2.0, 3.0, 4.5, 7.0, 12.0, 20.0)
@@ -122,10 +123,10 @@ def coded(pictures: Pictures, crf: int) -> Pictures:
 
 def read(pictures: Pictures) -> float:
     """The share of a frame's time that is known when a film's first frame is given out."""
-    meter, before = Meter(), None
+    meter, before = ExposureMeter(), None
     for frame, movement in follow(frames_of(pictures, FPS)):
         meter.see(frame, movement, before)
-        before = Look.at(frame, movement) if movement and meter.wants_before else None
+        before = FrameSample.at(frame, movement) if movement and meter.wants_before else None
         if meter.settled:
             break
     return meter.seconds(1 / FPS) * FPS

@@ -30,7 +30,7 @@ from vdeblur.evaluation.metrics import psnr
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import Overlap
-from vdeblur.motion.exposure import Guide
+from vdeblur.motion.guide import Guide
 
 Pictures = NDArray[np.uint8]
 

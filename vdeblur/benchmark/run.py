@@ -39,9 +39,9 @@ from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
-from vdeblur.motion.exposure import Guide
-from vdeblur.motion.flow import Movement
-from vdeblur.motion.neighbours import Around, View, linked
+from vdeblur.motion.guide import Guide
+from vdeblur.motion.movement import Movement
+from vdeblur.motion.neighbours import Around, View, with_neighbours
 from vdeblur.networks import Network, build, spec
 from vdeblur.networks.cost import work_of
 from vdeblur.system.memory import peak_bytes, reset_peak
@@ -414,7 +414,7 @@ class _Measurement:
         with self._reader() as reader:
             held = list(self._frames(reader))
         if self.deblurrer.guided:
-            held = list(linked(map(_moving, held)))
+            held = list(with_neighbours(map(_moving, held)))
         overlap = Overlap(self.deblurrer)
         return _timed(lambda: sum(1 for _ in restore(held, overlap, self.batch)))
 

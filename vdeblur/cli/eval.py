@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vdeblur.datasets.pairs import PairSet
     from vdeblur.datasets.pans import Photograph
     from vdeblur.evaluation.report_page import Gallery
-    from vdeblur.evaluation.run import EvalOptions, Look
+    from vdeblur.evaluation.run import EvalOptions, FrameSample
     from vdeblur.evaluation.scores import SetScores
 
 _MODEL = "mimo-unet-guided"
@@ -284,7 +284,7 @@ def _one_set(
     options: EvalOptions,
     batch: int,
     label: str,
-    look: Look | None = None,
+    look: FrameSample | None = None,
     quiet: bool,
 ) -> SetScores:
     from tqdm import tqdm

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdeblur.motion.flow import each_interval, match
+from vdeblur.motion.flow import match_pictures
+from vdeblur.motion.movement import each_interval
 
 
 class Matched(NamedTuple):
@@ -88,7 +89,7 @@ def _fields(three: _Three) -> _Fields:
     is none, chord and bend from frame to frame; and which of the two there are.
     """
     here, *around = three
-    pairs = [match(here, there) for there in around]
+    pairs = [match_pictures(here, there) for there in around]
     back, ahead = (None if pair is None else pair[0] for pair in pairs)
     sides = [back is not None, ahead is not None]
     if not any(sides):

@@ -35,12 +35,12 @@ from vdeblur.evaluation.unsharp import UnsharpGrid
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import motion_of
-from vdeblur.motion.exposure import Guide
+from vdeblur.motion.guide import Guide
 from vdeblur.motion.neighbours import around_of
 from vdeblur.networks.taps import MOTION_CHANNELS
 
 #: Called with each pair's score and its blurred, restored and sharp picture, (1, 3, H, W).
-Look = Callable[[PairScore, Tensor, Tensor | None, Tensor], None]
+FrameSample = Callable[[PairScore, Tensor, Tensor | None, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
     options: EvalOptions | None = None,
     batch: int = 1,
     label: str = "restored",
-    look: Look | None = None,
+    look: FrameSample | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> SetScores:
     """Score every pair: the blurred picture, and the restored one.
@@ -164,7 +164,7 @@ class _Scoring:
         options: EvalOptions,
         expected: int | None,
         label: str,
-        look: Look | None,
+        look: FrameSample | None,
     ) -> None:
         self._deblurrer, self._options, self._label, self._look = deblurrer, options, label, look
         on_gpu = deblurrer is not None and deblurrer.device.type == "cuda"

@@ -22,9 +22,10 @@ from vdeblur.errors import VdeblurError
 from vdeblur.frames import Frame
 from vdeblur.gopro.telemetry import Telemetry
 from vdeblur.media.reader import VideoReader
-from vdeblur.motion.exposure import AUTO, TOLD, Exposure
-from vdeblur.motion.flow import Movement, follow
-from vdeblur.motion.neighbours import linked
+from vdeblur.motion.exposure import AUTO, Exposure
+from vdeblur.motion.guide import MOTION_GAIN
+from vdeblur.motion.movement import Movement, follow
+from vdeblur.motion.neighbours import with_neighbours
 from vdeblur.system.thread_shares import Helpers
 
 Floats = NDArray[np.float64]
@@ -237,7 +238,7 @@ def _liveliest(speed: Floats) -> Iterator[int]:
 
 
 class SensorGuide:
-    """Sets the motion of frames, as `vdeblur.motion.exposure.Guide`, from the camera's sensors.
+    """Sets the motion of frames, as `vdeblur.motion.guide.Guide`, from the camera's sensors.
 
     Args:
         sensors: The telemetry.
@@ -257,7 +258,7 @@ class SensorGuide:
             threads: With two or more, work on that many frames and a few more at once.
         """
         with Helpers(threads) as helpers:
-            yield from linked(self._guided(items, helpers))
+            yield from with_neighbours(self._guided(items, helpers))
 
     def _guided(
         self, items: Iterable[Any], helpers: Helpers
@@ -300,7 +301,7 @@ class SensorGuide:
         else:
             seconds = float(sensors.exposure(np.array(time)))
         if not self._agreement.agrees or not sensors.times[0] <= time <= sensors.times[-1]:
-            return None if movement is None else movement.during(TOLD * seconds)
+            return None if movement is None else movement.during(MOTION_GAIN * seconds)
         if movement is None:
             grid = max(1, frame.layout.height // 16), max(1, frame.layout.width // 16)
             return self._turning.during(time, seconds, grid)

@@ -29,7 +29,8 @@ from vdeblur.media.joined_file import Joined
 from vdeblur.media.mp4.headers import restore_headers
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
-from vdeblur.motion.exposure import AUTO, Exposure, Guide, exposure_of
+from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
+from vdeblur.motion.guide import Guide
 
 #: Pixels of blur that neither viewers see nor networks improve: shorter blur counts as none.
 THRESHOLD = 1.5

@@ -36,7 +36,7 @@ from vdeblur.inference.kernels import color
 from vdeblur.inference.runtimes import Backend, torch_cpu
 from vdeblur.inference.steadying import steadied_in_order
 from vdeblur.motion.neighbours import Around
-from vdeblur.motion.single_picture import motion_shown
+from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import GlobalMean, Identity, Network, share_means, taps
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.memory import available_bytes
@@ -478,7 +478,7 @@ class Deblurrer:
         # The whole picture's, so that no tile cuts a motion off.
         if motion is None or told.around is None:
             pictures = rgb()
-            motion = motion_shown(pictures) if motion is None else motion
+            motion = estimate_motions(pictures) if motion is None else motion
             if self._untouched(motion):
                 return torch.zeros_like(pictures)
             given = self._inputs.alone(pictures, motion)

@@ -21,10 +21,12 @@ from vdeblur.errors import UsageError
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.transfers import Overlap
-from vdeblur.motion.exposure import AUTO, TOLD, Exposure, Meter, exposure_of
-from vdeblur.motion.flow import Movement, Watch
+from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
+from vdeblur.motion.guide import MOTION_GAIN
+from vdeblur.motion.meter import ExposureMeter
+from vdeblur.motion.movement import LiveTracker, Movement
 from vdeblur.motion.neighbours import Around, Link, View, link, view_of
-from vdeblur.motion.windows import USUAL_SHARE, Look
+from vdeblur.motion.windows import USUAL_SHARE, FrameSample
 from vdeblur.system.thread_shares import use_torch_threads
 
 _SIZES = {"half": 2, "third": 3, "quarter": 4}
@@ -110,8 +112,8 @@ class LiveGuide:
 
     def forget(self) -> None:
         """See `Guide`. The exposure stays until there is a better one: it is the same camera."""
-        self._watch, self._meter = Watch(), Meter()
-        self._before: Look | None = (
+        self._watch, self._meter = LiveTracker(), ExposureMeter()
+        self._before: FrameSample | None = (
             None  # of the frame before, if this one is to be compared with it
         )
         self._last: tuple[Movement | None, View | None, Link | None] = None, None, None
@@ -129,12 +131,12 @@ class LiveGuide:
             self.exposure_seconds = self._asked.share * interval
         seconds = self.exposure_seconds
         seconds = USUAL_SHARE * interval if seconds is None else seconds
-        frame.motion = movement.during(TOLD * seconds)
+        frame.motion = movement.during(MOTION_GAIN * seconds)
         idle = self._under_way is None or self._under_way.done()
         if self._asked != AUTO or not idle or time.monotonic() < self._rest_until:
             pass
         elif before is None and self._meter.wants_before:
-            self._before = Look.at(frame, movement)
+            self._before = FrameSample.at(frame, movement)
         else:
             # A copy: the frame may be restored before it has been looked at.
             seen = 3 if frame.layout.kind == "rgb" else 1
@@ -162,7 +164,9 @@ class LiveGuide:
         """See `Guide`."""
         self._meters.shutdown(wait=False)
 
-    def _measure(self, meter: Meter, frame: Frame, movement: Movement, before: Look | None) -> None:
+    def _measure(
+        self, meter: ExposureMeter, frame: Frame, movement: Movement, before: FrameSample | None
+    ) -> None:
         began = time.monotonic()
         meter.see(frame, movement, before)
         if meter.measured:

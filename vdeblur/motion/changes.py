@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vdeblur.motion.spectra import along, left_of, peak, power_of, signal_of, waves
+from vdeblur.motion.spectra import along, peak, power_left, power_of, signal_of, waves
 from vdeblur.motion.stripes import DEPTH, FEW
 
 #: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
@@ -42,7 +42,7 @@ _ALIKE = 0.93
 
 
 @dataclass(frozen=True)
-class Changes:
+class ChangeSums:
     """Sums over windows, of which more may be added (`+`).
 
     windows: how many; turning: how many of pictures that turn fast. ways: their squares, pixels²,
@@ -61,11 +61,11 @@ class Changes:
     own_squared: Tensor
     both: Tensor
 
-    def __add__(self, more: Changes) -> Changes:
+    def __add__(self, more: ChangeSums) -> ChangeSums:
         names = (field.name for field in fields(self))
-        return Changes(*(getattr(self, name) + getattr(more, name) for name in names))
+        return ChangeSums(*(getattr(self, name) + getattr(more, name) for name in names))
 
-    def found(self) -> Change:
+    def found(self) -> ChangeFit:
         """The share that explains most, by least squares."""
         own, product = self.own.clamp_min(1e-12), self.product
         power = float(self.power) + _LEAST_POWER * self.windows + 1e-9
@@ -90,7 +90,7 @@ class Changes:
         # A short blur is at least as long as this: too short a motion does no damage.
         least = min(1.5, max(0.0, float(strength[best] - error[best])))
         share *= short * math.sqrt(least) + 1 - short
-        return Change(
+        return ChangeFit(
             share,
             share * way,
             float(explained[best]),
@@ -103,7 +103,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeFit:
     """share: of the way; pixels: how long the blur is (root mean square); explained: share of what
     the spectra changed by; strength: how much of what such a blur changes is seen, of a true one 1,
     but that a coder takes some of it. short: how far it is so short that it only weakens waves,
@@ -122,14 +122,14 @@ class Change:
     turning: float
 
 
-def changes(
+def measure_changes(
     before: Tensor,
     after: Tensor,
     ways_before: Tensor,
     ways_after: Tensor,
     *,
     turning: float = 0.0,
-) -> Changes:
+) -> ChangeSums:
     """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show that have the same places of two
     pictures in them; whose ways to the next picture are (N, 2), x and y in pixels. turning: how
     many of both turn too fast for their ways to be sure, 0 … 1.
@@ -151,11 +151,11 @@ def changes(
     seen = level(torch.log((new + noise) / (old + noise)))
     # No blur makes a wave weaker than the noise.
     depth = (DEPTH + noise / signal).clamp_max(100)
-    of_new, of_old = (left_of(along(ways), SHARES) + depth for ways in (ways_after, ways_before))
+    of_new, of_old = (power_left(along(ways), SHARES) + depth for ways in (ways_after, ways_before))
     own = level(torch.log(of_new / of_old))
     own_counts = own * counts
     product, squares = (own_counts * seen).sum(2), (own_counts * own).sum(2)
-    return Changes(
+    return ChangeSums(
         len(before),
         len(before) * turning,
         float(ways_before.square().sum() + ways_after.square().sum()) / 2,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vdeblur.frames import Frame, PlaneLayout
-from vdeblur.motion.flow import Floats, Movement
+from vdeblur.motion.flow import Floats
+from vdeblur.motion.movement import Movement
 
 #: Items, and frames among them, that may wait for a neighbour. Then it is given up.
 _MOST_ITEMS, _MOST_FRAMES = 256, 16
@@ -109,10 +110,10 @@ def around_of(frames: Sequence[Frame]) -> list[Around | None] | None:
     return found if any(found) else None
 
 
-def linked(items: Iterable[tuple[Any, Movement | None]]) -> Iterator[Any]:
+def with_neighbours(items: Iterable[tuple[Any, Movement | None]]) -> Iterator[Any]:
     """The items in their order, frames with what is `around` them.
 
-    items: each with its movement, as `vdeblur.motion.flow.follow` gives it, frames with their
+    items: each with its movement, as `vdeblur.motion.movement.follow` gives it, frames with their
     `motion`. A frame waits for the next picture of its stream, if that shows the same scene. Copies
     of one picture, which a film shows several times, have the same neighbours.
     """

@@ -85,7 +85,7 @@ def luma_plane(frame: Frame) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class BlurEstimate:
     """What a picture shows of its own motion.
 
     motion: (4, h, w) as `Frame.motion` has it, the bend 0. blurred: how far it is to be believed,
@@ -96,9 +96,9 @@ class Shown:
     blurred: float
 
 
-def shown_motion(
+def estimate_motion(
     luma: NDArray[np.float32], flow: NDArray[np.float32] | None = None
-) -> Shown | None:
+) -> BlurEstimate | None:
     """How each place of a picture (H, W) in [0, 1] moved; None of one that is too small to tell.
 
     flow: (2, h, w) pixels, the motion but for what a camera that shakes adds to it, if any of it is
@@ -126,7 +126,7 @@ def shown_motion(
     scale = np.array([width / size[0], height / size[1]], np.float32)[:, None, None]
     motion = np.zeros((4, *chord.shape[1:]), np.float32)
     motion[:2] = chord.numpy() * scale
-    return Shown(motion, min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP))))
+    return BlurEstimate(motion, min(1.0, max(0.0, (blurred - _SHARP) / (_BLURRED - _SHARP))))
 
 
 def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
@@ -173,16 +173,16 @@ def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
 
 
 def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """The motion of a picture of which nothing else is known: see `shown_motion`.
+    """The motion of a picture of which nothing else is known: see `estimate_motion`.
 
     Of one most of whose detail is sharp all is 0, also where something in it moves: nothing would
     tell that from what only looks like a blur.
     """
-    shown = shown_motion(luma)
+    shown = estimate_motion(luma)
     return None if shown is None else shown.motion * np.float32(shown.blurred)
 
 
-def motion_shown(rgb: Tensor) -> Tensor | None:
+def estimate_motions(rgb: Tensor) -> Tensor | None:
     """What each picture (N, 3, H, W) in [0, 1] shows of its own motion, (N, 4, h, w) on its device;
     None of pictures too small to tell.
     """

@@ -53,7 +53,7 @@ def along(ways: Tensor) -> Tensor:
     return (ways[:, :1] * across + ways[:, 1:] * down).abs()
 
 
-def left_of(waves_along: Tensor, shares: Tensor) -> Tensor:
+def power_left(waves_along: Tensor, shares: Tensor) -> Tensor:
     """The power that blurs over shares (T,) of ways leave of waves (N, B) `along` them, (T, N, B):
     that of a sinc.
     """

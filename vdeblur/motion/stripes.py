@@ -18,7 +18,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vdeblur.motion.spectra import FLOOR, WINDOW, along, left_of, peak, power_of, signal_of, waves
+from vdeblur.motion.spectra import (
+    FLOOR,
+    WINDOW,
+    along,
+    peak,
+    power_left,
+    power_of,
+    signal_of,
+    waves,
+)
 
 #: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
 #: compare.
@@ -41,7 +50,7 @@ _BESIDE = 1.6
 
 
 @dataclass(frozen=True)
-class Stripes:
+class StripeSums:
     """Sums over windows, of which more may be added (`+`): products of their spectra, of what is
     no stripe (K of them), and of the stripes of each of the SHARES (T). ways: pixels, all windows'.
     """
@@ -54,10 +63,10 @@ class Stripes:
     own: Tensor  # (T,)
     own_other: Tensor  # (T, K)
     own_power: Tensor  # (T,)
-    coded: Stripes | None = None  # the same windows, as those of a film that was coded
+    coded: StripeSums | None = None  # the same windows, as those of a film that was coded
 
-    def __add__(self, more: Stripes) -> Stripes:
-        return Stripes(
+    def __add__(self, more: StripeSums) -> StripeSums:
+        return StripeSums(
             self.windows + more.windows,
             self.ways + more.ways,
             self.power + more.power,
@@ -69,7 +78,7 @@ class Stripes:
             self.coded + more.coded if self.coded and more.coded else None,
         )
 
-    def found(self) -> Found:
+    def found(self) -> StripeFit:
         """The share that explains most, by least squares; if it explains little, as of a film that
         was coded.
         """
@@ -83,7 +92,7 @@ class Stripes:
         # What noise levels out of the stripes makes them narrower: the share is the other's.
         return replace(found, explained=coded.explained, distinct=coded.distinct, coded=True)
 
-    def _found(self) -> Found:
+    def _found(self) -> StripeFit:
         ground = 1e-6 * float(self.power) + 1e-9
         other = self.other + ground * torch.eye(len(self.other))
         inverse = torch.linalg.inv(other)
@@ -99,11 +108,11 @@ class Stripes:
         share = peak(SHARES, explained, most, _STEP)
         pixels = share * self.ways / max(self.windows, 1)
         distinct = (highest - around) / max(highest, 1e-6)
-        return Found(share, pixels, highest, distinct, self.windows)
+        return StripeFit(share, pixels, highest, distinct, self.windows)
 
 
 @dataclass(frozen=True)
-class Found:
+class StripeFit:
     """share: of the way; pixels: how long the blur is on the mean; explained: share of what the
     spectra differ by from direction to direction, beyond what is no stripe; distinct: share of that
     which no other length explains, 1 at most; windows: how many told; coded: explained as of a film
@@ -118,18 +127,18 @@ class Found:
     coded: bool = False
 
 
-def stripes(windows: Tensor, ways: Tensor) -> Stripes:
+def measure_stripes(windows: Tensor, ways: Tensor) -> StripeSums:
     """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
     `ways` (N, 2), x and y in pixels.
     """
     power, noise = power_of(windows)
     passed = along(ways)
-    left = left_of(passed, SHARES)
+    left = power_left(passed, SHARES)
     plain, coded = (_seen(power, n, ways, passed, left) for n in (noise, noise + _CODED))
     return replace(plain, coded=coded)
 
 
-def _seen(power: Tensor, noise: Tensor, ways: Tensor, passed: Tensor, left: Tensor) -> Stripes:
+def _seen(power: Tensor, noise: Tensor, ways: Tensor, passed: Tensor, left: Tensor) -> StripeSums:
     """What spectra (N, B) of such noise (N, 1) show.
 
     passed: (N, B), waves in the way; left: (T, N, B), what blurs of the SHARES leave of their
@@ -160,7 +169,7 @@ def _seen(power: Tensor, noise: Tensor, ways: Tensor, passed: Tensor, left: Tens
     own = level((left + depth).log_()).flatten(1)
     counts, spectrum = counts.flatten(), spectrum.flatten()
     other_counts, spectrum_counts = (other * counts).T, spectrum * counts
-    return Stripes(
+    return StripeSums(
         len(power),
         float(length_of_ways.sum()),
         (spectrum * spectrum_counts).sum(),

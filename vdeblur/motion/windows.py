@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdeblur.frames import Frame
-from vdeblur.motion.changes import Changes, changes
-from vdeblur.motion.flow import Floats, Movement, reduced
+from vdeblur.motion.changes import ChangeSums, measure_changes
+from vdeblur.motion.flow import Floats, reduced
+from vdeblur.motion.movement import Movement
 from vdeblur.motion.single_picture import luma_plane
 from vdeblur.motion.spectra import WINDOW
-from vdeblur.motion.stripes import Stripes, stripes
+from vdeblur.motion.stripes import StripeSums, measure_stripes
 
 #: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
 #: too short a motion restores too little, too long a one does damage.
@@ -56,7 +57,7 @@ _MIDDLE = 9.0
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameSample:
     """What is kept of a frame, to compare the next one with: its luma in [0, 1], reduced by a whole
     number (`shrink`) if it is large; and its movement, of whose places `way` is the way to the next
     picture, (2, h, w), pixels of the whole luma plane.
@@ -68,11 +69,11 @@ class Look:
     way: Floats
 
     @staticmethod
-    def at(frame: Frame, movement: Movement) -> Look:
+    def at(frame: Frame, movement: Movement) -> FrameSample:
         """What is seen of this one; its planes may be written after that."""
         luma = luma_plane(frame)
         shrink = max(1, round(math.sqrt(luma.size / _AREA)))
-        return Look(_reduced(luma, shrink), shrink, movement, _way(frame, movement))
+        return FrameSample(_reduced(luma, shrink), shrink, movement, _way(frame, movement))
 
 
 def reading(
@@ -82,7 +83,7 @@ def reading(
     *,
     turn: int = 0,
     share: float = USUAL_SHARE,
-) -> Stripes | None:
+) -> StripeSums | None:
     """What one frame says of its exposure, in ways of `unit` seconds; None if nothing tells.
 
     turn: another number looks at other windows. share: what the exposure is thought to be, of a
@@ -105,18 +106,18 @@ def reading(
         if not len(kept):
             return None
         windows = _masked(grid.windows[grid.places(kept)], masks)
-        return stripes(windows, chords * (unit / movement.interval_seconds))
+        return measure_stripes(windows, chords * (unit / movement.interval_seconds))
 
 
 def comparison(
-    before: Look, frame: Frame, movement: Movement, unit: float, *, turn: int = 0
-) -> Changes | None:
+    before: FrameSample, frame: Frame, movement: Movement, unit: float, *, turn: int = 0
+) -> ChangeSums | None:
     """What changed in a frame since the one before it, in ways of `unit` seconds; None if nothing
     tells. turn: another number looks at other windows.
     """
     if movement.back is None or movement is before.movement:  # it is the same picture again
         return None
-    here = Look.at(frame, movement)
+    here = FrameSample.at(frame, movement)
     if here.luma.shape != before.luma.shape:
         return None
     moving = np.maximum(np.hypot(*here.way), np.hypot(*before.way))
@@ -157,7 +158,7 @@ def comparison(
         if float((_combed(old) | _combed(new)).float().mean()) > _COMBED:
             return None
         ways = torch.from_numpy(moved[kept].astype(np.float32))
-        return changes(
+        return measure_changes(
             _masked(old, masks),
             _masked(new, masks),
             ways * (unit / before.movement.interval_seconds),

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdeblur.datasets.pool import Batch
 from vdeblur.errors import UsageError
-from vdeblur.motion.single_picture import motion_shown
+from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
 from vdeblur.networks.base import Network
 from vdeblur.training.distillation import distance_to_teacher
@@ -328,7 +328,7 @@ class Trainer:
         if not self._guided:
             return blurred, sharp
         # Pairs of files have no known motion: it is estimated from each picture, as for stills.
-        motion = motion_shown(blurred) if batch.motion is None else batch.motion
+        motion = estimate_motions(blurred) if batch.motion is None else batch.motion
         if motion is None:
             return blurred, sharp
         with torch.no_grad():

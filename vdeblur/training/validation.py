@@ -18,7 +18,7 @@ from vdeblur.datasets.pictures import load_picture
 from vdeblur.datasets.pool import Batch
 from vdeblur.errors import InputError
 from vdeblur.evaluation.metrics import psnr
-from vdeblur.motion.single_picture import motion_shown
+from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
 from vdeblur.networks.base import Network
 from vdeblur.training.dead_channels import dead_share
@@ -214,7 +214,7 @@ def _restored(
     device = next(network.parameters()).device
     x = _fitting(network, picture.to(device))
     if getattr(network, "guided", False):
-        motion = motion_shown(x) if motion is None else motion[None].to(device)
+        motion = estimate_motions(x) if motion is None else motion[None].to(device)
         before_after = None
         if around is not None:
             before, after = around[:, None].to(device)
