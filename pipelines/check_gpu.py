@@ -24,7 +24,7 @@ import torch
 
 KERNELS = """
 import torch, torch.nn as nn
-from vdeblur.inference.kernels import fused
+from vdeblur.inference.kernels import autotune, convolution
 from vdeblur.networks.layers import ResBlock
 print(f"{'channels':>8} {'size':>14} {'torch ms':>9}  ms of each way that agrees")
 for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
@@ -33,23 +33,23 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
         x = torch.randn(n, channels, h, w, device='cuda', dtype=torch.half)
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
-        quick = fused.FusedBlock(block, whole=channels <= 64)
+        quick = convolution.FusedBlock(block, whole=channels <= 64)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             times, expected = {}, block(x).float()
             for name, way in quick.ways().items():
                 try:
                     error = float((way(x).float() - expected).abs().max() / expected.abs().max())
-                    times[name] = f'{fused._milliseconds(way, x):.3f}' if error < 2e-2 else error
+                    times[name] = f'{autotune.milliseconds(way, x):.3f}' if error < 2e-2 else error
                 except Exception as problem:
                     times[name] = type(problem).__name__
-            plain = fused._milliseconds(block, x)
+            plain = autotune.milliseconds(block, x)
         gb = 6 * x.numel() * 2 / 1e9
         print(f'{channels:>8} {n}x{h}x{w:>6} {plain:>9.3f}  {times} ({gb:.2f} GB unfused)')
 """
 
 IN_8_BITS = """
 import torch
-from vdeblur.inference.kernels import fused, quantised
+from vdeblur.inference.kernels import autotune, convolution, quantised
 from vdeblur.networks.layers import ResBlock
 print(f"{'kind':>5} {'channels':>8} {'half ms':>9}  ms, and error as a share of the step to half")
 for kind in quantised.KINDS.values():
@@ -58,18 +58,18 @@ for kind in quantised.KINDS.values():
         x = torch.randn(4, channels, h, w, device='cuda', dtype=torch.half)
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
-        half = fused.FusedBlock(block, whole=channels <= 64)
+        half = convolution.FusedBlock(block, whole=channels <= 64)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             both = [(float(a.min()), float(a.max())) for a in (x, block.main[0](x))]
             coded = quantised.QuantisedBlock(block, tuple(both), kind)
             part = x[:1, :, :128, :128]
             right = coded.reference(part).float()
             step, times = float((right - block(part).float()).abs().mean()), {}
-            plain = fused._milliseconds(half, x)
+            plain = autotune.milliseconds(half, x)
             for name, way in coded.ways().items():
                 try:
                     error = float((way(part).float() - right).abs().mean()) / step
-                    times[name] = f'{fused._milliseconds(way, x):.3f} ({error:.4f})'
+                    times[name] = f'{autotune.milliseconds(way, x):.3f} ({error:.4f})'
                 except Exception as problem:
                     times[name] = type(problem).__name__
         print(f'{kind.name:>5} {channels:>8} {plain:>9.3f}  {times}')
@@ -106,7 +106,7 @@ for name in ('street', 'walk'):
 GUIDED = """
 import torch
 from vdeblur.inference.runtimes.cuda import record_graph
-from vdeblur.inference.kernels.convolution import _milliseconds
+from vdeblur.inference.kernels.autotune import milliseconds
 from vdeblur.networks import build, spec, taps
 print('milliseconds a frame: samples along the motion, network, its trunk, network as a graph')
 for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
@@ -121,15 +121,15 @@ for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
             graph = record_graph(network.correction, x)
             ways = ((lambda _: taps.with_guidance(rgb, motion), rgb), (network.correction, x),
                     (network.trunk, packed), (graph, x))
-            times = [f'{_milliseconds(way, given) / n:8.3f}' for way, given in ways]
+            times = [f'{milliseconds(way, given) / n:8.3f}' for way, given in ways]
         print(f'{model:>24} {width:>5}x{height:<5} batch {n}', *times)
 """
 
 COLOUR = """
 import torch
-from vdeblur.inference.kernels import fused, fused_color
+from vdeblur.inference.kernels import autotune, color
 from vdeblur.color import add_correction, as_int16, correction_to_planes
-from vdeblur.inference.deblurrer import harmed
+from vdeblur.inference.guard import damaged
 from vdeblur.frames import PlaneLayout
 limits = {'block': 16, 'block_mean': 0.35, 'mean': 0.15}
 print(f"{'planes':>24} {'torch ms':>18} {'kernels ms':>20}  codes off")
@@ -141,20 +141,20 @@ for layout, size in ((PlaneLayout(1280, 720), (720, 1280)),
     delta = torch.randn(4, 3, *size, device='cuda').mul(0.05).half()
     delta = delta.contiguous(memory_format=torch.channels_last)
     def to_torch(_):
-        return fused_color.in_torch(planes, layout, **options)
+        return color.in_torch(planes, layout, **options)
     def from_torch(d):
         d = d.float().contiguous()[..., : layout.height, : layout.width]
-        d = d.masked_fill(harmed(d)[:, None, None, None], 0)
+        d = d.masked_fill(damaged(d)[:, None, None, None], 0)
         return add_correction(planes, correction_to_planes(d, layout), layout)
     def to_kernel(_):
-        return fused_color.planes_to_input(planes, layout, **options)
+        return color.planes_to_input(planes, layout, **options)
     def from_kernel(d):
-        flags = fused_color.judge(d, layout, **limits)
-        return fused_color.add_to_planes(planes, d, layout, replaced=flags)
+        flags = color.judge(d, layout, **limits)
+        return color.add_to_planes(planes, d, layout, replaced=flags)
     off = [float((as_int16(a).int() != as_int16(b).int()).float().mean())
            for a, b in zip(from_kernel(delta), from_torch(delta))]
     there = float((to_kernel(delta).float() - to_torch(delta).float()).abs().max())
-    times = [fused._milliseconds(way, delta) / 4
+    times = [autotune.milliseconds(way, delta) / 4
              for way in (to_torch, from_torch, to_kernel, from_kernel)]
     name = f'{layout.width}x{layout.height} {layout.depth} bit'
     print(f'{name:>24} {times[0]:>9.4f}{times[1]:>9.4f} {times[2]:>10.4f}{times[3]:>10.4f}  '

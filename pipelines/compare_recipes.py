@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vdeblur import VdeblurError
 from vdeblur.errors import UsageError
-from vdeblur.inference.deblurrer import find_device
+from vdeblur.inference.devices import find_device
 from vdeblur.training import (
     Recipe,
     RunOptions,

@@ -21,7 +21,7 @@ from vdeblur.datasets import open_pairs
 from vdeblur.errors import InputError, ModelError
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.inference.calibration import samples_of, to_tensor
-from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure, quantise
+from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure_ranges, quantise
 from vdeblur.media.sample_frames import sample_frames
 from vdeblur.networks import Network
 from vdeblur.weights import load
@@ -33,7 +33,7 @@ def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> D
         plain = copy.deepcopy(network)
         return Deblurrer(plain, device=device, precision="bf16", backend="torch")
     samples = samples_of(pictures, network.size_multiple)
-    ranges = measure(network, network.correction, samples)
+    ranges = measure_ranges(network, network.correction, samples)
     quantised = quantise(network, ranges, KINDS[kind], kernels=False)
     return Deblurrer(quantised, device=device, precision="fp32", backend="torch")
 

@@ -19,7 +19,7 @@ import torch
 from vdeblur import VdeblurError
 from vdeblur.datasets import DataOptions, open_data
 from vdeblur.errors import OutputError
-from vdeblur.inference.deblurrer import find_device
+from vdeblur.inference.devices import find_device
 from vdeblur.networks import build, spec
 from vdeblur.networks.base import Network
 from vdeblur.training import (

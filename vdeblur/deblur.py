@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vdeblur.errors import InputError, OutputError, UsageError
-from vdeblur.frames import Frame, FrameBatch, PlaneLayout
-from vdeblur.inference import settings as tuning
-from vdeblur.inference.deblurrer import Deblurrer, Precision
+from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.inference.batching import batch_size, restore
+from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.gpu_frames import adopt
+from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_pattern
@@ -40,8 +40,6 @@ from vdeblur.system.workers import Drain, StageTimes, background
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
-#: A group is closed after this many items even if its batch is not full: packets may not pile up.
-_GROUP_ITEMS = 256
 #: More threads would find motion faster than any encoder takes frames, for as many more in memory.
 _MOST_MOTION_THREADS = 12
 
@@ -129,7 +127,7 @@ def deblur_video(
     model: str | nn.Module | Deblurrer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionRequest = "auto",
     batch: int | Literal["auto"] = "auto",
     tile: int | Literal["auto"] | None = "auto",
     strength: float = 1.0,
@@ -185,7 +183,7 @@ def deblur_video(
     guide = guide or Guide(asked)
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
-    before = len(deblurrer.notes)
+    notes_of_run = deblurrer.notes.begin_run()
     on_gpu = deblurrer.device.type == "cuda"
     with (
         VideoReader(
@@ -245,8 +243,7 @@ def deblur_video(
         writer.finish()
         report.kept, report.lost = writer.kept, writer.lost + report.lost
         report.damage = reader.damage.notes
-        told = deblurrer.notes[: deblurrer.notes_at_first] + deblurrer.notes[before:]
-        report.notes = [*reader.notes, *deblurrer.about, *guide.notes(), *told]
+        report.notes = [*reader.notes, *deblurrer.about, *guide.notes(), *notes_of_run()]
     report.seconds = time.monotonic() - began
     return report
 
@@ -264,63 +261,13 @@ class _Chosen:
         return False
 
 
-def restore(
-    items: Iterable[Any],
-    overlap: Overlap,
-    batch: int,
-    *,
-    choose: Callable[[Frame], bool] | None = None,
-) -> Iterator[tuple[Any, bool]]:
-    """Items in, the same items out in the same order, their frames restored in place.
-
-    Frames are gathered into batches of one layout; other items (packets), and frames for which
-    choose is False, keep their place among them. Yields (item, whether the frame's restoration was
-    rejected).
-    """
-    groups: deque[tuple[list[Any], set[int]]] = deque()
-
-    def batches() -> Iterator[FrameBatch]:
-        group: list[Any] = []
-        frames: list[Frame] = []
-        held = 0  # frames in the group, sent or not: a group may not hold more than a batch of them
-
-        def close() -> FrameBatch:
-            nonlocal group, frames, held
-            groups.append((group, {id(frame) for frame in frames}))
-            closed = FrameBatch(frames)
-            group, frames, held = [], [], 0
-            return closed
-
-        for item in items:
-            is_frame = isinstance(item, Frame)
-            wanted = is_frame and (choose is None or choose(item))
-            if frames and wanted and item.layout != frames[0].layout:
-                yield close()
-            group.append(item)
-            held += is_frame
-            if wanted:
-                frames.append(item)
-            if held >= batch or len(group) >= _GROUP_ITEMS:
-                yield close()
-        if group:
-            yield close()
-
-    for _, replaced in overlap.run(batches()):
-        flags = iter(replaced)
-        group, sent = groups.popleft()
-        for item in group:
-            if isinstance(item, Frame):
-                item.around = None  # of one that did not go through the network too
-            yield item, id(item) in sent and next(flags)
-
-
 def deblur_frames(
     frames: Iterable[NDArray[np.uint8]],
     *,
     model: str | nn.Module | Deblurrer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionRequest = "auto",
     batch: int | Literal["auto"] = "auto",
     strength: float = 1.0,
     exposure: str | float | Exposure = AUTO,
@@ -380,32 +327,6 @@ def deblur_frames(
         if len(pending) == size:
             yield from flush()
     yield from flush()
-
-
-def batch_size(
-    batch: int | Literal["auto"], deblurrer: Deblurrer, *, size: tuple[int, int] | None = None
-) -> int:
-    """Frames at once. "auto" is what `vdeblur bench --tune` found for pictures of `size` (height,
-    width); else, on a GPU, the fastest that fits its memory, tried on it, or 8 for any size; on a
-    CPU, as many as the backend computes side by side (OpenVINO: one a thread), or 1.
-    """
-    if batch == "auto":
-        if size is not None and (tuned := deblurrer.tuned.get(size)) is not None:
-            return tuned.batch
-        if deblurrer.device.type != "cuda":
-            return 1 if size is None else deblurrer.side_by_side(*size)
-        if size is None:
-            return 8
-        return tuning.batch_for(
-            deblurrer,
-            deblurrer.facts,
-            *size,
-            backend=deblurrer.backend,
-            precision=deblurrer.precision,
-        )
-    if batch < 1:
-        raise UsageError(f"batch is {batch}: choose 1 or more")
-    return batch
 
 
 def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[str]]:

@@ -23,10 +23,11 @@ from vdeblur.benchmark import roofline
 from vdeblur.benchmark.run import STAGES, BenchResult, Rates, bench, format_result
 from vdeblur.benchmark.sweep import Sweep, Trial, format_sweep, tune
 from vdeblur.cli import main as cli
-from vdeblur.deblur import batch_size, deblur_video
-from vdeblur.inference import runtimes, settings
+from vdeblur.deblur import deblur_video
+from vdeblur.inference import batching, devices, runtimes, settings
+from vdeblur.inference.batching import batch_size
 from vdeblur.inference.runtimes import cuda
-from vdeblur.inference.runtimes.mimo_unet_rewrite import LeanMIMOUNet
+from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
 from vdeblur.media import demo_scene
 from vdeblur.networks import DEFAULT, build
@@ -42,7 +43,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VDEBLUR_BACKEND", "VDEBLUR_PRECISION"):
         monkeypatch.delenv(name, raising=False)
     # What "auto" then is does not depend on the machine.
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +172,7 @@ def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
     assert "FLOP" not in text
     assert "authors" not in text
     assert ": nothing is computed\n" in text
-    assert not any(backend in text for backend in runtimes.BACKENDS)
+    assert not any(backend in text for backend in runtimes.REQUESTS)
 
 
 def test_there_is_nothing_to_tune_in_a_network_that_computes_nothing(
@@ -308,28 +309,31 @@ CPU = torch.device("cpu")
 def test_a_setting_is_kept_for_its_network_size_and_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
     first, second = (Setting("torch", "fp32", n, None, 5.0) for n in (2, 4))
-    assert settings.keep(small(), CPU, (48, 64), first)
-    assert settings.keep(small(), CPU, (72, 128), second)
-    assert settings.recall(settings.facts_of(small(), CPU)) == {(48, 64): first, (72, 128): second}
-    assert settings.keep(small(), CPU, (48, 64), second)
+    assert settings.store_setting(small(), CPU, (48, 64), first)
+    assert settings.store_setting(small(), CPU, (72, 128), second)
+    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {
+        (48, 64): first,
+        (72, 128): second,
+    }
+    assert settings.store_setting(small(), CPU, (48, 64), second)
     # The newest last.
-    assert list(settings.recall(settings.facts_of(small(), CPU))) == [(72, 128), (48, 64)]
+    assert list(settings.recall(settings.tuning_key_parts(small(), CPU))) == [(72, 128), (48, 64)]
     other = small()
     with torch.no_grad():
         other.get_parameter("feat_extract.0.main.0.weight").add_(1e-3)
-    assert settings.recall(settings.facts_of(other, CPU)) == {}
-    assert settings.recall(settings.facts_of(MIMOUNet(base=8, blocks=2), CPU)) == {}
+    assert settings.recall(settings.tuning_key_parts(other, CPU)) == {}
+    assert settings.recall(settings.tuning_key_parts(MIMOUNet(base=8, blocks=2), CPU)) == {}
     monkeypatch.setattr(settings, "device_name", lambda device: "another one")
-    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
 
 
 def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
-    settings.keep(small(), CPU, (48, 64), Setting("torch", "fp32", 2, None, 5.0))
+    settings.store_setting(small(), CPU, (48, 64), Setting("torch", "fp32", 2, None, 5.0))
     for file in (tmp_path / "cache").rglob("settings.json"):
         file.write_text('{"64x48": {"backend": 1}}')
-    assert settings.recall(settings.facts_of(small(), CPU)) == {}
+    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
     assert Deblurrer(small(), device="cpu").tuned == {}
 
 
@@ -337,7 +341,7 @@ def test_what_was_tuned_is_used_and_gives_way_to_what_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = Setting("torch", "bf16", 3, 160, 5.0)
-    settings.keep(small(), CPU, (200, 240), half)
+    settings.store_setting(small(), CPU, (200, 240), half)
     tuned = Deblurrer(small(), device="cpu")
     assert (tuned.dtype, tuned.precision) == (torch.bfloat16, "bf16")
     assert batch_size("auto", tuned, size=(200, 240)) == 3
@@ -365,7 +369,7 @@ def test_a_tuned_batch_is_that_of_the_video(
         return whole(self, planes, *more)
 
     monkeypatch.setattr(Deblurrer, "restore_planes", restore_planes)
-    settings.keep(small(), CPU, (48, 64), Setting("torch", "fp32", 3, None, 5.0))
+    settings.store_setting(small(), CPU, (48, 64), Setting("torch", "fp32", 3, None, 5.0))
     deblur_video(clip, tmp_path / "out.mp4", model=small(), device="cpu")
     assert seen == [3, 3, 2]
 
@@ -392,15 +396,15 @@ def test_a_trial_s_batch_is_restored_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
-    network = LeanMIMOUNet.correction
+    network = RewrittenMIMOUNet.correction
 
-    def correction(self: LeanMIMOUNet, x: Tensor) -> Tensor:
+    def correction(self: RewrittenMIMOUNet, x: Tensor) -> Tensor:
         seen.append(tuple(x.shape))
         return network(self, x)
 
-    monkeypatch.setattr(LeanMIMOUNet, "correction", correction)
+    monkeypatch.setattr(RewrittenMIMOUNet, "correction", correction)
     # Larger than what a CPU takes several of by itself.
-    monkeypatch.setattr("vdeblur.inference.deblurrer._CPU_BATCH_PIXELS", 1)
+    monkeypatch.setattr("vdeblur.inference.memory_plan.CPU_BATCH_PIXELS", 1)
     options: Any = {"backend": "torch", "precision": "fp32", "batch": 3, "rounds": 1}
     weights = tmp_path / "tiny.pth"
     torch.save(MIMOUNet(base=8, blocks=1).state_dict(), weights)
@@ -435,7 +439,7 @@ def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("vdeblur.benchmark.sweep._Bench.measure", measure)
     monkeypatch.setattr("vdeblur.benchmark.sweep.installed", lambda name: False)
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     tried: list[Trial] = []
     sweep = tune(size=(320, 64), device="cpu", on_trial=tried.append)
     assert [(f"{t.backend} {t.precision}", t.batch, t.tile) for t in tried] == list(rates)
@@ -461,8 +465,8 @@ def test_noise_does_not_move_a_setting_from_the_default() -> None:
 
 
 def test_what_was_tuned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
-    settings.keep(small(), CPU, (480, 640), Setting("torch", "bf16", 3, 160, 5.0))
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
+    settings.store_setting(small(), CPU, (480, 640), Setting("torch", "bf16", 3, 160, 5.0))
     (taken, rounded) = Deblurrer(small(), device="cpu").about
     assert taken == (
         "taken from `vdeblur bench --tune`: torch, bf16; unless asked otherwise, "
@@ -480,12 +484,12 @@ def test_what_was_tuned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_setting_of_the_wrong_kind_is_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
     sound = Setting("torch", "fp32", 2, None, 5.0)
     for size in ((48, 64), (72, 128)):
-        settings.keep(small(), CPU, size, sound)
+        settings.store_setting(small(), CPU, size, sound)
     (file,) = (f for f in tmp_path.rglob("settings.json") if f.parent.suffix != ".part")
     lines = json.loads(file.read_text())
     lines["128x72"] |= damage
     file.write_text(json.dumps(lines))
-    assert settings.recall(settings.facts_of(small(), CPU)) == {(48, 64): sound}
+    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {(48, 64): sound}
 
 
 class Clocked:
@@ -516,16 +520,18 @@ class Clocked:
     ],
 )
 def test_the_fastest_batch_that_fits(device: Clocked, batch: int) -> None:
-    assert settings.fastest_batch(device, 16, 16, clock=lambda: device.now) == batch
+    assert batching.fastest_batch(device, 16, 16, clock=lambda: device.now) == batch
     assert max(device.asked) <= device.fits
 
 
 def test_a_found_batch_is_kept_for_its_backend_and_precision() -> None:
     device = Clocked(0.0, 0.0, 64)
-    facts = {"device": "CPU"}
+    key_parts = {"device": "CPU"}
 
-    def found(precision: str = "fp16", facts: dict[str, str] | None = facts) -> int:
-        return settings.batch_for(device, facts, 16, 16, backend="torch", precision=precision)
+    def found(precision: str = "fp16", key_parts: dict[str, str] | None = key_parts) -> int:
+        return batching.kept_fastest_batch(
+            device, key_parts, 16, 16, backend="torch", precision=precision
+        )
 
     assert found() >= 1
     calls = len(device.asked)

@@ -33,8 +33,9 @@ from tests.helpers.clips import (
     scene,
     write_frames,
 )
-from vdeblur import Deblurrer, VideoWriter
+from vdeblur import VideoWriter
 from vdeblur.cli import main as cli
+from vdeblur.inference.network_pass import NetworkPass
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -454,7 +455,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, run: Run) -> No
 def test_a_film_of_unsound_results_is_not_called_done(
     tmp_path: Path, clip: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, seen, tile: seen[:, :3] * 0 + 1)
+    monkeypatch.setattr(NetworkPass, "_tiled", lambda self, seen, tile: seen[:, :3] * 0 + 1)
     code, _, err = run(clip, "-o", tmp_path / "a.mkv", model=False)
     assert code == 3
     assert "6 frames stand as in the source" in err

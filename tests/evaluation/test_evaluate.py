@@ -40,6 +40,7 @@ from vdeblur.evaluation.run import EvalOptions, evaluate
 from vdeblur.evaluation.scores import PairScore
 from vdeblur.evaluation.tables import as_markdown, score_table
 from vdeblur.frames import PlaneLayout
+from vdeblur.inference.network_pass import NetworkPass
 from vdeblur.media.reader import VideoReader
 from vdeblur.motion.warping import warp
 
@@ -442,7 +443,7 @@ def test_unsound_results_are_said_and_not_called_done(
         film(pair[1], [sharp_picture(n) for n in range(2)])
     else:
         pair = [gopro(tmp_path / "data", ("one",))]
-    monkeypatch.setattr(Deblurrer, "_tiled", lambda self, rgb, tile: rgb[:, :3] * math.nan)
+    monkeypatch.setattr(NetworkPass, "_tiled", lambda self, rgb, tile: rgb[:, :3] * math.nan)
     words = ["--pairs", *map(str, pair), "--device", "cpu", "--backend", "torch"]
     assert main(["eval", *words, "--json", str(tmp_path / "s.json"), "--quiet"]) == 3
     assert "2 pictures were scored as they came" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_only_blurred_frames_meet_the_network(
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_frames_and_packets_keep_their_places(shaken: Footage, batch: int) -> None:
-    from vdeblur.deblur import restore
+    from vdeblur.inference.batching import restore
     from vdeblur.media.reader import VideoReader
 
     deblurrer = Deblurrer(Brighter(), device="cpu", precision="fp32")

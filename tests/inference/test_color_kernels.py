@@ -1,6 +1,6 @@
 """Colour in Triton kernels against `vdeblur.color`: in Triton's interpreter, on a GPU where one is.
 
-See `test_fused.py` for why the comparison is a process of its own.
+See `test_convolution_kernels.py` for why the comparison is a process of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ COMPARE = """
 import sys
 import torch
 from tests.inference.test_deblurrer import LAYOUTS, Adds, Returns, planes_of, same, small_network
-from vdeblur.inference.kernels import fused_color
+from vdeblur.inference.kernels import color
 from vdeblur.color import add_correction, as_int16, correction_to_planes
-from vdeblur.inference.deblurrer import Deblurrer, harmed
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.guard import damaged
 from vdeblur.frames import PlaneLayout
 
 device, dtype = sys.argv[1], getattr(torch, sys.argv[2])
@@ -49,8 +50,8 @@ for layout in layouts:
     height, width = layout.height, layout.width
     # To a multiple, reflected; much larger than there is to reflect.
     for size in ((-(-height // 8) * 8, -(-width // 8) * 8), (44, 72)):
-        got = fused_color.planes_to_input(planes, layout, size=size, dtype=dtype)
-        expected = fused_color.in_torch(planes, layout, size=size, dtype=dtype)
+        got = color.planes_to_input(planes, layout, size=size, dtype=dtype)
+        expected = color.in_torch(planes, layout, size=size, dtype=dtype)
         assert got.is_contiguous(memory_format=torch.channels_last), layout
         worst = float((got.float() - expected.float()).abs().max())
         assert worst <= 2 * max(torch.finfo(dtype).eps, 1e-6), (layout, size, worst)
@@ -59,7 +60,7 @@ for layout in layouts:
     cropped = delta[..., :height, :width].float() * 0.5
     expected = add_correction(planes, correction_to_planes(cropped, layout), layout)
     for strided in (delta, delta.contiguous(memory_format=torch.channels_last)):
-        got = fused_color.add_to_planes(planes, strided, layout, strength=0.5)
+        got = color.add_to_planes(planes, strided, layout, strength=0.5)
         worst, share = off_by(got, expected)
         # One code, and seldom: the sums are taken in another order.
         assert worst <= 1 and share < 0.002, (layout, worst, share)
@@ -67,10 +68,10 @@ for layout in layouts:
     broken = delta.clone()
     broken[1] = float("nan")
     replaced = torch.tensor([False, True], device=device)
-    got = fused_color.add_to_planes(planes, broken, layout, strength=0.5, replaced=replaced)
+    got = color.add_to_planes(planes, broken, layout, strength=0.5, replaced=replaced)
     assert off_by([p[:1] for p in got], [p[:1] for p in expected])[0] <= 1
     assert all(same(a[1:], b[1:]) for a, b in zip(got, planes, strict=True)), layout
-    zero = fused_color.add_to_planes(planes, torch.zeros_like(delta), layout)
+    zero = color.add_to_planes(planes, torch.zeros_like(delta), layout)
     assert all(same(a, b) for a, b in zip(zero, planes, strict=True)), layout
 
 # What is judged: blots, patterns, what is not finite; not blots beyond the last whole block.
@@ -84,8 +85,8 @@ fine[5, 0, 32:37, 32:40] += 5
 fine[6, :, 37:, 40:] = float("nan")
 limits = {"block": 16, "block_mean": 0.35, "mean": 0.15}
 for delta in (fine, fine.to(dtype).contiguous(memory_format=torch.channels_last)):
-    flags = fused_color.judge(delta, layout, **limits)
-    assert flags.tolist() == harmed(delta[..., :37, :40].float()).tolist()
+    flags = color.judge(delta, layout, **limits)
+    assert flags.tolist() == damaged(delta[..., :37, :40].float()).tolist()
     assert flags.tolist() == [False, True, True, True, True, False, False, False]
 
 # A deblurrer gives the same planes with and without, and harm is held back with both.
@@ -94,9 +95,9 @@ for layout in (LAYOUTS[1], LAYOUTS[5], PlaneLayout(12, 9)):
     planes = [plane.to(device) for plane in planes_of(layout, low=0.2, high=0.7)]
     for network in (small_network(), Returns(), Adds(0.6, multiple=4)):
         restored = []
-        for colour in (None, fused_color.Kernels(notes.append)):
+        for colour in (None, color.Kernels(notes.append)):
             deblurrer = Deblurrer(network, device=device, precision="fp32", strength=0.7)
-            deblurrer.colour = colour
+            deblurrer.color_kernels = colour
             restored.append(deblurrer.restore_planes(planes, layout))
         (plain, told), (quick, also_told) = restored
         worst, share = off_by(quick, plain)
@@ -104,9 +105,9 @@ for layout in (LAYOUTS[1], LAYOUTS[5], PlaneLayout(12, 9)):
         assert told.tolist() == also_told.tolist() == [getattr(network, "value", 0) > 0.5] * 2
 assert not notes, notes
 ensemble = []
-for colour in (None, fused_color.Kernels(notes.append)):
+for colour in (None, color.Kernels(notes.append)):
     deblurrer = Deblurrer(small_network(), device=device, precision="fp32", ensemble=True)
-    deblurrer.colour = colour
+    deblurrer.color_kernels = colour
     ensemble.append(deblurrer.restore_planes(planes, layout)[0])
 worst, share = off_by(*ensemble)
 assert worst <= 1 and share < 0.002 and not notes
@@ -129,21 +130,21 @@ def test_colour_kernels_agree_with_torch_on_a_gpu(dtype: str) -> None:
 
 
 COMPILE = """
-from vdeblur.inference.kernels import fused_color
+from vdeblur.inference.kernels import color
 from vdeblur.frames import PlaneLayout
 
 for depth, plane in ((8, "*u8"), (10, "*i16")):
     for shift, siting in (((1, 1), "left"), ((1, 1), "topleft"), ((0, 0), "center")):
         layout = PlaneLayout(1920, 1080, depth, "yuv", shift, siting=siting)
-        constants = fused_color._constants(layout)
+        constants = color._constants(layout)
         planes = dict.fromkeys(("plane0", "plane1", "plane2", "new0", "new1", "new2"), plane)
-        built(fused_color._input_kernel, planes | {"table": "*fp32", "target": "*fp16"},
+        built(color._input_kernel, planes | {"table": "*fp32", "target": "*fp16"},
               constants | {"REFLECT": True, "PIXELS": 512})
-        built(fused_color._planes_kernel, planes | {
+        built(color._planes_kernel, planes | {
               "delta": "*fp16", "replaced": "*u8", "table": "*fp32", "strength": "fp32",
               "top": "fp32"}, constants | {"TOGETHER": 1, "SAMPLES": 128})
 kinds = {"delta": "*fp16", "sums": "*fp32", "limit": "fp32"}
-built(fused_color._judge_kernel, kinds, {"BLOCK": 16})
+built(color._judge_kernel, kinds, {"BLOCK": 16})
 print("compiled")
 """
 
@@ -177,9 +178,9 @@ def test_kernels_that_fail_are_told_once_and_torch_goes_on(
 
     monkeypatch.setattr(color, "planes_to_input", broken)
     deblurrer = Deblurrer(small_network(), device="cpu", backend="torch")
-    assert deblurrer.colour is None
+    assert deblurrer.color_kernels is None
     expected = [deblurrer.restore_planes(planes_of(layout), layout) for layout in LAYOUTS]
-    deblurrer.colour = color.Kernels(deblurrer.notes.append)
+    deblurrer.color_kernels = color.Kernels(deblurrer.notes.append)
     for layout, (planes, replaced) in zip(LAYOUTS, expected, strict=True):
         again, also = deblurrer.restore_planes(planes_of(layout), layout)
         assert also.tolist() == replaced.tolist()

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from vdeblur.errors import DeviceError
-from vdeblur.inference.kernels import convolution
+from vdeblur.inference.kernels import autotune, convolution
 from vdeblur.networks.mimo_unet import MIMOUNet
 
 COMPARE = """
 import itertools, sys
 import torch, torch.nn.functional as F
-from vdeblur.inference.kernels import fused
+from vdeblur.inference.kernels import autotune, convolution
 from vdeblur.networks.mimo_unet import MIMOUNet
 
 device, dtype = sys.argv[1], getattr(torch, sys.argv[2])
@@ -41,9 +41,9 @@ for size, channels, out in (((5, 7), 16, 32), ((6, 37), 48, 16)):
     b = torch.randn(out, device=device).to(dtype)
     z = torch.randn(2, out, *size, device=device).to(dtype)
     plain = F.conv2d(x, w, b, padding=1)
-    close(fused.conv3x3(x, fused.pack(w), b), plain)
-    close(fused.conv3x3(x, fused.pack(w), b, relu=True), plain.relu())
-    close(fused.conv3x3(x, fused.pack(w), b, added=z), plain + z)
+    close(convolution.conv3x3(x, convolution.pack(w), b), plain)
+    close(convolution.conv3x3(x, convolution.pack(w), b, relu=True), plain.relu())
+    close(convolution.conv3x3(x, convolution.pack(w), b, added=z), plain + z)
 
 # A pruned block's middle is narrower: two kernels.
 hidden = [16, 32, 64, 64, 16, 16]
@@ -51,16 +51,16 @@ network = MIMOUNet(base=16, blocks=1, hidden=hidden).eval().to(device, dtype)
 # Wider and higher than a tile of the block kernel; small ones for the interpreter, which is slow.
 height, width = 20, 36
 if device == "cpu":
-    fused._TILE_ROWS, fused._TILE_COLUMNS, height, width = 4, 8, 8, 12
+    convolution.TILE_ROWS, convolution.TILE_COLUMNS, height, width = 4, 8, 8, 12
 x = torch.rand(1, 3, height, width, device=device).to(dtype)
 with torch.no_grad():
     for whole in ((), (16, 32, 64)):
-        quick = fused.fuse(network, whole_block_channels=whole)
-        kinds = [m for m in quick.modules() if isinstance(m, fused.FusedBlock)]
+        quick = convolution.fuse(network, whole_block_channels=whole)
+        kinds = [m for m in quick.modules() if isinstance(m, convolution.FusedBlock)]
         assert len(kinds) == 6 and [m.whole for m in kinds].count(True) == 5 * bool(whole)
         close(quick.correction(x), network.correction(x))
 if device == "cuda":
-    assert fused.chosen
+    assert autotune.chosen
 print("agree")
 """
 
@@ -101,7 +101,7 @@ def test_kernels_agree_with_torch_on_a_gpu(dtype: str) -> None:
 BUILD = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from vdeblur.inference.kernels.convolution import Launch
+from vdeblur.inference.kernels.autotune import Launch
 
 def built(kernel, kinds, constants, launch=Launch()):
     signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
@@ -119,11 +119,12 @@ def built(kernel, kinds, constants, launch=Launch()):
 """
 
 COMPILE = """
-from vdeblur.inference.kernels import fused
+from vdeblur.inference.kernels import convolution
 
-launch, kernel = fused._BLOCK_LAUNCHES[-1], fused._block_kernel
-constants = {"CHANNELS": 64, "TILE_ROWS": fused._TILE_ROWS, "TILE_COLUMNS": fused._TILE_COLUMNS,
-             "ROWS": launch.rows, "PROGRAMS": launch.programs}
+launch, kernel = convolution._BLOCK_LAUNCHES[-1], convolution._block_kernel
+constants = {"CHANNELS": 64, "TILE_ROWS": convolution.TILE_ROWS,
+             "TILE_COLUMNS": convolution.TILE_COLUMNS, "ROWS": launch.rows,
+             "PROGRAMS": launch.programs}
 numbers = ("tiles", "height", "width")
 kinds = {name: "*fp16" for name in kernel.arg_names if name not in numbers}
 ptx = built(kernel, kinds, constants, launch)
@@ -154,19 +155,19 @@ def test_the_fastest_way_that_agrees_is_taken_and_measured_once() -> None:
     names = {id(way): name for name, way in ways.items()} | {id(plain): "plain"}
     timed: list[str] = []
 
-    def clock(way: convolution.Way, x: Tensor) -> float:
+    def clock(way: autotune.Way, x: Tensor) -> float:
         timed.append(names[id(way)])
         return seconds[timed[-1]]
 
     x = torch.rand(1, 4, 8, 8)
-    decide = convolution.choose(("test", 1), ways, plain, timed=clock)
+    decide = autotune.choose_kernel(("test", 1), ways, plain, timed=clock)
     assert decide(x) is ways["quick"]
     assert decide(x) is ways["quick"]
     assert timed == ["plain", "slow", "quick"]
     # Another shape is measured anew; there the plain one wins.
     seconds["plain"] = 1.0
     assert decide(x[..., :4]) is plain
-    assert convolution.choose(("test", 1), ways, plain, timed=clock)(x) is ways["quick"]
+    assert autotune.choose_kernel(("test", 1), ways, plain, timed=clock)(x) is ways["quick"]
 
 
 def test_another_arithmetic_is_held_to_its_own_reference() -> None:
@@ -182,13 +183,13 @@ def test_another_arithmetic_is_held_to_its_own_reference() -> None:
     def exact(x: Tensor) -> Tensor:
         return x.clone()
 
-    def clock(way: convolution.Way, x: Tensor) -> float:
+    def clock(way: autotune.Way, x: Tensor) -> float:
         return 2.0 if way is exact else 1.0 if way is coarse else 0.1
 
     x = torch.rand(2, 4, 300, 8)
     # What does the exact thing faster still is not what was asked for.
     ways = {"exact too": lambda x: x * 1.0, "coarse": coarse}
-    decide = convolution.choose(("coarse",), ways, exact, expected=reference, timed=clock)
+    decide = autotune.choose_kernel(("coarse",), ways, exact, expected=reference, timed=clock)
     assert decide(x) is coarse
     # It takes memory, and is asked of a part.
     assert asked == [(1, 4, 256, 8)]

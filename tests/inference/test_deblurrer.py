@@ -15,15 +15,13 @@ from vdeblur.color import merge_fields, split_fields
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference import deblurrer as module
-from vdeblur.inference.deblurrer import (
-    CONTEXT,
-    MIN_TILE,
-    Deblurrer,
-    Plan,
-    find_device,
-    harmed,
-    in_tiles,
-)
+from vdeblur.inference import tiling
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.devices import find_device, free_memory
+from vdeblur.inference.guard import damaged
+from vdeblur.inference.memory_plan import Plan
+from vdeblur.inference.settings import PrecisionRequest
+from vdeblur.inference.tiling import MARGIN, MIN_TILE, in_tiles
 from vdeblur.networks.mimo_unet import MIMOUNet
 
 LAYOUTS = [
@@ -111,7 +109,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_network_that_changes_nothing_changes_no_code(
-    layout: PlaneLayout, precision: module.Precision
+    layout: PlaneLayout, precision: PrecisionRequest
 ) -> None:
     planes = planes_of(layout)
     networks: tuple[nn.Module | str, ...] = (Returns(), "identity")
@@ -187,7 +185,7 @@ def test_an_image_is_what_the_network_makes_of_it() -> None:
 def test_half_precision_stays_close() -> None:
     x = torch.rand(1, 3, 32, 32)
     exact = Deblurrer(small_network(), device="cpu", precision="fp32")(x)
-    cases: tuple[tuple[module.Precision, float], ...] = (("fp16", 3e-4), ("bf16", 3e-3))
+    cases: tuple[tuple[PrecisionRequest, float], ...] = (("fp16", 3e-4), ("bf16", 3e-3))
     for precision, tolerance in cases:
         half = Deblurrer(small_network(), device="cpu", precision=precision)(x)
         # The picture itself is not rounded: bf16 alone would cost it up to 2e-3 everywhere.
@@ -210,11 +208,11 @@ def test_tiles_with_the_full_halo_are_the_whole_picture(height: int, width: int)
         return network.correction(tile)
 
     whole = network.correction(x)
-    tiled = in_tiles(run, x, tile=160, context=network.halo, multiple=network.size_multiple)
+    tiled = in_tiles(run, x, tile=160, margin=network.halo, multiple=network.size_multiple)
     assert len(shapes) == 1
     assert max(shapes)[2:] != (height, width)
     assert float((tiled - whole).abs().max()) < 1e-5
-    cheap = in_tiles(run, x, tile=160, context=4, multiple=network.size_multiple)
+    cheap = in_tiles(run, x, tile=160, margin=4, multiple=network.size_multiple)
     assert float((cheap - whole).abs().max()) > 1e-5
 
 
@@ -224,7 +222,7 @@ def test_tiles_are_aligned_equal_and_cover_everything() -> None:
     ):
         if size % multiple:
             continue
-        places = module._places(size, tile, overlap, multiple)
+        places = tiling.tile_places(size, tile, overlap, multiple)
         assert places[0][0] == 0
         assert places[-1][1] == size
         assert len({end - start for start, end in places}) == 1
@@ -232,7 +230,7 @@ def test_tiles_are_aligned_equal_and_cover_everything() -> None:
         for (_, end), (start, _) in itertools.pairwise(places):
             assert end - start >= overlap
         for context, feather in ((overlap // 4, max(1, overlap // 2)),):
-            fades = module._fades(places, size, context, feather, torch.device("cpu"))
+            fades = tiling._fades(places, size, context, feather, torch.device("cpu"))
             total = torch.zeros(size)
             for (start, end), fade in zip(places, fades, strict=True):
                 total[start:end] += fade
@@ -330,10 +328,10 @@ def test_auto_tile_follows_the_memory_that_is_free(monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_figures_can_be_had() -> None:
-    free = module.free_memory(torch.device("cpu"))
+    free = free_memory(torch.device("cpu"))
     assert free is None or free > 1 << 20
-    assert module.free_memory(torch.device("meta")) is None
-    assert CONTEXT < MIN_TILE
+    assert free_memory(torch.device("meta")) is None
+    assert MARGIN < MIN_TILE
 
 
 class Spoils(nn.Module):
@@ -394,8 +392,8 @@ def test_what_a_deblurrer_does_is_no_harm() -> None:
     sharp[:, :, :48] = 1.0  # most of a page is paper
     blurred = F.avg_pool2d(sharp, 5, 1, 2, count_include_pad=False)
     assert float((sharp - blurred).abs().max()) > 0.4
-    assert harmed(sharp - blurred).tolist() == [False]
-    assert harmed(torch.zeros(2, 3, 5, 40)).tolist() == [False, False]
+    assert damaged(sharp - blurred).tolist() == [False]
+    assert damaged(torch.zeros(2, 3, 5, 40)).tolist() == [False, False]
 
 
 def test_fields_are_pictures_of_their_own() -> None:

@@ -105,7 +105,7 @@ def test_a_device_restores_them_without_an_upload_from_the_host(
     def restored(frames: Sequence[Frame]) -> tuple[list[Any], FakeDevice]:
         device = FakeDevice()
         batches = [FrameBatch(frames[:3]), FrameBatch(frames[3:6]), FrameBatch(frames[6:])]
-        overlap = Overlap(LazyPlusOne(device), backend=device)
+        overlap = Overlap(LazyPlusOne(device), ops=device)
         list(overlap.run(batches))
         return [plane.copy() for frame in frames for plane in frame.planes], device
 
@@ -132,7 +132,7 @@ def test_a_batch_of_both_kinds_is_uploaded(clip: Path, monkeypatch: pytest.Monke
     before = [frame.planes[0].copy() for frame in frames]
     frames[1].on_device = None
     device = FakeDevice()
-    list(Overlap(LazyPlusOne(device), backend=device).run([FrameBatch(frames)]))
+    list(Overlap(LazyPlusOne(device), ops=device).run([FrameBatch(frames)]))
     for frame, plane in zip(frames, before, strict=True):
         assert np.array_equal(frame.planes[0], plane + 1)
 

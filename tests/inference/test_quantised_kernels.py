@@ -1,6 +1,6 @@
 """Residual blocks in 8 bits: what codes are, what they cost, and the kernels against torch.
 
-See `test_fused.py` for why the comparison with kernels is a process of its own.
+See `test_convolution_kernels.py` for why the comparison with kernels is a process of its own.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from vdeblur.inference.kernels.quantised import (
     QuantisedBlock,
     Scale,
     blocks_of,
-    measure,
+    measure_ranges,
     quantise,
 )
-from vdeblur.inference.runtimes import attach, choose, cuda
+from vdeblur.inference.runtimes import choose_runtime, cuda, with_runtime
 from vdeblur.networks.layers import ResBlock
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.weights import load_network, save_weights
@@ -60,7 +60,7 @@ def ratio(got: Tensor, expected: Tensor) -> float:
 COMPARE = """
 import sys
 import torch
-from vdeblur.inference.kernels import fused, quantised
+from vdeblur.inference.kernels import convolution, quantised
 from vdeblur.networks.layers import ResBlock
 from vdeblur.inference.kernels.quantised import KINDS, QuantisedBlock
 
@@ -69,7 +69,7 @@ torch.manual_seed(5)
 # Wider and higher than a tile of the block kernel; small ones for the interpreter, which is slow.
 height, width = 20, 36
 if device == "cpu":
-    quantised._TILE_ROWS, quantised._TILE_COLUMNS, height, width = 4, 8, 6, 11
+    quantised.TILE_ROWS, quantised.TILE_COLUMNS, height, width = 4, 8, 6, 11
 for channels, hidden in ((32, 32), (32, 20), (64, 96)):
     block = ResBlock(channels, hidden).eval().requires_grad_(False).to(device, dtype)
     x = torch.randn(2, channels, height, width, device=device).to(dtype)
@@ -113,14 +113,15 @@ def test_kernels_are_the_reference_on_a_gpu(kind: Kind) -> None:
 START = """
 import torch
 from vdeblur.inference.kernels import quantised
-from vdeblur.inference.runtimes import attach, correction_of, cuda
+from vdeblur.inference.runtimes import cuda, with_runtime
+from vdeblur.networks.base import correction_of
 from tests.inference.test_quantised_kernels import network, ratio
 from vdeblur.inference.export import random_pictures
 
-quantised._TILE_ROWS, quantised._TILE_COLUMNS = 4, 8
+quantised.TILE_ROWS, quantised.TILE_COLUMNS = 4, 8
 cuda.require = lambda *_: None
 net, x = network(), random_pictures(1, 32, 32)
-there = attach(net, backend="triton", device=torch.device("cpu"), precision="int8",
+there = with_runtime(net, runtime="triton", device=torch.device("cpu"), precision="int8",
                calibration=[x], note=print)
 got, expected = there.correction(x), net.correction(x)
 assert not torch.equal(got, expected) and ratio(got, expected) > 25, ratio(got, expected)
@@ -151,7 +152,7 @@ for codes, integer, operands in (("*i8", True, "s32.s8.s8"), ("*fp8e4nv", False,
         assert "wgmma" in ptx and operands in ptx
     launch = quantised._BLOCK_LAUNCHES[-1]
     constants = {"CHANNELS": channels, "HIDDEN": channels, "ROWS": launch.rows,
-                 "TILE_ROWS": quantised._TILE_ROWS, "TILE_COLUMNS": quantised._TILE_COLUMNS,
+                 "TILE_ROWS": quantised.TILE_ROWS, "TILE_COLUMNS": quantised.TILE_COLUMNS,
                  "PROGRAMS": launch.programs, "INTEGER": integer}
     more = {"source": "*fp16", "target": "*fp16"}
     ptx = built(quantised._block_kernel, kinds | more, constants, launch)
@@ -224,7 +225,7 @@ def test_weights_have_a_scale_for_each_output_and_are_ordered_by_tap_output_inpu
 def test_a_network_in_8_bits_is_nearly_the_network(kind: Kind) -> None:
     # Pruned in one block; the channels of another are no multiple of what tensor cores take.
     net, x = network(hidden=[32, 40, 128, 128, 64, 32]), random_pictures(1, 64, 96)
-    ranges = measure(net, net.correction, [x, x.flip(3)])
+    ranges = measure_ranges(net, net.correction, [x, x.flip(3)])
     assert set(ranges) == set(blocks_of(net))
     assert len(ranges) == 6
     assert not any(module._forward_pre_hooks for module in net.modules())
@@ -245,15 +246,15 @@ def test_blocks_of_other_widths_are_left() -> None:
 def test_the_widest_range_of_all_pictures_counts() -> None:
     net = network()
     dark, bright = (random_pictures(1, 64, 64) * light for light in (0.1, 1.0))
-    one, both = (measure(net, net.correction, some) for some in ([dark], [dark, bright]))
+    one, both = (measure_ranges(net, net.correction, some) for some in ([dark], [dark, bright]))
     name = "Encoder.0.layers.0"
     assert both[name][0][1] > 2 * one[name][0][1]
-    assert both == measure(net, net.correction, [bright, dark])
+    assert both == measure_ranges(net, net.correction, [bright, dark])
 
 
 def test_pictures_on_which_the_network_fails_are_told() -> None:
     net = network()
-    ranges = measure(net, net.correction, [torch.full((1, 3, 32, 32), float("nan"))])
+    ranges = measure_ranges(net, net.correction, [torch.full((1, 3, 32, 32), float("nan"))])
     with pytest.raises(ModelError, match="precision fp8: the network's values are not finite"):
         quantise(net, ranges, KINDS["fp8"])
 
@@ -272,7 +273,7 @@ def test_8_bits_are_refused_in_a_sentence(precision: str, monkeypatch: pytest.Mo
         cuda.require(network(base=4, unshuffle=1), precision, GPU)
     # The default network has other blocks.
     with pytest.raises(ModelError) as refused:
-        attach(load_network(), backend="triton", device=GPU, precision=precision)
+        with_runtime(load_network(), runtime="triton", device=GPU, precision=precision)
     assert str(refused.value) == (
         f"precision {precision} on cuda:0 is for networks with residual blocks of 32, 64, … "
         "channels, such as mimo-unet, which MIMOUNetGuided is not: use --precision auto"
@@ -281,16 +282,20 @@ def test_8_bits_are_refused_in_a_sentence(precision: str, monkeypatch: pytest.Mo
     with pytest.raises(DeviceError, match=r"compute capability 8\.\d or more, and cuda:0 has 7\.5"):
         cuda.require(net, precision, GPU)
     with pytest.raises(ModelError, match=f"{precision} needs pictures"):
-        cuda.start_in_8_bits(
+        cuda.create_8_bit_runner(
             net, device=GPU, precision=precision, calibration=(), note=lambda _: None
         )
 
 
 def test_8_bits_are_for_whom_they_are() -> None:
     net, cpu = network(), torch.device("cpu")
-    assert choose("auto", net, GPU, "int8") == choose("triton", net, GPU, "int8") == "triton"
-    assert choose("auto", net, GPU, "fp8") == "triton"
-    assert choose("auto", net, cpu, "int8") == "openvino"
+    assert (
+        choose_runtime("auto", net, GPU, "int8")
+        == choose_runtime("triton", net, GPU, "int8")
+        == "triton"
+    )
+    assert choose_runtime("auto", net, GPU, "fp8") == "triton"
+    assert choose_runtime("auto", net, cpu, "int8") == "openvino"
     for backend, device, precision in (
         ("torch", GPU, "int8"),
         ("cudagraphs", GPU, "fp8"),
@@ -298,7 +303,7 @@ def test_8_bits_are_for_whom_they_are() -> None:
         ("torch", cpu, "fp8"),
     ):
         with pytest.raises(UsageError, match=rf"precision {precision} is for .*, not for "):
-            choose(backend, net, device, precision)  # type: ignore[arg-type]
+            choose_runtime(backend, net, device, precision)  # type: ignore[arg-type]
     with pytest.raises((DeviceError, UsageError), match="precision fp8 is for Triton on CUDA"):
         Deblurrer(network(), device="cpu", precision="fp8")
 
@@ -313,18 +318,18 @@ def test_without_pictures_the_first_that_come_are_measured(
         given.append((str(options["precision"]), list(options["calibration"])))  # type: ignore[call-overload]
         return net.correction
 
-    monkeypatch.setattr(cuda, "start_in_8_bits", start)
+    monkeypatch.setattr(cuda, "create_8_bit_runner", start)
     monkeypatch.setattr(cuda, "require", lambda *_: None)
     net, first = network(), torch.rand(1, 3, 32, 32)
-    there = attach(net, backend="triton", device=torch.device("cpu"), precision=precision)
+    there = with_runtime(net, runtime="triton", device=torch.device("cpu"), precision=precision)
     assert not given
     for picture in (first, torch.rand(1, 3, 32, 32)):
-        assert torch.equal(there.correction(picture), net.correction(picture))  # type: ignore[operator]
+        assert torch.equal(there.correction(picture), net.correction(picture))
     ((asked, pictures),) = given
     assert asked == precision
     assert pictures == [first]
-    attach(
-        net, backend="triton", device=torch.device("cpu"), precision=precision,
+    with_runtime(
+        net, runtime="triton", device=torch.device("cpu"), precision=precision,
         calibration=[first, first],
     )  # fmt: skip
     assert len(given[1][1]) == 2

@@ -12,13 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdeblur.deblur import batch_size
 from vdeblur.errors import DeviceError, ModelError, UsageError
-from vdeblur.inference import runtimes
+from vdeblur.inference import devices, runtimes
+from vdeblur.inference.batching import batch_size
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.export import random_pictures, to_openvino
-from vdeblur.inference.runtimes import attach, choose, facts_of, prefers_bf16, torch_cpu
-from vdeblur.inference.runtimes.mimo_unet_rewrite import lean
+from vdeblur.inference.runtimes import (
+    cache_key_parts,
+    choice,
+    choose_runtime,
+    prefers_bf16,
+    torch_cpu,
+    with_runtime,
+)
+from vdeblur.inference.runtimes.mimo_unet_rewrite import rewrite
 from vdeblur.networks import FAMILIES, Network, share_means
 from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
@@ -34,7 +41,7 @@ SIZES = ((1, 64, 96), (2, 36, 40))
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and nothing said in the environment."""
     monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(runtimes.VARIABLE, raising=False)
+    monkeypatch.delenv(runtimes.RUNTIME_VARIABLE, raising=False)
     return tmp_path / "cache"
 
 
@@ -71,7 +78,7 @@ def correction(module: nn.Module, x: Tensor) -> Tensor:
 
 def test_the_correction_is_torchs_to_1e_5_at_any_size(runtime: Any) -> None:
     net = network()
-    elsewhere = attach(net, backend=runtime, device=CPU)
+    elsewhere = with_runtime(net, runtime=runtime, device=CPU)
     for frame in SIZES:
         x = random_pictures(*frame)
         assert correction(net, x).abs().max() > 0.01
@@ -84,7 +91,7 @@ def test_a_deblurrer_gives_torchs_picture(runtime: Any) -> None:
     here = Deblurrer(network(), device="cpu", backend="torch")
     there = Deblurrer(network(), device="cpu", backend=runtime, precision="fp32")
     assert (here.backend, there.backend) == ("torch", runtime)
-    assert isinstance(there.network, runtimes.Elsewhere)
+    assert isinstance(there.network, runtimes.ExternalNetwork)
     assert torch.allclose(there(images), here(images), rtol=0, atol=1e-5)
 
 
@@ -92,7 +99,7 @@ def test_a_second_run_converts_nothing(
     runtime: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = random_pictures(1, 32, 32)
-    first = correction(attach(network(), backend=runtime, device=CPU), x)
+    first = correction(with_runtime(network(), runtime=runtime, device=CPU), x)
     assert len(kept(folder)) == 1
     module = sys.modules[f"vdeblur.inference.runtimes.{runtime}"]
     name = "to_onnx" if runtime == "onnxruntime" else "to_openvino"
@@ -101,25 +108,25 @@ def test_a_second_run_converts_nothing(
         raise AssertionError("converted again")
 
     monkeypatch.setattr(module, name, refuse)
-    assert torch.equal(correction(attach(network(), backend=runtime, device=CPU), x), first)
+    assert torch.equal(correction(with_runtime(network(), runtime=runtime, device=CPU), x), first)
     with pytest.raises(AssertionError, match="converted again"):
-        attach(network(seed=1), backend=runtime, device=CPU)
+        with_runtime(network(seed=1), runtime=runtime, device=CPU)
 
 
 @pytest.mark.parametrize("damage", ["other", "cut"])
 def test_a_damaged_entry_is_made_again(runtime: Any, folder: Path, damage: str) -> None:
     x = random_pictures(1, 32, 32)
-    attach(network(seed=1), backend=runtime, device=CPU)
+    with_runtime(network(seed=1), runtime=runtime, device=CPU)
     (wrong,) = kept(folder)
     net = network()
-    attach(net, backend=runtime, device=CPU)
+    with_runtime(net, runtime=runtime, device=CPU)
     (right,) = set(kept(folder)) - {wrong}
     for file in right.iterdir():
         if file.suffix != ".json":
             other = (wrong / file.name).read_bytes()
             file.write_bytes(other if damage == "other" else b"")
     for _ in range(2):
-        elsewhere = attach(net, backend=runtime, device=CPU)
+        elsewhere = with_runtime(net, runtime=runtime, device=CPU)
         assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
 
 
@@ -129,7 +136,7 @@ def test_without_a_cache_it_runs_all_the_same(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("VDEBLUR_CACHE", str(tmp_path / "file" / "below"))
     x, net = random_pictures(1, 32, 32), network()
-    elsewhere = attach(net, backend=runtime, device=CPU)
+    elsewhere = with_runtime(net, runtime=runtime, device=CPU)
     assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
 
 
@@ -140,17 +147,17 @@ def test_a_full_disk_under_the_cache_is_told_and_left_as_it_was(
         (target / "half").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vdeblur.inference.runtimes.shutil.copytree", full)
+    monkeypatch.setattr("vdeblur.inference.runtimes.conversion.shutil.copytree", full)
     notes: list[str] = []
     x, net = random_pictures(1, 32, 32), network()
-    elsewhere = attach(net, backend=runtime, device=CPU, note=notes.append)
+    elsewhere = with_runtime(net, runtime=runtime, device=CPU, note=notes.append)
     assert torch.allclose(correction(elsewhere, x), correction(net, x), rtol=0, atol=1e-5)
     (note,) = notes
     assert note.startswith(f"{runtimes.NOT_KEPT} in {folder}")
     assert not [path for path in folder.rglob("*") if path.is_file()]
     # Said of every use, though it was found before any picture came.
     deblurrer = Deblurrer(network(), device="cpu", backend=runtime, precision="fp32")
-    assert deblurrer.notes[: deblurrer.notes_at_first] == notes
+    assert list(deblurrer.notes.setup) == notes
 
 
 def test_a_disk_too_full_to_convert_on_is_told(
@@ -163,21 +170,21 @@ def test_a_disk_too_full_to_convert_on_is_told(
     name = "to_onnx" if runtime == "onnxruntime" else "to_openvino"
     monkeypatch.setattr(module, name, full)
     with pytest.raises(ModelError, match=r"could not be converted in .*: free space there"):
-        attach(network(), backend=runtime, device=CPU)
+        with_runtime(network(), runtime=runtime, device=CPU)
 
 
 def test_keys_tell_apart_all_that_matters() -> None:
     net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
-    facts = facts_of(net, backend="a")
-    assert facts is not None
-    keys = {cache.key_of(facts)}
-    for change in facts:
-        keys.add(cache.key_of(facts | {change: "other"}))
-    assert len(keys) == len(facts) + 1
-    assert {"vdeblur", "torch", "sources", "parameters", "config", "stage"} <= set(facts)
+    parts = cache_key_parts(net, backend="a")
+    assert parts is not None
+    keys = {cache.key_of(parts)}
+    for change in parts:
+        keys.add(cache.key_of(parts | {change: "other"}))
+    assert len(keys) == len(parts) + 1
+    assert {"vdeblur", "torch", "sources", "parameters", "config", "stage"} <= set(parts)
     net.stage = "fused"
-    assert facts_of(net, backend="a") != facts
-    assert facts_of(net, backend="b") == facts_of(net) | {"backend": "b"}  # type: ignore[operator]
+    assert cache_key_parts(net, backend="a") != parts
+    assert cache_key_parts(net, backend="b") == cache_key_parts(net) | {"backend": "b"}  # type: ignore[operator]
 
 
 def test_stages_are_converted_apart(runtime: Any) -> None:
@@ -186,7 +193,7 @@ def test_stages_are_converted_apart(runtime: Any) -> None:
     outputs = []
     for stage in net.stages:
         net.stage = stage
-        outputs.append(correction(attach(net, backend=runtime, device=CPU), x))
+        outputs.append(correction(with_runtime(net, runtime=runtime, device=CPU), x))
         assert torch.allclose(outputs[-1], correction(net, x), rtol=0, atol=1e-5)
     full, fused = outputs
     assert not torch.allclose(full, fused, rtol=0, atol=1e-3)
@@ -194,7 +201,7 @@ def test_stages_are_converted_apart(runtime: Any) -> None:
 
 def test_tiles_that_share_means_are_torchs(runtime: Any) -> None:
     net = network(family="mimo-unet-cfa", base=4, blocks=1, scales=2)
-    elsewhere = attach(net, backend=runtime, device=CPU)
+    elsewhere = with_runtime(net, runtime=runtime, device=CPU)
     tile, crops = random_pictures(1, 32, 32), torch.full((2, 3, 16, 16), 0.1)
     with share_means(elsewhere, crops):
         held = correction(elsewhere, tile)
@@ -211,26 +218,26 @@ class Adds(nn.Module):
 
 
 def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "installed", lambda name: True)
+    monkeypatch.setattr(choice, "installed", lambda name: True)
     net, gpu = network(), torch.device("cuda", 0)
-    assert choose("auto", net, CPU, "fp32") == "openvino"
-    assert choose("auto", net, CPU, "int8") == "openvino"
+    assert choose_runtime("auto", net, CPU, "fp32") == "openvino"
+    assert choose_runtime("auto", net, CPU, "int8") == "openvino"
     for able in (True, False):
-        monkeypatch.setattr(runtimes, "multiplies_bf16", lambda able=able: able)
-        assert choose("auto", net, CPU, "bf16") == ("openvino" if able else "torch")
-    assert choose("auto", net, gpu, "fp32") == "torch"
-    assert choose("auto", Adds(), CPU, "fp32") == "torch"
-    assert choose("torch", net, CPU, "fp32") == "torch"
-    assert choose("onnxruntime", net, gpu, "fp32") == "onnxruntime"
-    monkeypatch.setenv(runtimes.VARIABLE, "torch")
-    assert choose("auto", net, CPU, "fp32") == "torch"
-    assert choose("openvino", net, CPU, "fp32") == "openvino"
-    monkeypatch.setenv(runtimes.VARIABLE, "tensorflow")
+        monkeypatch.setattr(devices, "multiplies_bf16", lambda able=able: able)
+        assert choose_runtime("auto", net, CPU, "bf16") == ("openvino" if able else "torch")
+    assert choose_runtime("auto", net, gpu, "fp32") == "torch"
+    assert choose_runtime("auto", Adds(), CPU, "fp32") == "torch"
+    assert choose_runtime("torch", net, CPU, "fp32") == "torch"
+    assert choose_runtime("onnxruntime", net, gpu, "fp32") == "onnxruntime"
+    monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, "torch")
+    assert choose_runtime("auto", net, CPU, "fp32") == "torch"
+    assert choose_runtime("openvino", net, CPU, "fp32") == "openvino"
+    monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, "tensorflow")
     with pytest.raises(UsageError, match="VDEBLUR_BACKEND is 'tensorflow'"):
-        choose("auto", net, CPU, "fp32")
-    monkeypatch.delenv(runtimes.VARIABLE)
-    monkeypatch.setattr(runtimes, "installed", lambda name: False)
-    assert choose("auto", net, CPU, "fp32") == "torch"
+        choose_runtime("auto", net, CPU, "fp32")
+    monkeypatch.delenv(runtimes.RUNTIME_VARIABLE)
+    monkeypatch.setattr(choice, "installed", lambda name: False)
+    assert choose_runtime("auto", net, CPU, "fp32") == "torch"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +255,7 @@ def test_impossible_choices_are_told(
     backend: Any, device: str, precision: str, sentence: str
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
-        choose(backend, network(), torch.device(device), precision)
+        choose_runtime(backend, network(), torch.device(device), precision)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -258,7 +265,7 @@ def test_what_needs_a_gpu_is_refused_without_one(
     backend: Any, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if named == "environment":
-        monkeypatch.setenv(runtimes.VARIABLE, backend)
+        monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, backend)
     asked: Any = backend if named == "option" else "auto"
     with pytest.raises(DeviceError, match="and PyTorch sees no CUDA GPU here") as refused:
         Deblurrer(device="cpu", backend=asked)
@@ -266,14 +273,14 @@ def test_what_needs_a_gpu_is_refused_without_one(
     # Where there is one, it is the device that does not fit.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UsageError, match="runs on a CUDA device, not on cpu: use --device cuda"):
-        choose(asked, network(), CPU, "fp16")
+        choose_runtime(asked, network(), CPU, "fp16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_fp8_is_refused_without_a_gpu(backend: Any) -> None:
     with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here: use --"):
-        choose(backend, network(), CPU, "fp8")
+        choose_runtime(backend, network(), CPU, "fp8")
 
 
 @pytest.mark.parametrize(
@@ -319,12 +326,12 @@ def test_a_wrong_conversion_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
     other = runtimes.Correction(network(5))
     monkeypatch.setattr(openvino, "to_openvino", lambda _, **more: to_openvino(other, **more))
     with pytest.raises(ModelError, match=r"converted network differs from torch by .*--backend"):
-        attach(network(), backend="openvino", device=CPU)
+        with_runtime(network(), runtime="openvino", device=CPU)
 
 
 def test_memory_that_runs_out_is_told_as_such() -> None:
     need("openvino")
-    elsewhere = attach(network(), backend="openvino", device=CPU)
+    elsewhere = with_runtime(network(), runtime="openvino", device=CPU)
     runner: Any = elsewhere._runner
 
     class Full:
@@ -348,7 +355,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 @pytest.fixture
 def bf16() -> None:
-    if not runtimes.multiplies_bf16():
+    if not devices.multiplies_bf16():
         pytest.skip("this CPU has no instructions for bf16")
 
 
@@ -389,7 +396,7 @@ def test_auto_takes_bf16_where_it_is_quick_and_changes_nothing(
     from vdeblur.inference.runtimes import openvino
 
     monkeypatch.delenv(runtimes.PRECISION_VARIABLE)
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     monkeypatch.setattr(openvino, "require", lambda _: None)  # asks this machine's CPU
     loud = network()
     with torch.no_grad():
@@ -405,9 +412,9 @@ def test_auto_takes_bf16_where_it_is_quick_and_changes_nothing(
     assert precision(network(), backend="torch") == "bf16"
     assert precision(loud, backend="torch") == "fp32"
     assert any("bf16" in line for line in Deblurrer(network(), device="cpu").about)
-    monkeypatch.setenv(runtimes.VARIABLE, "onnxruntime")
+    monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, "onnxruntime")
     assert not prefers_bf16(network(), "auto")
-    monkeypatch.delenv(runtimes.VARIABLE)
+    monkeypatch.delenv(runtimes.RUNTIME_VARIABLE)
     monkeypatch.setenv(runtimes.PRECISION_VARIABLE, "fp32")
     assert precision(network()) == "fp32"
     assert precision(network(), precision="bf16") == "bf16"
@@ -415,7 +422,7 @@ def test_auto_takes_bf16_where_it_is_quick_and_changes_nothing(
     with pytest.raises(UsageError, match="VDEBLUR_PRECISION is 'fp4': set it to one of auto, fp32"):
         Deblurrer(network(), device="cpu")
     monkeypatch.delenv(runtimes.PRECISION_VARIABLE)
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: False)
     assert precision(network()) == "fp32"
 
 
@@ -431,7 +438,7 @@ def test_bf16_on_a_cpu_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(DeviceError, match="needs a CPU with instructions for it"):
         Deblurrer(network(), device="cpu", backend="openvino", precision="bf16")
     # Who did not ask for it is not stopped by it.
-    monkeypatch.setattr(runtimes, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     monkeypatch.delenv(runtimes.PRECISION_VARIABLE)
     deblurrer = Deblurrer(network(), device="cpu")
     assert (deblurrer.backend, deblurrer.precision) == ("torch", "fp32")
@@ -604,7 +611,7 @@ def test_fused_layers_on_a_cpu_are_torchs(family: str, config: dict[str, Any]) -
                                                                "unshuffle": 4}])  # fmt: skip
 def test_fewer_operations_compute_the_same(config: dict[str, Any]) -> None:
     net = network(**config)
-    quick = lean(net)
+    quick = rewrite(net)
     for frame in SIZES:
         count, height, width = frame
         x = random_pictures(count, -(-height // 16) * 16, -(-width // 16) * 16)
@@ -616,19 +623,19 @@ def test_fewer_operations_compute_the_same(config: dict[str, Any]) -> None:
     assert before is not None
     assert work.flop < 0.98 * before.flop
     # Products of weights that go on being trained would stay behind.
-    assert lean(net.requires_grad_(True)) is net
+    assert rewrite(net.requires_grad_(True)) is net
 
 
 def test_fewer_operations_of_a_pruned_network() -> None:
     net = network(base=8, blocks=1, hidden=[3, 9, 20, 5, 16, 8])
     x = random_pictures(1, 32, 48)
-    assert torch.allclose(correction(lean(net), x), correction(net, x), rtol=0, atol=1e-6)
+    assert torch.allclose(correction(rewrite(net), x), correction(net, x), rtol=0, atol=1e-6)
 
 
 def test_weights_in_training_are_not_laid_out_once_and_for_all() -> None:
     net = network().requires_grad_(True)
     assert torch_cpu.fuse(net) is net
-    assert choose("auto", net, CPU, "fp32") == "torch"
+    assert choose_runtime("auto", net, CPU, "fp32") == "torch"
 
 
 def test_a_fused_copy_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

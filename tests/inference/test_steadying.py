@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from tests.motion.test_flow import film, pan, texture, view
 from vdeblur.cli.options import deblurrer_of, network_options
-from vdeblur.deblur import deblur_frames, restore
+from vdeblur.deblur import deblur_frames
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference import steadying as steady
+from vdeblur.inference.batching import restore
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.steadying import steadied
 from vdeblur.inference.transfers import Overlap

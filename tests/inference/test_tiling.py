@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import UsageError
-from vdeblur.inference.deblurrer import FEATHER, Deblurrer, sample_crops
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.devices import free_memory
+from vdeblur.inference.tiling import FEATHER, sample_crops
 from vdeblur.media.reader import VideoReader
 from vdeblur.networks import FAMILIES, GlobalMean, Network, build, names, share_means, spec
 from vdeblur.networks.mimo_unet import MIMOUNet
@@ -225,7 +227,7 @@ def test_tiles_that_are_mostly_overlap_are_told() -> None:
     def notes(**options: Any) -> list[str]:
         network = MIMOUNet(base=32, blocks=2, unshuffle=4)
         deblurrer = Deblurrer(network, device="cpu", **options)
-        deblurrer._first_plan(360, 640)
+        deblurrer.memory.plan_for(360, 640, free=free_memory(deblurrer.device))
         return deblurrer.notes
 
     (note,) = notes(tile=128)

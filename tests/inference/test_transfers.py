@@ -169,7 +169,7 @@ class FakeDevice:
         assert target is not None
         stream.issued.append(lambda: self.run(target, position))
 
-    def synchronise(self, event: FakeEvent) -> None:
+    def synchronize(self, event: FakeEvent) -> None:
         assert event.stream is not None
         self.log.append(f"wait for {event.stream.name}")
         self.run(event.stream, event.position)
@@ -241,7 +241,7 @@ class LazyPlusOne(PlusOne):
 def test_a_lazy_device_gives_the_right_results_in_order(depth: int, layout: PlaneLayout) -> None:
     device = FakeDevice()
     batches = make_batches(4, 4, 4, 4, 4, 3, layout=layout)
-    overlap = Overlap(LazyPlusOne(device), depth=depth, backend=device)
+    overlap = Overlap(LazyPlusOne(device), depth=depth, ops=device)
     check_restored(batches, list(overlap.run(batches)))
     # Three planes in, three out and the flags, for each of `depth` slots: reused, not made anew.
     assert device.allocated_pinned == 7 * depth
@@ -249,7 +249,7 @@ def test_a_lazy_device_gives_the_right_results_in_order(depth: int, layout: Plan
 
 def test_the_next_upload_is_issued_before_a_download_is_waited_for() -> None:
     device = FakeDevice()
-    list(Overlap(LazyPlusOne(device), depth=2, backend=device).run(make_batches(2, 2, 2)))
+    list(Overlap(LazyPlusOne(device), depth=2, ops=device).run(make_batches(2, 2, 2)))
     batch = ["copy-in", "copy-out"]
     wait = ["wait for copy-out"]
     assert device.log == [*batch, *batch, *wait, *batch, *wait, *wait]
@@ -265,7 +265,7 @@ def test_depth_1_gives_each_batch_before_it_takes_the_next() -> None:
             taken += 1
             yield batch
 
-    overlap = Overlap(LazyPlusOne(device), depth=1, backend=device)
+    overlap = Overlap(LazyPlusOne(device), depth=1, ops=device)
     for given, _ in enumerate(overlap.run(source()), start=1):
         assert taken == given
 
@@ -280,7 +280,7 @@ def test_never_more_than_depth_batches_are_in_flight() -> None:
             taken += 1
             yield batch
 
-    overlap = Overlap(LazyPlusOne(device), depth=3, backend=device)
+    overlap = Overlap(LazyPlusOne(device), depth=3, ops=device)
     for given, _ in enumerate(overlap.run(source()), start=1):
         assert taken - given <= 2
     assert taken == 9
@@ -295,7 +295,7 @@ def test_each_frame_s_motion_goes_along(lazy: bool) -> None:
         if length is not None:
             frame.motion = np.full((4, 1, 2), length, np.float32)
     device = FakeDevice()
-    overlap = Overlap(LazyPlusOne(device), backend=device) if lazy else Overlap(PlusOne())
+    overlap = Overlap(LazyPlusOne(device), ops=device) if lazy else Overlap(PlusOne())
     list(overlap.run(batches))
     for frame, length in zip(frames, moves, strict=True):
         for before, after in zip(make_frame(frame.pts).planes, frame.planes, strict=True):
@@ -337,7 +337,7 @@ def test_what_is_around_each_frame_goes_along_and_is_let_go(lazy: bool) -> None:
         frames[number].around = Around(all_[number], (all_[number - 1], way))
     device = FakeDevice()
     deblurrer = Looks(device)
-    list(Overlap(deblurrer, backend=device if lazy else None).run(batches))
+    list(Overlap(deblurrer, ops=device if lazy else None).run(batches))
     if not lazy:
         device.run(device.compute, len(device.compute.issued))
     first, *others = deblurrer.told
@@ -363,7 +363,7 @@ def test_layouts_may_change_and_batches_may_be_empty() -> None:
     for backend in (device, None):
         again = [FrameBatch([make_frame(f.pts, f.layout) for f in b.frames]) for b in batches]
         deblurrer = LazyPlusOne(device) if backend else PlusOne()
-        results = list(Overlap(deblurrer, backend=backend).run(again))
+        results = list(Overlap(deblurrer, ops=backend).run(again))
         assert [batch for batch, _ in results] == again
         for batch, replaced in results:
             assert len(replaced) == len(batch)
@@ -385,7 +385,7 @@ def test_buffers_are_used_again_only_where_they_fit(depth: int) -> None:
         )
         for _ in range(depth)
     ]
-    for batch, _ in Overlap(LazyPlusOne(device), depth=depth, backend=device).run(batches):
+    for batch, _ in Overlap(LazyPlusOne(device), depth=depth, ops=device).run(batches):
         for frame in batch.frames:
             source = make_frame(frame.pts, frame.layout)
             for before, after in zip(source.planes, frame.planes, strict=True):
@@ -394,7 +394,7 @@ def test_buffers_are_used_again_only_where_they_fit(depth: int) -> None:
 
 def test_a_failure_is_itself_and_leaves_nothing_in_flight() -> None:
     device = FakeDevice()
-    results = Overlap(LazyPlusOne(device, fail_at=2), depth=3, backend=device).run(
+    results = Overlap(LazyPlusOne(device, fail_at=2), depth=3, ops=device).run(
         make_batches(1, 1, 1, 1)
     )
     with pytest.raises(RuntimeError, match="the network broke"):
@@ -404,7 +404,7 @@ def test_a_failure_is_itself_and_leaves_nothing_in_flight() -> None:
 
 def test_leaving_early_waits_for_the_copies_under_way() -> None:
     device = FakeDevice()
-    results = Overlap(LazyPlusOne(device), depth=3, backend=device).run(make_batches(1, 1, 1, 1))
+    results = Overlap(LazyPlusOne(device), depth=3, ops=device).run(make_batches(1, 1, 1, 1))
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert device.log.count("wait for copy-out") == 3
@@ -413,7 +413,7 @@ def test_leaving_early_waits_for_the_copies_under_way() -> None:
 def test_the_timeline_is_by_the_device_s_clock() -> None:
     device = FakeDevice()
     timeline: list[BatchTimes] = []
-    overlap = Overlap(LazyPlusOne(device), backend=device, timeline=timeline)
+    overlap = Overlap(LazyPlusOne(device), ops=device, timeline=timeline)
     list(overlap.run(make_batches(2, 2, 1)))
     assert [times.frames for times in timeline] == [2, 2, 1]
     for times in timeline:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tests.motion.test_flow import film, frame, pan, texture, view
 from vdeblur.color import planes_to_rgb
-from vdeblur.deblur import deblur_frames, restore
+from vdeblur.deblur import deblur_frames
 from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.inference.batching import restore
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.guidance import Inputs
 from vdeblur.inference.transfers import Overlap

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdeblur.errors import ModelError
-from vdeblur.inference.deblurrer import in_tiles
+from vdeblur.inference.tiling import in_tiles
 from vdeblur.networks import GlobalMean, build, share_means
 from vdeblur.networks.mprnet import MPRNet
 
@@ -164,7 +164,7 @@ def test_tiles_that_share_means_have_no_seams() -> None:
     x = torch.rand(1, 3, 16, 512) * torch.linspace(0, torch.pi, 512).sin()
 
     def error() -> float:
-        tiled = in_tiles(network.correction, x, tile=192, context=network.context, multiple=8)
+        tiled = in_tiles(network.correction, x, tile=192, margin=network.context, multiple=8)
         return float((tiled - network.correction(x)).abs().max())
 
     assert error() > 1e-2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
-from vdeblur.inference.deblurrer import in_tiles
+from vdeblur.inference.tiling import in_tiles
 from vdeblur.networks import build
 from vdeblur.networks.pss_nsc import PSSNSC, _double
 
@@ -243,6 +243,6 @@ def test_tiles_with_the_full_halo_are_exact(scales: int) -> None:
             restored: Tensor = network(part)
             return restored
 
-        tiled = in_tiles(run, x, tile=tile, context=context, multiple=m)
+        tiled = in_tiles(run, x, tile=tile, margin=context, multiple=m)
         assert len(calls) > 2
         assert (float((tiled - whole).abs().max()) < 1e-5) == exact

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from vdeblur.inference.settings import synchronise
+from vdeblur.inference.devices import synchronize
 
 
 def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -43,9 +43,9 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 def _per_second(work: Callable[[], object], device: torch.device, times: int) -> float:
     work()
-    synchronise(device)
+    synchronize(device)
     begin = time.perf_counter()
     for _ in range(times):
         work()
-    synchronise(device)
+    synchronize(device)
     return times / (time.perf_counter() - begin)

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from vdeblur.benchmark import roofline
 from vdeblur.color import add_correction, correction_to_planes, planes_to_rgb
-from vdeblur.deblur import batch_size, motion_threads, restore
+from vdeblur.deblur import motion_threads
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
-from vdeblur.inference.deblurrer import Deblurrer, best_algorithms
+from vdeblur.inference.batching import batch_size, restore
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.devices import device_name, fastest_convolutions, synchronize
 from vdeblur.inference.export import random_motion
 from vdeblur.inference.kernels import color
-from vdeblur.inference.settings import device_name, synchronise
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
@@ -333,17 +334,17 @@ class _Measurement:
             return _timed(lambda: sum(1 for _ in self._frames(reader)))
 
     def _on_device(self, work: Callable[[], object], batches: int, synchronised: bool) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
 
         def run() -> int:
             for _ in range(batches):
                 work()
             if synchronised:
-                synchronise(self.device)
+                synchronize(self.device)
             return batches * self.batch
 
         rate = _timed(run)
-        synchronise(self.device)
+        synchronize(self.device)
         return rate
 
     def upload(self) -> float:
@@ -367,7 +368,7 @@ class _Measurement:
     def colour(self) -> float:
         """Planes → RGB, and a correction back into planes."""
         delta = torch.zeros_like(self._rgb)
-        kernels, dtype = self.deblurrer.colour, self.deblurrer.dtype
+        kernels, dtype = self.deblurrer.color_kernels, self.deblurrer.dtype
         size = self.height, self.width
         if kernels and kernels.usable(self._planes, self.layout, size=size, dtype=dtype):
             delta = delta.to(dtype, memory_format=torch.channels_last)
@@ -479,11 +480,11 @@ class _Measurement:
         def network_alone() -> int:
             for _ in range(count):
                 run(alone)
-                synchronise(self.device)
+                synchronize(self.device)
             return count
 
         def timed(work: Callable[[], int]) -> float:
-            with best_algorithms(self.device):  # which their scripts ask for too
+            with fastest_convolutions(self.device):  # which their scripts ask for too
                 return _timed(work)
 
         timed(network_alone)

@@ -22,12 +22,21 @@ from vdeblur.benchmark.run import load_for_speed, surrounded
 from vdeblur.color import planes_to_rgb
 from vdeblur.errors import DeviceError, UsageError, VdeblurError
 from vdeblur.frames import PlaneLayout
-from vdeblur.inference import runtimes, settings
-from vdeblur.inference.deblurrer import MIN_TILE, Deblurrer, Plan, find_device, free_memory
+from vdeblur.inference import devices, runtimes
+from vdeblur.inference.batching import GAIN
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.devices import (
+    device_name,
+    find_device,
+    free_memory,
+    synchronize,
+)
 from vdeblur.inference.export import random_motion, random_pictures
 from vdeblur.inference.kernels import color, convolution
+from vdeblur.inference.memory_plan import Plan
 from vdeblur.inference.runtimes import EIGHT_BITS
-from vdeblur.inference.settings import GAIN, Setting, device_name, synchronise
+from vdeblur.inference.settings import Setting, store_setting
+from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.motion.neighbours import Around
 from vdeblur.networks import GlobalMean, Identity, Network
 from vdeblur.system.optional import installed
@@ -166,7 +175,7 @@ def tune(
     untrained = any("untrained" in note for note in notes)
     kept = False
     if best.precision not in EIGHT_BITS and not untrained:
-        kept = settings.keep(network, where, (height, width), setting)
+        kept = store_setting(network, where, (height, width), setting)
     return Sweep(name, device_name(where), f"{width}x{height}", trials, best, kept, notes)
 
 
@@ -215,7 +224,7 @@ def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple
         precisions = ["fp32"]
         if name == "torch" and gpu:
             precisions = ["fp16", "bf16", "fp32"]
-        elif name in ("torch", "openvino") and device.type == "cpu" and runtimes.multiplies_bf16():
+        elif name in ("torch", "openvino") and device.type == "cpu" and devices.multiplies_bf16():
             precisions = ["fp32", "bf16"]
         elif name in ("cudagraphs", "triton"):
             # bf16 is as fast and coarser, fp32 slower; each would compile for a minute.
@@ -363,14 +372,14 @@ class _Bench:
         assert isinstance(ready, Deblurrer)
         planes = [plane.repeat(trial.batch, 1, 1).to(self.device) for plane in self._planes]
         told = self._told(planes)
-        synchronise(self.device)
+        synchronize(self.device)
         begin, count = time.perf_counter(), 0
         while True:
             ready.restore_planes(planes, self.layout, *told)
             count += trial.batch
             # Queued work is waited for as a whole: one batch after another keeps the device busy.
             if self.device.type == "cpu" or count >= 4 * trial.batch:
-                synchronise(self.device)
+                synchronize(self.device)
                 passed = time.perf_counter() - begin
                 if passed >= seconds:
                     return count / passed

@@ -187,9 +187,9 @@ def _run(args: argparse.Namespace) -> int:
 
     from vdeblur.datasets.pairs import open_pairs
     from vdeblur.datasets.pans import photographs_in, photographs_of
-    from vdeblur.deblur import batch_size
     from vdeblur.evaluation.report_page import Gallery
     from vdeblur.evaluation.run import EvalOptions
+    from vdeblur.inference.batching import batch_size
     from vdeblur.motion.exposure import exposure_of
 
     options = EvalOptions(

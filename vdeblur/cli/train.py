@@ -209,7 +209,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from vdeblur.datasets.augmentation import Augment
     from vdeblur.datasets.blur_options import BlurOptions
-    from vdeblur.inference.deblurrer import find_device
+    from vdeblur.inference.devices import find_device
     from vdeblur.training.options import RunOptions
     from vdeblur.training.processes import processes, start_processes
     from vdeblur.training.recipes import from_texts
@@ -409,7 +409,7 @@ def _precision(name: str, device: str) -> str:
     """For "auto": bf16 where the device multiplies it faster than fp32, fp32 elsewhere."""
     import torch
 
-    from vdeblur.inference.runtimes import multiplies_bf16
+    from vdeblur.inference.devices import multiplies_bf16
 
     if name != "auto":
         return name

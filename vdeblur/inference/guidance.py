@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,38 @@ KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
 #: Inputs that are not in use, kept for the next: of as many as are ever computed side by side, and
 #: of frames to come.
 _MOST_SPARE = 10
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a guided network is given beside N pictures; empty for other networks.
+
+    Attributes:
+        motion: (N, 4, h, w) in pixels; None if unknown.
+        around: What a film shows around each picture; None if nothing is known of any.
+    """
+
+    motion: Tensor | None = None
+    around: Sequence[Around | None] | None = None
+
+    def __getitem__(self, part: slice) -> Guidance:
+        if self.motion is None:
+            return self
+        around = None if self.around is None else self.around[part]
+        return Guidance(self.motion[part], around if around and any(around) else None)
+
+    def of_fields(self) -> Guidance:
+        """Return the guidance of the fields of interlaced pictures, which have half the rows."""
+        if self.motion is None:
+            return self
+        motion = self.motion.repeat_interleave(2, dim=0)
+        return Guidance(motion * motion.new_tensor([1.0, 0.5, 1.0, 0.5])[:, None, None])
+
+    def fitted(self, size: tuple[int, int], padded: tuple[int, int]) -> Guidance:
+        """Return the guidance of pictures of `size` (height, width) padded below and right."""
+        if self.motion is None:
+            return self
+        return replace(self, motion=fitted(self.motion, size, padded))
 
 
 class Inputs:

@@ -1,7 +1,8 @@
-"""The fastest settings, measured by `vdeblur bench --tune`, in the user's cache.
+"""From what is asked for to runtime, precision and dtype; the fastest settings, as measured.
 
-Kept under all that they depend on: device, threads, network, weights, picture size, versions.
-Knows no video and no files but the cache's.
+`vdeblur bench --tune` measures them and keeps them in the user's cache, under all that they depend
+on: device, threads, network, weights, picture size, versions. Knows no video and no files but the
+cache's.
 """
 
 from __future__ import annotations
@@ -9,29 +10,36 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vdeblur.errors import UsageError
 from vdeblur.inference import runtimes
+from vdeblur.inference.devices import device_name
+from vdeblur.inference.runtimes import Runtime, RuntimeRequest
+from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.system import cache
 from vdeblur.system.folders import cache_folder
 
-_KIND, _BATCH_KIND = "tuned", "batch"
-#: A larger batch has to be this much faster a frame to be worth its memory and its delay.
-GAIN = 1.03
-_PROBE_SECONDS = 15.0  # spent once, for it is kept
-_LARGEST_BATCH = 32
-MIN_TILE = 128  # pixels; below, a tile is mostly overlap
-
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+#: A precision, or "auto" for the fastest that keeps the picture.
+PrecisionRequest = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
+#: Of torch's tensors: 8 bits are inside OpenVINO, or in the residual blocks of a half network.
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+    "fp8": torch.float16,
+}
 Size = tuple[int, int]  # height, width
+KeyParts = dict[str, str]
+_KIND = "tuned"
 
 
 @dataclass(frozen=True)
@@ -49,166 +57,197 @@ class Setting:
         return f"{self.backend} {self.precision}, batch {self.batch}, {tile}"
 
 
-def device_name(device: torch.device) -> str:
-    """What a person calls the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return f"{platform.machine()} {device.type}"
-    threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a network is computed on a device.
+
+    Attributes:
+        runtime: The runtime.
+        precision: The precision.
+        dtype: Of the network's input in torch: fp32 for runtimes that round inside.
+        tuned: Measured settings that agree with both, by height and width.
+        key_parts: What measurements of this network on this device depend on; None if unknown.
+        precision_asked: Whether the caller or the environment named the precision.
+        precision_measured: Whether a measurement named it.
+        replaceable: Whether torch may take the runtime's place if that cannot compute the network.
+    """
+
+    runtime: Runtime
+    precision: Precision
+    dtype: torch.dtype
+    tuned: dict[Size, Setting] = field(default_factory=dict)
+    key_parts: KeyParts | None = None
+    precision_asked: bool = True
+    precision_measured: bool = False
+    replaceable: bool = False
+
+    def in_torch(self, device: torch.device) -> InferenceSettings:
+        """The same without another runtime; on a CPU, a precision chosen for that is fp32 again."""
+        chosen = not (self.precision_asked or self.precision_measured)
+        precision = "fp32" if chosen and device.type == "cpu" else self.precision
+        return replace(
+            self, runtime="torch", precision=precision, dtype=DTYPES[precision], tuned={}
+        )
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(s.partition(":")[2].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration, UnicodeDecodeError):
-        return platform.processor() or platform.machine()
+def resolve(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    precision: PrecisionRequest = "auto",
+    runtime: RuntimeRequest = "auto",
+) -> InferenceSettings:
+    """Decide how a network is computed on a device. Reads the environment and the cache only.
+
+    "auto" is what `vdeblur bench --tune` measured as fastest for this network here, else:
+    precision fp16 on CUDA where the network supports it, bf16 on a CPU where `prefers_bf16` says
+    so, else fp32, or what the environment's VDEBLUR_PRECISION says; the runtime that
+    `choose_runtime` names.
+
+    Args:
+        network: As loaded: fp32, not moved.
+        device: Where it is to be computed.
+        precision: What is asked for.
+        runtime: What is asked for.
+
+    Raises:
+        UsageError: What is asked for does not fit the device, or the environment names something
+            unknown.
+        DeviceError: It needs a GPU, and there is none.
+    """
+    key_parts = tuning_key_parts(network, device)
+    wanted = precision
+    if precision == "auto":
+        wanted = cast("PrecisionRequest", os.environ.get(runtimes.PRECISION_VARIABLE, "auto"))
+        if wanted != "auto" and wanted not in DTYPES:
+            raise UsageError(
+                f"{runtimes.PRECISION_VARIABLE} is {wanted!r}: set it to one of auto, "
+                f"{', '.join(DTYPES)}"
+            )
+    asked, tuned = wanted != "auto", dict[Size, Setting]()
+    wanted_runtime = runtime
+    if "auto" in (wanted, runtime):
+        fitting = fitting_settings(recall(key_parts), precision=wanted, backend=runtime)
+        wanted = cast("PrecisionRequest", fitting[0])
+        wanted_runtime = cast("RuntimeRequest", fitting[1])
+        tuned = fitting[2]
+    chosen: Precision
+    if measured_or_asked := wanted != "auto":
+        chosen = wanted
+    else:
+        chosen = _usual_precision(network, device, wanted_runtime)
+    found = runtimes.choose_runtime(wanted_runtime, network, device, chosen)
+    return InferenceSettings(
+        runtime=found,
+        precision=chosen,
+        dtype=_dtype(found, chosen, device),
+        tuned=tuned,
+        key_parts=key_parts,
+        precision_asked=asked,
+        precision_measured=measured_or_asked and not asked,
+        replaceable=runtime == "auto" and chosen not in runtimes.EIGHT_BITS,
+    )
 
 
-Facts = dict[str, str]
+def _usual_precision(
+    network: nn.Module, device: torch.device, runtime: RuntimeRequest
+) -> Precision:
+    """The precision where nobody asked for one and none was measured."""
+    if device.type == "cpu" and runtimes.prefers_bf16(network, runtime):
+        return "bf16"
+    half = device.type == "cuda" and getattr(network, "supports_half", True)
+    return "fp16" if half and runtime in ("auto", *runtimes.TENSOR_RUNTIMES) else "fp32"
 
 
-def facts_of(network: nn.Module, device: torch.device) -> Facts | None:
-    """What settings depend on: of a network as loaded (fp32, not moved), and a device.
+def _dtype(runtime: Runtime, precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "int8" and device.type == "cuda":
+        return torch.float16
+    # Other runtimes take fp32, and round inside.
+    return DTYPES[precision] if runtime in runtimes.TENSOR_RUNTIMES else torch.float32
 
-    None where that cannot be told, and on a CPU as long as nothing is kept: then it costs nothing.
+
+def tuning_key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:
+    """Return what measured settings depend on.
+
+    Args:
+        network: As loaded: fp32, not moved.
+        device: Where it is to be computed.
+
+    Returns:
+        None where it cannot be told, and on a CPU as long as nothing is kept: it then costs
+        nothing.
     """
     if device.type != "cuda" and not (cache_folder() / _KIND).is_dir():
         return None
-    return _facts(network, device)
+    return _key_parts(network, device)
 
 
-def recall(facts: Facts | None) -> dict[Size, Setting]:
-    """The settings kept for these facts, the newest last."""
-    folder = cache.find_entry(_KIND, facts) if facts is not None else None
+def recall(key_parts: KeyParts | None) -> dict[Size, Setting]:
+    """Return the settings kept under these key parts, the newest last."""
+    folder = cache.find_entry(_KIND, key_parts) if key_parts is not None else None
     return {} if folder is None else _read(folder)
 
 
-def keep(network: nn.Module, device: torch.device, size: Size, setting: Setting) -> bool:
-    """Keep a setting for pictures of `size`; False when that cannot be.
+def store_setting(network: nn.Module, device: torch.device, size: Size, setting: Setting) -> bool:
+    """Keep a setting in the user's cache.
 
-    The network is as loaded: fp32, not moved.
+    Args:
+        network: As loaded: fp32, not moved.
+        device: Where it was measured.
+        size: Height and width of the pictures, in pixels.
+        setting: The fastest one.
+
+    Returns:
+        Whether it could be kept.
     """
-    facts = _facts(network, device)
-    if facts is None:
+    key_parts = _key_parts(network, device)
+    if key_parts is None:
         return False
-    found = cache.find_entry(_KIND, facts)
+    found = cache.find_entry(_KIND, key_parts)
     settings = {} if found is None else _read(found)
     settings.pop(size, None)
     settings[size] = setting
-    lines = {f"{w}x{h}": asdict(one) for (h, w), one in settings.items()}
+    lines = {f"{w}x{h}": asdict(each) for (h, w), each in settings.items()}
 
     def make(folder: Path) -> None:
         (folder / "settings.json").write_text(json.dumps(lines, indent=2), encoding="utf-8")
 
-    return cache.store_entry(_KIND, facts, make) is not None
+    return cache.store_entry(_KIND, key_parts, make) is not None
 
 
-def fitting(
+def fitting_settings(
     settings: dict[Size, Setting], *, precision: str, backend: str
 ) -> tuple[str, str, dict[Size, Setting]]:
-    """(precision, backend, settings measured with both) for what was asked; "auto" is open.
+    """Match measured settings with a request, in which "auto" is open.
 
-    Of several, the newest decides. Without any, what was asked comes back. An environment variable
-    that names a backend goes before what was measured.
+    The newest match wins; without one, the request is returned unchanged. An environment variable
+    that names a backend takes precedence over measurements.
+
+    Returns:
+        (precision, backend, the settings measured with both).
     """
-    if backend == "auto" and os.environ.get(runtimes.VARIABLE, "auto") != "auto":
+    if backend == "auto" and os.environ.get(runtimes.RUNTIME_VARIABLE, "auto") != "auto":
         return precision, backend, {}
     usable = [
-        one
-        for one in settings.values()
-        if precision in ("auto", one.precision) and backend in ("auto", one.backend)
+        each
+        for each in settings.values()
+        if precision in ("auto", each.precision) and backend in ("auto", each.backend)
     ]
     if not usable:
         return precision, backend, {}
     chosen = usable[-1].precision, usable[-1].backend
-    same = {size: one for size, one in settings.items() if (one.precision, one.backend) == chosen}
+    same = {
+        size: each for size, each in settings.items() if (each.precision, each.backend) == chosen
+    }
     return *chosen, same
 
 
-class _Restores(Protocol):
-    device: torch.device
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-    def fitting_batch(self, height: int, width: int) -> int: ...
-
-
-def fastest_batch(
-    deblurrer: _Restores,
-    height: int,
-    width: int,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> int:
-    """The batch of pictures with the most frames per second, of those predicted to fit the memory.
-
-    Tried on the device in doublings from 1, no further than they gain, and for some seconds at
-    most: each is a new shape, for which libraries look for algorithms.
-    """
-    largest = min(_LARGEST_BATCH, deblurrer.fitting_batch(height, width))
-    best, best_rate = 1, 0.0
-    began = clock()
-    size = 1
-    while size <= largest:
-        images = torch.rand(size, 3, height, width, device=deblurrer.device)
-        deblurrer(images)  # a new shape: algorithms are picked, kernels compiled
-        synchronise(deblurrer.device)
-        start = clock()
-        deblurrer(images)
-        synchronise(deblurrer.device)
-        rate = size / max(clock() - start, 1e-9)
-        if rate < best_rate * GAIN:
-            break
-        best, best_rate = size, rate
-        if clock() - began > _PROBE_SECONDS:
-            break
-        size *= 2
-    return best
-
-
-def batch_for(
-    deblurrer: _Restores,
-    facts: Facts | None,
-    height: int,
-    width: int,
-    *,
-    backend: str,
-    precision: str,
-) -> int:
-    """`fastest_batch`, kept in the user's cache for these facts, backend and precision."""
-    if facts is not None:
-        facts = facts | {"backend": backend, "precision": precision, "size": f"{width}x{height}"}
-        if (folder := cache.find_entry(_BATCH_KIND, facts)) is not None:
-            with suppress(OSError, ValueError):
-                kept = int((folder / "batch").read_text(encoding="ascii"))
-                return max(1, min(kept, deblurrer.fitting_batch(height, width)))
-    best = fastest_batch(deblurrer, height, width)
-    if facts is not None:
-
-        def make(folder: Path) -> None:
-            (folder / "batch").write_text(str(best), encoding="ascii")
-
-        cache.store_entry(_BATCH_KIND, facts, make)
-    return best
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _facts(network: nn.Module, device: torch.device) -> Facts | None:
-    return runtimes.facts_of(network, device=device_name(device))
+def _key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:
+    return runtimes.cache_key_parts(network, device=device_name(device))
 
 
 def _read(folder: Path) -> dict[Size, Setting]:
-    """What a folder holds, but for what is damaged."""
+    """The settings in a folder, without damaged ones."""
     settings: dict[Size, Setting] = {}
     with suppress(OSError, ValueError, AttributeError):
         lines = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -222,10 +261,10 @@ def _read(folder: Path) -> dict[Size, Setting]:
 
 
 def _sound(setting: Setting) -> bool:
-    """Whether it says what `keep` may have written: files are edited, and cut off."""
+    """Whether `store_setting` may have written it: files get edited, and cut off."""
     tile, rate = setting.tile, setting.frames_per_second
     return (
-        setting.backend in runtimes.BACKENDS[1:]
+        setting.backend in runtimes.RUNTIMES
         and setting.precision in ("fp32", "fp16", "bf16")
         and type(setting.batch) is int
         and setting.batch >= 1

@@ -1,8 +1,8 @@
-"""Pinned buffers, streams and events around a batch callable: copies run beside computation.
+"""Overlap copies with computation: pinned buffers, streams and events around a deblurrer.
 
 On a CUDA device the planes of batch k + 1 are uploaded, and those of batch k − 1 downloaded, while
-batch k is computed. On every other device the same call is a plain one. Knows no files and no
-threads; what is computed is the deblurrer's business.
+batch k is computed. On every other device the same call is a plain one. Knows no files, no threads
+and nothing of the network.
 
     copy-in stream   ── upload 0 ── upload 1 ──────── upload 2 ──
     compute stream              └── restore 0 ── restore 1 ── restore 2
@@ -33,7 +33,7 @@ _cuda: Any = torch.cuda  # its streams and events have no types
 
 
 class BatchDeblurrer(Protocol):
-    """What `Overlap` needs of a `vdeblur.inference.deblurrer.Deblurrer`."""
+    """The part of a `vdeblur.inference.deblurrer.Deblurrer` that `Overlap` calls."""
 
     @property
     def device(self) -> torch.device:
@@ -46,41 +46,56 @@ class BatchDeblurrer(Protocol):
         motion: Tensor | None = None,
         around: Sequence[Around | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Planes (N, rows, columns), motion (N, 4, h, w) or None, what is around each picture →
-        restored planes on the device, and bool (N,): replaced.
+        """Restore planes (N, rows, columns) each.
+
+        Args:
+            planes: On the device.
+            layout: What they are.
+            motion: (N, 4, h, w) in pixels of the luma plane, if known.
+            around: What a film shows around each picture, if known.
+
+        Returns:
+            Restored planes on the device, and bool (N,): which pictures were replaced by their
+            source.
         """
 
 
-class Backend(Protocol):
-    """The device operations that overlapping takes; streams and events are the backend's own."""
+class DeviceOps(Protocol):
+    """The device operations that overlapping takes; streams and events are opaque to the caller.
+
+    Attributes:
+        copy_in: The stream of uploads.
+        compute: The stream of computation.
+        copy_out: The stream of downloads.
+    """
 
     copy_in: Any
     compute: Any
     copy_out: Any
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """Issue what follows on this stream."""
+        """Issue the calls in a `with` block on this stream."""
 
     def event(self) -> Any:
-        """A new event."""
+        """Return a new event."""
 
     def record(self, event: Any, stream: Any) -> None:
-        """Place the event behind all that the stream has been given so far."""
+        """Place the event behind all work issued on the stream so far."""
 
     def wait(self, stream: Any, event: Any) -> None:
-        """What the stream is given from now on waits for the event; the host does not."""
+        """Let work issued on the stream from now on wait for the event; the host does not."""
 
-    def synchronise(self, event: Any) -> None:
-        """The host waits for the event."""
+    def synchronize(self, event: Any) -> None:
+        """Let the host wait for the event."""
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Device time between two events that have happened."""
+        """Return the device time in seconds between two events that have happened."""
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Host memory that the device copies from and to without stopping the host."""
+        """Allocate host memory that the device copies from and to without stopping the host."""
 
     def resident(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Device memory."""
+        """Allocate device memory."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copy between host and device on the current stream; the host does not wait."""
@@ -89,8 +104,8 @@ class Backend(Protocol):
         """Keep the tensor's memory from being reused before the stream is done with it."""
 
 
-class CudaBackend:
-    """`Backend` by torch.cuda."""
+class CudaOps:
+    """`DeviceOps` by torch.cuda."""
 
     def __init__(self, device: torch.device, *, timing: bool = False) -> None:
         self.device, self.timing = device, timing
@@ -100,44 +115,44 @@ class CudaBackend:
         self.compute = torch.cuda.current_stream(device)
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         context: AbstractContextManager[Any] = torch.cuda.stream(stream)
         return context
 
     def event(self) -> Any:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         return _cuda.Event(enable_timing=self.timing)
 
     def record(self, event: Any, stream: Any) -> None:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         event.record(stream)
 
     def wait(self, stream: Any, event: Any) -> None:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         stream.wait_event(event)
 
-    def synchronise(self, event: Any) -> None:
-        """See `Backend`. The event alone, not its stream."""
+    def synchronize(self, event: Any) -> None:
+        """See `DeviceOps`. The event alone, not its stream."""
         event.synchronize()
 
     def seconds(self, start: Any, end: Any) -> float:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         return float(start.elapsed_time(end)) / 1000
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def resident(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         target.copy_(source, non_blocking=True)
 
     def share(self, tensor: Tensor, stream: Any) -> None:
-        """See `Backend`."""
+        """See `DeviceOps`."""
         tensor.record_stream(stream)
 
 
@@ -145,8 +160,8 @@ class CudaBackend:
 class BatchTimes:
     """When a batch's steps ran: (start, end) in seconds since the first step of the run.
 
-    By the device's own clock where there is one; on a CPU, where nothing is copied, upload and
-    download are of no length.
+    Measured by the device's clock where it has one; on a CPU, where nothing is copied, upload and
+    download have no length.
     """
 
     frames: int
@@ -157,7 +172,7 @@ class BatchTimes:
 
 @dataclass
 class _Slot:
-    """The buffers and events of one batch in flight; used again when that batch is done."""
+    """The buffers and events of one batch in flight; reused when that batch is done."""
 
     layout: PlaneLayout
     capacity: int
@@ -172,39 +187,45 @@ class _Slot:
 
 @dataclass
 class Overlap:
-    """Batches of host frames through a deblurrer, with up to `depth` of them in flight.
+    """Restores batches of host frames, with up to `depth` of them in flight.
 
-    A result is given out once `depth` batches are in flight, or at the end: depth 1 gives each
-    before it takes the next batch, for the least delay; 2 suffices to keep the device busy. On a
-    CPU the depth is of no effect, and a batch of one frame is computed on the frame's own memory,
-    without a copy. timeline: a list that gets the BatchTimes of each batch, if the caller wants
-    one.
+    A result is returned once `depth` batches are in flight, or at the end: depth 1 returns each
+    before it takes the next batch, for the least delay; depth 2 suffices to keep the device busy.
+    On a CPU the depth has no effect, and a batch of one frame is computed on the frame's own
+    memory, without a copy.
+
+    Attributes:
+        deblurrer: Restores the planes.
+        depth: Batches in flight, at least 1.
+        timeline: Gets the `BatchTimes` of each batch; None measures nothing.
+        ops: The device operations; None takes those of the deblurrer's device.
     """
 
     deblurrer: BatchDeblurrer
     depth: int = field(default=2, kw_only=True)
     timeline: list[BatchTimes] | None = field(default=None, kw_only=True)
-    backend: Backend | None = field(default=None, kw_only=True)
+    ops: DeviceOps | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ValueError(f"depth is {self.depth}: at least 1 batch is in flight")
 
     def run(self, batches: Iterable[FrameBatch]) -> Iterator[tuple[FrameBatch, list[bool]]]:
-        """Restore the frames of each batch in place; give the batches back in their order.
+        """Restore the frames of each batch in place; yield the batches in their order.
 
-        With each comes, per frame, whether the deblurrer kept the source instead of its result.
-        Frames of a batch must not be touched between taking the batch and giving it out. An
-        exception of the deblurrer is raised as it is; batches in flight are then lost. A batch of
-        no frames passes through in its place.
+        Frames of a batch must not be touched between taking the batch and yielding it. An exception
+        of the deblurrer is raised as it is; batches in flight are then lost. A batch of no frames
+        passes through in its place.
+
+        Yields:
+            (batch, for each frame whether the source was kept instead of the result).
         """
-        backend = self.backend
-        if backend is None and self.deblurrer.device.type == "cuda":
-            timing = self.timeline is not None
-            backend = CudaBackend(self.deblurrer.device, timing=timing)
-        if backend is None:
+        ops = self.ops
+        if ops is None and self.deblurrer.device.type == "cuda":
+            ops = CudaOps(self.deblurrer.device, timing=self.timeline is not None)
+        if ops is None:
             return self._run_plainly(batches)
-        return _InFlight(self.deblurrer, backend, self.depth, self.timeline).run(batches)
+        return _InFlight(self.deblurrer, ops, self.depth, self.timeline).run(batches)
 
     def _run_plainly(
         self, batches: Iterable[FrameBatch]
@@ -237,16 +258,16 @@ class Overlap:
 
 
 class _InFlight:
-    """One run of `Overlap` on a device that works beside the host."""
+    """One run of `Overlap` on a device that works in parallel with the host."""
 
     def __init__(
         self,
         deblurrer: BatchDeblurrer,
-        backend: Backend,
+        ops: DeviceOps,
         depth: int,
         timeline: list[BatchTimes] | None,
     ) -> None:
-        self._deblurrer, self._backend, self._timeline = deblurrer, backend, timeline
+        self._deblurrer, self._ops, self._timeline = deblurrer, ops, timeline
         self._depth = depth
         self._free: deque[_Slot] = deque()
         self._pending: deque[tuple[FrameBatch, _Slot | None]] = deque()
@@ -262,84 +283,86 @@ class _InFlight:
             while self._pending:
                 yield self._finish()
         finally:
-            # Left early: buffers must outlive the copies that are still under way.
+            # Left early: buffers must outlive the copies still in flight.
             for slot in (slot for _, slot in self._pending if slot is not None):
-                self._backend.synchronise(slot.download[1])
+                self._ops.synchronize(slot.download[1])
 
     def _submit(self, batch: FrameBatch) -> None:
         """Fill a staging buffer; issue upload, computation and download; wait for none of them."""
         if not batch.frames:
             self._pending.append((batch, None))
             return
-        backend, count = self._backend, len(batch)
+        ops, count = self._ops, len(batch)
         slot = self._slot(batch)
-        # Of frames that a GPU decoded: they need no upload (see `vdeblur.inference.gpu_frames`).
-        there = [frame.on_device for frame in batch.frames if isinstance(frame.on_device, tuple)]
-        if len(there) < count:
+        # Frames that a GPU decoded need no upload (see `vdeblur.inference.gpu_frames`).
+        decoded = [frame.on_device for frame in batch.frames if isinstance(frame.on_device, tuple)]
+        if len(decoded) < count:
             for staged, same in zip(slot.staged, _by_plane(batch), strict=True):
                 host = staged.numpy()
                 for i, plane in enumerate(same):
                     np.copyto(host[i], plane)
-        with backend.on(backend.copy_in):
+        with ops.on(ops.copy_in):
             if self._origin is None:
-                self._origin = backend.event()
-                backend.record(self._origin, backend.copy_in)
-            backend.record(slot.upload[0], backend.copy_in)
-            if len(there) < count:
+                self._origin = ops.event()
+                ops.record(self._origin, ops.copy_in)
+            ops.record(slot.upload[0], ops.copy_in)
+            if len(decoded) < count:
                 for resident, staged in zip(slot.resident, slot.staged, strict=True):
-                    backend.copy(resident[:count], staged[:count])
+                    ops.copy(resident[:count], staged[:count])
             else:
-                for resident, tensors in zip(slot.resident, zip(*there, strict=True), strict=True):
+                for resident, tensors in zip(
+                    slot.resident, zip(*decoded, strict=True), strict=True
+                ):
                     for i, tensor in enumerate(tensors):
-                        backend.share(tensor, backend.copy_in)
-                        backend.copy(resident[i], tensor)
+                        ops.share(tensor, ops.copy_in)
+                        ops.copy(resident[i], tensor)
                 for frame in batch.frames:
-                    frame.on_device = None  # the device's memory is for what is under way
+                    frame.on_device = None  # the device's memory is for work in flight
             motion, around = motion_of(batch.frames), around_of(batch.frames)
             if motion is not None:
                 motion = self._put(motion)
             if around is not None:
                 around = [known and known.moved(self._put, self._share) for known in around]
-            backend.record(slot.upload[1], backend.copy_in)
-        with backend.on(backend.compute):
-            backend.wait(backend.compute, slot.upload[1])
-            backend.record(slot.compute[0], backend.compute)
+            ops.record(slot.upload[1], ops.copy_in)
+        with ops.on(ops.compute):
+            ops.wait(ops.compute, slot.upload[1])
+            ops.record(slot.compute[0], ops.compute)
             planes = [resident[:count] for resident in slot.resident]
             restored, replaced = self._deblurrer.restore_planes(
                 planes, batch.layout, motion, around
             )
             _let_go(batch.frames)
-            backend.record(slot.compute[1], backend.compute)
-        with backend.on(backend.copy_out):
-            backend.wait(backend.copy_out, slot.compute[1])
-            backend.record(slot.download[0], backend.copy_out)
+            ops.record(slot.compute[1], ops.compute)
+        with ops.on(ops.copy_out):
+            ops.wait(ops.copy_out, slot.compute[1])
+            ops.record(slot.download[0], ops.copy_out)
             results = [*slot.results, slot.replaced]
             for result, tensor in zip(results, [*restored, replaced], strict=True):
-                # Allocated for the compute stream, and free to it once Python lets go of it here.
-                backend.share(tensor, backend.copy_out)
-                backend.copy(result[:count], tensor)
-            backend.record(slot.download[1], backend.copy_out)
+                # Allocated on the compute stream, which may reuse it once Python releases it here.
+                ops.share(tensor, ops.copy_out)
+                ops.copy(result[:count], tensor)
+            ops.record(slot.download[1], ops.copy_out)
         self._pending.append((batch, slot))
 
     def _put(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, for the compute stream; issued on the stream at hand."""
-        backend = self._backend
-        staged = backend.pinned(tuple(tensor.shape), tensor.dtype)
+        """Copy a tensor to the device for the compute stream; issued on the current stream."""
+        ops = self._ops
+        staged = ops.pinned(tuple(tensor.shape), tensor.dtype)
         staged.copy_(tensor)
-        there = backend.resident(tuple(tensor.shape), tensor.dtype)
-        self._share(there)
-        backend.copy(there, staged)
-        return there
+        resident = ops.resident(tuple(tensor.shape), tensor.dtype)
+        self._share(resident)
+        ops.copy(resident, staged)
+        return resident
 
     def _share(self, tensor: Tensor) -> None:
-        self._backend.share(tensor, self._backend.compute)
+        self._ops.share(tensor, self._ops.compute)
 
     def _finish(self) -> tuple[FrameBatch, list[bool]]:
-        """Wait for the oldest batch's own download, and write it into its frames."""
+        """Wait for the download of the oldest batch, and write it into its frames."""
         batch, slot = self._pending.popleft()
         if slot is None:
             return batch, []
-        self._backend.synchronise(slot.download[1])
+        self._ops.synchronize(slot.download[1])
         for result, same in zip(slot.results, _by_plane(batch), strict=True):
             _write_back(result[: len(batch)].numpy(), same)
         replaced: list[bool] = slot.replaced[: len(batch)].tolist()
@@ -350,42 +373,44 @@ class _InFlight:
         return batch, replaced
 
     def _span(self, step: tuple[Any, Any]) -> tuple[float, float]:
-        start, end = (self._backend.seconds(self._origin, event) for event in step)
+        start, end = (self._ops.seconds(self._origin, event) for event in step)
         return start, end
 
     def _slot(self, batch: FrameBatch) -> _Slot:
-        """Buffers for the batch: free ones if they fit, else new ones.
+        """Return buffers for the batch: free ones if they fit, else new ones.
 
-        A slot is free once its download has been waited for, and so its upload has happened too.
+        A slot is free once its download has been waited for; its upload has then happened too.
         """
-        backend, layout, count = self._backend, batch.layout, len(batch)
+        ops, layout, count = self._ops, batch.layout, len(batch)
         if self._free:
             slot = self._free.popleft()
             if slot.layout == layout and slot.capacity >= count:
                 return slot
         dtype = torch.uint8 if layout.depth == 8 else torch.uint16
         shapes = [(count, *shape) for shape in layout.shapes]
-        with backend.on(backend.copy_in):
-            # Of the stream that writes it: memory which the compute stream has given back may still
-            # be read by what that stream has yet to do.
-            resident = [backend.resident(shape, dtype) for shape in shapes]
+        with ops.on(ops.copy_in):
+            # Allocated on the stream that writes it: memory that the compute stream has released
+            # may still be read by work queued there.
+            resident = [ops.resident(shape, dtype) for shape in shapes]
         return _Slot(
             layout,
             count,
-            staged=[backend.pinned(shape, dtype) for shape in shapes],
+            staged=[ops.pinned(shape, dtype) for shape in shapes],
             resident=resident,
-            results=[backend.pinned(shape, dtype) for shape in shapes],
-            replaced=backend.pinned((count,), torch.bool),
-            upload=(backend.event(), backend.event()),
-            compute=(backend.event(), backend.event()),
-            download=(backend.event(), backend.event()),
+            results=[ops.pinned(shape, dtype) for shape in shapes],
+            replaced=ops.pinned((count,), torch.bool),
+            upload=(ops.event(), ops.event()),
+            compute=(ops.event(), ops.event()),
+            download=(ops.event(), ops.event()),
         )
 
 
 def motion_of(frames: Sequence[Frame]) -> Tensor | None:
-    """The motion of frames of one size, (N, 4, h, w) float32: 0 where unknown; None if all is.
+    """Stack the motion of frames of one size; None if that of all is unknown.
 
-    Fields of other sizes than the first known one's are brought to that.
+    Returns:
+        (N, 4, h, w) float32 in pixels, 0 for frames whose motion is unknown; motion fields of
+        other sizes are resized to that of the first known one.
     """
     known = next((frame.motion for frame in frames if frame.motion is not None), None)
     if known is None:
@@ -401,13 +426,13 @@ def motion_of(frames: Sequence[Frame]) -> Tensor | None:
 
 
 def _let_go(frames: Sequence[Frame]) -> None:
-    """Views are for what is under way, not for frames that wait to be written."""
+    """Release the views of frames, which are for work in flight, not for frames to be written."""
     for frame in frames:
         frame.around = None
 
 
 def _by_plane(batch: FrameBatch) -> list[tuple[Plane, ...]]:
-    """For each plane of the layout, that plane of each frame."""
+    """Return, for each plane of the layout, that plane of each frame."""
     return list(zip(*(frame.planes for frame in batch.frames), strict=True))
 
 

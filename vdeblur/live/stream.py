@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vdeblur.inference.deblurrer import Deblurrer, Precision
+from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.live.counters import Snapshot
 from vdeblur.live.encoding import copy_of
 from vdeblur.live.frame_line import QueuedFrame
@@ -155,7 +156,7 @@ def deblur_stream(
     model: str | nn.Module | Deblurrer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionRequest = "auto",
     degrade: Sequence[str] = (),
     max_latency: float = 0.3,
     exposure: str | float | Fraction | Exposure = AUTO,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,18 +95,3 @@ def write_card_of_run(
             "dead_channels_share": round(scores.dead_share, 3),
         } | {f"synthetic_{name}": round(value, 3) for name, value in scores.more.items()}
     write_card(weights, card)
-
-
-def device_name(device: torch.device) -> str:
-    """Name a device: a GPU by its model, the processor with the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name} ({torch.get_num_threads()} threads)"

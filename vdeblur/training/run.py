@@ -24,13 +24,13 @@ from vdeblur.datasets.batches import LENGTHS, Course, Data, DataOptions
 from vdeblur.datasets.blur_options import BlurOptions
 from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
+from vdeblur.inference.devices import device_name
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
 from vdeblur.training.dead_channels import revive, start_well
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.model_card import (
     Provenance,
-    device_name,
     write_card_of_run,
     write_weights,
 )

@@ -12,19 +12,14 @@ Knows no video, no files, and no network but by its layers.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import DeviceError
+from vdeblur.inference.kernels.autotune import Launch, Way, choose_kernel
 from vdeblur.networks.layers import BasicConv, ResBlock
-
-_cuda: Any = torch.cuda  # its events have no types
 
 try:
     import triton
@@ -34,20 +29,7 @@ except ImportError:  # CPU builds of PyTorch come without it
 
 # Pixels of an output tile of the block kernel: the middle is computed on a ring of 1 more, 20 % of
 # the first convolution's work at this size.
-_TILE_ROWS, _TILE_COLUMNS = 16, 32
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a kernel is launched: pixels multiplied at once, warps, loads in flight.
-
-    programs: of the block kernel, each with a scratch of its own.
-    """
-
-    rows: int = 64
-    warps: int = 4
-    stages: int = 3
-    programs: int = 264
+TILE_ROWS, TILE_COLUMNS = 16, 32
 
 
 # What is tried on a device; the best depends on its registers, caches and shared memory. The loop
@@ -208,10 +190,10 @@ def conv3x3(
     if added is not None:
         added = added.contiguous(memory_format=torch.channels_last)
     pixels = n * height * width
-    outs = _power_of_two_divisor(out, 64)
+    outs = power_of_two_divisor(out, 64)
     _conv3x3_kernel[triton.cdiv(pixels, launch.rows), out // outs](
         x, packed, bias, added if added is not None else x, target, pixels, height, width,
-        CHANNELS=channels, OUT=out, BLOCK=_power_of_two_divisor(channels, 64), OUTS=outs,
+        CHANNELS=channels, OUT=out, BLOCK=power_of_two_divisor(channels, 64), OUTS=outs,
         ROWS=launch.rows, RELU=relu, ADD=added is not None,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -234,21 +216,17 @@ def residual_block(
     n, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     target = torch.empty_like(x, memory_format=torch.channels_last)
-    tiles = n * triton.cdiv(height, _TILE_ROWS) * triton.cdiv(width, _TILE_COLUMNS)
+    tiles = n * triton.cdiv(height, TILE_ROWS) * triton.cdiv(width, TILE_COLUMNS)
     programs = min(tiles, launch.programs)
-    middle = (_TILE_ROWS + 2) * (_TILE_COLUMNS + 2) * channels
+    middle = (TILE_ROWS + 2) * (TILE_COLUMNS + 2) * channels
     scratch = torch.empty(programs * middle, dtype=x.dtype, device=x.device)
     _block_kernel[(programs,)](
         x, packed1, bias1, packed2, bias2, scratch, target, tiles, height, width,
-        CHANNELS=channels, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS,
+        CHANNELS=channels, TILE_ROWS=TILE_ROWS, TILE_COLUMNS=TILE_COLUMNS,
         ROWS=launch.rows, PROGRAMS=programs,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return target
-
-
-Way = Callable[[Tensor], Tensor]
-_COMPARED = 256  # pixels of a side, where ways are held to another arithmetic, which takes memory
 
 
 class FusedConv(nn.Module):
@@ -256,10 +234,10 @@ class FusedConv(nn.Module):
 
     def __init__(self, basic: BasicConv) -> None:
         super().__init__()
-        conv = _conv_of(basic)
+        conv = conv_of(basic)
         self.plain = basic
         self.register_buffer("packed", pack(conv.weight.detach()))
-        self.register_buffer("bias", _bias_of(conv))
+        self.register_buffer("bias", bias_of(conv))
         self.relu = len(basic.main) == 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,7 +248,7 @@ class FusedConv(nn.Module):
             return lambda x: conv3x3(x, packed, bias, relu=self.relu, launch=launch)
 
         ways = {f"kernel {launch}": way(launch) for launch in _LAUNCHES}
-        return choose(("conv", *packed.shape, self.relu), ways, self.plain)(x)(x)
+        return choose_kernel(("conv", *packed.shape, self.relu), ways, self.plain)(x)(x)
 
 
 class FusedBlock(nn.Module):
@@ -284,9 +262,9 @@ class FusedBlock(nn.Module):
         self.plain, self.whole = block, whole
         for number, part in enumerate(block.main, 1):
             assert isinstance(part, BasicConv)
-            conv = _conv_of(part)
+            conv = conv_of(part)
             self.register_buffer(f"packed{number}", pack(conv.weight.detach()))
-            self.register_buffer(f"bias{number}", _bias_of(conv))
+            self.register_buffer(f"bias{number}", bias_of(conv))
 
     def ways(self) -> dict[str, Way]:
         """The ways to compute it in kernels, by name."""
@@ -313,83 +291,14 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the same shape."""
         kind = ("block", *self.get_buffer("packed1").shape, self.whole)
-        return choose(kind, self.ways(), self.plain)(x)(x)
-
-
-#: The name of the fastest way for a kind of layer and a shape, "torch" where no kernel wins.
-chosen: dict[tuple[Any, ...], str] = {}
-
-
-def choose(
-    kind: tuple[Any, ...],
-    ways: dict[str, Way],
-    plain: Way,
-    *,
-    expected: Way | None = None,
-    timed: Callable[[Way, Tensor], float] | None = None,
-) -> Callable[[Tensor], Way]:
-    """Which of `ways` to take for an input: the fastest that agrees with `plain`, or `plain`.
-
-    expected: what they are to agree with, where it is another; asked of a part of the input.
-    Measured once per kind of layer, shape and device, on the first input of it. A way that does not
-    compile, or has not enough shared memory there, is passed over. Off CUDA devices the first way.
-    """
-
-    def decide(x: Tensor) -> Way:
-        if timed is None and not x.is_cuda:
-            return next(iter(ways.values()))
-        key = (*kind, tuple(x.shape), x.dtype, x.device)
-        name = chosen.get(key)
-        if name is None:
-            name = _fastest(ways, plain, expected, x, timed or _milliseconds)
-            chosen[key] = name
-        return plain if name == "torch" else ways[name]
-
-    return decide
-
-
-def _fastest(
-    ways: dict[str, Way],
-    plain: Way,
-    expected: Way | None,
-    x: Tensor,
-    timed: Callable[[Way, Tensor], float],
-) -> str:
-    part = x if expected is None else x[:1, :, :_COMPARED, :_COMPARED]
-    right = (expected or plain)(part).float()
-    # Of the largest value: roundings of nine taps in the precision at hand, or of the result only.
-    share = 1e-3 if x.dtype == torch.float32 else 2e-2
-    if expected is not None:
-        share = 4 * torch.finfo(x.dtype).eps
-    tolerance = share * float(right.abs().max())
-    times = {"torch": timed(plain, x)}
-    for name, way in ways.items():
-        # Triton's compiler has many errors, and a device too little of many things.
-        with suppress(Exception):
-            if float((way(part).float() - right).abs().max()) <= tolerance:
-                times[name] = timed(way, x)
-    return min(times, key=lambda name: times[name])
-
-
-def _milliseconds(way: Way, x: Tensor) -> float:
-    """The shortest of several runs: what others do on the device only adds to it."""
-    best = math.inf
-    for number in range(8):
-        start, end = (_cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        way(x)
-        end.record()
-        end.synchronize()
-        if number > 1:
-            best = min(best, float(start.elapsed_time(end)))
-    return best
+        return choose_kernel(kind, self.ways(), self.plain)(x)(x)
 
 
 def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)) -> nn.Module:
     """A copy of `network` whose residual blocks and 3×3 convolutions are Triton kernels.
 
     Blocks of `whole_block_channels` may become one kernel, others two; on a CUDA device each is
-    kept for the shapes where it wins (`choose`). Layers the kernels cannot do (other sizes,
+    kept for the shapes where it wins (`choose_kernel`). Layers the kernels cannot do (other sizes,
     strides, channels that are no multiple of 16) stay. Numbers agree with the network to the
     rounding of its precision. DeviceError without Triton.
     """
@@ -403,7 +312,7 @@ def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)
     def replace(parent: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, ResBlock) and all(_fits(part) for part in child.main):
-                first = _conv_of(child.main[0])
+                first = conv_of(child.main[0])
                 # Pruning narrows a block's middle: the one kernel has no room for two widths.
                 even = first.in_channels == first.out_channels
                 whole = even and first.in_channels in whole_block_channels
@@ -417,13 +326,15 @@ def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)
     return fused
 
 
-def _conv_of(basic: Any) -> nn.Conv2d:
+def conv_of(basic: Any) -> nn.Conv2d:
+    """Return the convolution of a `BasicConv`."""
     conv = basic.main[0]
     assert isinstance(conv, nn.Conv2d)
     return conv
 
 
-def _bias_of(conv: nn.Conv2d) -> Tensor:
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """Return a copy of a convolution's bias, zeros without one."""
     if conv.bias is None:
         return torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
     return conv.bias.detach().clone()
@@ -443,6 +354,6 @@ def _fits(part: nn.Module) -> bool:
     )
 
 
-def _power_of_two_divisor(number: int, limit: int) -> int:
+def power_of_two_divisor(number: int, limit: int) -> int:
     """The largest power of two that divides `number`, up to `limit`."""
     return min(number & -number, limit)

@@ -22,15 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
+from vdeblur.inference.kernels.autotune import Launch, Way, choose_kernel
 from vdeblur.inference.kernels.convolution import (
-    _TILE_COLUMNS,
-    _TILE_ROWS,
-    Launch,
-    Way,
-    _bias_of,
-    _conv_of,
-    _power_of_two_divisor,
-    choose,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    bias_of,
+    conv_of,
+    power_of_two_divisor,
 )
 from vdeblur.networks.layers import ResBlock
 
@@ -156,7 +154,7 @@ if triton is not None:
         TILE_COLUMNS: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr,
         INTEGER: tl.constexpr,
     ):  # fmt: skip
-        """As that of `fused`, on codes: a tile's own, with a ring of 2, are made first."""
+        """As that of `convolution`, on codes: a tile's own, with a ring of 2, are made first."""
         SEEN_WIDE: tl.constexpr = TILE_COLUMNS + 4
         SEEN: tl.constexpr = (TILE_ROWS + 4) * SEEN_WIDE
         WIDE: tl.constexpr = TILE_COLUMNS + 2
@@ -256,7 +254,7 @@ class QuantisedConv(nn.Module):
         )
         factors = step / self.scale.inverse
         self.register_buffer("factors", factors)
-        bias = F.pad(_bias_of(conv).float(), (0, more[0]))
+        bias = F.pad(bias_of(conv).float(), (0, more[0]))
         # Inputs are codes − zero, at the edges too, which are padded with that zero.
         off = self.get_buffer("codes").float().sum(dim=(0, 2)) * self.scale.zero
         self.register_buffer("bias", bias - off * factors)
@@ -289,7 +287,7 @@ class QuantisedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.plain, self.kind, self.kernels = block, kind, kernels
-        first, second = (_conv_of(part) for part in block.main)
+        first, second = (conv_of(part) for part in block.main)
         # A middle that pruning left narrower is extended by channels that are 0.
         hidden = -(-first.out_channels // _STEP) * _STEP
         channels = first.in_channels
@@ -322,7 +320,7 @@ class QuantisedBlock(nn.Module):
         if not self.kernels:
             return self.reference(x)
         kind = (self.kind.name, *self.first.get_buffer("codes").shape)
-        return choose(kind, self.ways(), self.plain, expected=self.reference)(x)(x)
+        return choose_kernel(kind, self.ways(), self.plain, expected=self.reference)(x)(x)
 
 
 def quantised_convolutions(
@@ -342,12 +340,12 @@ def quantised_convolutions(
     pixels = n * height * width
     for conv, source, result in ((first, seen, middle), (second, middle, target)):
         _, out, inputs = conv.get_buffer("codes").shape
-        outs = _power_of_two_divisor(out, 64)
+        outs = power_of_two_divisor(out, 64)
         _conv_kernel[triton.cdiv(pixels, launch.rows), out // outs](
             source, conv.get_buffer("codes"), conv.get_buffer("factors"), conv.get_buffer("bias"),
             x, result, pixels, height, width,
             conv.scale.zero, second.scale.inverse, second.scale.zero,
-            CHANNELS=inputs, OUT=out, BLOCK=_power_of_two_divisor(inputs, 128), OUTS=outs,
+            CHANNELS=inputs, OUT=out, BLOCK=power_of_two_divisor(inputs, 128), OUTS=outs,
             ROWS=launch.rows, LAST=conv is second, INTEGER=integer,
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
@@ -362,16 +360,16 @@ def quantised_block(
     hidden = first.get_buffer("codes").shape[1]
     x = x.contiguous(memory_format=torch.channels_last)
     target = torch.empty_like(x, memory_format=torch.channels_last)
-    tiles = n * triton.cdiv(height, _TILE_ROWS) * triton.cdiv(width, _TILE_COLUMNS)
+    tiles = n * triton.cdiv(height, TILE_ROWS) * triton.cdiv(width, TILE_COLUMNS)
     programs = min(tiles, launch.programs)
-    seen = (_TILE_ROWS + 4) * (_TILE_COLUMNS + 4) * channels
-    middle = (_TILE_ROWS + 2) * (_TILE_COLUMNS + 2) * hidden
+    seen = (TILE_ROWS + 4) * (TILE_COLUMNS + 4) * channels
+    middle = (TILE_ROWS + 2) * (TILE_COLUMNS + 2) * hidden
     scratch = torch.empty(programs * (seen + middle), dtype=first.kind.dtype, device=x.device)
     _block_kernel[programs,](
         x, *(conv.get_buffer(name) for conv in (first, second) for name in _BUFFERS),
         scratch, target, tiles, height, width,
         first.scale.inverse, first.scale.zero, second.scale.inverse, second.scale.zero,
-        CHANNELS=channels, HIDDEN=hidden, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS,
+        CHANNELS=channels, HIDDEN=hidden, TILE_ROWS=TILE_ROWS, TILE_COLUMNS=TILE_COLUMNS,
         ROWS=launch.rows, PROGRAMS=programs, INTEGER=first.kind.integer,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -386,11 +384,11 @@ def blocks_of(network: nn.Module) -> dict[str, ResBlock]:
     return {
         name: layer
         for name, layer in network.named_modules()
-        if type(layer) is ResBlock and _conv_of(layer.main[0]).in_channels % _STEP == 0
+        if type(layer) is ResBlock and conv_of(layer.main[0]).in_channels % _STEP == 0
     }
 
 
-def measure(
+def measure_ranges(
     network: nn.Module, call: Callable[[Tensor], object], pictures: Iterable[Tensor]
 ) -> dict[str, tuple[Range, Range]]:
     """The ranges that `QuantisedBlock` needs, of all blocks, over call(picture) of all pictures.

@@ -20,7 +20,8 @@ from vdeblur.inference.calibration import samples_of
 from vdeblur.inference.export import legal_size, random_input
 from vdeblur.inference.kernels import convolution as kernels
 from vdeblur.inference.kernels import quantised
-from vdeblur.inference.runtimes import Runner, correction_of
+from vdeblur.inference.runtimes.runner import Runner
+from vdeblur.networks.base import correction_of
 
 Call = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda
@@ -35,13 +36,28 @@ _WARM_UP = 2  # calls before recording: libraries allocate workspaces, kernels a
 _SHAPES = 4  # graphs that are kept: each holds the memory of a pass
 
 
-def start(
-    network: nn.Module, *, device: torch.device, fused: bool, note: Callable[[str], object]
+def create_runner(
+    network: nn.Module,
+    *,
+    device: torch.device,
+    fused: bool,
+    note: Callable[[str], object],
+    precision: str = "",
+    calibration: Sequence[Tensor] = (),
 ) -> Runner:
-    """The runner of `network` (on the device, in the precision that it is to have).
+    """Return the runner of `network` in floating point.
 
-    note: is told what a user should know, such as that graphs cannot be used. DeviceError without
-    Triton for `fused`; ModelError where the result is not the network's.
+    Args:
+        network: On the device, in the precision it is to have.
+        device: A CUDA device.
+        fused: Whether its layers become Triton kernels.
+        note: Called with what a user should know, such as that graphs cannot be used.
+        precision: Not used: the network has it already.
+        calibration: Not used: floating point needs no ranges.
+
+    Raises:
+        DeviceError: Triton is missing, and `fused` needs it.
+        ModelError: The kernels compute another picture.
     """
     quick = kernels.fuse(network) if fused else network
     call = correction_of(quick)
@@ -71,7 +87,7 @@ def require(network: nn.Module, precision: str, device: torch.device) -> None:
         )
 
 
-def start_in_8_bits(
+def create_8_bit_runner(
     network: nn.Module,
     *,
     device: torch.device,
@@ -91,7 +107,7 @@ def start_in_8_bits(
         )
     dtype = next(p.dtype for p in network.parameters())
     pictures = [one.to(device, dtype, memory_format=torch.channels_last) for one in samples]
-    ranges = quantised.measure(network, correction_of(network), pictures)
+    ranges = quantised.measure_ranges(network, correction_of(network), pictures)
     quick = kernels.fuse(quantised.quantise(network, ranges, quantised.KINDS[precision]))
     call = correction_of(quick)
     if wrong := differs(network, call, device, x=pictures[0], wanted=_EIGHT_BITS_DB):

@@ -21,14 +21,14 @@ from vdeblur.networks.layers import AsymmetricFusion, BasicConv
 from vdeblur.networks.mimo_unet import MIMOUNet
 
 
-def lean(network: nn.Module) -> nn.Module:
+def rewrite(network: nn.Module) -> nn.Module:
     """`network` (for inference) in fewer operations where they are known, else itself.
 
     Weights that may still be trained are left alone: products of them would not follow.
     """
     if type(network) is not MIMOUNet or any(p.requires_grad for p in network.parameters()):
         return network
-    return LeanMIMOUNet(network).eval().requires_grad_(False)
+    return RewrittenMIMOUNet(network).eval().requires_grad_(False)
 
 
 class AddingConv(nn.Module):
@@ -46,7 +46,7 @@ class AddingConv(nn.Module):
         return F.relu(out) if self.relu else out
 
 
-class LeanFusion(nn.Module):
+class RewrittenFusion(nn.Module):
     """AFF and the 1×1 convolution behind it, over what the decoder has and what AFF made.
 
     half: fused at half size, where the finest features are thinned out and the coarsest doubled;
@@ -88,7 +88,7 @@ class LeanFusion(nn.Module):
         return out
 
 
-class LeanMIMOUNet(nn.Module):
+class RewrittenMIMOUNet(nn.Module):
     """The correction of a `MIMOUNet`, whose layers it shares but for those that it rewrites."""
 
     def __init__(self, network: MIMOUNet) -> None:
@@ -102,8 +102,8 @@ class LeanMIMOUNet(nn.Module):
         self.FAM2, self.SCM2 = network.FAM2, network.SCM2
         fusions = [cast("AsymmetricFusion", fusion) for fusion in network.AFFs]
         joins = [cast("BasicConv", join) for join in network.Convs]
-        self.fuse_full = LeanFusion(fusions[0], joins[1], half=False)
-        self.fuse_half = LeanFusion(fusions[1], joins[0], half=True)
+        self.fuse_full = RewrittenFusion(fusions[0], joins[1], half=False)
+        self.fuse_half = RewrittenFusion(fusions[1], joins[0], half=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""

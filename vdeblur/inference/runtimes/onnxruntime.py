@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.inference.export import to_onnx
-from vdeblur.inference.runtimes import Correction, Runner, check_against, facts_of, load_or_make
+from vdeblur.inference.runtimes.conversion import (
+    cache_key_parts,
+    check_against,
+    load_or_convert,
+)
+from vdeblur.inference.runtimes.runner import Correction, Runner
 from vdeblur.system.optional import optional
 
 
@@ -21,7 +26,7 @@ def require() -> None:
     optional("onnx", extra="onnx", purpose="--backend onnxruntime")
 
 
-def start(
+def create_runner(
     network: nn.Module,
     *,
     device: torch.device,
@@ -29,12 +34,12 @@ def start(
     calibration: Sequence[Tensor] = (),
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
-    """The runner of `network`, from the cache where it is; see `attach`."""
+    """The runner of `network`, from the cache where it is; see `choice.with_runtime`."""
     runtime = optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
     onnx = optional("onnx", extra="onnx", purpose="--backend onnxruntime")
-    facts = facts_of(network, backend="onnx", onnx=onnx.__version__)
+    key_parts = cache_key_parts(network, backend="onnx", onnx=onnx.__version__)
 
-    def make(folder: Path) -> None:
+    def convert(folder: Path) -> None:
         # Traced where it is, then kept as it is anywhere.
         on_cpu = next(network.parameters(), torch.empty(0)).device.type == "cpu"
         module = network if on_cpu else network.cpu()
@@ -49,7 +54,7 @@ def start(
     def check(runner: Runner) -> str | None:
         return check_against(network, runner, device)
 
-    return load_or_make("onnx", facts, make, load, check, note=note)
+    return load_or_convert("onnx", key_parts, convert, load, check, note=note)
 
 
 def providers_for(runtime: Any, device: torch.device) -> list[Any]:

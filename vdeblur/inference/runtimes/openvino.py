@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from vdeblur.errors import DeviceError, ModelError
 from vdeblur.inference.calibration import samples_of
 from vdeblur.inference.export import legal_size, random_input, to_openvino
-from vdeblur.inference.runtimes import Correction, Runner, check_against, facts_of, load_or_make
-from vdeblur.inference.runtimes.mimo_unet_rewrite import lean
+from vdeblur.inference.runtimes.conversion import (
+    cache_key_parts,
+    check_against,
+    load_or_convert,
+)
+from vdeblur.inference.runtimes.mimo_unet_rewrite import rewrite
+from vdeblur.inference.runtimes.runner import Correction, Runner
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.system.optional import optional, the_core
 
@@ -39,7 +44,7 @@ def require(precision: str) -> None:
             )
 
 
-def start(
+def create_runner(
     network: nn.Module,
     *,
     device: torch.device,
@@ -47,7 +52,7 @@ def start(
     calibration: Sequence[Tensor] = (),
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
-    """The runner of `network`, from the cache where it is; see `attach`."""
+    """The runner of `network`, from the cache where it is; see `choice.with_runtime`."""
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
     # bf16 is fp32's file: the precision is one of computing, asked for when it is compiled.
     stored = "int8" if precision == "int8" else "fp32"
@@ -68,14 +73,14 @@ def start(
             digest.update(str(tuple(sample.shape)).encode() + sample.numpy().tobytes())
         more |= {"nncf": nncf.__version__, "calibration": digest.hexdigest()}
 
-    def make(folder: Path) -> None:
+    def convert(folder: Path) -> None:
         if guided is not None:
             pictures = random_input(guided, *legal_size(guided, 1, 48, 64))
             model = to_openvino(
                 _Trunk(guided), output="head", example=_prepared(guided, pictures)[0]
             )
         else:
-            model = to_openvino(Correction(lean(network)), output="correction")
+            model = to_openvino(Correction(rewrite(network)), output="correction")
         if precision == "int8":
             model = _quantised(model, samples)
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
@@ -88,7 +93,9 @@ def start(
         compiled = _Compiled(openvino, folder / "network.xml", precision)
         return compiled if guided is None else _Guided(guided, compiled)
 
-    return load_or_make("openvino", facts_of(network, **more), make, load, check, note=note)
+    return load_or_convert(
+        "openvino", cache_key_parts(network, **more), convert, load, check, note=note
+    )
 
 
 class _Trunk(nn.Module):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdeblur.inference.runtimes import check_against, correction_of
-from vdeblur.inference.runtimes.mimo_unet_rewrite import AddingConv, lean
+from vdeblur.inference.runtimes.conversion import check_against
+from vdeblur.inference.runtimes.mimo_unet_rewrite import AddingConv, rewrite
+from vdeblur.networks.base import correction_of
 from vdeblur.networks.layers import BasicConv, FeatureAttention, ResBlock
 
 # What torch.compile's CPU code calls; not promised to stay, so looked for, and checked by result.
@@ -44,7 +45,7 @@ def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
         return network
     try:
         # Parameters are shared with the network; only layers are the copy's own.
-        quick = lean(network)
+        quick = rewrite(network)
         shared = {id(value): value for value in (*quick.parameters(), *quick.buffers())}
         fused = copy.deepcopy(quick, shared)
         if not _replace(fused) or check_against(network, _Call(fused), torch.device("cpu")):
@@ -80,6 +81,10 @@ def layout_for(network: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if planes else torch.channels_last
 
 
+def _operator(name: str) -> Any:
+    return getattr(_mkldnn, name)
+
+
 class _Conv(nn.Module):
     """A convolution that may add another tensor to its result, then ReLU or not."""
 
@@ -95,7 +100,7 @@ class _Conv(nn.Module):
         )
         if self._packed is None or self._packed.dtype != conv.weight.dtype:
             # Laid out as oneDNN wants it, once instead of in every call.
-            self._packed = _mkldnn._reorder_convolution_weight(
+            self._packed = _operator("_reorder_convolution_weight")(
                 conv.weight.detach().contiguous(memory_format=torch.channels_last),
                 padding, stride, dilation, conv.groups, list(x.shape),
             )  # fmt: skip
@@ -106,11 +111,11 @@ class _Conv(nn.Module):
         weight, *rest = self._weight(x)
         if plus is None:
             after = "relu" if self.relu else "none"
-            out: Tensor = _mkldnn._convolution_pointwise(
+            out: Tensor = _operator("_convolution_pointwise")(
                 x, weight, self.conv.bias, *rest, after, [], ""
             )
             return out
-        out = _mkldnn._convolution_pointwise.binary(
+        out = _operator("_convolution_pointwise").binary(
             x, plus, weight, self.conv.bias, *rest,
             "add", 1.0, "relu" if self.relu else None, [], None,
         )  # fmt: skip
@@ -134,10 +139,10 @@ class _Transposed(nn.Module):
             for pair in (conv.padding, conv.output_padding, conv.stride, conv.dilation)
         ]
         if self._packed is None or self._packed.dtype != conv.weight.dtype:
-            self._packed = _mkldnn._reorder_convolution_transpose_weight(
+            self._packed = _operator("_reorder_convolution_transpose_weight")(
                 conv.weight.detach(), *rest, conv.groups, list(x.shape)
             )
-        out: Tensor = _mkldnn._convolution_transpose_pointwise(
+        out: Tensor = _operator("_convolution_transpose_pointwise")(
             x, self._packed, conv.bias, *rest, conv.groups,
             "relu" if self.relu else "none", [], "",
         )  # fmt: skip
