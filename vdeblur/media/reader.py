@@ -26,13 +26,14 @@ from av.video.codeccontext import VideoCodecContext
 from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame, VideoInfo
 from vdeblur.media.damage import Damage
+from vdeblur.media.frame_factory import FrameFactory, to_host
 from vdeblur.media.image_sequences import first_number, is_pattern
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_tracks
 from vdeblur.media.pipes import InputPipe
-from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
+from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 
 #: How a stream of the source goes on: its frames are restored, its packets are copied, it is a
 #: picture attached to the file, its track is grafted after muxing, the muxer makes it anew, or
@@ -388,7 +389,7 @@ class VideoReader:
         Undecodable packets are counted in `damage` and passed over; nothing else is lost.
         """
         container = self._container
-        shapes: dict[int, _Shape] = {}
+        factories: dict[int, FrameFactory] = {}
         shift: dict[int, int] = {}
         ended: set[int] = set()
         start = self.start or 0.0
@@ -418,11 +419,15 @@ class VideoReader:
                 if index in ended:
                     continue
                 for decoded in self._decode(packet, index):
-                    picture, held = _to_host(decoded)
-                    shape = shapes.get(index)
-                    if shape is None:
-                        shape = shapes[index] = _Shape(self, packet.stream, picture)
-                    frame = shape.frame(picture)
+                    picture, held = to_host(decoded)
+                    if index not in factories:
+                        factories[index] = FrameFactory(
+                            packet.stream,
+                            picture,
+                            self.damage,
+                            decoding_times=container.format.name == "avi",
+                        )
+                    frame = factories[index].frame(picture)
                     if held is not None and held.size == (frame.layout.width, frame.layout.height):
                         frame.on_device = held
                     if shift:
@@ -517,99 +522,3 @@ class VideoReader:
                 f"the source is cut off: it ends at {self._reached:.2f} s "
                 f"though it states {stated:.2f} s"
             )
-
-
-class _Held:
-    """A picture in a GPU's memory, which lives as long as this."""
-
-    def __init__(self, picture: av.VideoFrame) -> None:
-        self._picture = picture
-        self.size = picture.width, picture.height
-
-    @property
-    def planes(self) -> tuple[Any, ...]:
-        """Objects with `__dlpack__`: luma, then Cb and Cr interleaved."""
-        return tuple(self._picture.planes)
-
-
-def _to_host(picture: av.VideoFrame) -> tuple[av.VideoFrame, _Held | None]:
-    """The picture in host memory, with all that goes with it, and where else it is.
-
-    The writer needs it. To get it waits for the decoder, so that the GPU's planes may be read then.
-    """
-    software = picture.sw_format
-    if software is None:
-        return picture, None
-    host = picture.reformat(format=software.name)
-    host.duration = picture.duration
-    return host, _Held(picture)
-
-
-class _Shape:
-    """What all frames of one stream are brought to, and the times that the stream leaves out."""
-
-    def __init__(self, reader: VideoReader, stream: Any, first: av.VideoFrame) -> None:
-        self.reader, self.index = reader, stream.index
-        self.codec: str = stream.codec_context.codec.canonical_name
-        self.width, self.height = first.width, first.height
-        self.source_format = first.format.name
-        self.format = planar_format(first.format.name)
-        self.time_base: Fraction = stream.time_base or first.time_base or Fraction(1, 90000)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self.step = max(1, round(1 / (rate * self.time_base)))
-        self.noted: tuple[int, int] | None = None  # the size of the last change that was reported
-        self.next: int | None = None
-        self.last = 0
-        # AVI has decoding times only; libav's guesses at presentation times go back and forth.
-        self.decoding_times = reader.container.format.name == "avi"
-
-    def frame(self, picture: av.VideoFrame) -> Frame:
-        """The planes of `picture`, after conversion where its size or format needs one."""
-        damage = self.reader.damage
-        changed = (picture.width, picture.height) != (self.width, self.height)
-        if changed and (picture.width, picture.height) != self.noted:
-            self.noted = (picture.width, picture.height)
-            damage.note(
-                f"the picture changes from {self.width}x{self.height} to "
-                f"{picture.width}x{picture.height} at {picture.time or 0:.2f} s: "
-                "scaled to the first"
-            )
-        name = planar_format(picture.format.name)
-        if changed or name != picture.format.name or name != self.format or self._flipped(picture):
-            target = "gbrp" if self._flipped(picture) and self.format == "bgr24" else self.format
-            duration = picture.duration
-            picture = picture.reformat(self.width, self.height, target)
-            picture.duration = duration
-        picture.make_writable()
-        if self.decoding_times:
-            picture.pts = picture.dts
-        if picture.pts is None:
-            picture.pts = self.next if self.next is not None else 0
-        elif self.next is not None and picture.pts < self.last + 1:
-            # Two pictures of one time (or a step back) would stop the muxer.
-            picture.pts = self.last + 1
-        self.last = picture.pts
-        self.next = picture.pts + (picture.duration or self.step)
-        layout = layout_of(
-            picture.format.name,
-            self.width,
-            self.height,
-            color_range=int(picture.color_range),
-            colorspace=int(picture.colorspace),
-            interlaced=picture.interlaced_frame,
-            codec=self.codec,
-        )
-        return Frame(
-            planes=planes_of(picture),
-            layout=layout,
-            pts=picture.pts,
-            time_base=self.time_base,
-            duration=picture.duration or 0,
-            stream=self.index,
-            carrier=picture,
-        )
-
-    @staticmethod
-    def _flipped(picture: av.VideoFrame) -> bool:
-        # Bottom-up rawvideo and BMP have negative line sizes.
-        return picture.planes[0].line_size < 0

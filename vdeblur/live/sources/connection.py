@@ -15,12 +15,11 @@ import av
 import av.error
 
 from vdeblur.errors import InputError
-from vdeblur.frames import Frame
 from vdeblur.live.encoding import TICKS, Sound
 from vdeblur.live.sources.format import FormatAnnouncer, Taker
 from vdeblur.live.sources.source import Source
 from vdeblur.live.sources.timing import Backlog, Clock, Held, Pacer, Rate, Timeline
-from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
+from vdeblur.media.frame_factory import frame_of
 
 
 class Connection:
@@ -184,7 +183,12 @@ class Connection:
         captured = arrived
         if self._pacer is None:
             captured = self._clock.captured(float(seconds), arrived)
-        frame = _frame(held.picture, seconds, self._context.codec.canonical_name)
+        frame = frame_of(
+            held.picture,
+            pts=round(seconds * TICKS),
+            time_base=Fraction(1, TICKS),
+            codec=self._context.codec.canonical_name,
+        )
         self._taker.frame(frame, captured, arrived, held.decoding)
 
     def _chunks(self, sound: Sound, packet: Any) -> None:
@@ -251,33 +255,3 @@ class _Relief:
             self._wanted = min(2, self.step + 1)
         elif share < 0.4 and late < self._limit / 2:
             self._wanted = max(0, self.step - 1)
-
-
-def _frame(picture: Any, seconds: Fraction, codec: str) -> Frame:
-    """Turn a decoded picture into a frame with writable planes, timed on the session's line."""
-    name = planar_format(picture.format.name)
-    if picture.planes[0].line_size < 0:  # bottom-up
-        name = "gbrp" if name == "bgr24" else name
-        picture = picture.reformat(format="gbrp" if picture.format.name == name else name)
-    elif name != picture.format.name:
-        picture = picture.reformat(format=name)
-    picture.make_writable()
-    ticks = round(seconds * TICKS)
-    picture.pts, picture.time_base = ticks, Fraction(1, TICKS)
-    layout = layout_of(
-        picture.format.name,
-        picture.width,
-        picture.height,
-        color_range=int(picture.color_range),
-        colorspace=int(picture.colorspace),
-        interlaced=picture.interlaced_frame,
-        codec=codec,
-    )
-    return Frame(
-        planes=planes_of(picture),
-        layout=layout,
-        pts=ticks,
-        time_base=Fraction(1, TICKS),
-        duration=picture.duration or 0,
-        carrier=picture,
-    )
