@@ -334,8 +334,7 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
 
     Returns what differs, and what another kind of container, asked for, could not take over.
     """
-    whole = not reader.start and reader.duration is None
-    if not whole or is_pattern(str(writer.destination)) or not writer.verifiable:
+    if not reader.options.whole or is_pattern(str(writer.destination)) or not writer.verifiable:
         return [], []
     assert reader.path is not None
     assert writer.temporary is not None

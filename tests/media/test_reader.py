@@ -30,6 +30,7 @@ from tests.helpers.clips import (
 )
 from vdeblur import Frame, InputError, VideoReader, deblur_video
 from vdeblur.media.image_sequences import is_image, is_pattern
+from vdeblur.media.opening import open_container
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
 
 
@@ -239,15 +240,15 @@ def test_a_device_that_cannot_be_shared_is_asked_for_a_decoder_of_its_own_then_n
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_frames(tmp_path / "clip.mkv", (scene(n) for n in range(3)))
-    opened, asked = VideoReader._opened, []
+    opened, asked = open_container, []
 
-    def refused(self: VideoReader, file: Any, form: Any, options: Any, acceleration: Any) -> Any:
+    def refused(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
         asked.append(acceleration and (acceleration.is_hw_owned, acceleration.options))
         if acceleration is not None:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        return opened(self, file, form, options, acceleration)
+        return opened(file, form, options, acceleration)
 
-    monkeypatch.setattr(VideoReader, "_opened", refused)
+    monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
     with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
         assert len(list(reader)) == 3
         assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
@@ -265,7 +266,7 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Frames come from the CPU's decoder all the same, interleaved: there may be no GPU.
     """
-    opened, decode = VideoReader._opened, VideoReader._decode
+    opened, decode = open_container, VideoReader._decode
 
     def interleaved(self: VideoReader, packet: Any, index: int) -> list[Any]:
         found = []
@@ -274,16 +275,14 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
             found[-1].duration = frame.duration
         return found
 
-    def accelerated(
-        self: VideoReader, file: Any, form: Any, options: Any, acceleration: Any
-    ) -> Any:
-        container = opened(self, file, form, options, None)
+    def accelerated(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
+        container = opened(file, form, options, None)
         if acceleration is not None:
             for stream in container.streams.video:
                 stream.codec_context.pix_fmt = "cuda"
         return container
 
-    monkeypatch.setattr(VideoReader, "_opened", accelerated)
+    monkeypatch.setattr("vdeblur.media.opening.open_container", accelerated)
     monkeypatch.setattr(VideoReader, "_decode", interleaved)
 
 
@@ -317,7 +316,7 @@ def test_a_hardware_format_that_hides_its_own_is_decoded_on_the_cpu(
     def hidden(stream: Any) -> str | None:
         return None if stream.codec_context.pix_fmt == "cuda" else known(stream)
 
-    monkeypatch.setattr("vdeblur.media.reader.software_format", hidden)
+    monkeypatch.setattr("vdeblur.media.opening.software_format", hidden)
     with VideoReader(source, hwaccel="cuda") as reader:
         assert reader.info.pix_fmt == "yuv420p"
         assert len(list(reader)) == 24
@@ -328,15 +327,15 @@ def test_a_pipe_is_read_from_its_beginning_after_acceleration_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_frames(tmp_path / "a.mkv", (scene(n) for n in range(3)))
-    opened = VideoReader._opened
+    opened = open_container
 
-    def refused(self: VideoReader, file: Any, form: Any, options: Any, acceleration: Any) -> Any:
-        container = opened(self, file, form, options, None)
+    def refused(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
+        container = opened(file, form, options, None)
         if acceleration is not None:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return container
 
-    monkeypatch.setattr(VideoReader, "_opened", refused)
+    monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
     with source.open("rb") as file:
         monkeypatch.setattr("sys.stdin", file)
         with VideoReader("-", hwaccel="cuda", on_device=True) as reader:

@@ -48,6 +48,7 @@ from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.pipes import OutputPipe
 from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
 from vdeblur.media.reader import VideoReader
+from vdeblur.media.stream_roles import label_of
 from vdeblur.system.files import default_mode
 
 # Tags that the muxer writes itself, or that describe the file that was.
@@ -433,8 +434,7 @@ class VideoWriter:
         for stream in source.streams:
             role = self.reader.roles[stream.index]
             track = self.reader.tracks.get(stream.index)
-            known = stream.type == "data" and track is not None
-            label = f"data {track.fourcc}" if known and track else _label(stream)
+            label = label_of(stream, track)
             if role == "video":
                 self._add_video(stream)
             elif role == "cover":
@@ -515,7 +515,7 @@ class VideoWriter:
         assert self._output is not None
         first = self._first.get(source.index)
         if first is None:
-            self._lose(f"{_label(source)}: none of its first frames can be decoded", source.index)
+            self._lose(f"{label_of(source)}: none of its first frames can be decoded", source.index)
             return
         context = source.codec_context
         codec = context.codec.canonical_name
@@ -765,7 +765,7 @@ class VideoWriter:
 
     def _add_cover(self, source: Any) -> None:
         assert self._output is not None
-        label = _label(source)
+        label = label_of(source)
         if self._format in ("matroska", "webm"):
             # A Matroska cover is an attachment; its packet is the first of its stream.
             for item in self._held:
@@ -864,7 +864,7 @@ class VideoWriter:
 
     @property
     def _whole(self) -> bool:
-        return not self.reader.start and self.reader.duration is None
+        return self.reader.options.whole
 
     def _to_graft(self, index: int) -> bool:
         """Data tracks go from one whole MP4 to another as they are, box and all.
@@ -916,17 +916,6 @@ class VideoWriter:
                     self.temporary.rmdir()
                 else:
                     self.temporary.unlink()
-
-
-def _label(stream: Any) -> str:
-    if stream.codec_context is None and stream.type == "subtitle":
-        return "subtitle of an unknown kind"  # PyAV asks the missing context for anything more
-    name = stream.codec_context.name if stream.codec_context is not None else stream.name
-    if stream.type == "attachment":
-        return f"attachment {stream.metadata.get('filename', stream.index)}"
-    handler = stream.metadata.get("handler_name", "").strip()
-    what = name if name and name != "bin_data" else handler or "unknown"
-    return f"{stream.type} {what}" + (f" ({stream.language})" if stream.language else "")
 
 
 def _count(number: int, what: str) -> str:
