@@ -27,6 +27,7 @@ from vdeblur.gopro.blur_plot import plot
 from vdeblur.gopro.sharpness import pairwise_agreement, rank_correlation, sharpness
 from vdeblur.gopro.telemetry import read_telemetry
 from vdeblur.inference.transfers import Overlap
+from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.writer import VideoWriter
 
 pytest.importorskip("telemetry_parser")
@@ -273,6 +274,30 @@ def test_a_plot_of_hours_and_of_nothing() -> None:
     assert picture.dtype == np.uint8
     empty = np.zeros(0)
     plot(empty, empty, threshold=1.5, sharp_times=empty, sharp=empty, title="", subtitle="")
+
+
+def test_the_command_passes_its_options_on(
+    shaken: Footage, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[gopro.RestoreOptions | None] = []
+
+    def restore(job: gopro.Job, options: gopro.RestoreOptions, **_: object) -> None:
+        given.append(options)
+        raise InputError("enough")
+
+    monkeypatch.setattr("vdeblur.gopro.restoring.restore", restore)
+    options = ("--exposure", "1/60", "--only-blurred", "2", "--focal", "300", "--allow-missing")
+    run("gopro", shaken.chapters[0], "-o", tmp_path, *options, "--force", "--crf", "20")
+    assert given == [
+        gopro.RestoreOptions(
+            exposure="1/60",
+            encode=EncodeOptions(crf=20),
+            only_blurred=2,
+            focal=300,
+            allow_missing=True,
+            overwrite=True,
+        )
+    ]
 
 
 def test_without_telemetry_all_is_restored(tmp_path: Path, run: Run) -> None:

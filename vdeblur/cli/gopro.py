@@ -181,6 +181,7 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
 
         options = RestoreOptions(
             batch=args.batch,
+            exposure=args.exposure,
             encode=encode,
             hwaccel=args.hwaccel,
             only_blurred=args.only_blurred,
