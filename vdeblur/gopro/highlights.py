@@ -33,8 +33,8 @@ def merge_highlights(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
                 times += [begin + time for time in read_highlights(boxes.get(udta, b"HMMT") or b"")]
             payload = _hmmt(times, len(payload))
         elif kind == b"GPMF":
-            theirs = [(boxes.get(udta, b"GPMF") or b"", begin) for udta, begin in later]
-            payload = _gpmf(payload, theirs)
+            others = [(boxes.get(udta, b"GPMF") or b"", begin) for udta, begin in later]
+            payload = _gpmf(payload, others)
         atoms.append((kind, payload))
     return boxes.build_all(atoms)
 
@@ -92,18 +92,18 @@ def _write(item: _Item) -> bytes:
 
 def _gpmf(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
     items, end = _parse(first)
-    for theirs, begin in later:
-        for device in _parse(theirs)[0]:
+    for gpmf, begin in later:
+        for device in _parse(gpmf)[0]:
             shifted = _shift(device, begin)
             if not _is_highlights(device) or not _records(device):
                 continue
-            ours = next((n for n, item in enumerate(items) if _is_highlights(item)), None)
-            if ours is None:
+            place = next((n for n, item in enumerate(items) if _is_highlights(item)), None)
+            if place is None:
                 items.append(shifted)
-            elif not _records(items[ours]):
-                items[ours] = shifted
+            elif not _records(items[place]):
+                items[place] = shifted
             else:
-                items[ours] = _add(items[ours], _records(shifted))
+                items[place] = _add(items[place], _records(shifted))
             end = -1
     if end >= 0:
         return first  # nothing was added: byte for byte as it was

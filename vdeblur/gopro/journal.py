@@ -48,11 +48,11 @@ def note_finished(job: Job) -> None:
 
 def _holds_all(source: Path, output: Path) -> bool:
     """Whether every track of the source is in the output, and the pictures were coded anew."""
-    theirs, ours = (
+    source_counts, output_counts = (
         {kind: track.sample_count for kind, track in by_kind(read_tracks(path)).items()}
         for path in (source, output)
     )
-    same = all(ours.get(kind, 0) == count for kind, count in theirs.items())
+    same = all(output_counts.get(kind, 0) == count for kind, count in source_counts.items())
     return same and _picture_sizes(source) != _picture_sizes(output)
 
 

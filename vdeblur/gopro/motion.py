@@ -194,7 +194,7 @@ def measure_agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry
         flow = movement.field[:2, rows, columns].astype(np.float64) * seconds
         frames.append((time, seconds, flow, moves[:, :, rows, columns]))
 
-    def told(offset: float) -> list[Floats]:
+    def predicted(offset: float) -> list[Floats]:
         result = []
         for time, seconds, _, moves in frames:
             middle = time + offset + sensors.readout / 2
@@ -205,19 +205,21 @@ def measure_agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry
     if not frames:
         return Agreement()
     errors = [
-        np.mean([np.median(np.hypot(*(f[2] - t))) for f, t in zip(frames, told(o), strict=True)])
+        np.mean(
+            [np.median(np.hypot(*(f[2] - t))) for f, t in zip(frames, predicted(o), strict=True)]
+        )
         for o in _OFFSETS
     ]
     offset = float(_OFFSETS[int(np.argmin(errors))])
     ratios, angles, count = [], [], 0
-    for (_, _, flow, _), by_gyroscope in zip(frames, told(offset), strict=True):
+    for (_, _, flow, _), by_gyroscope in zip(frames, predicted(offset), strict=True):
         length = np.hypot(*by_gyroscope)
         moves = length > _SLOW
         if moves.mean() < 0.5:
             continue
         count += 1
-        one, other = flow[:, moves], by_gyroscope[:, moves]
-        dot, cross = (one * other).sum(0), one[0] * other[1] - one[1] * other[0]
+        a, b = flow[:, moves], by_gyroscope[:, moves]
+        dot, cross = (a * b).sum(0), a[0] * b[1] - a[1] * b[0]
         ratios.append(dot / length[moves] ** 2)
         angles.append(np.degrees(np.abs(np.arctan2(cross, dot))))
     if not count:

@@ -109,7 +109,7 @@ def recordings(files: Iterable[Path]) -> list[Recording]:
     found = []
     for members in groups.values():
         members.sort(key=lambda member: member[0])
-        # A loop goes on from number to number; where numbers stop, another one begins.
+        # A loop goes on from number to number; where numbers stop, another begins.
         runs = [[members[0]]]
         for before, member in itertools.pairwise(members):
             if member[2].loop and member[0] != before[0] + 1:

@@ -239,16 +239,18 @@ class _Copied(NamedTuple):
         """
         if not self.chunks:
             return moov, []
-        theirs, ours = parse_tracks(self.moov), parse_tracks(moov)
+        source_tracks, output_tracks = parse_tracks(self.moov), parse_tracks(moov)
         rescale = _Rescale(movie_timescale(moov), movie_timescale(self.moov))
-        first_id = 1 + max((track.track_id for track in ours), default=0)
-        ids = _same_tracks([track for track in theirs if track.index not in self.chunks], ours)
-        ids |= {theirs[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
+        first_id = 1 + max((track.track_id for track in output_tracks), default=0)
+        ids = _same_tracks(
+            [track for track in source_tracks if track.index not in self.chunks], output_tracks
+        )
+        ids |= {source_tracks[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
         traks: list[boxes.Box] = []
         for index, chunks in self.chunks.items():
             offsets = position + np.cumsum(chunks[:, 1]) - chunks[:, 1]
             position += int(chunks[:, 1].sum())
-            trak = _renumber(get_trak(self.moov, index), ids[theirs[index].track_id], ids)
+            trak = _renumber(get_trak(self.moov, index), ids[source_tracks[index].track_id], ids)
             traks.append((b"trak", _relocate(trak, rescale, offsets, wide=wide)))
         atoms = boxes.children(moov)
         at = max(
@@ -260,7 +262,7 @@ class _Copied(NamedTuple):
         film = timescale_and_duration(boxes.get(self.moov, b"mvhd") or b"")[1]
         longest = min(longest, rescale(film))
         next_id = first_id + len(self.chunks)
-        names = [f"track {theirs[index].fourcc.strip()}" for index in self.chunks]
+        names = [f"track {source_tracks[index].fourcc.strip()}" for index in self.chunks]
         return boxes.edit(body, (b"mvhd",), lambda k, p: (k, _mvhd(p, longest, next_id))), names
 
     def insert_maker_boxes(self, moov: bytes) -> tuple[bytes, list[str]]:
@@ -270,8 +272,8 @@ class _Copied(NamedTuple):
         udta = boxes.children(boxes.get(moov, b"udta") or b"")
         have = {kind for kind, _ in udta}
         # 3GPP's location is the muxer's to write, except beside mdta keys, where it writes none.
-        theirs = boxes.children(boxes.get(self.moov, b"udta") or b"")
-        location = [(kind, boxes.build(kind, p)) for kind, p in theirs if kind == b"loci"]
+        source_udta = boxes.children(boxes.get(self.moov, b"udta") or b"")
+        location = [(kind, boxes.build(kind, p)) for kind, p in source_udta if kind == b"loci"]
         makers = parse_maker_boxes(self.moov) + location
         new = [(kind, box) for kind, box in makers if kind not in have]
         if not new:
@@ -282,12 +284,12 @@ class _Copied(NamedTuple):
         return boxes.build_all([*others, (b"udta", payload)]), names
 
 
-def _same_tracks(theirs: Sequence[Track], ours: Sequence[Track]) -> dict[int, int]:
-    """track_ID → track_ID, by handler and rank, where both files have as many of a handler."""
+def _same_tracks(source: Sequence[Track], output: Sequence[Track]) -> dict[int, int]:
+    """track_ID in the source → in the output, by handler and rank, if both have as many of it."""
     ids: dict[int, int] = {}
-    for handler in {track.handler for track in theirs}:
-        left = [track.track_id for track in theirs if track.handler == handler]
-        right = [track.track_id for track in ours if track.handler == handler]
+    for handler in {track.handler for track in source}:
+        left = [track.track_id for track in source if track.handler == handler]
+        right = [track.track_id for track in output if track.handler == handler]
         if len(left) == len(right):
             ids.update(zip(left, right, strict=True))
     return ids

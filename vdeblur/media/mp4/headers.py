@@ -54,11 +54,11 @@ def restore_headers(source: Path, output: Path) -> None:
     with boxes.output_errors(output), output.open("r+b") as out:
         box, moov = boxes.read_moov(out)
         output_tracks = parse_tracks(moov)
-        theirs = by_kind(source_tracks)
+        source_by_kind = by_kind(source_tracks)
         models = {
-            track.index: theirs[kind]
+            track.index: source_by_kind[kind]
             for kind, track in by_kind(output_tracks).items()
-            if kind in theirs
+            if kind in source_by_kind
         }
         ids = {models[t.index].track_id: t.track_id for t in output_tracks if t.index in models}
         traks = []

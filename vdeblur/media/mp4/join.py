@@ -464,13 +464,13 @@ def _edits(elst: bytes) -> list[tuple[int, int, int]]:
 
 def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
     """A note of a later chapter's own boxes that have no place in the joined file."""
-    ours = dict(parse_maker_boxes(first.moov))
-    theirs = dict(parse_maker_boxes(part.moov))
+    of_first = dict(parse_maker_boxes(first.moov))
+    of_part = dict(parse_maker_boxes(part.moov))
     merged = {b"HMMT", b"free"}
     names = [
         kind.decode("latin-1")
-        for kind, box in theirs.items()
-        if kind not in merged and ours.get(kind) != box
+        for kind, box in of_part.items()
+        if kind not in merged and of_first.get(kind) != box
     ]
     if not names:
         return []

@@ -21,9 +21,9 @@ def check_container(match: Match) -> Iterator[Finding]:
 
 def check_chapters(match: Match) -> Iterator[Finding]:
     """Compare chapters: number, times, titles."""
-    theirs, ours = match.source.chapters, match.output.chapters
-    problems = [f"{len(theirs)} -> {len(ours)}"] if len(theirs) != len(ours) else []
-    for number, (a, b) in enumerate(zip(theirs, ours, strict=False)):
+    source, output = match.source.chapters, match.output.chapters
+    problems = [f"{len(source)} -> {len(output)}"] if len(source) != len(output) else []
+    for number, (a, b) in enumerate(zip(source, output, strict=False)):
         slack = Fraction(0) if a.time_base == b.time_base else max(a.time_base, b.time_base) / 2
         if match.same_family and a.id != b.id:
             problems.append(f"chapter {number}: id {a.id} -> {b.id}")
@@ -32,7 +32,7 @@ def check_chapters(match: Match) -> Iterator[Finding]:
                 problems.append(f"chapter {number} {word}: {change(x, y)}")
         if a.title != b.title:
             problems.append(f"chapter {number}: {a.title!r} -> {b.title!r}")
-    yield Finding("chapters", problems, str(len(ours)) if ours else "none")
+    yield Finding("chapters", problems, str(len(output)) if output else "none")
 
 
 def check_tags(match: Match) -> Iterator[Finding]:
@@ -49,9 +49,9 @@ def check_attachments(match: Match) -> Iterator[Finding]:
     yield Finding("attachments", problems, listed(name for name, *_ in b))
     covers = [bytes(s.digests) for s in match.output.of("cover")]
     problems = [
-        f"{theirs.name} ({theirs.codec}) is missing or differs"
-        for theirs in match.kept
-        if theirs.kind == "cover" and bytes(theirs.digests) not in covers
+        f"{source.name} ({source.codec}) is missing or differs"
+        for source in match.kept
+        if source.kind == "cover" and bytes(source.digests) not in covers
     ]
     yield Finding("cover art", problems, str(len(covers)) if covers else "none")
 
@@ -87,10 +87,10 @@ def check_maker_boxes(match: Match) -> Iterator[Finding]:
 def check_data_tracks(match: Match) -> Iterator[Finding]:
     """Compare MP4's tracks of data, also those that libav does not read."""
     gone = {s.track.track_id for s in match.source.streams if s.track and s.index in match.dropped}
-    theirs = [track for track in _data_tracks(match.source) if track.track_id not in gone]
+    tracks = [track for track in _data_tracks(match.source) if track.track_id not in gone]
     free = _data_tracks(match.output)
     problems, names = [], []
-    for track in theirs:
+    for track in tracks:
         found = next((other for other in free if other.fourcc == track.fourcc), None)
         if found is None:
             problems.append(f"{track.fourcc} is missing")
@@ -113,23 +113,26 @@ def check_faststart(match: Match) -> Iterator[Finding]:
     )
 
 
-def _track_problems(match: Match, theirs: Track, ours: Track) -> Iterator[str]:
-    source, output = match.source.path, match.output.path
+def _track_problems(match: Match, source: Track, output: Track) -> Iterator[str]:
+    source_path, output_path = match.source.path, match.output.path
     try:
-        digest, times = track_digest(source, theirs.index), sample_times(source, theirs.index)
+        digest, times = (
+            track_digest(source_path, source.index),
+            sample_times(source_path, source.index),
+        )
     except InputError:
         return  # damaged in the source
     try:
-        if track_digest(output, ours.index) != digest:
-            yield f"{theirs.fourcc}: the samples differ"
-        new_times = sample_times(output, ours.index)
+        if track_digest(output_path, output.index) != digest:
+            yield f"{source.fourcc}: the samples differ"
+        new_times = sample_times(output_path, output.index)
     except InputError:
-        yield f"{theirs.fourcc} cannot be read"
+        yield f"{source.fourcc} cannot be read"
         return
-    scale = Fraction(theirs.timescale or 1, ours.timescale or 1)
+    scale = Fraction(source.timescale or 1, output.timescale or 1)
     a, b = _without_last(times, Fraction(1)), _without_last(new_times, scale)
     if a != b:
-        yield f"{theirs.fourcc}: the sample times differ"
+        yield f"{source.fourcc}: the sample times differ"
 
 
 def _timecode(file: ProbedFile) -> str | None:

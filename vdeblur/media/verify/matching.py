@@ -52,11 +52,10 @@ class Match:
     def source_frame_times(self, stream: ProbedStream) -> tuple[array[int], array[int] | None]:
         """(pts, durations) of a source's frames; see `shown_times`."""
         pts, durations = shown_times(stream)
-        told = self.frame_times.get(stream.index)
-        if told is None:
+        if stream.index not in self.frame_times:
             return pts, durations
-        told = array("q", told)
-        return told, durations if told == pts else None
+        known = array("q", self.frame_times[stream.index])
+        return known, durations if known == pts else None
 
 
 def match(
@@ -86,7 +85,7 @@ def match(
             for stream in left
             if stream_map.get(stream.index) in by_index
         ]
-        taken = {ours.index for _, ours in pairs}
+        taken = {partner.index for _, partner in pairs}
         free = [s for s in output.streams if s.kind == kind and s.index not in taken]
         for stream in left:
             if stream.index in stream_map:

@@ -19,14 +19,14 @@ def check_looks(match: Match) -> Iterator[Finding]:
     """Compare what every frame says of itself, up to the first difference of each kind."""
     for name, (same, show) in _LOOKS.items():
         problems, found = [], set()
-        for theirs, ours in match.videos:
-            a, b = theirs.looks.get(name), ours.looks.get(name)
+        for source, output in match.videos:
+            a, b = source.looks.get(name), output.looks.get(name)
             if a is None or b is None:
                 continue
             difference = a.first_difference(b, same)
             if difference:
                 number, before, after = difference
-                problems.append(f"{theirs.name} frame {number}: {show(before)} -> {show(after)}")
+                problems.append(f"{source.name} frame {number}: {show(before)} -> {show(after)}")
             found |= {show(value) for value in b.values}
         few = sorted(found)[:3]
         if show is _show_digest:
@@ -37,19 +37,19 @@ def check_looks(match: Match) -> Iterator[Finding]:
 def check_geometry(match: Match) -> Iterator[Finding]:
     """Compare the shape of a pixel, and where chroma samples lie."""
     problems = [
-        f"{theirs.name}: {ratio(theirs.aspect)} -> {ratio(ours.aspect)}"
-        for theirs, ours in match.videos
-        if theirs.aspect != ours.aspect
+        f"{source.name}: {ratio(source.aspect)} -> {ratio(output.aspect)}"
+        for source, output in match.videos
+        if source.aspect != output.aspect
     ]
-    shapes = ", ".join(ratio(ours.aspect) for _, ours in match.videos)
+    shapes = ", ".join(ratio(output.aspect) for _, output in match.videos)
     yield Finding("sample aspect ratio", problems, shapes)
     problems, places = [], []
-    for theirs, ours in match.videos:
+    for source, output in match.videos:
         # MPEG-2, H.264 and HEVC mean left when they say nothing.
-        before, after = theirs.chroma_location or "left", ours.chroma_location or "left"
-        places.append(ours.chroma_location or "unspecified")
+        before, after = source.chroma_location or "left", output.chroma_location or "left"
+        places.append(output.chroma_location or "unspecified")
         if before != after:
-            problems.append(f"{theirs.name}: {before} -> {after}")
+            problems.append(f"{source.name}: {before} -> {after}")
     yield Finding("chroma location", problems, ", ".join(places))
 
 

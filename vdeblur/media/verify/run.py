@@ -98,25 +98,25 @@ def verify(
         raise ValueError(f"known_losses has {sorted(unknown)}, which are names of no check")
     if not Path(output).is_file():
         raise InputError(f"{output} is not a file: give the output that is to be verified")
-    theirs = probe(source, full=not quick)
+    old = probe(source, full=not quick)
     try:
-        ours = probe(output, full=not quick)
+        new = probe(output, full=not quick)
     except InputError as error:
         return [Check("container", False, str(error))]
     excused = {name: KNOWN_LOSS for name in known_losses if isinstance(name, str)}
     if start or duration is not None:
-        keep_part(theirs, start or 0.0, duration)
-        for file in (theirs, ours):
+        keep_part(old, start or 0.0, duration)
+        for file in (old, new):
             leave_out_empty_subtitles(file)
         excused = dict.fromkeys(OF_THE_WHOLE, NOT_IN_PART) | excused
-    if conversion and _converts(theirs, ours):
-        kept = ESSENTIAL | (OF_BOTH if {theirs.family, ours.family} <= CAPABLE else set())
-        if theirs.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
+    if conversion and _converts(old, new):
+        kept = ESSENTIAL | (OF_BOTH if {old.family, new.family} <= CAPABLE else set())
+        if old.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
             kept -= {"duration"}
         excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
     matched = match(
-        theirs,
-        ours,
+        old,
+        new,
         dropped=frozenset(index for index in known_losses if isinstance(index, int)),
         stream_map=stream_map or {},
         frame_times=frame_times or {},

@@ -28,13 +28,13 @@ def check_streams(match: Match) -> Iterator[Finding]:
     problems, found = [], []
     for kind in ("video", "audio", "subtitle", "data"):
         kinds = (kind, "bare") if kind == "data" else (kind,)
-        theirs = [stream.codec for stream in match.kept if stream.kind in kinds]
-        ours = [stream.codec for stream in match.output.of(*kinds)]
-        if len(theirs) != len(ours):
-            codecs = "" if kind == "video" else f" ({listed(theirs)} -> {listed(ours)})"
-            problems.append(f"{kind}: {len(theirs)} -> {len(ours)}{codecs}")
-        elif theirs:
-            found.append(f"{len(ours)} {kind}")
+        source = [stream.codec for stream in match.kept if stream.kind in kinds]
+        output = [stream.codec for stream in match.output.of(*kinds)]
+        if len(source) != len(output):
+            codecs = "" if kind == "video" else f" ({listed(source)} -> {listed(output)})"
+            problems.append(f"{kind}: {len(source)} -> {len(output)}{codecs}")
+        elif source:
+            found.append(f"{len(output)} {kind}")
     yield Finding("streams", problems, ", ".join(found))
 
 
@@ -56,10 +56,10 @@ def check_decoding(match: Match) -> Iterator[Finding]:
 def check_packets(match: Match) -> Iterator[Finding]:
     """Compare the packets of sound and subtitles."""
     problems: dict[str, list[str]] = {}
-    for theirs, ours in match.copies:
-        for name, problem in _packet_problems(match, theirs, ours):
-            problems.setdefault(name, []).append(f"{theirs.name} {problem}")
-    total = sum(len(ours.pts) for _, ours in match.copies)
+    for source, output in match.copies:
+        for name, problem in _packet_problems(match, source, output):
+            problems.setdefault(name, []).append(f"{source.name} {problem}")
+    total = sum(len(output.pts) for _, output in match.copies)
     for name, detail in (
         ("packet count", f"{total} in {len(match.copies)} copied streams"),
         ("packet data", "equal"),
@@ -73,48 +73,48 @@ def check_telemetry(match: Match) -> Iterator[Finding]:
     """Compare the packets of data streams that libav can read."""
     lost = [s for s in match.kept if s.kind == "data" and s not in [a for a, _ in match.data]]
     problems = [f"{stream.name} ({stream.codec}) is missing" for stream in lost]
-    for theirs, ours in match.data:
-        found = _packet_problems(match, theirs, ours)
-        problems += [f"{theirs.name} {text}" for _, text in found]
+    for source, output in match.data:
+        found = _packet_problems(match, source, output)
+        problems += [f"{source.name} {text}" for _, text in found]
     tracks = [f"{s.codec} {len(s.pts)} packets" for _, s in match.data]
     yield Finding("telemetry", problems, ", ".join(tracks) or "none")
 
 
 def _packet_problems(
-    match: Match, theirs: ProbedStream, ours: ProbedStream
+    match: Match, source: ProbedStream, output: ProbedStream
 ) -> Iterator[tuple[str, str]]:
     """(name of a check, problem in words) of a copied stream."""
-    count = len(theirs.pts), len(ours.pts)
+    count = len(source.pts), len(output.pts)
     if count[0] != count[1]:
-        if theirs.codec.startswith("pcm_") and match.source.partial:
+        if source.codec.startswith("pcm_") and match.source.partial:
             return  # its packets are cut anew, with other edges
-        if theirs.codec.startswith("pcm_") and theirs.whole.digest() == ours.whole.digest():
+        if source.codec.startswith("pcm_") and source.whole.digest() == output.whole.digest():
             # PCM has no frames: a demuxer cuts packets as the muxer happened to lay them.
-            begins = [begin_seconds(s) or Fraction(0) for s in (theirs, ours)]
-            ends = [theirs.end_seconds, ours.end_seconds]
+            begins = [begin_seconds(s) or Fraction(0) for s in (source, output)]
+            ends = [source.end_seconds, output.end_seconds]
             if begins[0] != begins[1] or ends[0] != ends[1]:
                 yield "packet timestamps", f"ends: {change(*ends)}"
             return
         yield "packet count", f"{count[0]} -> {count[1]}"
     both = min(count)
-    if theirs.digests[: both * 8] != ours.digests[: both * 8]:
-        pairs = np.stack([np.frombuffer(s.digests, np.uint64, both) for s in (theirs, ours)])
+    if source.digests[: both * 8] != output.digests[: both * 8]:
+        pairs = np.stack([np.frombuffer(s.digests, np.uint64, both) for s in (source, output)])
         number = int(np.flatnonzero(pairs[0] != pairs[1])[0])
         yield "packet data", f"packet {number}: the bytes differ"
-    problem = time_problem(theirs.pts, theirs.time_base, ours.pts, ours.time_base, "packet")
+    problem = time_problem(source.pts, source.time_base, output.pts, output.time_base, "packet")
     if not problem and match.same_family:
         problem = time_problem(
-            theirs.dts, theirs.time_base, ours.dts, ours.time_base, "packet", "dts "
+            source.dts, source.time_base, output.dts, output.time_base, "packet", "dts "
         )
     if problem:
         yield "packet timestamps", problem
-    a, b = theirs.durations, ours.durations
-    if theirs.kind == "data" and len(a) == len(b) and len(a) and b[-1] < a[-1]:
+    a, b = source.durations, output.durations
+    if source.kind == "data" and len(a) == len(b) and len(a) and b[-1] < a[-1]:
         # The last packet of telemetry is cut where the picture ends, or the file would grow.
         a, b = a[:-1], b[:-1]
-    if theirs.kind == "audio" and match.source.family == "matroska":
+    if source.kind == "audio" and match.source.family == "matroska":
         return  # Matroska stores no durations of audio: the demuxer infers them
-    problem = duration_problem(a, theirs.time_base, b, ours.time_base, "packet")
+    problem = duration_problem(a, source.time_base, b, output.time_base, "packet")
     if problem:
         yield "packet duration", problem
 
@@ -122,41 +122,41 @@ def _packet_problems(
 def check_headers(match: Match) -> Iterator[Finding]:
     """Compare codec parameters, languages, tags and dispositions of the streams."""
     codecs = [
-        f"{theirs.name}: {difference}"
-        for theirs, ours in match.copies
-        if (difference := _codec_difference(match, theirs, ours))
+        f"{source.name}: {difference}"
+        for source, output in match.copies
+        if (difference := _codec_difference(match, source, output))
     ]
     languages, tags, flags = [], [], []
-    for theirs, ours in match.videos + match.copies + match.data:
-        spoken = [_language(s) for s in (theirs, ours)]
+    for source, output in match.videos + match.copies + match.data:
+        spoken = [_language(s) for s in (source, output)]
         if spoken[0] != spoken[1]:
-            languages.append(f"{theirs.name}: {spoken[0]} -> {spoken[1]}")
+            languages.append(f"{source.name}: {spoken[0]} -> {spoken[1]}")
         for key, difference in tag_problems(
-            kept_tags(theirs.metadata, _STREAM_TAGS), kept_tags(ours.metadata, _STREAM_TAGS)
+            kept_tags(source.metadata, _STREAM_TAGS), kept_tags(output.metadata, _STREAM_TAGS)
         ):
-            tags.append(f"{theirs.name} {key}: {difference}")
-        added = theirs.disposition ^ ours.disposition
+            tags.append(f"{source.name} {key}: {difference}")
+        added = source.disposition ^ output.disposition
         # FFmpeg's mov muxer enables the first track of a kind where no track is (tkhd flags).
         given = added == Disposition.default and not any(
-            s.disposition & Disposition.default for s in match.kept if s.kind == theirs.kind
+            s.disposition & Disposition.default for s in match.kept if s.kind == source.kind
         )
         if added and not (given and match.output.iso):
-            names = [disposition(s.disposition) for s in (theirs, ours)]
-            flags.append(f"{theirs.name}: {names[0]} -> {names[1]}")
-    yield Finding("codec parameters", codecs, listed(ours.codec for _, ours in match.copies))
-    spoken = [_language(ours) for _, ours in match.videos + match.copies]
+            names = [disposition(s.disposition) for s in (source, output)]
+            flags.append(f"{source.name}: {names[0]} -> {names[1]}")
+    yield Finding("codec parameters", codecs, listed(output.codec for _, output in match.copies))
+    spoken = [_language(output) for _, output in match.videos + match.copies]
     yield Finding("language", languages, ", ".join(spoken))
     yield Finding("stream metadata", tags, "equal")
     yield Finding("disposition", flags, "equal")
 
 
-def _codec_difference(match: Match, theirs: ProbedStream, ours: ProbedStream) -> str | None:
-    if theirs.codec != ours.codec:
-        return f"{theirs.codec} -> {ours.codec}"
-    if theirs.parameters != ours.parameters:
-        return f"{theirs.parameters} -> {ours.parameters}"
-    bit_rate_only = match.source.partial and theirs.codec == "mov_text"
-    if match.same_family and theirs.extradata != ours.extradata and not bit_rate_only:
+def _codec_difference(match: Match, source: ProbedStream, output: ProbedStream) -> str | None:
+    if source.codec != output.codec:
+        return f"{source.codec} -> {output.codec}"
+    if source.parameters != output.parameters:
+        return f"{source.parameters} -> {output.parameters}"
+    bit_rate_only = match.source.partial and source.codec == "mov_text"
+    if match.same_family and source.extradata != output.extradata and not bit_rate_only:
         return "the extradata differ"
     return None
 

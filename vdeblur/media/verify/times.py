@@ -19,29 +19,29 @@ def check_frames(match: Match) -> Iterator[Finding]:
     """Compare the number, the times and the durations of the frames."""
     counts, moved, lengths = [], [], []
     numbers = []
-    for theirs, ours in match.videos:
-        a, a_lengths = match.source_frame_times(theirs)
-        b, b_lengths = shown_times(ours)
-        if match.decoding_times_only and len(ours.frame_pts) < 2:
-            a, a_lengths, b = theirs.dts, None, ours.dts
+    for source, output in match.videos:
+        a, a_lengths = match.source_frame_times(source)
+        b, b_lengths = shown_times(output)
+        if match.decoding_times_only and len(output.frame_pts) < 2:
+            a, a_lengths, b = source.dts, None, output.dts
         numbers.append(str(len(b)))
         if len(a) != len(b):
-            counts.append(f"{theirs.name}: {len(a)} -> {len(b)}")
-        problem = time_problem(increasing(a), theirs.time_base, b, ours.time_base, "frame")
+            counts.append(f"{source.name}: {len(a)} -> {len(b)}")
+        problem = time_problem(increasing(a), source.time_base, b, output.time_base, "frame")
         if problem:
-            moved.append(f"{theirs.name} {problem}")
+            moved.append(f"{source.name} {problem}")
         if a_lengths is not None and b_lengths is not None and len(a) == len(b):
-            # Only mp4 and mov store durations, and theirs are the pictures' own only where
+            # Only mp4 and mov store durations, and source are the pictures' own only where
             # nothing is reordered; all the others are inferred from the rate.
-            reordered = theirs.reordered or ours.reordered
+            reordered = source.reordered or output.reordered
             if match.source.iso and match.output.iso and not reordered:
                 problem = duration_problem(
-                    a_lengths, theirs.time_base, b_lengths, ours.time_base, "frame"
+                    a_lengths, source.time_base, b_lengths, output.time_base, "frame"
                 )
                 if problem:
-                    lengths.append(f"{theirs.name} {problem}")
+                    lengths.append(f"{source.name} {problem}")
     yield Finding("frame count", counts, ", ".join(numbers))
-    bases = {str(ours.time_base) for _, ours in match.videos}
+    bases = {str(output.time_base) for _, output in match.videos}
     yield Finding("timestamps", moved, f"equal ({', '.join(sorted(bases))} s)")
     yield Finding("frame duration", lengths, "equal")
 
@@ -68,7 +68,7 @@ def check_duration(match: Match) -> Iterator[Finding]:
     if source.partial:  # see check_start
         yield Finding("duration", [], in_seconds(b))
         return
-    frame = max((ours.frame_seconds for _, ours in match.videos), default=Fraction(1, 25))
+    frame = max((new.frame_seconds for _, new in match.videos), default=Fraction(1, 25))
     ends = [
         max((s.end_seconds for s in streams), default=Fraction(0))
         for streams in (
@@ -97,15 +97,15 @@ def check_offsets(match: Match) -> Iterator[Finding]:
         base_out = first_time(shown_times(other)[0], other.time_base)
         if match.decoding_times_only:
             base, base_out = (first_time(s.dts, s.time_base) for s in (first, other))
-        for theirs, ours in match.copies + match.data:
-            a, b = begin_seconds(theirs), begin_seconds(ours)
+        for source, output in match.copies + match.data:
+            a, b = begin_seconds(source), begin_seconds(output)
             if a is None or b is None or base is None or base_out is None:
                 continue
             slack = _OFFSET_TOLERANCE
-            if (theirs.time_base, first.time_base) != (ours.time_base, other.time_base):
-                slack += max(ours.time_base, other.time_base)
+            if (source.time_base, first.time_base) != (output.time_base, other.time_base):
+                slack += max(output.time_base, other.time_base)
             if abs((a - base) - (b - base_out)) > slack:
-                problems.append(f"{theirs.name}: {change(a - base, b - base_out)}")
-            elif theirs.kind == "audio":
-                found.append(f"{theirs.name} {in_seconds(b - base_out)}")
+                problems.append(f"{source.name}: {change(a - base, b - base_out)}")
+            elif source.kind == "audio":
+                found.append(f"{source.name} {in_seconds(b - base_out)}")
     yield Finding("A/V offset", problems, ", ".join(found) or "no sound")
