@@ -30,7 +30,7 @@ from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_pattern
 from vdeblur.media.reader import VideoReader
-from vdeblur.media.verify import BY_CONTAINER, verify
+from vdeblur.media.verify import BY_CONTAINER, Expectations, verify
 from vdeblur.media.writer import VideoWriter, format_name
 from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
 from vdeblur.motion.guide import Guide
@@ -342,9 +342,11 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
         reader.path,
         writer.temporary,
         quick=True,
-        known_losses=writer.known_losses,
-        stream_map=writer.stream_map,
-        frame_times=reader.frame_times,
+        expected=Expectations(
+            known_losses=writer.known_losses,
+            stream_map=writer.stream_map,
+            frame_times=reader.frame_times,
+        ),
         conversion=writer.converts,
     )
     return (

@@ -16,7 +16,7 @@ from tests.helpers.clips import HDR, INTERLACED, MKV, MP4, PLAIN, PTS, Audio, Me
 from vdeblur.errors import InputError
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import read_tracks
-from vdeblur.media.verify import CHECKS, Check, as_json, format_checks, verify
+from vdeblur.media.verify import CHECKS, Check, Expectations, as_json, format_checks, verify
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,9 @@ def test_damage_is_named(
     output = make(tmp_path / f"output{media.suffix}", replace(media, **change))
     checks = verify(sources(media), output, quick=quick)
     assert check in failed(checks), format_checks(checks)
-    accepted = verify(sources(media), output, quick=quick, known_losses=failed(checks))
+    accepted = verify(
+        sources(media), output, quick=quick, expected=Expectations(known_losses=failed(checks))
+    )
     assert not failed(accepted)
     assert "known loss" in next(found.detail for found in accepted if found.name == check)
 
@@ -208,9 +210,9 @@ def test_dropped_streams_can_be_accepted(tmp_path: Path, sources: Callable[[Medi
     output = make(tmp_path / "output.mp4", replace(MP4, audio=MP4.audio[1:]))
     source = sources(MP4)
     assert {"streams", "language"} <= failed(verify(source, output))
-    assert not failed(verify(source, output, known_losses=[1]))
+    assert not failed(verify(source, output, expected=Expectations(known_losses=[1])))
     # Told which stream went where, the languages are compared rightly.
-    told = failed(verify(source, output, stream_map={0: 0, 2: 1}))
+    told = failed(verify(source, output, expected=Expectations(stream_map={0: 0, 2: 1})))
     assert "streams" in told
     assert "language" not in told
 
@@ -221,8 +223,15 @@ def test_frame_times_that_were_seen(tmp_path: Path, sources: Callable[[Media], P
     output = make(tmp_path / "output.mp4", replace(MP4, pts=seen))
     source = sources(MP4)
     assert "frame count" in failed(verify(source, output, quick=True))
-    assert not failed(verify(source, output, quick=True, frame_times={0: seen}))
-    moved = verify(source, output, quick=True, frame_times={0: [p + (p > 9000) for p in seen]})
+    assert not failed(
+        verify(source, output, quick=True, expected=Expectations(frame_times={0: seen}))
+    )
+    moved = verify(
+        source,
+        output,
+        quick=True,
+        expected=Expectations(frame_times={0: [p + (p > 9000) for p in seen]}),
+    )
     assert "timestamps" in failed(moved)
     detail = next(check.detail for check in moved if check.name == "timestamps")
     assert detail == f"video 0 frame 3: {PTS[3] + 1} -> {PTS[3]} (1/90000)"
@@ -251,7 +260,7 @@ def test_other_container(tmp_path: Path) -> None:
 
 def test_how_it_is_shown(tmp_path: Path, sources: Callable[[Media], Path]) -> None:
     output = make(tmp_path / "output.mp4", replace(MP4, pts=(*PTS[:9], PTS[9] + 1, *PTS[10:])))
-    checks = verify(sources(MP4), output, known_losses=["frame duration"])
+    checks = verify(sources(MP4), output, expected=Expectations(known_losses=["frame duration"]))
     lines = format_checks(checks).splitlines()
     assert len(lines) == len(CHECKS) + 1
     assert lines[3].split() == ["ok", "frame", "count", "24"]
@@ -277,7 +286,7 @@ def test_what_cannot_be_read(tmp_path: Path, sources: Callable[[Media], Path]) -
             verify(first, second)
     assert failed(verify(source, noise)) == {"container"}
     with pytest.raises(ValueError, match="no check"):
-        verify(source, source, known_losses=["colour"])
+        verify(source, source, expected=Expectations(known_losses=["colour"]))
 
 
 @pytest.mark.parametrize("name", ["karma.mp4", "max-heromode.mp4"])

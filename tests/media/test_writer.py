@@ -38,7 +38,7 @@ from tests.helpers.clips import (
 )
 from vdeblur import EncodeOptions, OutputError, VideoReader, VideoWriter, deblur_video
 from vdeblur.media.mp4.tracks import read_tracks
-from vdeblur.media.verify import format_checks, verify
+from vdeblur.media.verify import Expectations, format_checks, verify
 
 CFR = tuple(n * 3000 for n in range(24))
 TWO = (Audio(title=""), Audio("fra", "", int(Disposition.comment), frequency=220))
@@ -226,7 +226,11 @@ def test_what_prores_is_decoded_as(tmp_path: Path) -> None:
     source = make(tmp_path / "source.mov", media)
     report = deblur_video(source, tmp_path / "output.mov", model="identity")
     assert report.lost == ["prores_ks has no yuva444p12le: written as yuva444p10le"]
-    assert not failed(verify(source, tmp_path / "output.mov", known_losses=["pixel format"]))
+    assert not failed(
+        verify(
+            source, tmp_path / "output.mov", expected=Expectations(known_losses=["pixel format"])
+        )
+    )
 
 
 def test_maker_boxes_and_telemetry_are_those_of_the_source(tmp_path: Path) -> None:

@@ -242,9 +242,8 @@ class _Copied(NamedTuple):
         source_tracks, output_tracks = parse_tracks(self.moov), parse_tracks(moov)
         rescale = _Rescale(movie_timescale(moov), movie_timescale(self.moov))
         first_id = 1 + max((track.track_id for track in output_tracks), default=0)
-        ids = _same_tracks(
-            [track for track in source_tracks if track.index not in self.chunks], output_tracks
-        )
+        left = [track for track in source_tracks if track.index not in self.chunks]
+        ids = _same_tracks(left, output_tracks)
         ids |= {source_tracks[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
         traks: list[boxes.Box] = []
         for index, chunks in self.chunks.items():

@@ -13,7 +13,16 @@ never compares the picture itself, which is meant to change.
 from __future__ import annotations
 
 from vdeblur.media.verify.checks import BY_CONTAINER, CHECKS, Check
+from vdeblur.media.verify.matching import Expectations
 from vdeblur.media.verify.report import as_json, format_checks
 from vdeblur.media.verify.run import verify
 
-__all__ = ["BY_CONTAINER", "CHECKS", "Check", "as_json", "format_checks", "verify"]
+__all__ = [
+    "BY_CONTAINER",
+    "CHECKS",
+    "Check",
+    "Expectations",
+    "as_json",
+    "format_checks",
+    "verify",
+]

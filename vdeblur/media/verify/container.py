@@ -116,10 +116,8 @@ def check_faststart(match: Match) -> Iterator[Finding]:
 def _track_problems(match: Match, source: Track, output: Track) -> Iterator[str]:
     source_path, output_path = match.source.path, match.output.path
     try:
-        digest, times = (
-            track_digest(source_path, source.index),
-            sample_times(source_path, source.index),
-        )
+        digest = track_digest(source_path, source.index)
+        times = sample_times(source_path, source.index)
     except InputError:
         return  # damaged in the source
     try:

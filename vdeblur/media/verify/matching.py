@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -12,6 +12,36 @@ from vdeblur.media.verify.ticks import UNKNOWN, first_time
 
 #: A source's stream and the output's that it became.
 Pair = tuple[ProbedStream, ProbedStream]
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What the program that wrote an output knows of it.
+
+    Attributes:
+        known_losses: Losses that are accepted: an int is the index of a source stream that was
+            dropped, a str the name of a check that may fail (it then passes, and its detail starts
+            with "known loss:").
+        stream_map: Source stream index → output stream index; streams without an entry are paired
+            by type, fourcc and order.
+        frame_times: Source stream index → pts, in the stream's time base, of the frames that were
+            decoded from it, in order; without them, in quick mode, packets that cannot be decoded
+            count as lost frames.
+    """
+
+    known_losses: Collection[int | str] = ()
+    stream_map: Mapping[int, int] = field(default_factory=dict)
+    frame_times: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def dropped(self) -> frozenset[int]:
+        """Indices of the source streams that were dropped."""
+        return frozenset(index for index in self.known_losses if isinstance(index, int))
+
+    @property
+    def failing(self) -> frozenset[str]:
+        """Names of the checks that may fail."""
+        return frozenset(name for name in self.known_losses if isinstance(name, str))
 
 
 @dataclass(frozen=True)
@@ -26,8 +56,7 @@ class Match:
         videos: Pairs of pictures.
         copies: Pairs of sound and subtitles, whose packets must be the same.
         data: Pairs of data streams that libav can read.
-        frame_times: Source stream index → pts of its frames in the stream's time base, in order,
-            where the caller knows them.
+        frame_times: See `Expectations`.
     """
 
     source: ProbedFile
@@ -37,7 +66,7 @@ class Match:
     videos: list[Pair]
     copies: list[Pair]
     data: list[Pair]
-    frame_times: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    frame_times: Mapping[int, Sequence[int]]
 
     @property
     def same_family(self) -> bool:
@@ -58,23 +87,9 @@ class Match:
         return known, durations if known == pts else None
 
 
-def match(
-    source: ProbedFile,
-    output: ProbedFile,
-    *,
-    dropped: frozenset[int],
-    stream_map: Mapping[int, int],
-    frame_times: Mapping[int, Sequence[int]],
-) -> Match:
-    """Pair the streams of two files by stream_map, else by type, fourcc and order.
-
-    Args:
-        source: The source, read.
-        output: The output, read.
-        dropped: Indices of source streams that were left out on purpose.
-        stream_map: Source stream index → output stream index, for some or all streams.
-        frame_times: See `Match`.
-    """
+def match(source: ProbedFile, output: ProbedFile, expected: Expectations) -> Match:
+    """Pair the streams of two files by `stream_map`, else by type, fourcc and order."""
+    dropped, stream_map = expected.dropped, expected.stream_map
     kept = [stream for stream in source.streams if stream.index not in dropped]
     by_index = {stream.index: stream for stream in output.streams}
 
@@ -105,7 +120,7 @@ def match(
         videos=pairs_of("video"),
         copies=pairs_of("audio") + pairs_of("subtitle"),
         data=pairs_of("data"),
-        frame_times=frame_times,
+        frame_times=expected.frame_times,
     )
 
 

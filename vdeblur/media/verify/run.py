@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vdeblur.errors import InputError
@@ -20,7 +20,7 @@ from vdeblur.media.verify.checks import (
     conclude,
 )
 from vdeblur.media.verify.excerpt import keep_part, leave_out_empty_subtitles
-from vdeblur.media.verify.matching import Match, match
+from vdeblur.media.verify.matching import Expectations, Match, match
 from vdeblur.media.verify.probe import CAPABLE, ProbedFile, probe
 
 _CHECKERS: tuple[Callable[[Match], Iterator[Finding]], ...] = (
@@ -46,7 +46,6 @@ _CHECKERS: tuple[Callable[[Match], Iterator[Finding]], ...] = (
 )
 
 
-# Nine parameters: each concerns this comparison alone, and callers pass one or two of them.
 def verify(
     source: str | Path,
     output: str | Path,
@@ -55,9 +54,7 @@ def verify(
     start: float | None = None,
     duration: float | None = None,
     conversion: bool = False,
-    known_losses: Collection[int | str] = (),
-    stream_map: Mapping[int, int] | None = None,
-    frame_times: Mapping[int, Sequence[int]] | None = None,
+    expected: Expectations | None = None,
 ) -> list[Check]:
     """Compare an output with its source.
 
@@ -76,14 +73,8 @@ def verify(
             pass that are not essential (frames, packets, sizes), with a detail that says so.
             Between ISO files and Matroska, duration, chapters, pixel format and color must be kept,
             too.
-        known_losses: Losses that the caller has accepted: an int is the index of a source stream
-            that was dropped, a str the name of a check that may fail (it then passes, and its
-            detail starts with "known loss:").
-        stream_map: Source stream index → output stream index; without it streams are paired by
-            type, fourcc and order.
-        frame_times: Source stream index → pts, in the stream's time base, of the frames that were
-            decoded from it, in order; without it, in quick mode, packets that cannot be decoded
-            count as lost frames.
+        expected: Losses that are accepted, and which streams and frames became which, where the
+            program that wrote the output knows.
 
     Returns:
         A check for every name in `CHECKS`, in that order; "container" alone, failed, where the
@@ -91,9 +82,10 @@ def verify(
 
     Raises:
         InputError: The source cannot be read, or the output is no file.
-        ValueError: known_losses has a name of no check.
+        ValueError: `known_losses` has a name of no check.
     """
-    unknown = {name for name in known_losses if isinstance(name, str)} - set(CHECKS)
+    expected = expected or Expectations()
+    unknown = expected.failing - set(CHECKS)
     if unknown:
         raise ValueError(f"known_losses has {sorted(unknown)}, which are names of no check")
     if not Path(output).is_file():
@@ -103,7 +95,7 @@ def verify(
         new = probe(output, full=not quick)
     except InputError as error:
         return [Check("container", False, str(error))]
-    excused = {name: KNOWN_LOSS for name in known_losses if isinstance(name, str)}
+    excused = dict.fromkeys(expected.failing, KNOWN_LOSS)
     if start or duration is not None:
         keep_part(old, start or 0.0, duration)
         for file in (old, new):
@@ -114,13 +106,7 @@ def verify(
         if old.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
             kept -= {"duration"}
         excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
-    matched = match(
-        old,
-        new,
-        dropped=frozenset(index for index in known_losses if isinstance(index, int)),
-        stream_map=stream_map or {},
-        frame_times=frame_times or {},
-    )
+    matched = match(old, new, expected)
     findings = (finding for check in _CHECKERS for finding in check(matched))
     return conclude(findings, excused)
 
