@@ -19,11 +19,11 @@ from pathlib import Path
 from vdeblur import VdeblurError
 from vdeblur.errors import UsageError
 from vdeblur.inference.devices import find_device
+from vdeblur.networks.cost import operations
 from vdeblur.training import (
     Recipe,
     RunOptions,
     RunSettings,
-    operations,
     recipe_of,
     run_recipe,
     validation_of,

@@ -27,6 +27,7 @@ from vdeblur.datasets.pool import Batch
 from vdeblur.errors import InputError, ModelError, UsageError, VdeblurError
 from vdeblur.networks import build, names, spec, taps
 from vdeblur.networks.base import Network
+from vdeblur.networks.cost import operations
 from vdeblur.networks.layers import BasicConv
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
@@ -47,7 +48,7 @@ from vdeblur.training.losses import (
 )
 from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
 from vdeblur.training.processes import processes, start_processes
-from vdeblur.training.pruning import operations, prune
+from vdeblur.training.pruning import prune
 from vdeblur.training.recipes import RECIPES, Recipe, recipe_of, with_values
 from vdeblur.training.schedules import Schedule
 from vdeblur.training.state import StateFile

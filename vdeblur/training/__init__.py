@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vdeblur.training.dead_channels import start_well
     from vdeblur.training.divergence import Diverged
     from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
-    from vdeblur.training.pruning import operations, prune
+    from vdeblur.training.pruning import prune
     from vdeblur.training.recipes import RECIPES, Recipe, recipe_of, with_values
     from vdeblur.training.run import RunSettings, run_recipe
     from vdeblur.training.schedules import Schedule
@@ -30,7 +30,7 @@ _HOMES = {
     "dead_channels": ("start_well",),
     "divergence": ("Diverged",),
     "options": ("Callbacks", "Outcome", "Progress", "RunOptions"),
-    "pruning": ("operations", "prune"),
+    "pruning": ("prune",),
     "recipes": ("RECIPES", "Recipe", "recipe_of", "with_values"),
     "run": ("RunSettings", "run_recipe"),
     "schedules": ("Schedule",),
@@ -53,7 +53,6 @@ __all__ = [
     "StateFile",
     "Validation",
     "ValidationScores",
-    "operations",
     "prune",
     "recipe_of",
     "run_recipe",

@@ -1,11 +1,12 @@
-"""Channels that a network has lost, and how it keeps them. Knows tensors only.
+"""Dead channels: how to count them, avoid them and revive them. Knows tensors only.
 
 A ReLU whose input is never above zero passes nothing on and receives no gradient: its filter is
 lost for good (a "dead" ReLU). Adam moves every weight by about the learning rate a step, whatever
-the gradient; a filter over many inputs of one sign (RGB in 0..1, 48 channels of it after a fourfold
+the gradient. A filter over many inputs of one sign (RGB in 0..1, 48 channels of it after a fourfold
 rearrangement) then moves far, and at rates that suit narrow layers most of a network may die within
-its first steps while the loss still falls. Hence: a start in which no filter leans on the mean of
-its input, the dead counted as training goes, and a new start for dead filters of residual blocks.
+its first steps while the loss still falls. Hence: first weights that do not depend on the mean of
+the input, a count of dead channels during training, and new weights for dead filters of residual
+blocks.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ _MEAN = 0.45  # of photographs in 0..1, about
 
 
 def dead_share(network: Network, x: Tensor) -> float:
-    """The share of the ReLUs' channels that are zero everywhere on `x`: (N, 3, H, W) in 0..1.
+    """Return the share of the ReLUs' channels that are zero everywhere on some pictures.
 
-    0 for a network without ReLU layers.
+    Args:
+        network: 0 is returned if it has no ReLU layers.
+        x: The pictures, (N, 3, H, W) in 0..1.
     """
     seen: dict[nn.Module, Tensor] = {}
     layers = [layer for layer in network.modules() if isinstance(layer, nn.ReLU)]
@@ -39,9 +42,10 @@ def dead_share(network: Network, x: Tensor) -> float:
 def start_well(network: Network) -> None:
     """Draw the weights of a MIMO-UNet's convolutions anew, for training from scratch.
 
-    He et al., ICCV 2015, where a ReLU follows (PyTorch's default is a sixth of that variance); the
-    second convolution of a residual block a third of it, so that depth does not make features grow.
-    Those that see the picture are centred on its mean. Layers of other kinds stay as they are.
+    By He et al., ICCV 2015, where a ReLU follows (PyTorch's default is a sixth of that variance).
+    The weights of a residual block's second convolution are 0.3 times these, so that depth does not
+    make features grow. Convolutions of the picture itself are centered on its mean. Layers of other
+    kinds stay as they are.
     """
     image = 3 * getattr(network, "unshuffle", 1) ** 2
     for layer in network.modules():
@@ -63,10 +67,17 @@ def start_well(network: Network) -> None:
 
 
 def revive(network: Network, x: Tensor) -> int:
-    """Give the residual blocks' dead channels a new start; returns how many there were.
+    """Give the residual blocks' dead channels a new start.
 
-    x: pictures, (N, 3, H, W) in 0..1, on the network's device. What the network computes stays: a
-    revived channel is read with weight 0 until training has found a use for it.
+    What the network computes stays the same: a revived channel is read with weight 0 until training
+    finds a use for it.
+
+    Args:
+        network: Changed in place.
+        x: Pictures, (N, 3, H, W) in 0..1, on the network's device.
+
+    Returns:
+        How many channels were dead.
     """
     blocks = [block for block in network.modules() if isinstance(block, ResBlock)]
     seen: dict[nn.Module, Tensor] = {}

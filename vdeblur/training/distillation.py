@@ -1,8 +1,8 @@
-"""Knowledge distillation: a large trained network's outputs are a small one's second targets.
+"""Knowledge distillation: the outputs of a large trained network are a small one's second targets.
 
-Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, with images for class
-scores: the teacher shows what can be restored at all, where the sharp picture asks for more than a
-small network can give. Knows tensors only.
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, with images in place of
+class scores: the teacher shows what can be restored at all, while the sharp picture asks for more
+than a small network can achieve. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from vdeblur.training.losses import l1
 def distance_to_teacher(
     outputs: Sequence[Tensor], taught: Sequence[Tensor], weights: Sequence[float]
 ) -> Tensor:
-    """L1 to the teacher's outputs: a scalar in fp32.
+    """Compute the L1 distance to the teacher's outputs.
 
-    outputs, taught: (N, 3, h, w) each, in each network's own order. The last ones are compared, and
-    each other output of the student with the teacher's last of its size, where there is one.
-    weights: one for each output of the student.
+    Each output of the student is compared with the teacher's last output of its size, if any.
+
+    Args:
+        outputs: The student's, (N, 3, h, w) each.
+        taught: The teacher's, likewise, in its own order.
+        weights: One for each output of the student.
+
+    Returns:
+        A scalar in fp32.
     """
     by_size = {image.shape[-2:]: image for image in taught}  # the last of each size stays
     total = torch.zeros((), device=outputs[-1].device)

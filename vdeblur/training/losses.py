@@ -1,8 +1,8 @@
-"""Losses over the images that a network gives in training, named as in their papers.
+"""Losses over the images that a network outputs in training, named as in their papers.
 
-Each output is held to the sharp picture at its own size, whatever the sizes and their order, so
-that coarse-to-fine networks (MIMO-UNet, PSS-NSC) and networks of several full-size stages (MPRNet)
-share the same terms. Knows tensors only.
+Each output is compared with the sharp picture at its own size, whatever the sizes and their order,
+so that coarse-to-fine networks (MIMO-UNet, PSS-NSC) and networks with several full-size outputs
+(MPRNet) share the same terms. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ _LOG_FLOOR = 1e-3
 
 
 def targets_for(outputs: Sequence[Tensor], sharp: Tensor) -> list[Tensor]:
-    """`sharp` (N, 3, H, W) at the size of each output: the mean of the pixels that a pixel covers.
+    """Resize the sharp picture to each output: the mean of the pixels that a pixel covers.
 
-    For halvings that is repeated bilinear halving. A picture of full size is `sharp` itself.
+    For halvings this equals repeated bilinear halving. At full size the target is `sharp` itself.
+
+    Args:
+        outputs: (N, 3, h, w) each.
+        sharp: (N, 3, H, W).
     """
     resized = {sharp.shape[-2:]: sharp}
     for output in outputs:
@@ -34,52 +38,52 @@ def targets_for(outputs: Sequence[Tensor], sharp: Tensor) -> list[Tensor]:
 
 
 def l1(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference; over all scales, MIMO-UNet's multi-scale L1 (equation 4)."""
+    """Return the mean absolute difference; over all scales, MIMO-UNet's L1 (equation 4)."""
     return F.l1_loss(output, target)
 
 
 def msfr(output: Tensor, target: Tensor) -> Tensor:
-    """L1 between Fourier transforms; over all scales, MIMO-UNet's MSFR (equation 5)."""
+    """Return the L1 of Fourier transforms; over all scales, MIMO-UNet's MSFR (equation 5)."""
     # The transform is linear: one transform of the difference serves.
     return torch.view_as_real(torch.fft.rfft2(output - target)).abs().mean()
 
 
 def mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference: the Euclidean loss of each scale in SRN and PSS-NSC."""
+    """Return the mean squared difference: the Euclidean loss of a scale in SRN and PSS-NSC."""
     return F.mse_loss(output, target)
 
 
 def charbonnier(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of √(difference² + ε²) with ε = 10⁻³ (MPRNet, equation 3)."""
+    """Return the mean of √(difference² + ε²) with ε = 10⁻³ (MPRNet, equation 3)."""
     difference = output - target
     return (difference * difference + 1e-6).sqrt().mean()
 
 
 def huber(output: Tensor, target: Tensor) -> Tensor:
-    """Charbonnier's with a wide ε of 0.03 (8 of 255 levels), less ε: squared for small differences.
+    """Return Charbonnier's with a wide ε of 0.03 (8 of 255 levels), minus ε.
 
-    L1 pulls at every pixel alike; where most are noise, a network that starts as the identity is
-    held there. Here a pixel pulls by how far it is off (docs/training.md).
+    Small differences are squared. L1 pulls every pixel alike; where most are noise, a network that
+    starts as the identity is held there. Here the pull grows with the error (docs/training.md).
     """
     difference = output - target
     return (difference * difference + 9e-4).sqrt().mean() - 0.03
 
 
 def log_mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over the pictures of log(1 + squared error / 10⁻³): to halve an error counts alike
-    wherever it is above the floor, 30 dB, and less and less below.
+    """Return the mean over the pictures of log(1 + squared error / 10⁻³).
 
-    A mean of squared errors is that of the worst few pictures, which teach least. Without a floor,
-    sharp pairs would pull everything towards the identity (docs/training.md).
+    Halving an error counts alike wherever it is above the floor, 30 dB, and less and less below. A
+    mean of squared errors is dominated by the worst few pictures, which teach least. Without a
+    floor, sharp pairs would pull everything toward the identity (docs/training.md).
     """
     error = (output - target).square().mean(dim=(1, 2, 3))
     return torch.log1p(error / _LOG_FLOOR).mean()
 
 
 def edge(output: Tensor, target: Tensor) -> Tensor:
-    """Charbonnier distance of the finest Laplacian-pyramid levels (MPRNet, equation 4).
+    """Return the Charbonnier distance of the finest Laplacian-pyramid levels (MPRNet, equation 4).
 
-    Borders are reflected, so that a change of level alone is none of edges.
+    Borders are reflected, so that a change of level alone changes no edges.
     """
     difference = output - target  # the pyramid is linear
     detail = difference - _expanded(_smoothed(difference))
@@ -87,9 +91,9 @@ def edge(output: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(output: Tensor, target: Tensor) -> Tensor:
-    """1 − SSIM (Wang et al., 2004): Gaussian window of 11 pixels, σ 1.5, for values in 0..1.
+    """Return 1 − SSIM (Wang et al., 2004): Gaussian window of 11 pixels, σ 1.5, values in 0..1.
 
-    A picture under 11 pixels is compared in a window of its own size.
+    A picture smaller than 11 pixels is compared in a window of its own size.
     """
     side = min(11, *output.shape[-2:])
     x = torch.arange(side, dtype=output.dtype, device=output.device) - (side - 1) / 2
@@ -121,9 +125,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """Terms and their weights of a sum such as "charbonnier + 0.05*edge".
+    """Parse a sum such as "charbonnier + 0.05*edge" into its terms and their weights.
 
-    UsageError for an unknown term, a weight that is none, or nothing at all.
+    Raises:
+        UsageError: The text is empty, or has an unknown or repeated term, or no valid weight.
     """
     terms: dict[str, float] = {}
     for part in text.split("+"):
@@ -148,12 +153,18 @@ def scale_weights(
     share: float = 1.0,
     coarse_first: float = 0.0,
 ) -> list[float]:
-    """The weight of each of a network's outputs, coarse to fine or early to late.
+    """Return the weight of each of a network's outputs, coarse to fine or early to late.
 
-    kind: "equal"; "halving": 1/2^i for a picture i times halved; "tenth": 0.1 for all but those of
-    full size. coarse_first: by this share of
-    the run the outputs have joined one after another, the first at once; `share` is where the run
-    is. UsageError for another kind.
+    Args:
+        outputs: (N, 3, h, w) each.
+        kind: "equal"; "halving", 1/2^i for a picture halved i times; or "tenth", 0.1 for all but
+            those of full size.
+        share: The share of the run that is done.
+        coarse_first: The share of the run by which the outputs have joined one after another, the
+            first at once.
+
+    Raises:
+        UsageError: The kind is unknown.
     """
     if kind not in SCALE_WEIGHTS:
         raise UsageError(f"scale weights {kind!r} are none of {', '.join(SCALE_WEIGHTS)}")
@@ -175,10 +186,17 @@ def multi_scale(
     terms: Mapping[str, float],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The sum over outputs and terms, each weighed; a scalar in fp32.
+    """Sum the weighted terms over the outputs.
 
-    outputs: (N, 3, h, w) each, 0..1; sharp: (N, 3, H, W) in 0..1. weights: one an output; an output
-    of weight 0 stays in the graph (several processes wait for every parameter's gradient).
+    Args:
+        outputs: (N, 3, h, w) each, in 0..1.
+        sharp: (N, 3, H, W) in 0..1.
+        terms: Weights by name, see `parse_loss`.
+        weights: One per output; 1 by default. An output of weight 0 stays in the graph, because
+            several processes wait for the gradient of every parameter.
+
+    Returns:
+        A scalar in fp32.
     """
     weights = [1.0] * len(outputs) if weights is None else weights
     total = sharp.new_zeros((), dtype=torch.float32)
@@ -200,7 +218,7 @@ def _smoothed(image: Tensor) -> Tensor:
 
 
 def _expanded(smooth: Tensor) -> Tensor:
-    """The smooth image reduced by 2 and brought back: what a coarser level knows of it."""
+    """The smooth image reduced by 2 and enlarged again, as a coarser level holds it."""
     spread = torch.zeros_like(smooth)
     spread[..., ::2, ::2] = smooth[..., ::2, ::2] * 4
     return _smoothed(spread)

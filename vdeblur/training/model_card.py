@@ -12,8 +12,8 @@ import torch
 
 from vdeblur.networks import spec
 from vdeblur.networks.base import Network
+from vdeblur.networks.cost import operations
 from vdeblur.training.options import Outcome
-from vdeblur.training.pruning import operations
 from vdeblur.training.recipes import Recipe
 from vdeblur.training.run_log import read_metrics
 from vdeblur.training.validation import ValidationScores

@@ -1,10 +1,10 @@
-"""Structured pruning: channels inside residual blocks are cut away; the network becomes smaller.
+"""Structured pruning: cut channels inside residual blocks, which makes the network smaller.
 
 A hidden channel of a residual block is read and written by that block alone, so cutting it changes
-no other layer's shape: fewer filters in the first convolution, fewer inputs in the second. Which
-ones go is decided by what the loss would lose (first-order Taylor importance: Molchanov, Mallya,
-Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019) for each
-operation saved. Knows tensors only.
+no other layer's shape: fewer filters in the first convolution, fewer inputs in the second. The
+channels that go are those that the loss misses least for each operation saved (first-order Taylor
+importance: Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network
+Pruning", CVPR 2019). Knows tensors only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
 from vdeblur.networks.base import Network
-from vdeblur.networks.cost import operations as operations
 from vdeblur.networks.layers import ResBlock
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.training.losses import multi_scale
@@ -30,13 +29,19 @@ def prune(
     terms: Mapping[str, float] | None = None,
     multiple: int = 8,
 ) -> MIMOUNet:
-    """A smaller network with the most useful hidden channels of `network`; to be trained on.
+    """Return a smaller network with the most useful hidden channels of `network`, to train further.
 
-    share: of the residual blocks' operations, 0..1; each block keeps `multiple` channels at least
-    and its width stays a multiple of it (kernels on all devices want that), so that a little less
-    may go. batches: some of the training data, (blurred, sharp) as `train` takes them, on the
-    network's device; terms: the loss, multi-scale L1 when None.
-    ModelError for a network without residual blocks to cut.
+    Args:
+        network: The network to prune.
+        share: Share of the residual blocks' operations to cut, 0 to 1.
+        batches: Some of the training data, (blurred, sharp) as `train` takes them, on the network's
+            device.
+        terms: The loss, see `losses.parse_loss`; multi-scale L1 by default.
+        multiple: Each block keeps at least so many channels, and its width stays a multiple of it
+            (kernels on all devices prefer that), so that a little less may go.
+
+    Raises:
+        ModelError: The network is of another family than mimo-unet.
     """
     if not isinstance(network, MIMOUNet):
         raise ModelError(
@@ -103,7 +108,7 @@ def _importance(
 
 
 def _choose(scores: list[Tensor], costs: list[float], share: float, multiple: int) -> list[Tensor]:
-    """The channels to keep in each block, ascending: the least useful groups for their cost go."""
+    """The channels to keep in each block, ascending; the groups least useful for their cost go."""
     orders = [score.argsort() for score in scores]  # least useful first
     to_save = share * sum(c * len(s) for c, s in zip(costs, scores, strict=True))
     candidates = []

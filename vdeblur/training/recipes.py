@@ -1,7 +1,7 @@
 """How networks are trained, as data: one frozen recipe for each paper, and our own.
 
-A recipe says what decides the weights: network, losses, optimiser, schedule, length, crops. What
-only decides how fast they come (device, precision, workers) is `RunOptions`. Knows no files.
+A recipe holds what decides the weights: network, losses, optimizer, schedule, length, crops. What
+only decides how fast they come (device, precision, workers) is in `RunOptions`. Knows no files.
 """
 
 from __future__ import annotations
@@ -31,25 +31,48 @@ OPTIMISERS = ("adam", "adamw")
 class Recipe:
     """What decides the weights of a run.
 
-    network: a name of the catalogue; config: its configuration where it is not the catalogue's.
-    loss: a sum of terms over all outputs, as `losses.parse_loss` reads it; scales: their weights,
-    as `losses.scale_weights` has them.
-    Length: the first of seconds, steps and epochs that is not 0. An epoch is a crop of every pair.
-    patches: (share of the run, side): from that share on, crops are cut into squares of that side,
-    as many as fit, so that small patches come first; () leaves crops whole. updates: (share of the
-    run, count): from that share on, the weights are changed so many times a batch, by so many parts
-    of it, so that small batches come first. coarse_first: by this share of the run the outputs have
-    joined the loss one after another.
-    pool: how pairs are made from photographs; errors: what is wrong with the motion that a guided
-    network is given; films: whether it is given the frames around them, too.
-    ema: decay of the averaged weights, which are the ones kept; 0 keeps the last ones. clip:
-    largest norm of the gradient; 0 for any. identity_start: the network first returns its input;
-    start_well, revive: see `health`, for a start from scratch and from weights.
-    keep_sharp: share of the pictures whose input is their sharp target, so that sharp input comes
-    back as it was. init: weights to start from, "shipped" for the package's own, "" for none.
-    teacher_weight: weight of the distance to a teacher's outputs (see `distill`). prune: share of
-    the residual blocks' work to cut away before training (see `prune`).
-    source: where the figures come from, and where the paper leaves them open.
+    The length of a run is the first of `seconds`, `steps` and `epochs` that is not 0.
+
+    Args:
+        name: The recipe's name.
+        summary: A line about it.
+        network: A name of the catalog.
+        config: The network's configuration, where it is not the catalog's.
+        loss: A sum of terms over all outputs, see `losses.parse_loss`.
+        scales: Weights of the outputs, see `losses.scale_weights`.
+        optimiser: "adam" or "adamw".
+        betas: Decay of the optimizer's two moments.
+        weight_decay: Decay of the weights.
+        learning_rate: The rate that the schedule starts from.
+        schedule: How the rate changes in the course of the run.
+        seconds: Length as a budget of time.
+        steps: Length in batches.
+        epochs: Length in epochs. An epoch is one crop of every pair.
+        batch: Crops of a batch, over all processes.
+        crop: Side of the crops in pixels.
+        patches: (share of the run, side): from that share on, crops are cut into as many squares of
+            that side as fit, so that small patches come first. () leaves crops whole.
+        updates: (share of the run, count): from that share on, the weights are changed `count`
+            times a batch, each time by a part of it, so that small batches come first.
+        coarse_first: The share of the run by which the outputs have joined the loss one after
+            another.
+        pool: How pairs are made from photographs.
+        errors: What is wrong with the motion that a guided network receives.
+        films: Whether a guided network receives the frames around its input, too.
+        ema: Decay of the averaged weights, which are the ones kept; 0 keeps the last ones.
+        clip: Largest norm of the gradient; 0 for any.
+        identity_start: Start with a network that returns its input.
+        start_well: Draw the first weights so that no channel dies, see `dead_channels.start_well`.
+        revive: Give dead channels of the starting weights a new start, see `dead_channels.revive`.
+        keep_sharp: Share of the pictures whose input is their sharp target, so that sharp input
+            comes back as it was.
+        init: Weights to start from, "shipped" for the package's own, "" for none.
+        teacher_weight: Weight of the distance to a teacher's outputs, see `distillation`.
+        prune: Share of the residual blocks' work to cut away before training, see `pruning`.
+        source: Where the figures come from, and where the paper leaves them open.
+
+    Raises:
+        UsageError: A value is out of its range, or values contradict each other.
     """
 
     name: str
@@ -128,9 +151,13 @@ class Recipe:
                 raise UsageError(f"a recipe cannot have {received}: it must be {right}")
 
     def total_steps(self, pairs: int | None) -> int | None:
-        """The run's length in steps, from `pairs` an epoch; None when it is counted in seconds.
+        """Return the run's length in steps; None if it is counted in seconds.
 
-        UsageError when the recipe counts epochs and the data has no end.
+        Args:
+            pairs: Pairs of an epoch; None for data without end.
+
+        Raises:
+            UsageError: The recipe has no length, or counts epochs of data without end.
         """
         if self.seconds:
             return None
@@ -148,11 +175,15 @@ class Recipe:
 
 
 def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
-    """The recipe with fields set from text, as `--set KEY=VALUE` gives them.
+    """Return the recipe with fields set from text, as in `--set KEY=VALUE`.
 
-    Fields of the schedule are named "schedule.warmup" and so on, those of the pool, of the
-    motion's errors and of films alike. UsageError for an unknown field or text that is no value of
-    its type.
+    Args:
+        recipe: The recipe to change.
+        values: Text by field. Fields of the schedule are named "schedule.warmup" and so on; those
+            of the pool, of the motion's errors and of films likewise.
+
+    Raises:
+        UsageError: A field is unknown, or a text is no value of its type.
     """
     whole: dict[str, Any] = {}
     rest = dict(values)
@@ -169,10 +200,15 @@ _T = TypeVar("_T", bound="DataclassInstance")
 
 
 def from_texts(options: _T, values: Mapping[str, str]) -> _T:
-    """A frozen dataclass of options with fields set from text.
+    """Return a frozen dataclass of options with fields set from text.
 
-    Tuples are written with commas, tuples in them with colons: "1.8,2.6", "0:128,0.5:256".
-    UsageError for an unknown field or text that is no value of its type.
+    Args:
+        options: The dataclass to change.
+        values: Text by field. Tuples are written with commas, tuples in them with colons:
+            "1.8,2.6", "0:128,0.5:256".
+
+    Raises:
+        UsageError: A field is unknown, or a text is no value of its type.
     """
     kinds = typing.get_type_hints(type(options))
     settable = {name: kind for name, kind in kinds.items() if _parser(kind) is not None}
@@ -191,7 +227,7 @@ def from_texts(options: _T, values: Mapping[str, str]) -> _T:
 
 
 def _parser(kind: Any) -> Callable[[str], Any] | None:
-    """What makes a value of this type from text; None where there is nothing."""
+    """The function that makes a value of this type from text; None if there is none."""
     if kind is bool:
         return lambda text: {"true": True, "false": False}[text.lower()]
     if kind in (str, int, float):
@@ -214,10 +250,10 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """The names of what decides a run's course and differs between two recipes' facts.
+    """Return the fields in which two recipes, as plain data, belong to different runs.
 
-    Lengths may differ: a run may be made longer. The learning rate may: a run that ran away goes on
-    with a lower one.
+    Lengths may differ: a run may be made longer. So may the learning rate: a run that ran away
+    continues with a lower one.
     """
     free = {"name", "summary", "source", "seconds", "steps", "epochs", "init", "learning_rate"}
     return sorted(key for key in {*a, *b} - free if a.get(key) != b.get(key))
@@ -227,7 +263,7 @@ _FAST = "our own: a loss that leaves the identity, a start that keeps channels: 
 
 
 def _published(name: str, summary: str, network: str, **settings: Any) -> Recipe:
-    """A recipe as a paper has it: Adam as it was first described, and none of our own additions."""
+    """A recipe as in a paper: Adam as first described, and none of our own additions."""
     return Recipe(
         name,
         summary,
@@ -257,7 +293,7 @@ _GUIDED_GPU: dict[str, Any] = {
     "seconds": 1500,
     "batch": 64,
     "crop": 256,
-    # Pairs of 304²: large crops differ enough with little room, and to make pairs is what costs.
+    # Pairs of 304²: large crops differ enough with little room, and making pairs is what costs.
     "pool": PoolOptions(reuse=4, pairs=512, room=0.1875, clean_first=1.0, clean_last=0.3),
 }
 
@@ -407,7 +443,11 @@ RECIPES = {
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe of this name; UsageError when there is none."""
+    """Return the recipe of this name.
+
+    Raises:
+        UsageError: There is none.
+    """
     try:
         return RECIPES[name]
     except KeyError:

@@ -27,6 +27,7 @@ from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
 from vdeblur.inference.devices import device_name
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
+from vdeblur.networks.cost import operations
 from vdeblur.training.dead_channels import revive, start_well
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.model_card import (
@@ -36,7 +37,7 @@ from vdeblur.training.model_card import (
 )
 from vdeblur.training.options import Callbacks, Outcome, Progress, RunOptions
 from vdeblur.training.processes import processes
-from vdeblur.training.pruning import operations, prune
+from vdeblur.training.pruning import prune
 from vdeblur.training.recipes import Recipe
 from vdeblur.training.run_log import METRICS, RunLog
 from vdeblur.training.state import StateFile, read_state

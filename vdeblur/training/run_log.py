@@ -1,4 +1,4 @@
-"""What a run says as it goes: metrics.jsonl always, TensorBoard with pictures where wanted."""
+"""The log of a run: metrics.jsonl always, TensorBoard with pictures where requested."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """A line of JSON a report, in `folder`/metrics.jsonl, and the same as curves for TensorBoard.
+    """One line of JSON per report in `folder`/metrics.jsonl, and the same as TensorBoard curves.
 
-    step: where the run goes on; lines from beyond it, left by a run that ended without saving, go.
-    UsageError when tensorboard is asked for and not installed.
+    Args:
+        folder: The folder of the run.
+        step: The step at which the run continues. Later lines, left by a run that ended without
+            saving, are removed.
+        tensorboard: Whether to write for TensorBoard too.
+
+    Raises:
+        UsageError: TensorBoard is requested and not installed.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False) -> None:
@@ -39,7 +45,12 @@ class RunLog:
                 temporary.write_text(text, encoding="utf-8")
 
     def add(self, row: Mapping[str, float | int | None], picture: Tensor | None = None) -> None:
-        """One report; row needs "step". picture: (3, H, W) in 0..1, shown by TensorBoard."""
+        """Add a report.
+
+        Args:
+            row: Values by name; "step" is required.
+            picture: (3, H, W) in 0..1, for TensorBoard.
+        """
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
         if self._board is not None:
@@ -51,13 +62,13 @@ class RunLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Let TensorBoard's thread end."""
+        """End TensorBoard's thread."""
         if self._board is not None:
             self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The reports of a metrics.jsonl, without a last line that was cut off; [] without a file."""
+    """Read the reports of a metrics.jsonl, without a truncated last line; [] without a file."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,8 +1,7 @@
 """Learning rates as functions of the share of a run that is done: 0 at its start, 1 at its end.
 
-A run's length is counted in seconds, steps or epochs; a schedule does not know which. That is what
-lets a budget of wall time end with a rate of zero, and a paper's recipe be run shorter. Knows
-numbers only.
+A schedule does not know whether a run's length is counted in seconds, steps or epochs. So a budget
+of wall time can end with a rate of zero, and a paper's recipe can run shorter. Knows numbers only.
 """
 
 from __future__ import annotations
@@ -19,11 +18,19 @@ SHAPES = ("cosine", "step", "exponential", "power", "constant")
 class Schedule:
     """How the learning rate falls.
 
-    shape: "cosine" to the last rate; "step", multiplied by `factor` after every share `every`;
-    "exponential", by the same factor in every moment, to the last rate; "power", last + (first −
-    last)·(1 − share)^power, which SRN and PSS-NSC call exponential decay; or "constant". last: the
-    rate at the end, as a share of the first. warmup: share of the run in which the rate rises
-    linearly first.
+    Args:
+        shape: "cosine", to the last rate; "step", multiplied by `factor` after every share `every`;
+            "exponential", by the same factor at every moment, to the last rate; "power", last +
+            (first − last)·(1 − share)^power, which SRN and PSS-NSC call exponential decay; or
+            "constant".
+        last: The rate at the end, as a share of the first.
+        every: Share of the run between steps.
+        factor: Factor of a step.
+        power: Exponent of the power.
+        warmup: Share of the run in which the rate first rises linearly.
+
+    Raises:
+        UsageError: The shape is unknown, or a share is out of its range.
     """
 
     shape: str = "cosine"
@@ -42,7 +49,7 @@ class Schedule:
             raise UsageError("a schedule's warm-up and step are shares of the run, from 0 to 1")
 
     def rate(self, first: float, share: float) -> float:
-        """The rate when `share` of the run is done; `first` is the rate after the warm-up."""
+        """Return the rate when `share` of the run is done; `first` is the one after the warm-up."""
         if share < self.warmup:
             return first * max(share / self.warmup, 0.02)  # the first step moves, too
         rest = min(max((share - self.warmup) / (1 - self.warmup), 0.0), 1.0)
