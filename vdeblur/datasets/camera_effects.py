@@ -1,7 +1,7 @@
-"""What a camera does to a picture besides blurring it: response curve, noise, sharpening, coding.
+"""Effects of a camera besides blur: response curve, noise, sharpening, coding.
 
-Tensors are (N, 3, H, W) R'G'B' in [0, 1] on any device, unless a line says otherwise; a parameter
-of one value a picture is (N, 1, 1, 1). Knows nothing of files and nothing of motion.
+Tensors are (N, 3, H, W) R'G'B' in [0, 1] on any device, unless stated otherwise; parameters with
+one value per picture are (N, 1, 1, 1). Knows nothing of files and nothing of motion.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Response:
-    """Response curves, one a picture: linear light in [0, 1] ↔ coded values in [0, 1].
+    """Response curves, one per picture: linear light in [0, 1] ↔ coded values in [0, 1].
 
-    gamma, offset: light = ((c + offset) / (1 + offset))^gamma, moved and scaled so that 0 and 1
-    stay; an offset gives black a finite slope, as in sRGB (2.4, 0.055) and BT.709 (1/0.45, 0.099).
-    contrast: k > −1 of the tone curve laid over it, an S for positive k (the gain function of
-    Schlick, "Fast Alternatives to Perlin's Bias and Gain Functions", 1994); 0 for none. All
-    (N, 1, 1, 1).
+    Light = ((c + offset) / (1 + offset))^gamma, shifted and scaled so that 0 and 1 stay.
+
+    Args:
+        gamma: (N, 1, 1, 1).
+        offset: (N, 1, 1, 1). It gives black a finite slope, as in sRGB (gamma 2.4, offset 0.055)
+            and BT.709 (1/0.45, 0.099).
+        contrast: (N, 1, 1, 1): k > −1 of the tone curve over it, an S for positive k (the gain
+            function of Schlick, "Fast Alternatives to Perlin's Bias and Gain Functions", 1994); 0
+            for none.
     """
 
     gamma: Tensor
@@ -35,7 +39,7 @@ class Response:
     contrast: Tensor
 
     def to_light(self, coded: Tensor) -> Tensor:
-        """Coded values → linear light."""
+        """Convert coded values to linear light."""
         y = _gain(coded, -self.contrast / (1 + self.contrast))
         y = y.add_(self.offset).div_(1 + self.offset)
         black = self._black()
@@ -43,13 +47,13 @@ class Response:
         return light.sub_(black).div_(1 - black).clamp_min_(0)
 
     def to_coded(self, light: Tensor) -> Tensor:
-        """Linear light → coded values."""
+        """Convert linear light to coded values."""
         black = self._black()
         y = (light * (1 - black)).add_(black).clamp_min_(1e-9).log_().div_(self.gamma).exp_()
         return _gain(y.mul_(1 + self.offset).sub_(self.offset).clamp_(0, 1), self.contrast)
 
     def slope(self, light: float = 0.18) -> Tensor:
-        """d coded / d light at a mid grey."""
+        """Return d coded / d light at mid gray."""
         level = torch.full_like(self.gamma, light)
         return (self.to_coded(level + 0.01) - self.to_coded(level - 0.01)) / 0.02
 
@@ -65,14 +69,14 @@ def _gain(x: Tensor, k: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, dim: int, reach: int) -> list[Tensor]:
-    """x moved by −reach … reach along a dimension, its edge repeated."""
+    """x shifted by −reach to reach along a dimension, with its edge repeated."""
     first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
     padded = torch.cat([first] * reach + [x] + [last] * reach, dim)
     return [padded.narrow(dim, k, x.shape[dim]) for k in range(2 * reach + 1)]
 
 
 def box(x: Tensor, reach: int) -> Tensor:
-    """Mean over squares of 2·reach + 1 pixels."""
+    """Average over squares of 2·reach + 1 pixels."""
     # Sums of shifted views: PyTorch's pooling takes thirty times as long on a CPU.
     for dim in (2, 3):
         parts = _shifted(x, dim, reach)
@@ -84,7 +88,7 @@ def box(x: Tensor, reach: int) -> Tensor:
 
 
 def gaussian(x: Tensor, sigma: Tensor, reach: int = 3) -> Tensor:
-    """Gaussian blur; sigma (N, 1, 1, 1) in pixels, up to about reach / 2."""
+    """Blur by a Gaussian; sigma (N, 1, 1, 1) in pixels, up to about reach / 2."""
     offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).clamp_min(1e-3)) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)
@@ -97,21 +101,25 @@ def gaussian(x: Tensor, sigma: Tensor, reach: int = 3) -> Tensor:
 
 
 def sharpen(x: Tensor, sigma: Tensor, amount: Tensor) -> Tensor:
-    """Unsharp masking, as cameras sharpen: x + amount · (x − Gaussian of x)."""
+    """Sharpen as cameras do, by unsharp masking: x + amount · (x − Gaussian of x)."""
     return (x + amount * (x - gaussian(x, sigma))).clamp(0, 1)
 
 
 def sensor_noise(
     light: Tensor, level: Tensor, shot: Tensor, spread: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Noise of a sensor on linear light: its variance has a constant and a share that grows.
+    """Add sensor noise, whose variance has a constant part and one that grows with the light.
 
-    level: standard deviation at light 0.18, in units of light. shot: share of the variance there
-    that is shot noise, growing with the light; the rest is read noise (Foi et al., IEEE TIP 2008).
-    spread: 0 for noise of single pixels, 1 for noise as coarse as demosaicing leaves it, with the
-    same deviation. generator: one of the device of `light`.
+    Args:
+        light: (N, 3, H, W) in linear light.
+        level: Standard deviation at light 0.18, in units of light.
+        shot: Share of the variance there that is shot noise, which grows with the light; the rest
+            is read noise (Foi et al., IEEE TIP 2008).
+        spread: 0 for noise of single pixels, 1 for noise as coarse as demosaicing leaves it, with
+            the same deviation.
+        generator: A generator on the device of `light`.
     """
-    # (No test of `spread`: on a GPU it would wait for all that was asked of it before.)
+    # (No test of `spread`: a GPU would have to finish all earlier work first.)
     noise = torch.randn(light.shape, generator=generator, device=light.device)
     coarse = box(noise, 1) * 3.0  # a mean of nine has a third of the deviation
     noise = noise * (1 - spread).sqrt() + coarse * spread.sqrt()
@@ -124,7 +132,9 @@ def sensor_noise(
 def smear(x: Tensor, strength: Tensor) -> Tensor:
     """Level texture of low contrast, as noise reduction in cameras does (local Wiener filter).
 
-    strength: the standard deviation taken for noise, 0 to about 0.05.
+    Args:
+        x: The pictures.
+        strength: The standard deviation taken for noise, 0 to about 0.05.
     """
     mean = box(x, 2)
     variance = (box(x * x, 2) - mean * mean).clamp_min(0)
@@ -164,10 +174,10 @@ def _basis(device: torch.device) -> Tensor:
     return two.to(device, torch.float32)
 
 
-def _quantise(plane: Tensor, table: Tensor) -> Tensor:
-    """Codes (N, 1, H, W), H and W multiples of 8, through quantised 8 × 8 DCT blocks.
+def _quantize(plane: Tensor, table: Tensor) -> Tensor:
+    """Pass codes (N, 1, H, W), H and W multiples of 8, through quantized 8 × 8 DCT blocks.
 
-    table: (N, 64) steps.
+    `table` holds the steps, (N, 64).
     """
     basis = _basis(plane.device)
     blocks = F.pixel_unshuffle(plane - 128, 8)
@@ -193,14 +203,14 @@ def _from_ycc(y: Tensor, cb: Tensor, cr: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor, offset: tuple[int, int]) -> Tensor:
-    """Room before (offset) and after, to multiples of 16, the edge repeated."""
+    """Pad by `offset` before, and to multiples of 16 after, by repeating the edge."""
     top, left = offset
     height, width = x.shape[-2:]
     return F.pad(x, (left, -(left + width) % 16, top, -(top + height) % 16), mode="replicate")
 
 
 def _jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
-    """The quantisation tables of libjpeg (N, 64) for qualities (N,)."""
+    """The quantization tables of libjpeg (N, 64) for qualities (N,)."""
     q = quality.float()
     scale = torch.where(q < 50, (5000 / q).floor(), 200 - 2 * q)[:, None]
     tables = []
@@ -211,23 +221,27 @@ def _jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jpeg_blocks(x: Tensor, quality: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """JPEG at 4:2:0 by its arithmetic (colour, DCT, quantisation), without its bit stream.
+    """Apply JPEG at 4:2:0 by its arithmetic (color, DCT, quantization), without its bit stream.
 
     Runs on the device of x, where files would starve it; agrees with libjpeg to its rounding.
-    quality: (N,), 1 to 100, libjpeg's scale. offset: where the grid of blocks begins, in pixels.
+
+    Args:
+        x: The pictures.
+        quality: (N,), 1 to 100 on libjpeg's scale.
+        offset: Row and column at which the grid of blocks begins.
     """
     luma, chroma = _jpeg_tables(quality)
     height, width = x.shape[-2:]
     y, cb, cr = _to_ycc(_padded(x, offset))
-    small = [_quantise(F.avg_pool2d(c, 2).round_(), chroma) for c in (cb, cr)]
+    small = [_quantize(F.avg_pool2d(c, 2).round_(), chroma) for c in (cb, cr)]
     size = y.shape[-2:]
     cb, cr = (F.interpolate(c, size=size, mode="bilinear", align_corners=False) for c in small)
-    out = _from_ycc(_quantise(y.round_(), luma), cb, cr)
+    out = _from_ycc(_quantize(y.round_(), luma), cb, cr)
     return out[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
 
 
 def jpeg_files(x: Tensor, quality: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """JPEG at 4:2:0 by libjpeg (Pillow); as `jpeg_blocks`, for tensors of the CPU."""
+    """Apply JPEG at 4:2:0 by libjpeg (Pillow); as `jpeg_blocks`, for tensors on the CPU."""
     import numpy as np
     from PIL import Image
 
@@ -245,27 +259,31 @@ def jpeg_files(x: Tensor, quality: Tensor, *, offset: tuple[int, int] = (0, 0)) 
 
 
 def jpeg(x: Tensor, quality: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """JPEG at 4:2:0: by libjpeg on the CPU, where it is the faster, by its arithmetic elsewhere."""
+    """Apply JPEG at 4:2:0: by libjpeg on the CPU, where it is faster, else by its arithmetic."""
     if x.device.type == "cpu":
         return jpeg_files(x, quality, offset=offset)
     return jpeg_blocks(x, quality, offset=offset)
 
 
 def h264_blocks(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """What stands for H.264 on devices that have no encoder: flat steps, block edges smoothed.
+    """Imitate H.264 on devices without an encoder: flat steps, smoothed block edges.
 
     Steps of 0.625 · 2^(QP / 6) codes as in ITU-T H.264 (8 × 8 transform, chroma at 4:2:0 with finer
-    steps), without prediction: detail goes as it does in the codec, block edges are softer than
-    JPEG's. crf: (N,), x264's scale.
+    steps), without prediction: detail is lost as in the codec, block edges are softer than JPEG's.
+
+    Args:
+        x: The pictures.
+        crf: (N,), on x264's scale.
+        offset: Row and column at which the grid of blocks begins.
     """
-    # x264 rounds towards zero (dead zone): as coarse steps a third larger do; tuned by PSNR.
+    # x264 rounds toward zero (dead zone), as steps a third larger do; tuned by PSNR.
     step = 0.625 * torch.exp2(crf.float() / 6) * 1.3
     flat = torch.ones(1, 64, device=x.device)
     height, width = x.shape[-2:]
     y, cb, cr = _to_ycc(_padded(x, offset))
-    y = _smooth_edges(_quantise(y.round_(), flat * step[:, None]), step)
+    y = _smooth_edges(_quantize(y.round_(), flat * step[:, None]), step)
     finer = flat * step[:, None] * 0.8
-    small = [_quantise(F.avg_pool2d(c, 2).round_(), finer) for c in (cb, cr)]
+    small = [_quantize(F.avg_pool2d(c, 2).round_(), finer) for c in (cb, cr)]
     size = y.shape[-2:]
     cb, cr = (F.interpolate(c, size=size, mode="bilinear", align_corners=False) for c in small)
     out = _from_ycc(y, cb, cr)
@@ -273,7 +291,7 @@ def h264_blocks(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> 
 
 
 def _smooth_edges(plane: Tensor, step: Tensor) -> Tensor:
-    """Steps across edges of 8 × 8 blocks that are no larger than the quantiser's are ramped."""
+    """Ramp steps across edges of 8 × 8 blocks that are no larger than the quantizer's."""
     limit = step.view(-1, 1, 1, 1)
     for dim in (2, 3):
         side = plane.shape[dim]
@@ -285,7 +303,7 @@ def _smooth_edges(plane: Tensor, step: Tensor) -> Tensor:
 
 
 def h264_stream(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """H.264 by x264 and back (PyAV), 4:2:0; for tensors of the CPU.
+    """Apply H.264 at 4:2:0 by x264 (PyAV); as `h264_blocks`, for tensors on the CPU.
 
     Each picture is the second of two frames, the first being the same moved by a pixel: it is a
     predicted picture, as nearly all of a video's are.
@@ -320,12 +338,12 @@ def h264_stream(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> 
 
 
 def h264(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """H.264: by x264 on the CPU, by quantised blocks that stand for it elsewhere."""
+    """Apply H.264: by x264 on the CPU, by quantized blocks that imitate it elsewhere."""
     if x.device.type == "cpu":
         return h264_stream(x, crf, offset=offset)
     return h264_blocks(x, crf, offset=offset)
 
 
 def choose(indices: Sequence[int], device: torch.device) -> Tensor:
-    """Indices as a tensor for `index_select` and `index_copy`."""
+    """Make a tensor of indices for `index_select` and `index_copy`."""
     return torch.tensor(indices, dtype=torch.long, device=device)

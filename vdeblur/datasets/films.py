@@ -1,10 +1,10 @@
-"""What a guided network is told of synthetic pairs when they are frames of a film, as in use.
+"""The motion and the neighbors that a guided network receives with synthetic pairs, as in use.
 
-A film's frames are matched as `vdeblur.motion.flow` matches them, on the blurred pictures, so that
-the errors of flow are real ones: for the motion of the frame at hand, and to bring its neighbours
-to its places. Each neighbour is filtered along its own motion, which has errors too. Not all pairs
-are frames of films: of some the motion is known exactly, before a batch makes it wrong, of some it
-is read off the picture alone, as of stills. Knows tensors only.
+Frames are matched as those of a film are by `vdeblur.motion.flow`, on the blurred pictures, so that
+errors of the flow are real: for the motion of the frame at hand, and to warp its neighbors to it.
+Each neighbor is filtered along its own motion, which has errors too. Not all pairs are frames of
+films: for some the motion is known exactly, before a batch adds errors; for some it is estimated
+from the picture alone, as for stills. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -46,14 +46,20 @@ from vdeblur.networks.blur_field import (
 
 @dataclass(frozen=True)
 class FilmOptions:
-    """Whether pairs come with neighbouring frames, and how much of them is known. Shares in 0..1.
+    """Whether pairs come with neighboring frames, and how much of them is known. Shares are 0 to 1.
 
-    neighbours: whether they do at all; if not, the motion of all pairs is known exactly.
-    shown_share: pairs that are stills: their motion is read off the picture, and there are no
-    neighbours. flow_share: of the others, those whose motion is that of the flow. reductions:
-    pictures are made smaller by one of these to be matched. none_share, before_share, after_share:
-    of the times a pair is used, those without neighbours, with the frame before alone (as of live
-    cameras), and with the one after alone.
+    Args:
+        neighbours: Whether they do; if not, the motion of all pairs is known exactly.
+        shown_share: Pairs that are stills: their motion is estimated from the picture, and there
+            are no neighbors.
+        flow_share: Of the other pairs, those whose motion is that of the flow.
+        reductions: Pictures are made smaller by one of these factors to be matched.
+        none_share: Of the uses of a pair, those without neighbors.
+        before_share: Those with the frame before alone, as from live cameras.
+        after_share: Those with the frame after alone.
+
+    Raises:
+        UsageError: A share is out of its range, or there is no reduction.
     """
 
     neighbours: bool = False
@@ -73,7 +79,7 @@ class FilmOptions:
             raise UsageError("pictures are matched after a reduction by 1 or more: name one")
 
 
-#: What is wrong with a neighbour's own motion, whose exposure is known no better.
+#: Errors of a neighbor's own motion, whose exposure is known no better.
 NEIGHBOUR_ERRORS = MotionErrors(
     length=0.15,
     angle=0.05,
@@ -84,7 +90,7 @@ NEIGHBOUR_ERRORS = MotionErrors(
     widest=1.0,
     false_share=0.0,
 )
-#: Windows over which evidence is pooled where motion is read off a picture, one of these.
+#: Windows over which evidence is pooled where motion is estimated from a picture: one of these.
 _REACHES = (0.8, 1.2, 1.8)
 _BELIEF = 0.4
 _AT_ONCE = 32  # pictures, of which samples are taken
@@ -99,11 +105,17 @@ def filmed(
     *,
     match: Matching = matched,
 ) -> tuple[Tensor, Film]:
-    """The motion of pairs as it is known, (N, 4, h, w), and what is seen of the frames around.
+    """Find the motion of pairs as it would be known, and the channels of the frames around them.
 
-    pairs: with `around`, pictures as 8-bit files hold them. rng and the CPU's generator alone
-    decide what is drawn. match: whatever finds the flow; for it, 8-bit luma comes from the device,
-    and nothing else does.
+    Args:
+        pairs: With `around`; pictures have values as 8-bit files hold them.
+        options: How much is known.
+        rng: With `generator`, alone decides what is drawn.
+        generator: A CPU generator.
+        match: Finds the flow. Only 8-bit luma leaves the device for it.
+
+    Returns:
+        The motion, (N, 4, h, w), and the channels.
     """
     around = pairs.around
     assert around is not None
@@ -111,7 +123,7 @@ def filmed(
     kinds = torch.rand(2, count, generator=generator)
     shown = kinds[0] < options.shown_share
     if min(pairs.blurred.shape[2:]) < WINDOW:
-        shown[:] = False  # too small to tell
+        shown[:] = False  # too small for an estimate
     by_flow = ~shown & (kinds[1] < options.flow_share)
     luma = taps.luma_of(pairs.blurred)
     there = torch.stack([taps.luma_of(part) for part in around.blurred])
@@ -130,13 +142,13 @@ def filmed(
         luma, there = luma.index_select(0, rows), there.index_select(1, rows)
         reductions = rng.choice(options.reductions, size=len(films)).tolist()
         frames = torch.cat([luma[None], there])[:, :, 0].mul(255).round().byte()
-        ways, found, told = match(frames, reductions, grid)
-        ways, told = to_device(ways, device), to_device(told, device)
+        ways, found, measured = match(frames, reductions, grid)
+        ways, measured = to_device(ways, device), to_device(measured, device)
         by_flow[films] &= found.any(0)
         share = to_device(around.shares[films], device)[:, None, None, None]
-        told = torch.cat([told[:, :2] * share, told[:, 2:] * share.square()], dim=1)
+        measured = torch.cat([measured[:, :2] * share, measured[:, 2:] * share.square()], dim=1)
         keep = to_device(by_flow[films], device)[:, None, None, None]
-        motion.index_copy_(0, rows, torch.where(keep, told, motion.index_select(0, rows)))
+        motion.index_copy_(0, rows, torch.where(keep, measured, motion.index_select(0, rows)))
         there_moved = around.motion.index_select(1, rows).flatten(0, 1)
         wrong = with_errors(there_moved, NEIGHBOUR_ERRORS, generator)
         there = there.flatten(0, 1)
@@ -149,7 +161,7 @@ def filmed(
             before, after = torch.where(present, part, 0.0).chunk(2)
             whole.index_copy_(0, rows, torch.cat([before, after], dim=1))
     known = to_device(torch.where(shown, AS_SHOWN, torch.where(by_flow, BY_FLOW, EXACTLY)), device)
-    # What is sharp is to be given a false motion now and then, and has no other.
+    # Sharp pictures get a false motion now and then, and have no other.
     still = is_still(pairs.motion)
     motion = torch.where(still & (known == BY_FLOW)[:, None, None, None], 0.0, motion)
     known = torch.where(still[:, 0, 0, 0] & (known == BY_FLOW), EXACTLY, known)
@@ -157,7 +169,7 @@ def filmed(
 
 
 def _seen(luma: Tensor, there: Tensor, motion: Tensor, ways: Tensor) -> Tensor:
-    """The pictures of `taps.neighbour`, (N, PICTURES, H, W); few at once, for memory."""
+    """The pictures of `taps.neighbour`, (N, PICTURES, H, W); a few at once, to save memory."""
     parts = []
     for k in range(0, len(luma), _AT_ONCE):
         some = slice(k, k + _AT_ONCE)
@@ -168,7 +180,7 @@ def _seen(luma: Tensor, there: Tensor, motion: Tensor, ways: Tensor) -> Tensor:
 
 
 def with_some_left_out(around: Tensor, options: FilmOptions, generator: torch.Generator) -> Tensor:
-    """What is seen of neighbours, (2, N, C, H, W), without some of them: 0."""
+    """Set the channels of some neighbors to 0: (2, N, C, H, W)."""
     drawn = torch.rand(around.shape[1], generator=generator)
     none, before = options.none_share, options.none_share + options.before_share
     after = before + options.after_share
@@ -178,10 +190,10 @@ def with_some_left_out(around: Tensor, options: FilmOptions, generator: torch.Ge
 
 
 def _shown(luma: Tensor, reach: float, grid: tuple[int, int]) -> Tensor:
-    """What pictures (N, 1, H, W) show of their own motion, (N, 4, *grid).
+    """The motion that pictures (N, 1, H, W) show of themselves, (N, 4, *grid).
 
-    As `vdeblur.motion.single_picture.still_motion`, but that it is not 0 of what may be sharp: from
-    that nothing would be learnt.
+    As `vdeblur.motion.single_picture.still_motion`, except that it is not 0 where a picture may be
+    sharp: nothing would be learned from that.
     """
     network = _field_network(luma.device)
     assert isinstance(network.prior, Tensor)

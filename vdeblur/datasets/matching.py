@@ -1,9 +1,9 @@
 """Optical flow of the frames of synthetic films, in this process or in processes beside it.
 
-Pictures are reduced and matched as those of a video are, by `vdeblur.motion.flow`. For pairs that a
-GPU makes that is work for several cores: a pair of 304² takes 9 ms of one. A ninth of it holds
-Python's lock, so that threads would keep each other waiting, and whoever trains: it is done in
-processes, to which small pictures and small fields travel. Knows pictures and flow only.
+Pictures are reduced and matched as those of a video are, by `vdeblur.motion.flow`. Pairs that a GPU
+makes keep several cores busy with this: a pair of 304² takes 9 ms of one. A ninth of that holds
+Python's lock, so that threads would block each other, and the training; so it is done in processes,
+to which small pictures and small fields travel. Knows pictures and flow only.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from vdeblur.motion.movement import each_interval
 
 
 class Matched(NamedTuple):
-    """What flow tells of N frames and their neighbours before and after, on the CPU.
+    """The flow from N frames to their neighbors before and after, on the CPU.
 
-    ways: (2, N, 2, *grid), how far away each place is in them, in pixels, 0 where nothing matches.
-    found: (2, N) bool, where something does. told: (N, 4, *grid), chord and bend from frame to
-    frame.
+    Args:
+        ways: (2, N, 2, *grid): displacement of each place in the neighbors, in pixels; 0 where
+            nothing matches.
+        found: (2, N) bool: where something matches.
+        motion: (N, 4, *grid): chord and bend from frame to frame.
     """
 
     ways: Tensor
     found: Tensor
-    told: Tensor
+    motion: Tensor
 
 
 #: Frames, those before and those after, uint8 (3, N, H, W) on any device; by how much each is made
@@ -49,8 +51,8 @@ Matching = Callable[[Tensor, list[int], tuple[int, int]], Matched]
 
 _Three = list[NDArray[np.uint8]]  # a reduced frame, the one before and the one after
 _Fields = tuple[NDArray[np.float32], list[bool]]
-_AT_ONCE = 4  # frames that a process is given: few enough that all end at about the same time
-_MOST = 60  # processes, which is what Windows can wait for
+_AT_ONCE = 4  # frames handed to a process: few enough that all end at about the same time
+_MOST = 60  # processes, as many as Windows can wait for
 
 
 def matched(
@@ -60,12 +62,12 @@ def matched(
     *,
     each: Callable[[Callable[[_Three], _Fields], Iterable[_Three]], Iterable[_Fields]] = map,
 ) -> Matched:
-    """`Matching`, each frame being matched by `each`."""
+    """Match frames, see `Matching`; `each` maps a function over them."""
     luma = frames.cpu().numpy()
     count, height, width = luma.shape[1:]
     whole, found = torch.zeros(count, 8, *grid), torch.zeros(count, 2, dtype=torch.bool)
     sizes = [(max(1, round(width / ratio)), max(1, round(height / ratio))) for ratio in reductions]
-    # One after the other, so that the first are matched while others are made smaller.
+    # A generator, so that the first are matched while others are reduced.
     small = (
         [_reduced(picture, size) for picture in luma[:, number]]
         for number, size in enumerate(sizes)
@@ -80,13 +82,13 @@ def matched(
 
 
 def _reduced(luma: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(H, W), as it is matched: (width, height) is `size`."""
+    """(H, W) luma at the `size` (width, height) of matching."""
     return np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _fields(three: _Three) -> _Fields:
-    """(8, h, w) in reduced pixels: the ways to the frame before and to the one after, 0 where there
-    is none, chord and bend from frame to frame; and which of the two there are.
+    """(8, h, w) in reduced pixels: the flow to the frame before and to the one after, 0 where there
+    is none, then chord and bend from frame to frame; and which of the two were found.
     """
     here, *around = three
     pairs = [match_pictures(here, there) for there in around]
@@ -94,14 +96,14 @@ def _fields(three: _Three) -> _Fields:
     sides = [back is not None, ahead is not None]
     if not any(sides):
         return np.zeros((8, 1, 1), np.float32), sides
-    told = each_interval(ahead, back)
-    nothing = np.zeros_like(told[:2])
+    motion = each_interval(ahead, back)
+    nothing = np.zeros_like(motion[:2])
     ways = [nothing if flow is None else flow.field for flow in (back, ahead)]
-    return np.concatenate([*ways, told]), sides
+    return np.concatenate([*ways, motion]), sides
 
 
 def _on_grid(field: NDArray[np.float32], scale: list[float], grid: tuple[int, int]) -> Tensor:
-    """Vectors (C, h, w), x and y in turn, in reduced pixels → (C, *grid) in pixels."""
+    """Vectors (C, h, w), x and y alternating, in reduced pixels → (C, *grid) in pixels."""
     vectors = F.interpolate(
         torch.from_numpy(field)[None], size=grid, mode="bilinear", align_corners=False
     )[0]
@@ -110,13 +112,15 @@ def _on_grid(field: NDArray[np.float32], scale: list[float], grid: tuple[int, in
 
 @contextlib.contextmanager
 def in_processes(count: int) -> Iterator[Matching]:
-    """`Matching` by up to `count` processes, which begin when they are first needed and end with
-    the context. With none, in this thread. What is found does not depend on it.
+    """Yield a `Matching` that uses up to `count` processes; with 0, this thread.
+
+    The processes start when they are first needed, and end with the context. Results do not depend
+    on their number.
     """
     if not count:
         yield matched
         return
-    # From a process that has no threads and no GPU: with them a copy of this one might hang.
+    # Forked from a process without threads and GPU: a copy of this one might hang.
     ways = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
     context.set_forkserver_preload([__name__])
@@ -128,7 +132,7 @@ def in_processes(count: int) -> Iterator[Matching]:
 
 
 def _begin() -> None:
-    """Ctrl-C and SIGTERM of a process group are the training process's: it ends its helpers."""
+    """Leave Ctrl-C and SIGTERM to the training process, which ends its helpers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -137,7 +141,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """One that is killed cannot end its helpers, who would wait for work for ever."""
+    """End with the parent: one that is killed cannot end its helpers, which would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

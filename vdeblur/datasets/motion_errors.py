@@ -1,10 +1,10 @@
-"""What is wrong with a motion that is measured: true fields are made as wrong as at inference.
+"""Errors of measured motion: make true fields as wrong as they will be at inference.
 
-Optical flow and the estimate of the exposure give the length of a motion to a fifth, its direction
-to a few degrees, smooth across the edges of what moves, and its bend badly or not at all. A network
-that was only shown true motion trusts it, and puts doubled edges where it is off. So training gives
-it motion with such errors, small at first: with large ones from the start it learns to ignore
-motion altogether. Knows tensors only.
+Optical flow and the estimate of the exposure yield the length of a motion to a fifth, its direction
+to a few degrees, smoothed across the edges of what moves, and its bend badly or not at all. A
+network trained with true motion only trusts it, and doubles edges where it is off. So training adds
+such errors, small at first: with large ones from the start a network learns to ignore motion
+altogether. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ from vdeblur.errors import UsageError
 
 @dataclass(frozen=True)
 class MotionErrors:
-    """How wrong the motion is that a network is given. Pixels are the picture's; shares in 0..1.
+    """How wrong the motion is that a network receives. Pixels are the picture's; shares are 0 to 1.
 
-    length: lengths are multiplied by up to e^±length. angle: standard deviation of the direction,
-    radians. drift, relative_drift: standard deviation of an error that changes slowly across the
-    picture, pixels and share of the length, each picture having a share of it. smooth_share:
-    pictures whose motion is levelled over 3 to 7 places. bend: bends are multiplied by a factor
-    out of it; straight_share: pictures whose bend is not known at all.
-    widest: by how much length, angle and drift are larger at the end of a run than at its start.
+    Args:
+        length: Lengths are multiplied by up to e^±length.
+        angle: Standard deviation of the direction, in radians.
+        drift: Standard deviation, in pixels, of an error that changes slowly across the picture;
+            each picture has a random share of it.
+        relative_drift: The same, as a share of the length.
+        smooth_share: Pictures whose motion is smoothed over 3 to 7 places.
+        bend: Range of the factor that bends are multiplied by.
+        straight_share: Pictures whose bend is unknown.
+        widest: How many times larger length, angle and drift are at the end of a run than at its
+            start.
+        none_share: Pictures whose motion is unknown.
+        false_share: Of the pictures in which nothing moves, those that receive a motion: they must
+            come back untouched.
+        false_length: Its length in pixels, at most.
+        exposure: Measured motion is as long as the exposure is estimated to be: its lengths are
+            multiplied by up to e^±exposure, and it gets no other error.
 
-    none_share: pictures whose motion is not known. false_share: of pictures in which nothing moved,
-    those that are given a motion, of up to false_length pixels: they are to come back untouched.
-    exposure: motion that was measured already is as long as the exposure is thought to be: its
-    lengths are multiplied by up to e^±exposure, and nothing else is done to it.
+    Raises:
+        UsageError: A value is out of its range.
     """
 
     length: float = 0.22
@@ -44,7 +53,7 @@ class MotionErrors:
     bend: tuple[float, float] = (0.3, 1.2)
     straight_share: float = 0.25
     widest: float = 1.5
-    none_share: float = 0.0  # without motion nothing is changed, and nothing learnt
+    none_share: float = 0.0  # without motion nothing changes, and nothing is learned
     false_share: float = 0.7
     false_length: float = 34.0
     exposure: float = 0.2
@@ -58,14 +67,14 @@ class MotionErrors:
             raise UsageError("errors of a motion are 0 or more")
 
     def widening(self, share: float) -> float:
-        """By how much errors are larger when `share` of a run is done than at its start."""
+        """Return how many times larger errors are when `share` of a run is done."""
         return 1 + (self.widest - 1) * min(max(share, 0.0), 1.0)
 
 
-#: Nothing is wrong and nothing is kept back.
+#: No errors, and no motion withheld.
 NO_ERRORS = MotionErrors(0, 0, 0, 0, 0, (1, 1), 0, 1, 0, 0, exposure=0)
 
-#: How a motion is known: exactly, by flow, or read off the picture itself.
+#: How a motion is known: exactly, by flow, or estimated from the picture itself.
 EXACTLY, BY_FLOW, AS_SHOWN = range(3)
 
 _STILL = 0.05  # pixels; where nothing moves farther, the picture is still
@@ -73,12 +82,12 @@ _DRIFT_PLACES = 3  # along a side
 
 
 def is_still(motion: Tensor) -> Tensor:
-    """Which pictures of a batch (N, 4, h, w) nothing moves in: (N, 1, 1, 1) bool."""
+    """Return in which pictures of a batch (N, 4, h, w) nothing moves: (N, 1, 1, 1) bool."""
     return motion.abs().amax(dim=(1, 2, 3), keepdim=True) < _STILL
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
-    """Drawn numbers where they are wanted, without waiting for a GPU."""
+    """Move drawn numbers to a device, without waiting for a GPU."""
     if device.type == "cuda":
         drawn = drawn.pin_memory()
     return drawn.to(device, non_blocking=True)
@@ -92,10 +101,15 @@ def with_errors(
     share: float = 0.0,
     known: Tensor | None = None,
 ) -> Tensor:
-    """A batch's motion as it would have been measured: (N, 4, h, w) float32, any device.
+    """Return a batch's motion as it would have been measured.
 
-    generator: a CPU generator, which alone decides the errors. share: how much of the run is done.
-    known: (N,) int64, how each is known; None: exactly. What was read off a picture stays.
+    Args:
+        motion: (N, 4, h, w) float32, on any device.
+        errors: Kinds and sizes of the errors.
+        generator: A CPU generator, which alone decides the errors.
+        share: How much of the run is done, 0 to 1.
+        known: (N,) int64: how each motion is known, exactly by default. One that is estimated from
+            its picture stays as it is.
     """
     n, device, given = len(motion), motion.device, motion
     wide = errors.widening(share)
@@ -106,11 +120,11 @@ def with_errors(
     drawn = to_device(torch.cat([even, normal], dim=1), device)[..., None, None]
     u = [drawn[:, k : k + 1] for k in range(even.shape[1])]
 
-    # What is still is given one motion, the same everywhere.
+    # Still pictures receive one motion, the same everywhere.
     far = errors.false_length * u[0].square()
     around = 2 * math.pi * u[1]
-    told = torch.cat([far * around.cos(), far * around.sin(), 0 * far, 0 * far], dim=1)
-    motion = torch.where(is_still(motion) & (u[2] < errors.false_share), told, motion)
+    false = torch.cat([far * around.cos(), far * around.sin(), 0 * far, 0 * far], dim=1)
+    motion = torch.where(is_still(motion) & (u[2] < errors.false_share), false, motion)
 
     chord, bend = motion[:, :2], motion[:, 2:]
     scale = torch.exp(wide * errors.length * (2 * u[3] - 1))

@@ -1,8 +1,8 @@
-"""Synthetic pairs of one length of blur: a camera that pans over photographs, its motion known.
+"""Synthetic pairs of one length of blur: a camera pans over photographs, with known motion.
 
-Each photograph becomes a film of three frames in which everything moves alike, a little round a
-bend. The mean of the pictures while the shutter is open, taken in linear light, is the blurred
-frame. Knows photographs and motion; knows no networks and no measures.
+Each photograph becomes a film of three frames in which everything moves alike, along a slight bend.
+The blurred frame is the mean of the pictures while the shutter is open, in linear light. Knows
+photographs and motion; knows no networks and no measures.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ _BEND = 0.1  # of the speed, by which it grows sideways in a frame's time
 _MOST_TILT = math.radians(20)  # of the motion, so that low pictures are wide enough
 
 Vector = NDArray[np.float64]  # x, y
-Photograph = tuple[str, Callable[[], Tensor]]  # its name, and how to have it: (1, 3, H, W)
+Photograph = tuple[str, Callable[[], Tensor]]  # its name, and a function that reads (1, 3, H, W)
 
 
 def photographs_in(folder: Path) -> list[Photograph]:
-    """A few pictures of a folder, evenly spread; InputError where it has none."""
+    """Choose a few pictures of a folder, evenly spread.
+
+    Raises:
+        InputError: The folder is missing, or has no pictures.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give one with photographs")
     files = picture_files(folder)
@@ -50,7 +54,7 @@ def photographs_in(folder: Path) -> list[Photograph]:
 
 
 def photographs_of(sets: Sequence[PairSet]) -> list[Photograph]:
-    """A few sharp pictures of sets of pairs, evenly spread over them and within each."""
+    """Choose a few sharp pictures of sets of pairs, evenly spread over them and within each."""
     each = -(-_PHOTOGRAPHS // len(sets))
     found: list[Photograph] = []
     for pairs in sets:
@@ -62,9 +66,13 @@ def photographs_of(sets: Sequence[PairSet]) -> list[Photograph]:
 
 
 def pans(photographs: Sequence[Photograph], length: int, *, motion: bool) -> PairSet:
-    """The frames of every photograph's film; `motion`: they bear the true one.
+    """Make the film of every photograph.
 
-    InputError, once they are read, for a photograph that is too small.
+    Args:
+        photographs: The photographs. InputError is raised for one that is too small when it is
+            read.
+        length: Length of the blur in pixels.
+        motion: Whether frames carry their true motion.
     """
     return PairSet(
         f"{length} px",
@@ -129,7 +137,7 @@ def _film(
 
 
 def _kernel(places: list[Vector], reach: int) -> Tensor:
-    """(1, 1, 2·reach + 1, 2·reach + 1): the mean of a picture seen from places, bicubic."""
+    """(1, 1, 2·reach + 1, 2·reach + 1): averages a picture shifted to places, bicubically."""
     kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
     for place in places:
         x, y = (math.floor(v) for v in place)
@@ -140,7 +148,7 @@ def _kernel(places: list[Vector], reach: int) -> Tensor:
 
 
 def _cubic(share: float) -> Tensor:
-    """Catmull and Rom's weights of four neighbours, for a place `share` after the second."""
+    """Catmull and Rom's weights of four neighbors, for a place `share` after the second."""
     s = share
     weights = (
         -0.5 * s + s**2 - 0.5 * s**3,
@@ -152,7 +160,7 @@ def _cubic(share: float) -> Tensor:
 
 
 def _linear(coded: Tensor) -> Tensor:
-    """SRGB values to linear light."""
+    """Decode sRGB values into linear light."""
     return torch.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
 
 

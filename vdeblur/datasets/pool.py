@@ -1,9 +1,9 @@
-"""Pairs that are used several times: a pool of them, and batches of crops out of it.
+"""A pool of pairs that are each used several times, and batches of crops out of it.
 
-To blur a picture costs about as much as a step of a small network. So pairs are made larger than
-the crops that are trained on, and each is used several times: another part of it, turned another
-way, and with other errors of its motion. What is seen of neighbouring frames is made once for a
-whole pair, and goes along. Knows tensors only.
+Blurring a picture costs about as much as a step of a small network. So pairs are larger than the
+crops of a batch, and each is used several times: another part of it, turned another way, with other
+errors of its motion. The channels of neighboring frames are computed once for a whole pair. Knows
+tensors only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from vdeblur.errors import UsageError
 class Batch(NamedTuple):
     """Pictures to train on, and how each place of them moved during the exposure.
 
-    blurred, sharp: (N, 3, H, W), uint8 or floating point in 0..1. motion: (N, 4, h, w) float32 at
-    any size, as `vdeblur.networks.taps` defines it, in pixels of the pictures; None where it is not
-    known. around: None, or what `taps.neighbour` gives of the frames before and after, 0 where
-    there are none, (2, N, PICTURES + DIRECTION_CHANNELS, H, W).
+    Args:
+        blurred: (N, 3, H, W), uint8 or floating point in 0..1.
+        sharp: As `blurred`.
+        motion: (N, 4, h, w) float32 of any size, in pixels of the pictures, as
+            `vdeblur.networks.taps` defines it; None if unknown.
+        around: (2, N, PICTURES + DIRECTION_CHANNELS, H, W), the channels that `taps.neighbour`
+            computes of the frames before and after, 0 where there are none; or None.
     """
 
     blurred: Tensor
@@ -41,10 +44,16 @@ class Batch(NamedTuple):
 class PoolOptions:
     """How synthetic pairs are made for a run.
 
-    reuse: how often each pair is used. With more than 1, `pairs` of them are made at a time, and
-    are larger than a crop by `room` of its side. clean_first, clean_last: the share of pairs with
-    little noise and coding (see `blur.lightly`) at the start of a run and at its end; between
-    them it changes evenly.
+    Args:
+        reuse: How often each pair is used. The next two apply if it is more than 1.
+        pairs: How many pairs are made at a time.
+        room: By how much pairs are larger than a crop, as a share of its side.
+        clean_first: The share of pairs with little noise and coding (see `blur_options.lightly`) at
+            the start of a run. It changes evenly to `clean_last`.
+        clean_last: This share at the end of a run.
+
+    Raises:
+        UsageError: A value is out of its range.
     """
 
     reuse: int = 1
@@ -60,21 +69,23 @@ class PoolOptions:
             raise UsageError("shares of clean pairs are from 0 to 1")
 
     def clean(self, share: float) -> float:
-        """The share of clean pairs when `share` of the run is done."""
+        """Return the share of clean pairs when `share` of the run is done."""
         return self.clean_first + (self.clean_last - self.clean_first) * min(max(share, 0.0), 1.0)
 
     def side(self, crop: int) -> int:
-        """The side of a pair that crops of `crop` pixels are cut from."""
+        """Return the side of pairs that crops of `crop` pixels are cut from."""
         room = 0 if self.reuse == 1 else int(crop * self.room)
         return crop + room // MOTION_STEP * MOTION_STEP
 
 
 class Film(NamedTuple):
-    """What is known of P pairs that are frames of films.
+    """The knowledge about P pairs that are frames of films.
 
-    known: (P,) int64, how the motion of each is known, see `motion_errors`. pictures: (P, 2 ·
-    PICTURES, S, S) float16, of the frame before, then of the one after, as a guided network sees
-    them; directions: (P, 2 · DIRECTION_CHANNELS, S / 4, S / 4).
+    Args:
+        known: (P,) int64: how the motion of each is known, see `motion_errors`.
+        pictures: (P, 2 · PICTURES, S, S) float16: the channels that a guided network sees of the
+            frame before, then of the one after.
+        directions: (P, 2 · DIRECTION_CHANNELS, S / 4, S / 4), likewise.
     """
 
     known: Tensor
@@ -94,8 +105,13 @@ class Pool(NamedTuple):
 class Places(NamedTuple):
     """Where the crops of a batch come from, int64 (N,) each.
 
-    rows: which pairs. top, left: the corner, in steps of the motion's grid. Then, one after the
-    other and each 0 or 1, the crop is transposed, turned upside down, and mirrored.
+    Args:
+        rows: Which pairs.
+        top: Row of the corner, in steps of the motion's grid.
+        left: Column of the corner, likewise.
+        transposed: 1 to transpose the crop, else 0. The last three apply in this order.
+        down: 1 to turn it upside down.
+        across: 1 to mirror it.
     """
 
     rows: Tensor
@@ -109,7 +125,15 @@ class Places(NamedTuple):
 def draw_places(
     rows: np.ndarray, rng: np.random.Generator, *, room: int, flips: bool, rotations: bool
 ) -> Places:
-    """Random places in the pairs `rows` (N,); room: how far a corner may be from the pair's own."""
+    """Draw places of crops.
+
+    Args:
+        rows: (N,): which pairs.
+        rng: Decides the places.
+        room: How far a crop's corner may be from the pair's, in steps of the motion's grid.
+        flips: Whether crops are mirrored.
+        rotations: Whether crops are turned by quarters.
+    """
     n = len(rows)
     table = np.empty((6, n), np.int64)
     table[0] = rows
@@ -121,7 +145,7 @@ def draw_places(
 
 
 def joined(pools: Sequence[Pool]) -> Pool:
-    """One pool of several."""
+    """Join several pools into one."""
     films = [pool.film for pool in pools if pool.film is not None]
     return Pool(
         torch.cat([pool.blurred for pool in pools]),
@@ -132,7 +156,13 @@ def joined(pools: Sequence[Pool]) -> Pool:
 
 
 def cut_out(pool: Pool, places: Places, crop: int) -> Pool:
-    """Crops of `crop` pixels, a multiple of MOTION_STEP, all at once and on the pool's device."""
+    """Cut crops out of a pool, all at once and on its device.
+
+    Args:
+        pool: The pairs.
+        places: Where the crops come from.
+        crop: Their side in pixels, a multiple of MOTION_STEP.
+    """
     at = Places(*to_device(torch.stack(places), pool.blurred.device))
     step, turns = MOTION_STEP, (at.transposed, at.down, at.across)
     pictures = _index(at, step, crop, pool.blurred.shape[-1])
@@ -150,7 +180,7 @@ def cut_out(pool: Pool, places: Places, crop: int) -> Pool:
 
 
 def around_of(film: Film) -> Tensor:
-    """What is seen of the frames before and after, as `Batch.around` has it."""
+    """Return the channels of the frames before and after, as in `Batch.around`."""
     size = film.pictures.shape[2:]
     wide = F.interpolate(film.directions, size=size, mode="bilinear", align_corners=False)
     parts = film.pictures.to(wide).chunk(2, dim=1), wide.chunk(2, dim=1)
@@ -158,7 +188,7 @@ def around_of(film: Film) -> Tensor:
 
 
 def turned_vectors(field: Tensor, transposed: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """The vectors of a field (N, 4, h, w) whose places have been turned; flags (N,), 0 or 1."""
+    """Turn the vectors of a field (N, 4, h, w) whose places have been turned; flags (N,)."""
     x, y = field[:, ::2], field[:, 1::2]
     swapped = torch.stack([y, x], dim=2).flatten(1, 2)
     swapped = torch.where(transposed.view(-1, 1, 1, 1) > 0, swapped, field)
@@ -167,9 +197,9 @@ def turned_vectors(field: Tensor, transposed: Tensor, down: Tensor, across: Tens
 
 
 def turned_directions(field: Tensor, transposed: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Directions (N, 2 · DIRECTION_CHANNELS, h, w) whose places have been turned; flags (N,).
+    """Turn directions (N, 2 · DIRECTION_CHANNELS, h, w) whose places have been turned; flags (N,).
 
-    Of twice a direction the cosine changes its sign with the axes, the sine with a single mirror.
+    Of twice a direction, transposing negates the cosine, and a single mirror negates the sine.
     """
     cosine, sine = 1 - 2 * transposed, 1 - 2 * (down ^ across)
     signs = torch.stack([torch.ones_like(cosine), cosine, sine] * 2, dim=1)
@@ -177,7 +207,7 @@ def turned_directions(field: Tensor, transposed: Tensor, down: Tensor, across: T
 
 
 def _index(at: Places, step: int, side: int, whole: int) -> Tensor:
-    """Where each pixel of N crops lies in a flattened picture of side `whole`: (N, side, side)."""
+    """Index of each pixel of N crops in a flattened picture of side `whole`: (N, side, side)."""
     here = torch.arange(side, device=at.rows.device)
     mirrored = side - 1 - here
     row = torch.where(at.down[:, None] > 0, mirrored, here)[:, :, None]

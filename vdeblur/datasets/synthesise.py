@@ -26,7 +26,7 @@ from vdeblur.system.optional import optional
 
 _CANDIDATES = 3
 
-#: One thing at a time, as the first rows of a sheet show it.
+#: One effect at a time, as in the first rows of a sheet.
 FEATURES: dict[str, BlurOptions] = {
     "camera path": PURE,
     "roll, zoom, depth": replace(PURE, varying_share=1, roll_degrees=3, zoom=0.06, depth=1.0),
@@ -55,10 +55,23 @@ def write_pairs(
     overwrite: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write `count` pairs from the photographs of `folder` into out/blur and out/sharp as PNG.
+    """Write pairs from photographs into out/blur and out/sharp as PNG.
 
     made.json beside them holds the options and the seed, which make the same pairs again.
-    InputError without photographs; OutputError when `out` exists, unless `overwrite`.
+
+    Args:
+        folder: The photographs.
+        out: The folder to write; it appears when all pairs are there.
+        count: Number of pairs.
+        crop: Their side in pixels.
+        seed: Decides everything random.
+        options: The synthetic camera.
+        overwrite: Replace `out` if it exists.
+        on_progress: Receives the number of pairs written.
+
+    Raises:
+        InputError: There are no photographs, or one cannot be read.
+        OutputError: `out` is not empty, or cannot be written.
     """
     image = optional("PIL.Image", extra="train", purpose="writing pictures")
     if out.exists() and any(out.iterdir()) and not overwrite:
@@ -101,10 +114,20 @@ def write_sheet(
     crop: int = 128,
     columns: int = 6,
 ) -> None:
-    """Draw pairs, sharp above blurred, into one picture; the suffix of `path` chooses its format.
+    """Draw pairs, sharp above blurred, into one picture.
 
-    First one ingredient at a time, by name and much of it, then some as `options` draws them for
-    training. OutputError when it cannot be written.
+    First one effect at a time, named and strong, then some pairs as drawn for training.
+
+    Args:
+        files: The photographs.
+        path: The picture to write; its suffix chooses the format.
+        seed: Decides everything random.
+        options: The synthetic camera of training.
+        crop: Side of the pairs in pixels.
+        columns: Pairs in a row.
+
+    Raises:
+        OutputError: The picture cannot be written, or its format is unknown.
     """
     image = optional("PIL.Image", extra="train", purpose="drawing pictures")
     if path.suffix.lower() not in image.registered_extensions():
@@ -114,7 +137,7 @@ def write_sheet(
     kinds: list[tuple[str, BlurOptions]] = list(FEATURES.items())
     more = -(-len(kinds) // columns) * 2 * columns - len(kinds)
     kinds += [("as drawn for training", options or BlurOptions())] * more
-    # Two pictures a batch: moving layers show another one.
+    # Two pictures per batch: moving layers show the other one.
     settings = DataOptions(
         batch=2,
         crop=crop,
@@ -131,7 +154,7 @@ def write_sheet(
     letters = font.load_default(13)
     for number, (name, chosen) in enumerate(kinds):
         data.options = replace(settings, blur=chosen)
-        # Of a few, the one with most to see.
+        # Of a few, the one with the most detail.
         drawn = [data.batch_at(_CANDIDATES * number + k) for k in range(_CANDIDATES)]
         blurred, sharp, *_ = max(drawn, key=lambda pair: _detail(pair.sharp[0]))
         x, y = number % columns * cell[0], number // columns * cell[1]
@@ -148,7 +171,7 @@ def write_sheet(
 
 
 def _detail(picture: Tensor) -> float:
-    """Mean difference of neighbours, in codes."""
+    """Mean difference of neighbors, in codes."""
     return float(picture.float().diff(dim=-1).abs().mean())
 
 
