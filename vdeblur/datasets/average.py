@@ -387,6 +387,6 @@ def _thumbnail(frame: RGBImage) -> NDArray[np.float32]:
     """Means over a grid of at most 16 × 16 cells, in codes."""
     height, width = (max(1, side // 16) for side in frame.shape[:2])
     rows, columns = frame.shape[0] // height, frame.shape[1] // width
-    grey = frame[: rows * height, : columns * width].mean(axis=2, dtype=np.float32)
-    cells: NDArray[np.float32] = grey.reshape(rows, height, columns, width).mean(axis=(1, 3))
+    gray = frame[: rows * height, : columns * width].mean(axis=2, dtype=np.float32)
+    cells: NDArray[np.float32] = gray.reshape(rows, height, columns, width).mean(axis=(1, 3))
     return cells

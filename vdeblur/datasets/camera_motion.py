@@ -196,8 +196,8 @@ def random_paths(count: int, options: BlurOptions, generator: torch.Generator) -
     light = options.light_length * uniform(count)
     length = torch.where(uniform(count) < options.light_share, length.minimum(light), length)
     path = path * (length / arc)[:, None, None]
-    centred: Tensor = path - path[:, steps // 2 : steps // 2 + 1]
-    return centred
+    centered: Tensor = path - path[:, steps // 2 : steps // 2 + 1]
+    return centered
 
 
 def random_times(count: int, steps: int, frames_share: float, generator: torch.Generator) -> Tensor:

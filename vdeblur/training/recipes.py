@@ -130,7 +130,7 @@ class Recipe:
             (not 0 <= self.keep_sharp < 1, f"keep_sharp {self.keep_sharp}", "from 0 to below 1"),
             (
                 self.keep_sharp > 0 and self.films.neighbours,
-                f"keep_sharp {self.keep_sharp} with neighbouring frames",
+                f"keep_sharp {self.keep_sharp} with neighboring frames",
                 "0: set the share of sharp pairs by --blur sharp_share=…",
             ),
             (not 0 <= self.prune < 1, f"prune {self.prune}", "from 0 to below 1"),

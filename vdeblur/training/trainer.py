@@ -134,7 +134,7 @@ class Trainer:
         self._terms = parse_loss(recipe.loss)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._fused = True if self.device.type == "cuda" else None  # all parameters in one launch
-        self._optimiser = self._make_optimiser()
+        self._optimizer = self._make_optimizer()
         self._dtype = PRECISIONS[run.precision]
         enabled = self._dtype == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
@@ -146,17 +146,17 @@ class Trainer:
         self._interval = _Interval(0)
         self.progress = self._idle()
 
-    def _make_optimiser(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-        optimiser: torch.optim.Optimizer = kind(
+        optimizer: torch.optim.Optimizer = kind(
             self._parameters,
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             fused=self._fused,
         )
-        return optimiser
+        return optimizer
 
     @property
     def share(self) -> float:
@@ -173,7 +173,7 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
             for group in state["optimiser"]["param_groups"]:
                 group["fused"] = self._fused  # as on this device, not where the state was saved
-            self._optimiser.load_state_dict(state["optimiser"])
+            self._optimizer.load_state_dict(state["optimiser"])
             self._scaler.load_state_dict(state["scaler"])
             self.totals = Totals(**{part.name: state[part.name] for part in fields(Totals)})
             self._random_state = state["random"]
@@ -234,7 +234,7 @@ class Trainer:
         """Train on one batch, in as many updates as the recipe asks for at this point."""
         recipe, share = self.recipe, self.share
         self._rate = recipe.schedule.rate(recipe.learning_rate, share)
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = self._rate
         blurred, sharp = self._inputs(batch)
         if side := _patch_side(recipe, share):
@@ -285,7 +285,7 @@ class Trainer:
             {
                 "model": self.network.state_dict(),
                 "averaged": self.averaged.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
+                "optimiser": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
                 "network": self.recipe.network,
                 "config": dict(self.network.config),
@@ -342,7 +342,7 @@ class Trainer:
     def _update(self, blurred: Tensor, sharp: Tensor, share: float) -> tuple[float, bool]:
         """Change the weights once. Returns the loss, and whether it and its gradient are finite."""
         blurred = blurred.contiguous(memory_format=self._layout)
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         parts = min(self.options.accumulate, len(blurred))
         chunks = list(zip(blurred.chunk(parts), sharp.chunk(parts), strict=True))
         losses = []
@@ -352,15 +352,15 @@ class Trainer:
                 loss = self._loss(x, y, share) * (len(x) / len(blurred))
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        self._scaler.unscale_(self._optimiser)
+        self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip or math.inf)
         # The only wait for the device: times measured elsewhere are those of the work.
         value, size = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
         finite = math.isfinite(value) and math.isfinite(size)
         if finite:
-            self._scaler.step(self._optimiser)
+            self._scaler.step(self._optimizer)
         else:
-            self._optimiser.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad(set_to_none=True)
         self._scaler.update()
         return value, finite
 
