@@ -292,9 +292,9 @@ def input_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, IndexError, struct.error) as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 @contextmanager
@@ -303,9 +303,9 @@ def output_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     except (ValueError, IndexError, struct.error) as error:
-        raise OutputError(f"{path} is no sound mp4 or mov file: {error}.") from error
+        raise OutputError(f"{path} is no sound mp4 or mov file: {error}") from error
 
 
 def _open(path: str | Path) -> BinaryIO:

@@ -108,13 +108,13 @@ def _copy_tracks(copied: _Copied, output: Path, beside: Path) -> tuple[list[str]
     with output.open("r+b") as out:
         target = _Target(out, copied)
         if target.fragmented:
-            raise OutputError(f"{output} is a fragmented file; boxes go into a plain one only.")
+            raise OutputError(f"{output} is a fragmented file; boxes go into a plain one only")
         if not target.names:
             return [], False
         last = target.last
         if last.open_ended and last != target.box:  # 14496-12, 4.2: it reaches to the file's end
             if last.end - last.start > boxes.MAX_32:
-                raise OutputError(f"{output} ends in a box without a size, nothing can follow it.")
+                raise OutputError(f"{output} ends in a box without a size, nothing can follow it")
             boxes.write_at(out, last.start, struct.pack(">I", last.end - last.start))
         if target.moov_behind:
             _append(target)

@@ -62,7 +62,7 @@ def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Pa
         try:
             parts.append(_Chapter(path))
         except InputError as error:
-            contents.damage.append(f"{str(error).rstrip('.')}: left out")
+            contents.damage.append(f"{error}: left out")
     if not parts:
         raise InputError("; ".join(contents.damage) or "there are no chapters to join")
     contents.damage += [text for part in parts for text in part.damage]
@@ -76,7 +76,7 @@ def join(chapters: Sequence[Path], *, merge_udta: MergeUdta | None = None) -> Pa
     return joined
 
 
-class _Samples:
+class _SampleTables:
     """The sample tables of a track of one chapter (14496-12, 8.6 and 8.7), cut where its file ends.
 
     An element per sample: sizes in bytes, durations and shifts (ctts) in ticks of the track's
@@ -156,7 +156,7 @@ class _Chapter:
             if boxes.get(self.moov, b"mvex") is not None:
                 raise ValueError("its samples are in movie fragments, which cannot be joined")
             self.samples = [
-                _Samples(boxes.get(trak, b"mdia", b"minf", b"stbl") or b"", self.length)
+                _SampleTables(boxes.get(trak, b"mdia", b"minf", b"stbl") or b"", self.length)
                 for trak in self.traks
             ]
             self.ftyp = self.uuids = b""
@@ -209,7 +209,7 @@ def _assemble(parts: list[_Chapter], contents: Contents, merge_udta: MergeUdta |
         places = [samples + len(header)]
         for part in parts[:-1]:
             places.append(places[-1] + part.length)
-        return boxes.build(b"moov", _moov(parts, contents, places, merge_udta))
+        return boxes.build(b"moov", _join_moovs(parts, contents, places, merge_udta))
 
     before = first.ftyp
     if first.moov_first:
@@ -224,7 +224,7 @@ def _assemble(parts: list[_Chapter], contents: Contents, merge_udta: MergeUdta |
         at += length
 
 
-def _moov(
+def _join_moovs(
     parts: list[_Chapter],
     contents: Contents,
     places: list[int],
@@ -246,14 +246,14 @@ def _moov(
             if index is None:
                 notes.append(f"{part.path.name} has no {track.fourcc} track: there is a gap in it")
             else:
-                _same_coding(first, part, track.index, index)
+                _check_same_coding(first, part, track.index, index)
                 pieces.append((part, index))
-        trak, ticks = _trak(track, pieces, parts, contents.starts, places, scale)
+        trak, ticks = _join_traks(track, pieces, parts, contents.starts, places, scale)
         traks.append(trak)
         if track.handler in (_VIDEO, _SOUND):
             longest = max(longest, ticks)
     for part in parts[1:]:
-        notes += _own_boxes(first, part) + _timecode_gap(parts, part, contents.starts)
+        notes += _note_own_boxes(first, part) + _note_timecode_gap(parts, part, contents.starts)
         extra = len(part.tracks) - len(first.tracks)
         if extra > 0:
             notes.append(f"{part.path.name} has {extra} tracks more than the first chapter")
@@ -275,7 +275,7 @@ def _moov(
     return boxes.build_all(atoms)
 
 
-def _trak(
+def _join_traks(
     track: Track,
     pieces: list[tuple[_Chapter, int]],
     parts: list[_Chapter],
@@ -295,7 +295,7 @@ def _trak(
     else:
         durations = np.concatenate([s.durations for s in samples])
     if track.handler not in (_VIDEO, b"tmcd"):
-        hidden = _hidden(parts[0].traks[track.index], track.timescale, movie_scale)
+        hidden = _ticks_cut_off(parts[0].traks[track.index], track.timescale, movie_scale)
         begins = [starts[parts.index(part)] * track.timescale + hidden for part, _ in pieces]
         durations = _aligned(
             [s.durations for s in samples],
@@ -311,10 +311,10 @@ def _trak(
     movie_ticks = round(Fraction(ticks, track.timescale or 1) * movie_scale)
 
     def stbl(kind: bytes, payload: bytes) -> boxes.Box:
-        return kind, _sample_table(payload, samples, durations, offsets)
+        return kind, _join_tables(payload, samples, durations, offsets)
 
     def elst(kind: bytes, payload: bytes) -> boxes.Box:
-        return kind, _longer_edits(payload, movie_ticks, pieces)
+        return kind, _join_edits(payload, movie_ticks, pieces)
 
     payload = parts[0].traks[track.index]
     payload = boxes.edit(
@@ -327,7 +327,7 @@ def _trak(
     return boxes.edit(payload, (b"mdia", b"minf", b"stbl"), stbl), movie_ticks
 
 
-def _hidden(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
+def _ticks_cut_off(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
     """Ticks that a track's edit list cuts off, such as an encoder's priming.
 
     Negative where an empty edit delays the track.
@@ -369,8 +369,8 @@ def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
     return result
 
 
-def _sample_table(
-    stbl: bytes, samples: list[_Samples], durations: Table, offsets: list[Table]
+def _join_tables(
+    stbl: bytes, samples: list[_SampleTables], durations: Table, offsets: list[Table]
 ) -> bytes:
     """stbl of the first chapter with the tables of all; other tables that name samples go."""
     sizes = np.concatenate([s.sizes for s in samples])
@@ -399,7 +399,7 @@ def _sample_table(
     return boxes.build_all(kept + tables)
 
 
-def _same_coding(first: _Chapter, part: _Chapter, index: int, other: int) -> None:
+def _check_same_coding(first: _Chapter, part: _Chapter, index: int, other: int) -> None:
     a, b = (
         _description(boxes.get(chapter.traks[i], b"mdia", b"minf", b"stbl", b"stsd") or b"")
         for chapter, i in ((first, index), (part, other))
@@ -433,7 +433,7 @@ def _description(stsd: bytes) -> bytes:
     return bytes(result)
 
 
-def _longer_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
+def _join_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
     """The first chapter's edit list, its last edit as long as those of all chapters.
 
     ticks: the length of the whole track, for chapters without an edit list.
@@ -462,7 +462,7 @@ def _edits(elst: bytes) -> list[tuple[int, int, int]]:
     return [(length, begin, rate) for length, begin, rate in struct.iter_unpack(layout, rows)]
 
 
-def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
+def _note_own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
     """A note of a later chapter's own boxes that have no place in the joined file."""
     of_first = dict(parse_maker_boxes(first.moov))
     of_part = dict(parse_maker_boxes(part.moov))
@@ -479,7 +479,7 @@ def _own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
     ]
 
 
-def _timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fraction]) -> list[str]:
+def _note_timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fraction]) -> list[str]:
     """A note if the time code of a chapter does not continue that of the chapter before."""
     codes = [_timecode(chapter) for chapter in (parts[0], part)]
     if None in codes:

@@ -241,7 +241,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
             )
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} is not a video that can be read ({reason}).") from error
+        raise InputError(f"{path} is not a video that can be read ({reason})") from error
 
 
 def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
