@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft
-from vdeblur.media.mp4.tracks import chunk_extents, read_tracks
+from vdeblur.media.mp4.tracks import chunk_extents, get_trak, read_tracks, sample_sizes
 
 FPS = Fraction(30000, 1001)
 TICKS = 90_000
@@ -350,3 +350,36 @@ def _dress(
         file.seek(box.start)
         file.write(boxes.build(b"moov", boxes.build_all(atoms)))
         file.truncate()
+
+
+def packets(path: Path, kind: str) -> list[tuple[Fraction, Fraction, bytes]]:
+    """(time, duration, data) of the packets of the picture, sound or telemetry ("bin_data")."""
+    with av.open(str(path)) as container:
+        stream = next(s for s in container.streams if kind in (s.type, s.name) and s.name)
+        base = Fraction(stream.time_base or 1)
+        return [
+            (p.pts * base, (p.duration or 0) * base, bytes(p))
+            for p in container.demux(stream)
+            if p.size and p.pts is not None
+        ]
+
+
+def samples(path: Path, fourcc: str) -> list[bytes]:
+    """The samples of a track, straight from the file's own tables."""
+    track = next(t for t in read_tracks(path) if t.fourcc == fourcc)
+    with path.open("rb") as file:
+        moov = boxes.read_moov(file)[1]
+        stbl = boxes.get(get_trak(moov, track.index), b"mdia", b"minf", b"stbl") or b""
+        sizes, count = sample_sizes(stbl)
+        each = [int(s) for s in np.broadcast_to(np.asarray(sizes), (count,))]
+        data = b""
+        for at, length in chunk_extents(file, moov, track.index).tolist():
+            file.seek(at)
+            data += file.read(length)
+    ends = np.cumsum(each).tolist()
+    return [data[end - size : end] for end, size in zip(ends, each, strict=True)]
+
+
+def udta(path: Path) -> dict[bytes, bytes]:
+    """The payloads of the boxes in moov/udta, by type."""
+    return dict(boxes.children(boxes.get(read_moov(path), b"udta") or b""))
