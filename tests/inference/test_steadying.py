@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.motion.test_flow import film, pan, texture, view
-from vdeblur.cli.options import deblurrer_of, network_options
+from vdeblur.cli.options import add_network_options, deblurrer_of
 from vdeblur.deblur import deblur_frames
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference import steadying as steady
@@ -245,5 +245,5 @@ def test_frames_given_as_arrays_are_steadied_too() -> None:
 @pytest.mark.parametrize(("words", "on"), [([], True), (["--no-steady"], False)])
 def test_the_command_can_leave_it_out(words: list[str], on: bool) -> None:
     parser = argparse.ArgumentParser()
-    network_options(parser)
+    add_network_options(parser)
     assert deblurrer_of(parser.parse_args([*words, "--model", "identity"])).steady is on

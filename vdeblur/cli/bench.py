@@ -1,4 +1,4 @@
-"""vdeblur bench: frames per second of each stage and of the whole, and the fastest settings."""
+"""vdeblur bench: frames per second of each step and of the whole, and the fastest settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.options import keep_pages, network_options, say
+from vdeblur.cli.options import (
+    add_encode_options,
+    add_network_options,
+    add_read_options,
+    tile_of,
+)
+from vdeblur.cli.output import say
+from vdeblur.cli.values import picture_size
 from vdeblur.errors import OutputError, UsageError
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -18,55 +26,52 @@ _SIZE = "1280x720"
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     bench = commands.add_parser(
         "bench",
-        help="measure frames per second of each stage and of the whole",
-        description="Synchronised frames/s of decoding, copies, colour, network and encoding "
-        "alone, and of the pipeline; with --tune, the fastest settings, used from then on.",
+        help="measure frames per second of each step and of the whole",
+        description="Measure frames/s of decoding, copies, color conversion, network and encoding "
+        "alone, and of the whole pipeline; with --tune, find the fastest settings, which later "
+        "runs use.",
     )
     bench.add_argument(
         "clip", metavar="CLIP", nargs="?", help="a video file (default: a generated moving scene)"
     )
-    network_options(bench)
+    add_network_options(bench)
     bench.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         metavar="WxH",
-        help=f"of the generated scene, and of --tune's pictures (default {_SIZE}, or CLIP's)",
+        help=f"of the generated scene, and of the pictures of --tune (default {_SIZE}, or that of "
+        "CLIP)",
     )
-    bench.add_argument("--encoder", default="auto", help="libav encoder name, or auto")
-    bench.add_argument("--preset", help="the encoder's speed preset")
-    bench.add_argument("--hwaccel", metavar="TYPE", help="decode on cuda, vaapi, videotoolbox …")
+    add_encode_options(bench, "encoder", "preset")
+    add_read_options(bench, "hwaccel")
     bench.add_argument(
-        "--frames", type=int, help="frames to measure (default: what takes about two seconds)"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames to measure (default: as many as take about two seconds)",
     )
     bench.add_argument(
-        "--rounds", type=int, help="rounds; medians count (default 3, and 5 of --tune's settings)"
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="rounds; the median counts (default 3, and 5 for each setting of --tune)",
     )
     bench.add_argument(
         "--against",
         choices=("published",),
-        help="also run the network as its authors' scripts do, and print the ratio",
+        help="also run the network as the scripts of its authors do, and print the ratio",
     )
     bench.add_argument(
         "--tune",
         action="store_true",
-        help="try backends, precisions, batches and tiles; the fastest is used from then on",
+        help="try runtimes, precisions, batches and tiles; later runs use the fastest",
     )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench.add_argument("--chart", metavar="FILE", help="draw the figures into a PNG file")
     bench.set_defaults(run=_run)
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = map(int, text.lower().split("x"))
-    except ValueError:
-        width = height = 0
-    if width < 1 or height < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one such as {_SIZE}")
-    return width, height
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -84,12 +89,11 @@ def _run(args: argparse.Namespace) -> int:
         optional("matplotlib", extra="plots", purpose="--chart")
     if args.clip and args.size and not args.tune:
         raise UsageError("--size is of the generated scene: leave it out, or CLIP")
-    size = args.size or _size(_SIZE)
+    size = args.size or picture_size(_SIZE)
     if args.clip and not args.size:
         with VideoReader(args.clip) as reader:
             size = reader.info.width, reader.info.height
     keep_pages()
-    tile = None if args.tile == "none" else args.tile
     network = {
         "model": args.model,
         "weights": args.weights,
@@ -97,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         "halo": args.halo,
         "stage": args.stage,
         "ensemble": args.ensemble,
-        "tile": tile,
+        "tile": tile_of(args),
         "precision": args.precision,
         "backend": args.backend,
         "batch": args.batch,

@@ -1,4 +1,4 @@
-"""vdeblur camera: a live picture, restored within a time limit, for weeks."""
+"""vdeblur camera: restore live pictures within a time limit, for weeks."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from vdeblur.cli.options import (
-    bitrate,
+    add_exposure_option,
+    add_network_options,
+    add_strength_option,
     deblurrer_of,
-    exposure_option,
-    keep_pages,
-    network_options,
-    rate,
-    say,
 )
+from vdeblur.cli.output import say
+from vdeblur.cli.values import bitrate, file_size, live_duration, picture_size, rate
 from vdeblur.errors import UsageError
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
     from vdeblur.live.counters import Snapshot
+    from vdeblur.live.options import SessionOptions
     from vdeblur.live.session import Session
 
 _WORDS = """\
 SOURCE  rtsp:// rtsps:// rtmp:// http(s):// (MJPEG, HLS) udp:// tcp:// srt://, /dev/video0,
         screen, test (a generated scene; test:1280x720@30), a file (played at its own pace),
-        env:NAME (the address that the environment variable holds), or list
+        env:NAME (the address in the environment variable NAME), or list
 SINK    FILE.mkv, FILE.mp4, FILE.ts; FOLDER/ (HLS); rtsp:// rtmp:// udp:// srt://;
         - (standard output); virtual or /dev/videoN (a virtual camera)"""
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     command = commands.add_parser(
         "camera",
-        help="restore a live picture: cameras, streams, the screen",
-        description="Restore a live picture within a time limit, from one or several SOURCEs to "
-        "SINKs. It connects again by itself, and ends with Ctrl-C, which finishes its files. "
-        "`vdeblur camera list` shows what this machine has.",
+        help="restore live pictures: cameras, streams, the screen",
+        description="Restore live pictures within a time limit, from one or several SOURCEs to "
+        "SINKs. The command reconnects by itself and ends with Ctrl-C, which completes its files. "
+        "`vdeblur camera list` lists the devices of this machine.",
         epilog=_WORDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,80 +55,124 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="SINK",
-        help="where to; may be given several times. With several SOURCEs, {camera} in it is "
-        "the number of each",
+        help="output; repeatable. With several SOURCEs, {camera} in it is the number of each",
     )
-    network_options(command)
-    exposure_option(command)
-    command.add_argument("--strength", type=float, default=1.0, help="of the correction (1)")
+    add_network_options(command)
+    add_exposure_option(command)
+    add_strength_option(command)
+    _add_time_options(command)
+    _add_source_options(command)
+    _add_sink_options(command)
+    _add_status_options(command)
+    command.set_defaults(run=_run)
+
+
+def _add_time_options(command: argparse.ArgumentParser) -> None:
     live = command.add_argument_group("time")
     live.add_argument(
         "--max-latency",
-        type=_duration,
+        type=live_duration,
         default=0.3,
         metavar="TIME",
-        help="from capture to the end of encoding (default 300ms): what the network cannot "
-        "restore in time passes untouched, and what is later is dropped",
+        help="limit from capture to the end of encoding (default 300ms): frames that the network "
+        "cannot restore in time pass untouched, and frames that are later are dropped",
     )
     live.add_argument(
         "--degrade",
         nargs="?",
         const="half,quarter",
         metavar="STEPS",
-        help="before fewer than half of the frames are restored, go on with less: half, third, "
-        "quarter (the size the network sees) or a network's name (default half,quarter)",
+        help="rather than restore fewer than half of the frames, fall back to half, third or "
+        "quarter (the size that the network sees) or to another network (default half,quarter)",
     )
     live.add_argument(
         "--batch-across",
         action="store_true",
-        help="frames of several cameras go through the network together",
+        help="put frames of several cameras through the network together",
     )
-    live.add_argument("--duration", type=_duration, metavar="TIME", help="stop after this time")
+    live.add_argument("--duration", type=live_duration, metavar="TIME", help="stop after this time")
+
+
+def _add_source_options(command: argparse.ArgumentParser) -> None:
     source = command.add_argument_group("sources")
     source.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp")
     source.add_argument(
-        "--timeout", type=_duration, default=5.0, metavar="TIME", help="of silence (default 5s)"
+        "--timeout",
+        type=live_duration,
+        default=5.0,
+        metavar="TIME",
+        help="silence after which to reconnect (default 5s)",
     )
     source.add_argument("--retry", type=int, metavar="N", help="give up after N failures in a row")
-    source.add_argument("--size", type=_size, metavar="WxH", help="asked of a device or the screen")
-    source.add_argument("--rate", type=rate, metavar="FPS", help="asked of a device or the screen")
-    source.add_argument("--input-format", metavar="NAME", help="of a v4l2 device, such as mjpeg")
     source.add_argument(
-        "--realtime", action="store_true", help="play a file at its own pace (as is always done)"
+        "--size", type=picture_size, metavar="WxH", help="size to request of a device or the screen"
     )
-    source.add_argument("--loop", action="store_true", help="begin a file again at its end")
-    source.add_argument("--no-audio", action="store_true", help="leave the sound out")
+    source.add_argument(
+        "--rate", type=rate, metavar="FPS", help="rate to request of a device or the screen"
+    )
+    source.add_argument(
+        "--input-format", metavar="NAME", help="format of a v4l2 device, such as mjpeg"
+    )
+    source.add_argument(
+        "--realtime", action="store_true", help="play a file at its own pace (always on)"
+    )
+    source.add_argument("--loop", action="store_true", help="restart a file at its end")
+    source.add_argument("--no-audio", action="store_true", help="drop the sound")
+
+
+def _add_sink_options(command: argparse.ArgumentParser) -> None:
     sink = command.add_argument_group("sinks")
-    sink.add_argument("--encoder", default="libx264", help="libav's name (default libx264)")
-    sink.add_argument("--crf", type=float, help="constant quality (default 21)")
-    sink.add_argument("--bitrate", type=bitrate, help="bits a second at most, such as 4M")
-    sink.add_argument("--preset", help="of the encoder (default veryfast)")
     sink.add_argument(
-        "--keyframes", type=_duration, default=2.0, metavar="TIME", help="between them (2s)"
+        "--encoder", default="libx264", metavar="NAME", help="libav encoder (default libx264)"
     )
-    sink.add_argument("--rotate", type=_duration, metavar="TIME", help="a new file each 10m, 1h …")
-    sink.add_argument("--rotate-size", type=_bytes, metavar="SIZE", help="… or each 500M, 2G …")
-    sink.add_argument("--keep", type=int, metavar="N", help="keep this run's newest N files only")
+    sink.add_argument("--crf", type=float, metavar="N", help="constant quality (default 21)")
     sink.add_argument(
-        "--pipe-format", default="matroska", choices=("matroska", "mpegts", "nut"), help="of -"
+        "--bitrate", type=bitrate, metavar="RATE", help="maximum bits per second, such as 4M"
     )
-    watch = command.add_argument_group("watching it")
+    sink.add_argument("--preset", metavar="NAME", help="preset of the encoder (default veryfast)")
+    sink.add_argument(
+        "--keyframes",
+        type=live_duration,
+        default=2.0,
+        metavar="TIME",
+        help="interval between keyframes (default 2s)",
+    )
+    sink.add_argument(
+        "--rotate", type=live_duration, metavar="TIME", help="begin a new file every 10m, 1h …"
+    )
+    sink.add_argument("--rotate-size", type=file_size, metavar="SIZE", help="… or every 500M, 2G …")
+    sink.add_argument(
+        "--keep", type=int, metavar="N", help="keep only the newest N files of this run"
+    )
+    sink.add_argument(
+        "--pipe-format",
+        default="matroska",
+        choices=("matroska", "mpegts", "nut"),
+        help="container of standard output",
+    )
+
+
+def _add_status_options(command: argparse.ArgumentParser) -> None:
+    watch = command.add_argument_group("status")
     watch.add_argument(
         "--preview",
         nargs="?",
         const="127.0.0.1:8090",
         metavar="[HOST:]PORT",
-        help="a page with the picture before and after (default 127.0.0.1:8090); another HOST "
-        "than this machine itself gets an address with a token",
+        help="serve a page with the picture before and after (default 127.0.0.1:8090); a HOST "
+        "other than this machine gets an address with a token",
     )
-    watch.add_argument("--json", action="store_true", help="JSON lines on standard output")
+    watch.add_argument("--json", action="store_true", help="print JSON lines on standard output")
     watch.add_argument("--metrics", metavar="HOST:PORT", help="for Prometheus: 127.0.0.1:9464")
     watch.add_argument(
-        "--every", type=_duration, default=None, metavar="TIME", help="between status lines"
+        "--every",
+        type=live_duration,
+        default=None,
+        metavar="TIME",
+        help="interval between status lines",
     )
-    watch.add_argument("--service", action="store_true", help="print a systemd unit, and no more")
-    watch.add_argument("--quiet", action="store_true", help="print errors only")
-    command.set_defaults(run=_run)
+    watch.add_argument("--service", action="store_true", help="print a systemd unit and exit")
+    watch.add_argument("--quiet", action="store_true", help="print only errors")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -155,22 +200,16 @@ def _run(args: argparse.Namespace) -> int:
     return _live(args)
 
 
-def _live(args: argparse.Namespace) -> int:
-    from vdeblur.live.counters import Prometheus
+def _options(args: argparse.Namespace) -> SessionOptions:
     from vdeblur.live.encoding import LiveEncoding
     from vdeblur.live.options import SessionOptions
-    from vdeblur.live.protocols import Viewer
-    from vdeblur.live.restorer import LiveDeblurrer, degrade_steps
-    from vdeblur.live.session import Session
     from vdeblur.live.sinks.sink import SinkOptions
     from vdeblur.live.sources.receiver import RetryOptions
     from vdeblur.live.sources.source import SourceOptions
 
-    keep_pages()
-    steps = degrade_steps(args.degrade) if args.degrade else []
-    options = SessionOptions(
+    return SessionOptions(
         max_latency=args.max_latency,
-        degrade=bool(steps),
+        degrade=bool(args.degrade),
         together=args.batch_across,
         source=SourceOptions(
             timeout=args.timeout,
@@ -197,8 +236,19 @@ def _live(args: argparse.Namespace) -> int:
             keyframes=args.keyframes,
         ),
     )
+
+
+def _live(args: argparse.Namespace) -> int:
+    from vdeblur.live.counters import Prometheus
+    from vdeblur.live.protocols import Viewer
+    from vdeblur.live.restorer import LiveDeblurrer, degrade_steps
+    from vdeblur.live.session import Session
+
+    keep_pages()
+    steps = degrade_steps(args.degrade) if args.degrade else []
+    options = _options(args)
     with contextlib.ExitStack() as stack:
-        told = stack.enter_context(_Told(args))
+        speaker = stack.enter_context(_Speaker(args))
         viewers: list[Viewer] = []
         preview = None
         if args.preview:
@@ -220,19 +270,19 @@ def _live(args: argparse.Namespace) -> int:
             options=options,
             guide=restorer.guide,
             viewers=viewers,
-            on_event=told.event,
+            on_event=speaker.event,
         )
         if args.metrics:
             prometheus = Prometheus(args.metrics, session.snapshot)
             stack.callback(prometheus.close)
-            told.say(f"metrics: {prometheus.url}")
+            speaker.say(f"metrics: {prometheus.url}")
         if preview is not None:
             preview.snapshot = session.snapshot
-            told.say(f"preview: {preview.url}")
-        return _until_stopped(args, session, told)
+            speaker.say(f"preview: {preview.url}")
+        return _until_stopped(args, session, speaker)
 
 
-def _until_stopped(args: argparse.Namespace, session: Session, told: _Told) -> int:
+def _until_stopped(args: argparse.Namespace, session: Session, speaker: _Speaker) -> int:
     every = args.every or (1.0 if args.json else 10.0)
     left = args.duration
     missing: list[str] = []
@@ -243,7 +293,7 @@ def _until_stopped(args: argparse.Namespace, session: Session, told: _Told) -> i
                     step = every if left is None else min(every, left)
                     if session.wait(step):
                         return 0
-                    told.status(session.snapshot())
+                    speaker.status(session.snapshot())
                     if left is not None:
                         left -= step
                         if left <= 0:
@@ -252,32 +302,37 @@ def _until_stopped(args: argparse.Namespace, session: Session, told: _Told) -> i
                 missing = [s["sink"] for c in session.snapshot() for s in _gone(c)]
     except KeyboardInterrupt:
         if not session.complete:
-            told.say(
+            speaker.say(
                 "stopped at once: what is called NAME.part was not finished, but can be played"
             )
         elif not any(status["received"] for status in session.snapshot()):
-            told.say("stopped; no picture had come")
+            speaker.say("stopped; no picture had come")
         else:
-            told.say("stopped" if missing else "stopped; the files are complete")
+            speaker.say("stopped" if missing else "stopped; the files are complete")
         return 130
     finally:
-        told.end(session.snapshot(), missing)
+        speaker.end(session.snapshot(), missing)
         if not session.complete:
             stuck = [t.name for t in threading.enumerate() if t.name.startswith("sink ")]
             if stuck:
-                told.say(f"left behind, since it did not end: {', '.join(stuck)}")
+                speaker.say(f"left behind, since it did not end: {', '.join(stuck)}")
 
 
-class _Told:
-    """What the user is told, written by a thread of its own: a terminal that is held (Ctrl-S), or a
-    reader that has stopped, must not hold up the picture. What it cannot take is left out."""
+class _Speaker:
+    """Writes the messages to the user on a thread of its own.
+
+    A terminal that is held (Ctrl-S), or a reader that has stopped, must not delay the picture.
+    Messages that cannot be written in time are dropped.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         from vdeblur.live.counters import JsonLines
 
         self._lines = JsonLines(_Unbuffered()) if args.json else None
         self._quiet, self._several = args.quiet, len(args.sources) > 1
-        self._reasons: dict[object, str] = {}  # told last, by camera: not told with each try
+        self._reasons: dict[
+            object, str
+        ] = {}  # the last one of each camera, not repeated for each retry
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(1000)
         self._thread = threading.Thread(target=self._run, name="tell", daemon=True)
 
@@ -292,7 +347,7 @@ class _Told:
 
     def _run(self) -> None:
         while (write := self._waiting.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it; the camera goes on
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it; the cameras continue
                 write()
 
     def _put(self, write: Callable[[], None]) -> None:
@@ -304,12 +359,12 @@ class _Told:
             self._put(lambda: lines.line(kind, facts))
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Write a line for people."""
         if not self._quiet:
             self._put(lambda: say(text))
 
     def event(self, name: str, **facts: Any) -> None:
-        """Something happened; from any thread."""
+        """Write an event; may be called on any thread."""
         self._json("event", {"event": name, **facts})
         camera = facts.get("camera")
         if name == "retry" and facts["reason"] == self._reasons.get(camera):
@@ -323,14 +378,14 @@ class _Told:
             self.say(text)
 
     def status(self, cameras: list[Snapshot]) -> None:
-        """How things stand."""
+        """Write the state of all cameras."""
         for status in cameras:
             self._json("status", status)
             if self._lines is None:
                 self.say(_status(status, self._several))
 
     def end(self, cameras: list[Snapshot], missing: list[str]) -> None:
-        """What it came to. missing: sinks that took nothing at the end."""
+        """Write the totals of the run, and the sinks that were not connected at its end."""
         for status in cameras:
             self._json("end", status)
             if self._lines is None and status["received"]:
@@ -340,17 +395,19 @@ class _Told:
 
 
 class _Unbuffered:
-    """Standard output without Python's buffer, whose lock a writer that hangs would hold at the
-    end of the program."""
+    """Standard output without Python's buffer.
+
+    A writer that hangs would hold the lock of the buffer at the end of the program.
+    """
 
     def write(self, text: str) -> None:
-        """All of it."""
+        """Write the whole text."""
         rest = text.encode()
         while rest:
             rest = rest[os.write(1, rest) :]
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no text waits."""
 
 
 def _gone(status: Snapshot) -> list[dict[str, Any]]:
@@ -375,7 +432,7 @@ def _status(status: Snapshot, several: bool) -> str:
 
 
 def _sum(status: Snapshot, several: bool) -> str:
-    """All of a run in a line."""
+    """Return the totals of a run as one line."""
     parts = [
         f"{status['received']} frames came: {status['restored']} restored, "
         f"{status['passed']} passed, {status['dropped']} dropped"
@@ -395,7 +452,7 @@ def _exposure(status: Snapshot) -> str:
 
 
 def _said(name: str, facts: dict[str, Any], several: bool) -> str:
-    """An event as a line for people; empty for those that the status lines tell."""
+    """Return an event as a line for people; empty for events that the status lines cover."""
     texts = {
         "connected": "connected: {size} {codec}, {fps:g} frames/s",
         "outage": "outage: {reason}",
@@ -412,7 +469,7 @@ def _said(name: str, facts: dict[str, Any], several: bool) -> str:
         "decoding": "decoding {frames} frames",
         "ended": "the source ended",
     }
-    if several:  # of a single one it is what the command ends with
+    if several:  # with a single camera, the command ends with this error
         texts["failed"] = "{reason}; it is given up"
     if name not in texts or facts.get("stopped"):
         return ""
@@ -438,28 +495,3 @@ def _list(args: argparse.Namespace) -> int:
     if not any(device.kind == "camera" for device in found) and not args.json:
         say("no camera is connected to this machine")
     return 0
-
-
-def _duration(text: str) -> float:
-    from vdeblur.live.addresses import duration_seconds
-
-    try:
-        return duration_seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _bytes(text: str) -> int:
-    from vdeblur.live.addresses import size_bytes
-
-    try:
-        return size_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 1280x720")
-    return int(width), int(height)

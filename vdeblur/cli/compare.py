@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.options import say, seconds
+from vdeblur.cli.options import add_encode_options, add_read_options
+from vdeblur.cli.output import say
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,15 +17,15 @@ _PAGES = {".html", ".htm"}
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     command = commands.add_parser(
         "compare",
         help="show two videos beside each other, as a video or as a page with a slider",
-        description="Write IN and OUT as one video (IN's sound and all else of it kept), or as a "
-        "page with a slider that any browser opens from disk. Two pictures work alike.",
+        description="Write IN and OUT as one video (with the sound and everything else of IN), or "
+        "as a page with a slider that any browser opens from disk. Two pictures work as well.",
     )
     command.add_argument("before", metavar="IN", help="a video or picture")
-    command.add_argument("after", metavar="OUT", help="what was made of it")
+    command.add_argument("after", metavar="OUT", help="the restored video or picture")
     command.add_argument(
         "-o",
         "--output",
@@ -34,29 +35,29 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--force", action="store_true", help="replace a FILE that exists")
     command.add_argument(
-        "--labels", nargs=2, metavar=("A", "B"), help="what the two are called (before, after)"
+        "--labels", nargs=2, metavar=("A", "B"), help="names of the two (default before and after)"
     )
-    command.add_argument("--no-labels", action="store_true", help="write nothing on the video")
+    command.add_argument("--no-labels", action="store_true", help="write no names on the video")
     video = command.add_argument_group("a video")
     video.add_argument(
         "--mode",
         choices=("side", "stack", "split", "wipe"),
         help="side by side (default), one above the other, half and half of one picture, or a "
-        "line that wipes to and fro",
+        "line that wipes back and forth",
     )
-    video.add_argument("--period", type=float, metavar="S", help="seconds of a wipe (default 6)")
-    video.add_argument("--height", type=int, metavar="PIXELS", help="of each picture")
-    video.add_argument("--start", type=seconds, help="begin here: seconds or [HH:]MM:SS")
-    video.add_argument("--duration", type=seconds, help="show this much: seconds or [HH:]MM:SS")
-    video.add_argument("--encoder", help="libav encoder name (default: IN's own codec)")
-    video.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
+    video.add_argument("--period", type=float, metavar="S", help="seconds per wipe (default 6)")
+    video.add_argument("--height", type=int, metavar="PIXELS", help="height of each picture")
+    add_read_options(video, "start", "duration")
+    # No default, so that the page can refuse it.
+    video.add_argument("--encoder", metavar="NAME", help="libav encoder (default: codec of IN)")
+    add_encode_options(video, "crf")
     page = command.add_argument_group("a page")
     page.add_argument(
         "--embed",
         choices=("auto", "always", "never"),
-        help="put the files into the page (default auto: up to 48 MB), or refer to them",
+        help="embed the files in the page (default auto: up to 48 MB), or link to them",
     )
-    command.add_argument("--quiet", action="store_true", help="print errors and notes only")
+    command.add_argument("--quiet", action="store_true", help="print only errors and notes")
     command.set_defaults(run=_run)
 
 

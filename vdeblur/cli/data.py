@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.options import check_new_file, say
+from vdeblur.cli.options import add_layout_option
+from vdeblur.cli.output import check_new_file, say
+from vdeblur.cli.values import count_range
 from vdeblur.errors import UsageError, VdeblurError
 
 if TYPE_CHECKING:
@@ -17,87 +19,97 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     data = commands.add_parser(
         "data",
         help="check folders of pairs; make pairs from video or photographs",
-        description="Pairs of blurred and sharp pictures, to train on and to score on.",
+        description="Pairs of blurred and sharp pictures, for training and evaluation.",
     )
     data.set_defaults(run=lambda _: _nothing(data))
     actions = data.add_subparsers(title="actions", metavar="ACTION")
+    _add_check(actions)
+    _add_average(actions)
+    _add_synth(actions)
 
+
+def _add_check(actions: Commands) -> None:
     check = actions.add_parser(
         "check",
         help="report layout, counts, sizes, misalignment",
-        description="Report what a folder of pairs holds and what is wrong with it. "
-        "Exit 1 when training on it would fail.",
+        description="Report the contents of a folder of pairs and what is wrong with it. "
+        "Exit 1 if training on it would fail.",
     )
-    check.add_argument("folder", metavar="DIR", type=Path, help="a folder of pairs")
-    check.add_argument("--layout", default="auto", help="instead of recognising it: gopro, reds …")
+    check.add_argument("folder", metavar="DIR", type=Path, help="folder of pairs")
+    add_layout_option(check)
     check.add_argument(
         "--sample",
         type=int,
         default=20,
         metavar="N",
-        help="pairs to measure of each split (default 20)",
+        help="pairs to measure in each split (default 20)",
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(run=_check)
 
+
+def _add_average(actions: Commands) -> None:
     average = actions.add_parser(
         "average",
-        help="pairs from sharp high-frame-rate video, by averaging frames",
-        description="Average 7 to 13 frames of sharp video of a high frame rate (120 a second and "
-        "more) into blurred pictures, the middle frame being the sharp one: "
+        help="make pairs from sharp high-frame-rate video, by averaging frames",
+        description="Average 7 to 13 frames of sharp high-frame-rate video (120 frames/s or more) "
+        "into each blurred picture; the middle frame is the sharp one: "
         "OUT/NAME/{blur,blur_gamma,sharp}.",
     )
     average.add_argument("sources", metavar="SRC", nargs="+", type=Path, help="video files")
     average.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write into"
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write to"
     )
     average.add_argument(
         "--frames",
-        type=_count_range,
+        type=count_range,
         default=(7, 13),
         metavar="A..B",
-        help="how many to average, an odd count drawn from this range (default 7..13)",
+        help="number of frames to average, an odd number drawn from this range (default 7..13)",
     )
     average.add_argument(
         "--stride",
         type=int,
         metavar="N",
-        help="frames from one window's first to the next's (default: end to end)",
+        help="frames between the starts of two windows (default: end to end)",
     )
     average.add_argument(
         "--response",
         default="gamma:2.2",
         metavar="CURVE",
-        help="what light codes stand for in blur_gamma: gamma:G, srgb, linear, or a file of 256 "
-        "numbers (default gamma:2.2); blur averages the codes",
+        help="camera response of blur_gamma: gamma:G, srgb, linear, or a file of 256 numbers "
+        "(default gamma:2.2); blur averages the codes themselves",
     )
     average.add_argument(
         "--max-blur",
         type=float,
         default=0.5,
         metavar="B",
-        help="leave out windows whose middle frame is more blurred (0 to 1; default 0.5; 1: none)",
+        help="skip windows whose middle frame is more blurred (0 to 1; default 0.5; 1: skip none)",
     )
     average.add_argument(
         "--reader",
         choices=("auto", "decord", "pyav"),
         default="auto",
-        help="decord seeks, pyav reads on; auto is decord for far apart windows, where installed",
+        help="decord seeks, pyav reads all frames; auto is decord for windows that are far apart, "
+        "if it is installed",
     )
-    average.add_argument("--seed", type=int, default=0, help="of the counts (default 0)")
-    average.add_argument("--force", action="store_true", help="replace what is there")
-    average.add_argument("--json", action="store_true", help="print a report a line, as JSON")
+    average.add_argument("--seed", type=int, default=0, help="seed of the counts (default 0)")
+    average.add_argument("--force", action="store_true", help="replace existing pairs")
+    average.add_argument("--json", action="store_true", help="print one report per line, as JSON")
     average.set_defaults(run=_average)
 
+
+def _add_synth(actions: Commands) -> None:
     synth = actions.add_parser(
         "synth",
-        help="pairs made from photographs, as training makes them",
-        description="Blur sharp photographs by random motion and cameras, as `vdeblur train "
-        "--data synth:DIR` does while it trains, into OUT/blur and OUT/sharp.",
+        help="make pairs from photographs, as training makes them",
+        description="Blur sharp photographs with random motion and cameras, as `vdeblur train "
+        "--data synth:DIR` does during training, into OUT/blur and OUT/sharp.",
     )
     synth.add_argument("folder", metavar="DIR", type=Path, help="sharp photographs")
     synth.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder for the pairs")
@@ -105,7 +117,7 @@ def add(commands: Commands) -> None:
         "--count", type=int, default=100, metavar="N", help="pairs to make (default 100)"
     )
     synth.add_argument(
-        "--crop", type=int, default=512, metavar="PIXELS", help="their side (default 512)"
+        "--crop", type=int, default=512, metavar="PIXELS", help="side of a pair (default 512)"
     )
     synth.add_argument("--seed", type=int, default=0, help="the same seed makes the same pairs")
     synth.add_argument(
@@ -113,29 +125,18 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the blur, such as max_length=60 or noise=0",
+        help="an option of the blur, such as max_length=60 or noise=0; repeatable",
     )
     synth.add_argument(
         "--sheet", metavar="PICTURE", type=Path, help="draw examples of each ingredient"
     )
-    synth.add_argument("--force", action="store_true", help="replace what is there")
+    synth.add_argument("--force", action="store_true", help="replace existing files")
     synth.set_defaults(run=_synth)
 
 
 def _nothing(parser: argparse.ArgumentParser) -> int:
     parser.print_help(sys.stderr)
     return 2
-
-
-def _count_range(text: str) -> tuple[int, int]:
-    """A..B, or one number."""
-    first, dots, last = text.partition("..")
-    try:
-        return int(first), int(last if dots else first)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no range of frames: give one such as 7..13, or a number"
-        ) from None
 
 
 def _check_seed(seed: int) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.options import (
-    check_new_file,
+    add_exposure_option,
+    add_network_options,
+    add_pairs_options,
     deblurrer_of,
-    exposure_option,
-    keep_pages,
     network_option_given,
-    network_options,
-    say,
 )
+from vdeblur.cli.output import check_new_file, say
 from vdeblur.errors import OutputError, UsageError
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -28,104 +28,92 @@ if TYPE_CHECKING:
 
 _MODEL = "mimo-unet-guided"
 _DESCRIPTION = """\
-Score a network, or outputs that exist, on pairs of blurred and sharp pictures or videos.
+Score a network, or existing outputs, on pairs of blurred and sharp pictures or videos.
 
 protocols:
   8bit    the restored picture is clamped and rounded to 8 bits; PSNR over all pixels and
           channels with peak 255; SSIM with the 11x11 Gaussian window (sigma 1.5) of Wang et al.
-          (2004), valid positions only, the mean of R, G and B (scikit-image agrees)
-  float   clamped to [0, 1] but not rounded, as MIMO-UNet's eval.py does for PSNR; SSIM as in
+          (2004), valid positions only, averaged over R, G and B (agrees with scikit-image)
+  float   clamped to [0, 1] but not rounded, as in eval.py of MIMO-UNet for PSNR; SSIM as in
           8bit, on these values
-  matlab  8 bits, and SSIM as MATLAB's ssim(A, ref) computes it of an RGB picture: rows x
-          columns x channels is one volume, edges repeated. MPRNet's script does so, and tables
-          of many later papers; the values are higher
-All measure the whole picture; a sequence's and a set's figures are the means of the pictures'
-values. Videos are decoded to RGB with their own matrix, range and depth; their frames are
-restored as `vdeblur video` does, and scored before any encoder (score the encoded file with
+  matlab  8 bits, and SSIM as ssim(A, ref) of MATLAB computes it for an RGB picture: rows x
+          columns x channels form one volume with repeated edges. The script of MPRNet and the
+          tables of many later papers use it; the values are higher
+All protocols measure the whole picture; the figures of a sequence and of a set are the means over
+their pictures. Videos are decoded to RGB with their own matrix, range and depth; their frames are
+restored as by `vdeblur video` and scored before any encoder (score an encoded file with
 --restored).
 
-steadiness, for videos (8-bit levels; the motion is that of the sharp video, by OpenCV's DIS
-flow; what is hidden in one frame is left out; the sharp video's own figure is what a
-perfect restoration would have):
-  warped-frame error  root mean square of frame t minus frame t-1 brought to it along the motion
+steadiness, for videos (in 8-bit levels, along the motion of the sharp video by the DIS flow of
+OpenCV; places hidden in one of the frames are left out; a perfect restoration has the figure of the
+sharp video):
+  warped-frame error  root mean square of frame t minus frame t-1 warped to it along the motion
                       (Lai et al., ECCV 2018)
-  flicker             mean of |frame t minus the mean of frames t-1 and t+1 brought to it|
-  flicker of the error  the same of what differs from the sharp video: detail that was blurred away
-                      and is back counts for the restoration here, and against it above
-  restored / blurred  1: as steady as the source; more: the restoration added unrest
+  flicker             mean of |frame t minus the mean of frames t-1 and t+1 warped to it|
+  flicker of the error  the same for the difference from the sharp video: recovered detail counts
+                      in favor of the restoration here, and against it above
+  restored / blurred  1: as steady as the source; more: the restoration added flicker
 
-motion: a guided network is told how the frames of a video move, estimated as by `vdeblur video`;
-of pairs of pictures there is nothing to tell.
+motion: a guided network receives the motion between the frames of a video, estimated as by
+`vdeblur video`; pairs of pictures have none.
 """
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     command = commands.add_parser(
         "eval",
         help="score a network on pairs of blurred and sharp pictures or videos",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument(
-        "--pairs",
-        nargs="+",
-        action="append",
-        required=True,
-        type=Path,
-        metavar=("DIR|BLURRED", "SHARP"),
-        help="a folder of pairs (GoPro, REDS, HIDE, RealBlur, DVD, BSD, or blur/ beside sharp/); "
-        "or two folders with files of the same names; or two videos; may be given several times",
-    )
-    command.add_argument(
-        "--layout",
-        default="auto",
-        help="how a folder of pairs is laid out, where that is not recognised: gopro, reds …",
-    )
-    command.add_argument(
-        "--split",
-        choices=("auto", "train", "val", "test"),
-        default="auto",
-        help="which part of a folder that has splits to score (default: test, else val)",
-    )
+    add_pairs_options(command)
     command.add_argument(
         "--restored",
         action="append",
         type=Path,
         metavar="PATH",
-        help="score these outputs (a folder, or a video) instead of a network's; one for each "
-        "--pairs",
+        help="score these outputs (a folder, or a video) instead of those of a network; one for "
+        "each --pairs",
     )
     command.add_argument(
-        "--baseline", action="store_true", help="score the blurred input only, without a network"
+        "--baseline", action="store_true", help="score only the blurred input, without a network"
     )
-    network_options(command)
-    exposure_option(command)
+    add_network_options(command)
+    add_exposure_option(command)
+    _add_measures(command)
+    _add_outputs(command)
+    command.set_defaults(run=_run)
+
+
+def _add_measures(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--protocol",
         choices=("8bit", "float", "matlab"),
         default="8bit",
-        help="how PSNR and SSIM are measured, see above (default 8bit)",
+        help="how to measure PSNR and SSIM, see above (default 8bit)",
     )
     command.add_argument(
-        "--unsharp", action="store_true", help="also the best unsharp mask of a grid: PSNR gain"
+        "--unsharp",
+        action="store_true",
+        help="also score the best unsharp mask of a grid: its PSNR gain",
     )
     command.add_argument(
         "--sharp",
         action="store_true",
-        help="also put the sharp pictures through the network: their PSNR to themselves",
+        help="also restore the sharp pictures: PSNR of the result to the picture itself",
     )
     command.add_argument(
         "--lengths",
         nargs="?",
         const="",
         metavar="DIR",
-        help="also the gain by length of blur (2 to 32 pixels), on pans over photographs of DIR, "
-        "or over sharp pictures of the pairs; a guided network is told the true motion, the "
-        "estimated, and none",
+        help="also the gain by length of blur (2 to 32 pixels), on pans over the photographs of "
+        "DIR, or over sharp pictures of the pairs; for a guided network with the true motion, the "
+        "estimated motion and none",
     )
     command.add_argument(
-        "--lpips", action="store_true", help="also LPIPS (AlexNet), by the package lpips"
+        "--lpips", action="store_true", help="also LPIPS (AlexNet), with the package lpips"
     )
     command.add_argument(
         "--temporal",
@@ -136,15 +124,18 @@ def add(commands: Commands) -> None:
         "--every", type=int, default=1, metavar="N", help="score one pair in N; no steadiness"
     )
     command.add_argument("--limit", type=int, metavar="N", help="score N pairs of each set")
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rows",
         choices=("auto", "picture", "sequence", "total"),
         default="auto",
-        help="lines of the table (default auto: sequences, or pictures where they are few)",
+        help="rows of the table (default auto: sequences, or pictures if they are few)",
     )
     command.add_argument("--markdown", action="store_true", help="print Markdown tables")
     command.add_argument(
-        "--csv", metavar="FILE", help="write a line a picture; - for standard output"
+        "--csv", metavar="FILE", help="write one line per picture; - for standard output"
     )
     command.add_argument(
         "--json", metavar="FILE", help="write everything as JSON; - for standard output"
@@ -153,58 +144,34 @@ def add(commands: Commands) -> None:
         "--report",
         type=Path,
         metavar="FILE",
-        help="write one HTML page: tables, and each set's worst and median picture at 100 %%",
+        help="write one HTML page: tables, and the worst and the median picture of each set at "
+        "100 %%",
     )
     command.add_argument(
         "--panels",
         type=Path,
         metavar="DIR",
-        help="write PNGs: blurred | restored | sharp, and the place of the largest change enlarged",
+        help="write PNGs: blurred | restored | sharp, and an enlargement of the largest change",
     )
-    command.add_argument("--panel-count", type=int, metavar="N", help="panels a set (default 8)")
+    command.add_argument("--panel-count", type=int, metavar="N", help="panels per set (default 8)")
     command.add_argument("--force", action="store_true", help="replace files that exist")
     command.add_argument("--quiet", action="store_true", help="show no progress")
-    command.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     keep_pages()
     _check_outputs(args)
     outputs: list[Path | None] = list(args.restored or [])
-    if outputs and len(outputs) != len(args.pairs):
-        raise UsageError(
-            f"{len(args.pairs)} --pairs and {len(outputs)} --restored: give one for each, in order"
-        )
-    if outputs and (args.baseline or args.sharp):
-        raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
-    for option, usual in (("lengths", None), ("exposure", "auto")):
-        if getattr(args, option) != usual and (outputs or args.baseline):
-            raise UsageError(f"--{option} is for a network that is run: leave it out")
-    unused = network_option_given(args) if outputs or args.baseline else None
-    if unused is not None:
-        chosen = "--restored scores outputs that exist" if outputs else "--baseline runs no network"
-        raise UsageError(f"{chosen}: leave {unused} out")
+    _check_choices(args, outputs)
 
     from vdeblur.datasets.pairs import open_pairs
     from vdeblur.datasets.pans import photographs_in, photographs_of
     from vdeblur.evaluation.report_page import Gallery
-    from vdeblur.evaluation.run import EvalOptions
     from vdeblur.inference.batching import batch_size
     from vdeblur.motion.exposure import exposure_of
 
-    options = EvalOptions(
-        protocol=args.protocol,
-        sharp=args.sharp,
-        unsharp=args.unsharp,
-        lpips=args.lpips,
-        temporal=args.temporal,
-        every=args.every,
-        limit=args.limit,
-        panels=args.panels,
-        panel_count=8 if args.panel_count is None else args.panel_count,
-        exposure=args.exposure,
-    )
-    exposure_of(options.exposure)  # an impossible one is said before anything is scored
+    options = _options(args)
+    exposure_of(options.exposure)  # report an impossible one before anything is scored
     sets = [
         open_pairs(paths, restored=output, layout=args.layout, split=args.split)
         for paths, output in zip(args.pairs, outputs or [None] * len(args.pairs), strict=True)
@@ -244,6 +211,40 @@ def _run(args: argparse.Namespace) -> int:
     if args.report is not None:
         _write_report(args, list(zip(scores, galleries, strict=True)), by_length, label)
     return 3 if unsound else 0
+
+
+def _options(args: argparse.Namespace) -> EvalOptions:
+    from vdeblur.evaluation.run import EvalOptions
+
+    return EvalOptions(
+        protocol=args.protocol,
+        sharp=args.sharp,
+        unsharp=args.unsharp,
+        lpips=args.lpips,
+        temporal=args.temporal,
+        every=args.every,
+        limit=args.limit,
+        panels=args.panels,
+        panel_count=8 if args.panel_count is None else args.panel_count,
+        exposure=args.exposure,
+    )
+
+
+def _check_choices(args: argparse.Namespace, outputs: list[Path | None]) -> None:
+    """Raise UsageError for options of a network where none runs, and for unequal counts."""
+    if outputs and len(outputs) != len(args.pairs):
+        raise UsageError(
+            f"{len(args.pairs)} --pairs and {len(outputs)} --restored: give one for each, in order"
+        )
+    if outputs and (args.baseline or args.sharp):
+        raise UsageError("--restored scores outputs that exist: leave --baseline and --sharp out")
+    for option, usual in (("lengths", None), ("exposure", "auto")):
+        if getattr(args, option) != usual and (outputs or args.baseline):
+            raise UsageError(f"--{option} is for a network that is run: leave it out")
+    unused = network_option_given(args) if outputs or args.baseline else None
+    if unused is not None:
+        chosen = "--restored scores outputs that exist" if outputs else "--baseline runs no network"
+        raise UsageError(f"{chosen}: leave {unused} out")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -316,14 +317,14 @@ def _by_length(
     *,
     quiet: bool,
 ) -> dict[int, dict[str, SetScores]]:
-    """The scores of pans, by length of blur and by what the network is told of their motion."""
+    """Return the scores of pans, by length of blur and by the motion that the network receives."""
     from vdeblur.datasets.pans import LENGTHS, pans
     from vdeblur.evaluation.run import EvalOptions
 
-    told = ("exact motion", "estimated", "no motion") if deblurrer.guided else ("gain",)
+    motions = ("exact motion", "estimated", "no motion") if deblurrer.guided else ("gain",)
     found: dict[int, dict[str, SetScores]] = {}
     for length in LENGTHS:
-        for name in told:
+        for name in motions:
             found.setdefault(length, {})[name] = _one_set(
                 pans(photographs, length, motion=name == "exact motion"),
                 deblurrer,
@@ -344,16 +345,10 @@ def _write(
     label: str,
     device: str | None,
 ) -> None:
+    """Write CSV and JSON, and print the tables unless one of them takes standard output."""
     from vdeblur.datasets.pictures import write_bytes
     from vdeblur.evaluation.protocols import PROTOCOLS
-    from vdeblur.evaluation.tables import (
-        as_csv,
-        as_markdown,
-        as_text,
-        length_table,
-        score_table,
-        temporal_table,
-    )
+    from vdeblur.evaluation.tables import as_csv
 
     if args.csv is not None:
         table = as_csv(scores)
@@ -362,24 +357,41 @@ def _write(
         else:
             write_bytes(Path(args.csv), table.encode())
     if args.json is not None:
-        told = {
+        everything = {
             "protocol": args.protocol,
             "protocol_in_words": PROTOCOLS[args.protocol],
             "restored": None if args.baseline else label,
             "device": device,
             "sets": [one.as_dict() for one in scores],
             "by_length": {
-                str(pixels): {name: one.as_dict() for name, one in told.items()}
-                for pixels, told in by_length.items()
+                str(pixels): {name: one.as_dict() for name, one in motions.items()}
+                for pixels, motions in by_length.items()
             },
         }
-        text = json.dumps(told, indent=1) + "\n"
+        text = json.dumps(everything, indent=1) + "\n"
         if args.json == "-":
             print(text, end="")
             return
         write_bytes(Path(args.json), text.encode())
-    if args.csv == "-":
-        return
+    if args.csv != "-":
+        _print_tables(args, scores, by_length, label)
+
+
+def _print_tables(
+    args: argparse.Namespace,
+    scores: list[SetScores],
+    by_length: dict[int, dict[str, SetScores]],
+    label: str,
+) -> None:
+    from vdeblur.evaluation.protocols import PROTOCOLS
+    from vdeblur.evaluation.tables import (
+        as_markdown,
+        as_text,
+        length_table,
+        score_table,
+        temporal_table,
+    )
+
     form = as_markdown if args.markdown else as_text
     print(form(score_table(scores, rows=args.rows, label=label)))
     steady = temporal_table(scores, label=label)

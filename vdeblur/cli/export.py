@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.options import say
+from vdeblur.cli.options import add_network_options
+from vdeblur.cli.output import say
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,39 +19,25 @@ _OPSET = 17
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     export = commands.add_parser(
         "export",
         help="write a network as ONNX, OpenVINO or TorchScript",
         description="Write a network for other programs: any batch, height and width, in fp32. "
-        "The file is run beside torch on a frame of another size before it takes its name.",
+        "The file is checked against torch on a frame of another size before it takes its name.",
     )
+    add_network_options(export, "model", "weights", "stage")
     export.add_argument(
-        "--model",
-        metavar="NAME",
-        help="network (default: the one that --weights are for, or mimo-unet-guided)",
-    )
-    export.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a checkpoint, or the name of one that `vdeblur models add` keeps",
-    )
-    export.add_argument(
-        "--stage",
-        metavar="NAME",
-        help="of a network with several predictions, the one to export (see --stage of video)",
-    )
-    export.add_argument(
-        "--format", choices=tuple(_SUFFIXES), help="by default what the name of FILE ends in"
+        "--format", choices=tuple(_SUFFIXES), help="format (default: by the extension of FILE)"
     )
     export.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="default the model's name and .onnx, .xml (its weights in .bin) or .pt, here",
+        help="output file (default: the name of the network with .onnx, .xml and .bin, or .pt)",
     )
     export.add_argument(
-        "--opset", type=int, metavar="N", help=f"version of ONNX's operators (default {_OPSET})"
+        "--opset", type=int, metavar="N", help=f"version of the ONNX operators (default {_OPSET})"
     )
     export.add_argument("--force", action="store_true", help="replace an output that exists")
     export.set_defaults(run=_run)
@@ -104,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _format_and_output(args: argparse.Namespace) -> tuple[Format, Path | None]:
-    """The format, from the output's ending if need be; the output where one is named."""
+    """Return the format, if need be from the extension of the output, and the output if named."""
     by_suffix = {suffix: name for name, suffix in _SUFFIXES.items()}
     format = args.format
     if format is None:

@@ -1,4 +1,4 @@
-"""vdeblur gopro: restore a GoPro's recordings and keep all that the camera recorded."""
+"""vdeblur gopro: restore GoPro recordings and keep everything that the camera recorded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.options import (
-    bitrate,
+    add_encode_options,
+    add_exposure_option,
+    add_network_options,
+    add_read_options,
     deblurrer_of,
-    exposure_option,
-    keep_pages,
-    network_options,
-    say,
+    encode_options_of,
 )
+from vdeblur.cli.output import say, say_report
+from vdeblur.cli.values import pixels
 from vdeblur.errors import OutputError, UsageError, VdeblurError
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -29,26 +32,26 @@ _THRESHOLD = 1.5  # vdeblur.gopro.THRESHOLD, which is costly to import
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     gopro = commands.add_parser(
         "gopro",
-        help="restore a GoPro's card or recordings: chapters joined, telemetry kept",
+        help="restore a GoPro card or recordings: chapters joined, telemetry kept",
         description="Restore recordings, chapter by chapter, each into one file beside its first "
-        "chapter. What is finished is skipped: start again after an interruption.",
+        "chapter. Finished recordings are skipped: after an interruption, run the command again.",
     )
     gopro.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="a card, a folder, or any chapter of a recording"
     )
     gopro.add_argument(
-        "-o", "--output", metavar="FOLDER", help="where to; a file name for a single recording"
+        "-o", "--output", metavar="FOLDER", help="output folder; or a file, for a single recording"
     )
     gopro.add_argument(
         "--plan",
         action="store_true",
-        help="only say what would be done, and plot the blur over time (PNG)",
+        help="print what would be done without doing it, and plot the blur over time (PNG)",
     )
     gopro.add_argument(
-        "--keep-chapters", action="store_true", help="a file for each chapter, not for a recording"
+        "--keep-chapters", action="store_true", help="write one file per chapter, not per recording"
     )
     gopro.add_argument(
         "--allow-missing", action="store_true", help="join recordings that lack a chapter"
@@ -56,50 +59,32 @@ def add(commands: Commands) -> None:
     gopro.add_argument(
         "--only-blurred",
         nargs="?",
-        type=_pixels,
+        type=pixels,
         metavar="PX",
         const=_THRESHOLD,
-        help="restore only frames whose blur, by gyroscope and exposure, is as long as this "
+        help="restore only frames whose blur, by gyroscope and exposure, has at least this length "
         "(default 1.5 px)",
     )
     gopro.add_argument(
-        "--focal", type=_pixels, metavar="PX", help="focal length in pixels, where none is recorded"
+        "--focal", type=pixels, metavar="PX", help="focal length in pixels, if none is recorded"
     )
     gopro.add_argument("--force", action="store_true", help="replace outputs that exist")
-    network_options(gopro)
-    exposure_option(gopro)
-    gopro.add_argument("--encoder", default="auto", help="libav encoder name, nvenc or auto")
-    gopro.add_argument("--crf", type=float, help="constant quality, on the encoder's own scale")
-    gopro.add_argument("--bitrate", type=bitrate, help="bits a second, such as 60M")
-    gopro.add_argument("--preset", help="the encoder's speed preset")
-    gopro.add_argument("--hwaccel", metavar="TYPE", help="decode in hardware: cuda, qsv …")
-    gopro.add_argument("--json", action="store_true", help="print reports as JSON, a line each")
-    gopro.add_argument("--quiet", action="store_true", help="print errors and losses only")
+    add_network_options(gopro)
+    add_exposure_option(gopro)
+    add_encode_options(gopro, "encoder", "crf", "bitrate", "preset")
+    add_read_options(gopro, "hwaccel")
+    gopro.add_argument("--json", action="store_true", help="print one report per line, as JSON")
+    gopro.add_argument("--quiet", action="store_true", help="print only errors and losses")
     gopro.set_defaults(run=_run)
-
-
-def _pixels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels: give one such as 1.5")
-    return value
 
 
 def _run(args: argparse.Namespace) -> int:
     keep_pages()
-    if args.crf is not None and args.bitrate is not None:
-        raise UsageError("--crf and --bitrate exclude each other: give one")
-    from vdeblur.media.encoders import EncodeOptions
+    encode = encode_options_of(args)
     from vdeblur.motion.exposure import exposure_of
 
-    exposure_of(args.exposure)  # a wrong one is said before anything is opened
+    exposure_of(args.exposure)  # report a wrong one before anything is opened
     jobs = _jobs(args)
-    encode = EncodeOptions(
-        encoder=args.encoder, crf=args.crf, bitrate=args.bitrate, preset=args.preset
-    )
     return _plan(jobs, encode, args) if args.plan else _do(jobs, encode, args)
 
 
@@ -148,7 +133,7 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
         except UsageError:
             raise
         except (VdeblurError, OSError) as error:
-            # One recording's trouble is not the card's.
+            # An error in one recording does not stop the others.
             if len(jobs) == 1 and isinstance(error, VdeblurError):
                 raise
             say(f"vdeblur: {error}")
@@ -164,7 +149,6 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
 def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.Namespace) -> Report:
     from tqdm import tqdm
 
-    from vdeblur.cli.video import _conclude
     from vdeblur.gopro import RestoreOptions, restore
 
     with tqdm(
@@ -193,7 +177,7 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
     if args.json:
         print(json.dumps(report.as_dict()))
     else:
-        _conclude(report, quiet=args.quiet)
+        say_report(report, quiet=args.quiet)
         if args.only_blurred is not None and not args.quiet:
             restored = report.frames - report.unchosen
             say(f"  {restored} frames were restored, {report.unchosen} left as they were")
@@ -263,7 +247,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
 
 
 def _scale(plan: Plan, other: Plan) -> None:
-    """What another recording of the same kind took, in proportion to the frames."""
+    """Scale the figures of another recording of the same kind by the number of frames."""
     ratio = plan.frames / max(1, other.frames)
     plan.seconds = None if other.seconds is None else other.seconds * ratio
     plan.output_bytes = None if other.output_bytes is None else round(other.output_bytes * ratio)

@@ -30,7 +30,7 @@ from vdeblur.cli import (
     verify,
     video,
 )
-from vdeblur.cli.options import say
+from vdeblur.cli.output import say
 from vdeblur.errors import UsageError, VdeblurError
 from vdeblur.version import __version__
 

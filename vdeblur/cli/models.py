@@ -1,4 +1,4 @@
-"""vdeblur models: what the networks are, and the weights for them that are on this machine."""
+"""vdeblur models: describe the networks and the weights on this machine; add and remove weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.options import say
+from vdeblur.cli.output import say
 from vdeblur.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -22,32 +22,32 @@ _USAGE = """vdeblur models [NAME] [--json]
        vdeblur models remove N
        vdeblur models fetch NAME [--url URL] [--sha256 HEX] [--force]"""
 _TEXT = """\
-Without an argument, a table of all networks and of the weights on this machine.
+Without an argument, print a table of all networks and of the weights on this machine.
 
-  NAME         what is known of one network, or of weights that were added
-  add FILE     recognise a checkpoint and keep a copy as N, which --weights N uses;
-               under a network's own name, --model uses it without more
+  NAME         describe one network, or weights that were added
+  add FILE     recognize a checkpoint and keep a copy as N, for --weights N;
+               under the name of a network, --model alone uses it
   remove N     delete that copy
-  fetch NAME   download weights from the address that the network's authors or --url
-               state, going on where an earlier attempt ended, and keep them
+  fetch NAME   download weights from the address of the authors or of --url,
+               resuming an earlier attempt, and keep them
 
-Nothing is ever downloaded unasked."""
+Nothing is downloaded without this command."""
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     models = commands.add_parser(
         "models",
-        help="list the networks; keep weights of your own",
+        help="list the networks; add your own weights",
         usage=_USAGE,
         description=_TEXT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     models.add_argument("words", nargs="*", metavar="NAME | add FILE | remove N | fetch NAME")
-    models.add_argument("--name", help="name to keep weights under")
-    models.add_argument("--url", help="address to fetch from")
-    models.add_argument("--sha256", metavar="HEX", help="sha256 that the fetched file must have")
-    models.add_argument("--force", action="store_true", help="replace what is kept under the name")
+    models.add_argument("--name", help="name to keep the weights under")
+    models.add_argument("--url", help="address to download from")
+    models.add_argument("--sha256", metavar="HEX", help="expected sha256 of the downloaded file")
+    models.add_argument("--force", action="store_true", help="replace the weights of that name")
     models.add_argument("--json", action="store_true", help="print as JSON")
     models.set_defaults(run=_run)
 
@@ -139,7 +139,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    """All that is known of a network of the catalogue."""
+    """Return all facts of a network of the catalogue."""
     import torch
 
     from vdeblur.networks import spec
@@ -173,7 +173,7 @@ def _facts(name: str) -> dict[str, Any]:
 
 @lru_cache
 def _sketch(family: str, config: str) -> Network:
-    """A network of shapes without values; config as JSON."""
+    """Return a network of shapes without values; `config` is JSON."""
     import torch
 
     from vdeblur.networks import FAMILIES
@@ -195,7 +195,7 @@ def _facts_of_kept(kept: Any) -> dict[str, Any]:
 
 
 def _details(facts: dict[str, Any]) -> str:
-    """One network or kept file, a fact a line."""
+    """Return a text on one network or kept file, one fact per line."""
     from vdeblur.weights.recognition import describe
 
     if "file" in facts:
@@ -354,6 +354,6 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _manual(name: str, page: str) -> str:
-    """What to do by hand."""
+    """Return how to get the weights by hand."""
     first = f"open {page}, download the file there" if page else "download the file yourself"
     return f"{first} and run `vdeblur models add FILE --name {name}`"

@@ -1,152 +1,239 @@
-"""What the commands share: saying things, options of the network, values of options."""
+"""Options that several commands share, and the objects that they describe."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vdeblur.errors import OutputError
-from vdeblur.system.allocator import keep_pages as keep_pages
+from vdeblur.cli.values import bitrate, number_or, rate, seconds
+from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
     from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.media.encoders import EncodeOptions
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    # argparse has no public names for these.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+    Options = argparse._ActionsContainer  # noqa: SLF001  a parser or a group of one
+
+# The options by name, each with the arguments of add_argument.
+_NETWORK: dict[str, dict[str, Any]] = {
+    "model": {
+        "metavar": "NAME",
+        "help": "network (default mimo-unet-guided; with --weights, the network they belong to)",
+    },
+    "weights": {
+        "metavar": "FILE",
+        "help": "checkpoint, or the name of weights added with `vdeblur models add`",
+    },
+    "device": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "where the network runs: cpu, cuda, cuda:1, mps …; auto uses a GPU if there is one",
+    },
+    "precision": {
+        "default": "auto",
+        "choices": ("auto", "fp32", "fp16", "bf16", "int8", "fp8"),
+        "help": "number format of the computation: auto is fp16 on CUDA, bf16 on CPUs with "
+        "instructions for it, fp32 elsewhere; int8 needs OpenVINO on a CPU or Triton on CUDA, "
+        "fp8 needs Triton on CUDA",
+    },
+    "backend": {
+        "default": "auto",
+        "choices": ("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"),
+        "help": "runtime of the network: auto is the one that `vdeblur bench --tune` found "
+        "fastest here, else OpenVINO on a CPU if installed, else torch; cudagraphs and triton "
+        "need CUDA",
+    },
+    "batch": {
+        "type": number_or("auto"),
+        "default": "auto",
+        "metavar": "N",
+        "help": "frames per batch (default auto: as many as fit; with OpenVINO on a CPU, one per "
+        "thread)",
+    },
+    "tile": {
+        "type": number_or("auto", "none"),
+        "default": "auto",
+        "metavar": "PIXELS",
+        "help": "side of the square that the network processes at once, to save memory; none is "
+        "the whole picture (default auto: the whole picture if it fits)",
+    },
+    "halo": {
+        "type": number_or("auto", "full"),
+        "default": "auto",
+        "metavar": "PIXELS",
+        "help": "pixels computed around each tile and discarded; full makes tiles exact "
+        "(default auto)",
+    },
+    "stage": {
+        "metavar": "NAME",
+        "help": "use another output of the network: mprnet has 3, 2 and 1 (the cheapest), "
+        "mimo-unet-cfa has full and fused",
+    },
+    "ensemble": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "average over eight rotations and reflections: better, and eight times slower "
+        "(default for mimo-unet-plusplus)",
+    },
+    "steady": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "average out flicker between the restored frames of a video, along their motion "
+        "(default for networks that are guided by motion)",
+    },
+}
+
+_ENCODE: dict[str, dict[str, Any]] = {
+    "encoder": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "libav encoder, nvenc, or auto: the codec of the source (default)",
+    },
+    "crf": {
+        "type": float,
+        "metavar": "N",
+        "help": "constant quality, on the scale of the encoder; lower is better",
+    },
+    "bitrate": {
+        "type": bitrate,
+        "metavar": "RATE",
+        "help": "bits per second, such as 12M",
+    },
+    "preset": {
+        "metavar": "NAME",
+        "help": "speed preset of the encoder, such as fast or slow of libx264",
+    },
+    "pix_fmt": {"metavar": "NAME", "help": "pixel format to encode, such as yuv420p10le"},
+}
+
+_READ: dict[str, dict[str, Any]] = {
+    "start": {
+        "type": seconds,
+        "metavar": "TIME",
+        "help": "begin here: seconds or [HH:]MM:SS",
+    },
+    "duration": {
+        "type": seconds,
+        "metavar": "TIME",
+        "help": "process this much: seconds or [HH:]MM:SS",
+    },
+    "framerate": {
+        "type": rate,
+        "metavar": "R",
+        "help": "frames per second of an image sequence (default 25)",
+    },
+    "start_number": {
+        "type": int,
+        "metavar": "N",
+        "help": "first number of an image sequence (default: the lowest that exists)",
+    },
+    "hwaccel": {
+        "metavar": "TYPE",
+        "help": "decode in hardware: cuda, qsv, vaapi, videotoolbox …",
+    },
+}
 
 
-def say(text: str) -> None:
-    """One message to standard error."""
-    # File names may hold bytes that are not UTF-8.
-    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+def _add(
+    parser: Options,
+    table: dict[str, dict[str, Any]],
+    names: tuple[str, ...],
+) -> None:
+    for name in names or table:
+        parser.add_argument(f"--{name.replace('_', '-')}", **table[name])
 
 
-def check_new_file(path: Path, *, force: bool) -> None:
-    """OutputError when no file can be written here: said before hours of work, not after."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"folder {path.parent} does not exist: create it first")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already: use --force to replace it")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} may not be written: check the folder's permissions")
+def add_network_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the options that choose a network and how it runs, for `deblurrer_of`.
+
+    Args:
+        parser: the parser of a command.
+        names: the options to add, as attributes of the parsed arguments; all if none is named.
+    """
+    _add(parser, _NETWORK, names)
 
 
-_NETWORK_OPTIONS = (
-    "model",
-    "weights",
-    "device",
-    "precision",
-    "backend",
-    "batch",
-    "tile",
-    "halo",
-    "stage",
-    "ensemble",
-    "steady",
-)
+def add_exposure_option(parser: argparse.ArgumentParser) -> None:
+    """Add --exposure, for networks that are guided by motion."""
+    parser.add_argument(
+        "--exposure",
+        default="auto",
+        metavar="TIME",
+        help="exposure time: seconds such as 1/60 or 0.004s, a share of the frame interval such as "
+        "0.5, or auto: as recorded by a GoPro, else estimated from the pictures (default); for "
+        "networks that are guided by motion",
+    )
+
+
+def add_strength_option(parser: argparse.ArgumentParser) -> None:
+    """Add --strength."""
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="share of the correction to apply: 0 keeps the source, 1 applies all (default 1)",
+    )
+
+
+def add_read_options(parser: Options, *names: str) -> None:
+    """Add options for reading a video: all of them, or those in `names`."""
+    _add(parser, _READ, names)
+
+
+def add_encode_options(parser: Options, *names: str) -> None:
+    """Add options of the encoder, for `encode_options_of`: all of them, or those in `names`."""
+    _add(parser, _ENCODE, names)
+
+
+def add_layout_option(parser: Options) -> None:
+    """Add --layout, for folders of pairs."""
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        metavar="NAME",
+        help="layout of a folder of pairs, if it is not recognized: gopro, reds …",
+    )
+
+
+def add_pairs_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name pairs of blurred and sharp pictures or videos."""
+    from pathlib import Path
+
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        action="append",
+        required=True,
+        type=Path,
+        metavar=("DIR|BLURRED", "SHARP"),
+        help="a folder of pairs (GoPro, REDS, HIDE, RealBlur, DVD, BSD, or blur/ beside sharp/); "
+        "or two folders with files of the same names; or two videos; repeatable",
+    )
+    add_layout_option(parser)
+    parser.add_argument(
+        "--split",
+        choices=("auto", "train", "val", "test"),
+        default="auto",
+        help="part to score of a folder that has splits (default: test, else val)",
+    )
 
 
 def network_option_given(args: argparse.Namespace) -> str | None:
-    """The first option of `network_options` that was given, as it is typed."""
-    for name in _NETWORK_OPTIONS:
+    """Return the first option of `add_network_options` that was given, as it is typed."""
+    for name in _NETWORK:
         if getattr(args, name) not in (None, "auto"):
             return f"--{name}"
     return None
 
 
-def network_options(parser: argparse.ArgumentParser) -> None:
-    """The options that choose a network and how it is run; `deblurrer_of` reads them."""
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="network (default mimo-unet-guided; with --weights, the one that they are for)",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a checkpoint, or the name of one that `vdeblur models add` keeps",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="where the network runs: cpu, cuda, cuda:1, mps …; auto is a GPU where there is one",
-    )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "fp16", "bf16", "int8", "fp8"),
-        help="of the arithmetic: auto is fp16 on CUDA, bf16 on CPUs with instructions for it, fp32 "
-        "elsewhere; int8 needs OpenVINO on a CPU or Triton on CUDA, fp8 the latter",
-    )
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"),
-        help="what computes the network: auto is what `vdeblur bench --tune` found fastest here, "
-        "else OpenVINO on a CPU where installed, else torch; cudagraphs and triton are for CUDA",
-    )
-    parser.add_argument(
-        "--batch",
-        type=number_or("auto"),
-        default="auto",
-        metavar="N",
-        help="frames at once (default auto: what fits; on a CPU, one a thread in OpenVINO)",
-    )
-    parser.add_argument(
-        "--tile",
-        type=number_or("auto", "none"),
-        default="auto",
-        metavar="PIXELS",
-        help="side of the square the network sees at once, for memory; none is the whole picture "
-        "(default auto: whole, unless it does not fit)",
-    )
-    parser.add_argument(
-        "--halo",
-        type=number_or("auto", "full"),
-        default="auto",
-        metavar="PIXELS",
-        help="pixels computed and dropped at a tile's edge; full makes tiles exact (default auto)",
-    )
-    parser.add_argument(
-        "--stage",
-        metavar="NAME",
-        help="take an earlier or another prediction of the network: mprnet has 3, 2 and 1 "
-        "(the cheapest), mimo-unet-cfa full and fused",
-    )
-    parser.add_argument(
-        "--ensemble",
-        action=argparse.BooleanOptionalAction,
-        help="average over eight rotations and reflections: better, eight times slower "
-        "(default for mimo-unet-plusplus)",
-    )
-    parser.add_argument(
-        "--steady",
-        action=argparse.BooleanOptionalAction,
-        help="average what flickers in a film's restored frames away along their motion (default, "
-        "for networks that are guided by motion)",
-    )
-
-
-def exposure_option(parser: argparse._ActionsContainer) -> None:
-    """How long the shutter is open, for networks that are guided by motion."""
-    parser.add_argument(
-        "--exposure",
-        default="auto",
-        metavar="TIME",
-        help="how long the shutter was open: seconds such as 1/60 or 0.004s, a share of a frame's "
-        "time such as 0.5, or auto: as a GoPro recorded it, else read off the pictures (default); "
-        "for networks that are guided by motion",
-    )
+def tile_of(args: argparse.Namespace) -> int | Literal["auto"] | None:
+    """Return --tile as `Deblurrer` takes it: None for the whole picture."""
+    return None if args.tile == "none" else args.tile
 
 
 def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
-    """The Deblurrer that the options of `network_options` ask for, with `more` of its own."""
+    """Return the Deblurrer of the options of `add_network_options`; `more` goes to it as well."""
     from vdeblur.inference.deblurrer import Deblurrer
 
     return Deblurrer(
@@ -155,7 +242,7 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
         device=args.device,
         precision=args.precision,
         backend=args.backend,
-        tile=None if args.tile == "none" else args.tile,
+        tile=tile_of(args),
         halo=args.halo,
         stage=args.stage,
         ensemble=args.ensemble,
@@ -164,55 +251,16 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
     )
 
 
-def number_or(*words: str) -> Any:
-    """A parser of a whole number, or one of `words`, which stays as it is."""
+def encode_options_of(args: argparse.Namespace) -> EncodeOptions:
+    """Return the options of the encoder; options that the command lacks keep their defaults.
 
-    def parse(text: str) -> int | str:
-        if text in words:
-            return text
-        try:
-            return int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is neither a whole number nor {' nor '.join(words)}"
-            ) from None
+    Raises:
+        UsageError: both --crf and --bitrate, or a --crf that no encoder has.
+    """
+    from vdeblur.media.encoders import EncodeOptions
 
-    return parse
-
-
-def seconds(text: str) -> float:
-    """Seconds, or [HH:]MM:SS, as seconds."""
-    try:
-        parts = [float(part) for part in text.split(":")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give seconds or [HH:]MM:SS")
-    total = 0.0
-    for part in parts:
-        total = total * 60 + part
-    return total
-
-
-def bitrate(text: str) -> int:
-    """Bits a second, with k, M or G at the end."""
-    factors = {"k": 1e3, "m": 1e6, "g": 1e9}
-    factor = factors.get(text[-1:].lower(), 1.0)
-    try:
-        value = int(float(text[:-1] if text[-1:].lower() in factors else text) * factor)
-    except ValueError:
-        value = 0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a bit rate: give one such as 12M")
-    return value
-
-
-def rate(text: str) -> Fraction:
-    """Frames a second, such as 25 or 30000/1001."""
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate: give one such as 30000/1001")
-    return rate
+    if args.crf is not None and args.bitrate is not None:
+        raise UsageError("--crf and --bitrate exclude each other: give one")
+    if args.crf is not None and not 0 <= args.crf <= 255:
+        raise UsageError(f"--crf is {args.crf:g}: encoders' scales begin at 0 (best); x264's is 51")
+    return EncodeOptions(**{name: getattr(args, name) for name in _ENCODE if hasattr(args, name)})

@@ -1,4 +1,4 @@
-"""vdeblur train: weights from pairs, or from photographs blurred as training runs."""
+"""vdeblur train: train a network on pairs, or on photographs that it blurs as it goes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vdeblur.cli.options import keep_pages, say
+from vdeblur.cli.options import add_layout_option
+from vdeblur.cli.output import say
+from vdeblur.cli.values import duration
+from vdeblur.errors import UsageError
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
     from vdeblur.training.recipes import Recipe
+    from vdeblur.training.run import RunSettings
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     train = commands.add_parser(
         "train",
-        help="train a network on pairs, or on blur made from photographs",
-        description="Train a network by a recipe. The same command goes on with a run that was "
-        "stopped;\nCtrl-C stops it after the step it is at. RUN receives weights.safetensors with "
+        help="train a network on pairs, or on photographs that it blurs",
+        description="Train a network by a recipe. The same command resumes a run that was "
+        "stopped;\nCtrl-C stops it after the current step. RUN receives weights.safetensors with "
         "its model\ncard, metrics.jsonl and state.pt.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
@@ -34,14 +39,21 @@ def add(commands: Commands) -> None:
         "  vdeblur train --recipe fine-tune --data text-pairs --out run --budget 10m\n"
         "  torchrun --nproc-per-node 4 -m vdeblur train --recipe mprnet-gopro --data GoPro/train",
     )
-    what = train.add_argument_group("what")
+    _add_run_options(train)
+    _add_recipe_options(train)
+    _add_machine_options(train)
+    train.set_defaults(run=_run)
+
+
+def _add_run_options(train: argparse.ArgumentParser) -> None:
+    what = train.add_argument_group("run")
     what.add_argument(
         "--recipe",
         metavar="NAME",
-        help="network, loss, optimiser, schedule and length (default mimo-unet-guided; with a "
+        help="network, loss, optimizer, schedule and length (default mimo-unet-guided; with a "
         "--model that takes no motion, mimo-unet-lite)",
     )
-    what.add_argument("--list-recipes", action="store_true", help="list the recipes and end")
+    what.add_argument("--list-recipes", action="store_true", help="list the recipes and exit")
     what.add_argument(
         "--json", action="store_true", help="list them with all their values, as JSON"
     )
@@ -49,40 +61,31 @@ def add(commands: Commands) -> None:
         "--data", metavar="DATA", help="folder of pairs, or synth:FOLDER of photographs"
     )
     what.add_argument(
-        "--val", metavar="DATA", help="folder of pairs to watch, instead of some of DATA"
+        "--val", metavar="DATA", help="folder of pairs for validation, instead of a part of DATA"
     )
     what.add_argument(
         "-o", "--out", metavar="RUN", default="run", help="folder of the run (default run)"
     )
     what.add_argument(
-        "--state",
-        metavar="FILE",
-        help="where the run's state is kept, to go on from (default RUN/state.pt)",
+        "--state", metavar="FILE", help="file of the state to resume from (default RUN/state.pt)"
     )
     what.add_argument(
-        "--init", metavar="FILE", help='weights to start from; "shipped": the package\'s'
+        "--init", metavar="FILE", help='initial weights; "shipped": those of the package'
     )
-    what.add_argument(
-        "--teacher", metavar="FILE", help="weights, or a network's name, to learn from"
-    )
-    what.add_argument(
-        "--layout",
-        default="auto",
-        help="how a folder of pairs is laid out, where that is not recognised: gopro, reds …",
-    )
+    what.add_argument("--teacher", metavar="FILE", help="weights or network to learn from")
+    add_layout_option(what)
     for option, text in (
         ("--blur", "how photographs are blurred, such as max_length=60 (BlurOptions)"),
         ("--augment", "how pictures are varied, such as brightness=0.2 (Augment)"),
     ):
         what.add_argument(
-            option,
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            help=f"{text}; repeatable",
+            option, metavar="KEY=VALUE", action="append", default=[], help=f"{text}; repeatable"
         )
+
+
+def _add_recipe_options(train: argparse.ArgumentParser) -> None:
     change = train.add_argument_group(
-        "changes to the recipe", "By default all of these are the recipe's."
+        "changes to the recipe", "All of these default to the value of the recipe."
     )
     change.add_argument("--model", metavar="NAME", help="another network (see `vdeblur models`)")
     change.add_argument(
@@ -90,7 +93,7 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="the network's configuration, such as blocks=[1,1,1]; repeatable",
+        help="configuration of the network, such as blocks=[1,1,1]; repeatable",
     )
     change.add_argument(
         "--set",
@@ -104,29 +107,33 @@ def add(commands: Commands) -> None:
     )
     change.add_argument("--steps", type=int, metavar="N", help="length in steps")
     change.add_argument("--epochs", type=int, metavar="N", help="length in passes over the pairs")
-    change.add_argument(
-        "--batch", type=int, metavar="N", help="crops a step, of all processes together"
-    )
+    change.add_argument("--batch", type=int, metavar="N", help="crops per step, over all processes")
     change.add_argument("--crop", type=int, metavar="PIXELS", help="side of a crop")
     change.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
-    change.add_argument("--loss", metavar="SUM", help='a sum of terms, such as "l1 + 0.1*msfr"')
+    change.add_argument("--loss", metavar="SUM", help='sum of terms, such as "l1 + 0.1*msfr"')
     change.add_argument(
         "--ema", type=float, metavar="D", help="decay of the averaged weights; 0 for none"
     )
     change.add_argument(
-        "--teacher-weight", type=float, metavar="W", help="weight of the teacher's outputs"
+        "--teacher-weight", type=float, metavar="W", help="weight of the outputs of the teacher"
     )
     change.add_argument(
-        "--prune", type=float, metavar="SHARE", help="of the blocks' work, to cut away first"
+        "--prune", type=float, metavar="SHARE", help="share of the blocks' work to prune first"
     )
-    change.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    how = train.add_argument_group("how")
-    how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …")
+    change.add_argument("--seed", type=int, default=0, help="seed of all randomness (default 0)")
+
+
+def _add_machine_options(train: argparse.ArgumentParser) -> None:
+    how = train.add_argument_group("machine and reports")
+    how.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
+    )
     how.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="of the arithmetic: auto is bf16 on GPUs and CPUs that have it, else fp32",
+        help="number format of the computation: auto is bf16 on GPUs and CPUs that support it, "
+        "else fp32",
     )
     how.add_argument(
         "--workers",
@@ -140,80 +147,50 @@ def add(commands: Commands) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="take each batch in N parts, for memory (default 1)",
+        help="split each batch into N parts, to save memory (default 1)",
     )
-    how.add_argument("--checkpointing", action="store_true", help="less memory, a third more work")
-    how.add_argument("--compile", action="store_true", help="compile the network by torch.compile")
     how.add_argument(
-        "--no-channels-last", action="store_true", help="keep torch's own order of memory"
+        "--checkpointing", action="store_true", help="use less memory and a third more work"
+    )
+    how.add_argument(
+        "--compile", action="store_true", help="compile the network with torch.compile"
+    )
+    how.add_argument(
+        "--no-channels-last", action="store_true", help="keep the default memory order of torch"
     )
     how.add_argument(
         "--report",
         type=duration,
         default=60.0,
         metavar="TIME",
-        help="how often a line is said and the state is saved (default 60s)",
+        help="how often to print a line and save the state (default 60s)",
     )
     how.add_argument(
         "--validate",
         type=duration,
         default=300.0,
         metavar="TIME",
-        help="how often the held-out pictures are scored and the weights are written (default 5m)",
+        help="how often to score the held-out pictures and write the weights (default 5m)",
     )
     how.add_argument(
-        "--log", choices=("tensorboard",), help="curves and pictures, in RUN/tensorboard"
+        "--log", choices=("tensorboard",), help="write curves and pictures to RUN/tensorboard"
     )
-    train.set_defaults(run=_run)
-
-
-def duration(text: str) -> float:
-    """Seconds: a number with s, m or h behind it, or without."""
-    factors = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    try:
-        value = float(text[:-1] if text[-1:] in factors else text) * factors.get(text[-1:], 1.0)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give one such as 90s, 25m or 2h")
-    return value
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vdeblur.errors import UsageError
-    from vdeblur.training.recipes import RECIPES
-
     if args.json and not args.list_recipes:
         raise UsageError("--json is for --list-recipes: give both, or leave it out")
     if args.list_recipes:
-        if args.json:
-            print(json.dumps([recipe.as_dict() for recipe in RECIPES.values()], indent=2))
-        else:
-            for recipe in RECIPES.values():
-                print(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}")
-        return 0
-    if args.data is None:
-        raise UsageError("there is nothing to train on: give --data FOLDER or --data synth:FOLDER")
-    if args.workers is not None and args.workers < 0:
-        raise UsageError(f"--workers is {args.workers}: give 0 (none) or more")
-    if args.seed < 0:
-        raise UsageError(f"--seed is {args.seed}: give 0 or more")
-    photographs = args.data.startswith("synth:")
-    if args.blur and not photographs:
-        raise UsageError("--blur is for photographs (--data synth:FOLDER): leave it out for pairs")
-    if args.layout != "auto" and photographs:
-        raise UsageError("--layout is for a folder of pairs: leave it out for photographs")
+        return _list_recipes(as_json=args.json)
+    _check(args)
     recipe = _recipe(args)
 
     import torch.distributed as dist
 
-    from vdeblur.datasets.augmentation import Augment
-    from vdeblur.datasets.blur_options import BlurOptions
     from vdeblur.inference.devices import find_device
     from vdeblur.training.options import RunOptions
     from vdeblur.training.processes import processes, start_processes
-    from vdeblur.training.recipes import from_texts
-    from vdeblur.training.run import RunSettings, run_recipe
+    from vdeblur.training.run import run_recipe
 
     keep_pages()
     device = start_processes(find_device(args.device))
@@ -226,26 +203,7 @@ def _run(args: argparse.Namespace) -> int:
         accumulate=args.accumulate,
         report_seconds=args.report,
     )
-    workers = args.workers
-    if workers is None:
-        # Pairs that a GPU makes wait for their flow; two cores feed the GPU.
-        cores, on_gpu = os.cpu_count() or 2, photographs and device.type == "cuda"
-        workers = min(16, max(1, cores // processes()[1] - 2)) if on_gpu else min(8, cores // 2)
-    settings = RunSettings(
-        data=args.data,
-        out=Path(args.out),
-        state=Path(args.state) if args.state else None,
-        val=args.val,
-        init=args.init,
-        teacher=args.teacher,
-        seed=args.seed,
-        workers=workers,
-        validate_seconds=args.validate,
-        tensorboard=args.log == "tensorboard",
-        blur=from_texts(BlurOptions(), _pairs(args.blur, "--blur")) if args.blur else None,
-        augment=from_texts(Augment(), _pairs(args.augment, "--augment")) if args.augment else None,
-        layout=args.layout,
-    )
+    settings = _settings(args, device.type)
     atexit.register(_end_workers)
     with _Stop() as stop:
         try:
@@ -263,18 +221,76 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _end_workers() -> None:
-    """Kill what still loads data when the program ends after an error.
+def _list_recipes(*, as_json: bool) -> int:
+    from vdeblur.training.recipes import RECIPES
 
-    Those processes ignore the signals that stop a run. SIGTERM is one, by which Python would end
-    them: it would wait for them for ever.
+    if as_json:
+        print(json.dumps([recipe.as_dict() for recipe in RECIPES.values()], indent=2))
+    else:
+        for recipe in RECIPES.values():
+            print(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that cannot work together."""
+    if args.data is None:
+        raise UsageError("there is nothing to train on: give --data FOLDER or --data synth:FOLDER")
+    if args.workers is not None and args.workers < 0:
+        raise UsageError(f"--workers is {args.workers}: give 0 (none) or more")
+    if args.seed < 0:
+        raise UsageError(f"--seed is {args.seed}: give 0 or more")
+    photographs = args.data.startswith("synth:")
+    if args.blur and not photographs:
+        raise UsageError("--blur is for photographs (--data synth:FOLDER): leave it out for pairs")
+    if args.layout != "auto" and photographs:
+        raise UsageError("--layout is for a folder of pairs: leave it out for photographs")
+
+
+def _settings(args: argparse.Namespace, device_type: str) -> RunSettings:
+    from vdeblur.datasets.augmentation import Augment
+    from vdeblur.datasets.blur_options import BlurOptions
+    from vdeblur.training.processes import processes
+    from vdeblur.training.recipes import from_texts
+    from vdeblur.training.run import RunSettings
+
+    workers = args.workers
+    if workers is None:
+        # Pairs made on a GPU wait for their optical flow; two cores feed the GPU.
+        cores = os.cpu_count() or 2
+        if args.data.startswith("synth:") and device_type == "cuda":
+            workers = min(16, max(1, cores // processes()[1] - 2))
+        else:
+            workers = min(8, cores // 2)
+    return RunSettings(
+        data=args.data,
+        out=Path(args.out),
+        state=Path(args.state) if args.state else None,
+        val=args.val,
+        init=args.init,
+        teacher=args.teacher,
+        seed=args.seed,
+        workers=workers,
+        validate_seconds=args.validate,
+        tensorboard=args.log == "tensorboard",
+        blur=from_texts(BlurOptions(), _pairs(args.blur, "--blur")) if args.blur else None,
+        augment=from_texts(Augment(), _pairs(args.augment, "--augment")) if args.augment else None,
+        layout=args.layout,
+    )
+
+
+def _end_workers() -> None:
+    """Kill the processes that load data when the program ends after an error.
+
+    They ignore the signals that stop a run, SIGTERM among them. Python ends its children by
+    SIGTERM and would wait for them forever.
     """
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 class _Stop:
-    """Whether Ctrl-C or SIGTERM came; the first is kept until a step is done, a second is not."""
+    """Whether Ctrl-C or SIGTERM came: the first waits for the end of a step, a second does not."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -301,7 +317,6 @@ class _Stop:
 def _recipe(args: argparse.Namespace) -> Recipe:
     from dataclasses import replace
 
-    from vdeblur.errors import UsageError
     from vdeblur.training.recipes import recipe_of, with_values
 
     recipe = with_values(recipe_of(args.recipe or _own(args.model)), _pairs(args.set, "--set"))
@@ -336,7 +351,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _own(model: str | None) -> str:
-    """The recipe for whom names none: what suits a guided network does not suit others."""
+    """Return the default recipe: guided networks need another one than the rest."""
     from vdeblur.networks import DEFAULT, FAMILIES, spec
 
     guided = FAMILIES[spec(model or DEFAULT).family].guided
@@ -344,12 +359,12 @@ def _own(model: str | None) -> str:
 
 
 def _check_config(recipe: Recipe, texts: list[str]) -> None:
-    """UsageError for --config texts that no such network can have."""
+    """Raise UsageError for values of --config that the network cannot have."""
     import inspect
 
     import torch
 
-    from vdeblur.errors import ModelError, UsageError
+    from vdeblur.errors import ModelError
     from vdeblur.networks import FAMILIES, build, spec
 
     entry = spec(recipe.network)
@@ -374,8 +389,7 @@ def _check_config(recipe: Recipe, texts: list[str]) -> None:
 
 
 def _pairs(texts: list[str], option: str, *, as_numbers: bool = False) -> dict[str, Any]:
-    """KEY=VALUE texts as a dictionary; numbers, lists and true/false as JSON reads them."""
-    from vdeblur.errors import UsageError
+    """Parse KEY=VALUE texts; with `as_numbers`, values that are JSON are read as JSON."""
 
     values: dict[str, Any] = {}
     for text in texts:
@@ -406,7 +420,7 @@ def _in_words(recipe: Recipe) -> str:
 
 
 def _precision(name: str, device: str) -> str:
-    """For "auto": bf16 where the device multiplies it faster than fp32, fp32 elsewhere."""
+    """Resolve "auto": bf16 if the device multiplies it faster than fp32, else fp32."""
     import torch
 
     from vdeblur.inference.devices import multiplies_bf16

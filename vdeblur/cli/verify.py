@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdeblur.cli.options import seconds
+from vdeblur.cli.values import seconds
 from vdeblur.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,31 +15,33 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     check = commands.add_parser(
         "verify",
         help="prove that an output kept everything of its source",
-        description="Compare OUT with IN: frames, times, copied packets, colour, tags; never the "
-        "picture itself. Exit 1 on a difference. What another kind of container cannot keep is "
-        "marked lost and is no difference.",
+        description="Compare OUT with IN: frames, times, copied packets, color, tags; never the "
+        "picture itself. Exit 1 on a difference. Properties that another kind of container cannot "
+        "keep are marked lost and are no difference.",
     )
     check.add_argument(
         "source",
         metavar="IN",
         nargs="+",
-        help="the source, or the chapters of a recording that OUT joins",
+        help="the source, or the chapters of the recording that OUT joins",
     )
-    check.add_argument("output", metavar="OUT", help="what was made of it")
+    check.add_argument("output", metavar="OUT", help="the output that was made from IN")
     check.add_argument(
         "--start",
         type=seconds,
         metavar="TIME",
-        help="OUT is a part of IN that begins here, as `vdeblur video --start` makes it",
+        help="OUT is the part of IN that begins here, as from `vdeblur video --start`",
     )
     check.add_argument(
-        "--duration", type=seconds, metavar="TIME", help="OUT is a part of IN of this length"
+        "--duration", type=seconds, metavar="TIME", help="OUT is a part of IN with this length"
     )
-    check.add_argument("--quick", action="store_true", help="compare packets only, decode nothing")
+    check.add_argument(
+        "--quick", action="store_true", help="compare only packets, without decoding"
+    )
     check.add_argument("--json", action="store_true", help="print the checks as JSON")
     check.set_defaults(run=_run)
 

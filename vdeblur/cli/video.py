@@ -10,24 +10,27 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vdeblur.cli.options import (
-    bitrate,
+    add_encode_options,
+    add_exposure_option,
+    add_network_options,
+    add_read_options,
+    add_strength_option,
     deblurrer_of,
-    exposure_option,
-    keep_pages,
-    network_options,
-    rate,
-    say,
-    seconds,
+    encode_options_of,
 )
+from vdeblur.cli.output import say, say_report
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern
+from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
     from vdeblur.deblur import Report
+    from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.media.encoders import EncodeOptions
 
 _VIDEO_SUFFIXES = frozenset(
     [
@@ -53,15 +56,15 @@ _VIDEO_SUFFIXES = frozenset(
         ".y4m",
     ]
 )
-_FEWEST_OF_A_FILM = 3  # numbered pictures that are taken for one
+_FEWEST_OF_A_FILM = 3  # numbered pictures that count as the frames of a video
 
 
 def add(commands: Commands) -> None:
-    """Enter the command."""
+    """Register the subcommand."""
     video = commands.add_parser(
         "video",
         help="deblur video files, images, image sequences or a pipe",
-        description="Deblur INPUT; by default into INPUT's name with _deblurred, beside it.",
+        description="Deblur INPUT; by default into the name of INPUT with _deblurred, beside it.",
     )
     video.add_argument(
         "inputs",
@@ -72,61 +75,25 @@ def add(commands: Commands) -> None:
     video.add_argument(
         "-o",
         "--output",
-        help="output file; a folder, which ends with a slash where it is to be made; or - for a "
-        "pipe (default: INPUT's name with _deblurred, beside it)",
+        help="output file; or a folder, with a slash at its end if it does not exist yet; or - for "
+        "a pipe (default: the name of INPUT with _deblurred, beside it)",
     )
     video.add_argument("--force", action="store_true", help="replace an output that exists")
-    network_options(video)
-    exposure_option(video)
+    add_network_options(video)
+    add_exposure_option(video)
+    add_strength_option(video)
+    add_encode_options(video)
     video.add_argument(
-        "--strength",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="share of the correction to apply: 0 is the source, 1 the network's (default 1)",
+        "--format", metavar="NAME", help="container format, if the name does not tell it (pipes)"
     )
-    video.add_argument(
-        "--encoder",
-        default="auto",
-        help="libav encoder name, nvenc, or auto: the source's own codec (default)",
-    )
-    video.add_argument(
-        "--crf",
-        type=float,
-        metavar="N",
-        help="constant quality, on the encoder's own scale: less is better",
-    )
-    video.add_argument("--bitrate", type=bitrate, metavar="RATE", help="bits a second, such as 12M")
-    video.add_argument("--preset", help="the encoder's speed preset, such as x264's fast or slow")
-    video.add_argument("--pix-fmt", help="pixel format to encode, such as yuv420p10le")
-    video.add_argument("--format", help="container format, where the name does not tell (pipes)")
-    video.add_argument(
-        "--start", type=seconds, metavar="TIME", help="begin here: seconds or [HH:]MM:SS"
-    )
-    video.add_argument(
-        "--duration", type=seconds, metavar="TIME", help="restore this much: seconds or [HH:]MM:SS"
-    )
-    video.add_argument(
-        "--framerate", type=rate, metavar="R", help="frames a second of an image sequence (25)"
-    )
-    video.add_argument(
-        "--start-number",
-        type=int,
-        metavar="N",
-        help="first number of an image sequence (default: the lowest that is there)",
-    )
-    video.add_argument(
-        "--hwaccel", metavar="TYPE", help="decode in hardware: cuda, qsv, videotoolbox …"
-    )
-    video.add_argument(
-        "--json", action="store_true", help="print the report as JSON, a line a file"
-    )
-    video.add_argument("--quiet", action="store_true", help="print errors and losses only")
+    add_read_options(video)
+    video.add_argument("--json", action="store_true", help="print one report per line, as JSON")
+    video.add_argument("--quiet", action="store_true", help="print only errors and losses")
     video.set_defaults(run=_run)
 
 
 def _expand(inputs: Sequence[str]) -> list[str]:
-    """Folders and globs → files; names that do not exist stay, to be reported one by one."""
+    """Expand folders and globs; names that do not exist stay, to be reported one by one."""
     found: list[str] = []
     for name in inputs:
         path = Path(name)
@@ -155,7 +122,7 @@ def _expand(inputs: Sequence[str]) -> list[str]:
 
 
 def _film_of(inputs: Sequence[str]) -> str | None:
-    """The pattern of pictures that are numbered one after another, as frames of a film are."""
+    """Return the pattern of pictures that are numbered consecutively, like frames of a video."""
     found: dict[tuple[str, int, str], list[int]] = {}
     for name in inputs:
         parts = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name)
@@ -194,10 +161,7 @@ def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, s
 
 def _run(args: argparse.Namespace) -> int:
     keep_pages()
-    if args.crf is not None and args.bitrate is not None:
-        raise UsageError("--crf and --bitrate exclude each other: give one")
-    if args.crf is not None and not 0 <= args.crf <= 255:
-        raise UsageError(f"--crf is {args.crf:g}: encoders' scales begin at 0 (best); x264's is 51")
+    encode = encode_options_of(args)
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
     inputs = _expand(args.inputs)
@@ -228,7 +192,7 @@ def _run(args: argparse.Namespace) -> int:
     worst = 0
     for source, output in jobs:
         try:
-            report = _one_video(source, output, deblurrer, args)
+            report = _one_video(source, output, deblurrer, encode, args)
         except UsageError:
             raise
         except VdeblurError as error:
@@ -254,11 +218,12 @@ def _check_sequence_options(inputs: Sequence[str], args: argparse.Namespace) -> 
                 )
 
 
-def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespace) -> Report:
+def _one_video(
+    source: str, output: str, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.Namespace
+) -> Report:
     from tqdm import tqdm
 
     from vdeblur.deblur import deblur_video
-    from vdeblur.media.encoders import EncodeOptions
 
     silent = args.quiet or args.json
     name = "standard input" if source == "-" else Path(source).name
@@ -275,13 +240,7 @@ def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespac
             model=deblurrer,
             batch=args.batch,
             exposure=args.exposure,
-            encode=EncodeOptions(
-                encoder=args.encoder,
-                crf=args.crf,
-                bitrate=args.bitrate,
-                preset=args.preset,
-                pix_fmt=args.pix_fmt,
-            ),
+            encode=encode,
             start=args.start,
             duration=args.duration,
             framerate=args.framerate,
@@ -294,25 +253,5 @@ def _one_video(source: str, output: str, deblurrer: Any, args: argparse.Namespac
     if args.json:
         print(json.dumps(report.as_dict()), file=sys.stderr if output == "-" else sys.stdout)
     else:
-        _conclude(report, quiet=args.quiet)
+        say_report(report, quiet=args.quiet)
     return report
-
-
-def _conclude(report: Report, *, quiet: bool) -> None:
-    if not quiet:
-        kept = f"; kept {', '.join(report.kept)}" if report.kept else ""
-        where = "standard output" if report.output == "-" else report.output
-        say(
-            f"{where}: {report.frames} frame{'s' * (report.frames != 1)} in {report.seconds:.1f} s "
-            f"({report.frames_per_second:.3g} frames/s){kept}"
-        )
-        for note in report.notes:
-            say(f"  note: {note}")
-    for line in report.lost:
-        say(f"  not kept: {line}")
-    if report.replaced:
-        say(f"  {report.replaced} frames stand as in the source: the network's result was unsound")
-    for line in report.damage:
-        say(f"  damaged source: {line}")
-    for line in report.differences:
-        say(f"  differs from the source: {line}")

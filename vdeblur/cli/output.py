@@ -1,0 +1,52 @@
+"""Messages for the user of the command, and checks of the files that it is to write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdeblur.errors import OutputError
+
+if TYPE_CHECKING:
+    from vdeblur.deblur import Report
+
+
+def say(text: str) -> None:
+    """Print one message to standard error."""
+    # File names may hold bytes that are not UTF-8.
+    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def say_report(report: Report, *, quiet: bool) -> None:
+    """Print the report of a restored file; if quiet, only what was lost, damaged or replaced."""
+    if not quiet:
+        kept = f"; kept {', '.join(report.kept)}" if report.kept else ""
+        where = "standard output" if report.output == "-" else report.output
+        say(
+            f"{where}: {report.frames} frame{'s' * (report.frames != 1)} in {report.seconds:.1f} s "
+            f"({report.frames_per_second:.3g} frames/s){kept}"
+        )
+        for note in report.notes:
+            say(f"  note: {note}")
+    for line in report.lost:
+        say(f"  not kept: {line}")
+    if report.replaced:
+        say(f"  {report.replaced} frames stand as in the source: the network's result was unsound")
+    for line in report.damage:
+        say(f"  damaged source: {line}")
+    for line in report.differences:
+        say(f"  differs from the source: {line}")
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Raise OutputError if no file can be written at `path`: before hours of work, not after."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"folder {path.parent} does not exist: create it first")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already: use --force to replace it")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} may not be written: check the folder's permissions")
