@@ -570,7 +570,7 @@ class RunsOut(nn.Module):
     and from the ninth on for whole pictures.
     """
 
-    size_multiple, halo, activations_per_pixel = 1, 0, 3
+    size_multiple, receptive_radius, activations_per_pixel = 1, 0, 3
 
     def __init__(self) -> None:
         super().__init__()

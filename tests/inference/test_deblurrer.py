@@ -208,7 +208,9 @@ def test_tiles_with_the_full_halo_are_the_whole_picture(height: int, width: int)
         return network.correction(tile)
 
     whole = network.correction(x)
-    tiled = in_tiles(run, x, tile=160, margin=network.halo, multiple=network.size_multiple)
+    tiled = in_tiles(
+        run, x, tile=160, margin=network.receptive_radius, multiple=network.size_multiple
+    )
     assert len(shapes) == 1
     assert max(shapes)[2:] != (height, width)
     assert float((tiled - whole).abs().max()) < 1e-5

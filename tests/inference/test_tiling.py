@@ -25,8 +25,8 @@ class Attends(nn.Module):
     """Darkens a picture by a share of its mean: channel attention at its plainest."""
 
     size_multiple = 8
-    halo = None
-    context = 8
+    receptive_radius = None
+    tile_margin = 8
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Stages(Network):
 
     stages = ("late", "early")
     size_multiple = 1
-    halo = 0
+    receptive_radius = 0
     activations_per_pixel = 0
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def test_the_full_halo_makes_tiles_exact_through_the_deblurrer() -> None:
         return float((tiled - whole).abs().max())
 
     assert error(halo="full") < 1e-5
-    assert error(halo=network.halo) < 1e-5
+    assert error(halo=network.receptive_radius) < 1e-5
     assert error(halo=4) > 1e-5
     impossible: Any
     for impossible in (-1, "full"):
@@ -141,7 +141,7 @@ def test_seams_of_the_shipped_weights_stay_under_half_a_level(name: str) -> None
         frame = next(iter(reader))
     luma = torch.from_numpy(np.ascontiguousarray(frame.planes[0])).float().div(255)
     # The smallest tiles that have a whole edge: of more than four edges.
-    tile = 4 * build(name).context + FEATHER
+    tile = 4 * build(name).tile_margin + FEATHER
     x, motion = luma[:, : tile + 48].expand(1, 3, -1, -1), torch.tensor([25.0, 3, 0, 0])
     whole, tiled = (
         Deblurrer(name, device="cpu", tile=side)(x, motion.view(1, 4, 1, 1))
@@ -200,11 +200,11 @@ def test_every_network_of_the_catalogue_keeps_its_promises(name: str) -> None:
     entry = spec(name)
     assert isinstance(network, FAMILIES[entry.family])
     assert network.size_multiple >= 1
-    assert network.context >= 0
+    assert network.tile_margin >= 0
     assert network.activations_per_pixel >= 0
-    assert network.halo is None or network.halo >= 0
+    assert network.receptive_radius is None or network.receptive_radius >= 0
     glances = any(isinstance(layer, GlobalMean) for layer in network.modules())
-    assert (network.halo is None) == glances
+    assert (network.receptive_radius is None) == glances
     m = network.size_multiple
     x = torch.empty(1, 3, 5 * m, 3 * m, device="meta")
     for stage in network.stages:

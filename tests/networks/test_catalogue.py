@@ -58,7 +58,7 @@ def test_the_halo_is_exactly_how_far_the_network_sees(blocks: int, unshuffle: in
     for parameter in network.parameters():
         # All positive: nothing cancels, no ReLU hides a path.
         nn.init.uniform_(parameter, 0.01, 0.05)
-    m, halo = network.size_multiple, network.halo
+    m, halo = network.size_multiple, network.receptive_radius
     if unshuffle == 1:
         assert halo == {1: 45, 2: 73}[blocks]
     width = -(-(2 * halo + 3 * m) // m) * m
@@ -80,14 +80,14 @@ def test_a_far_pixel_changes_nothing() -> None:
     changed[:, :, 80] += 1.0
     difference = (network(changed) - network(x)).abs().amax((0, 1, 3))
     assert difference[80] > 0
-    assert float(difference[: 80 - network.halo].max()) == 0
-    assert float(difference[80 + network.halo + 1 :].max()) == 0
+    assert float(difference[: 80 - network.receptive_radius].max()) == 0
+    assert float(difference[80 + network.receptive_radius + 1 :].max()) == 0
 
 
 def test_the_published_halos() -> None:
     halos = {8: 241, 20: 577, 2: 73, 4: 129, 1: 45}
     for blocks, halo in halos.items():
-        assert MIMOUNet(base=8, blocks=blocks).halo == halo
+        assert MIMOUNet(base=8, blocks=blocks).receptive_radius == halo
 
 
 def test_the_catalogue() -> None:

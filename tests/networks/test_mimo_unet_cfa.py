@@ -117,7 +117,7 @@ def attentive(network: nn.Module) -> None:
 @pytest.mark.parametrize("stage", ["full", "fused"])
 def test_recalibration_sees_the_whole_picture_and_nothing_else_does(stage: str) -> None:
     network = network_of(SMALLEST).requires_grad_(False)
-    assert network.halo is None
+    assert network.receptive_radius is None
     attentive(network)
     network.stage = stage
     x = slanted(64, 512)

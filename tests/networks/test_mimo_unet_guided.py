@@ -222,4 +222,4 @@ def test_the_halo_is_what_a_pixel_reaches() -> None:
     net(x)[0, :, 128, 128].sum().backward()
     assert x.grad is not None
     reached = x.grad[0].abs().sum(0).nonzero()
-    assert (reached - 128).abs().max() <= net.halo
+    assert (reached - 128).abs().max() <= net.receptive_radius

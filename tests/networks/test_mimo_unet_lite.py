@@ -94,7 +94,7 @@ def far_seeing(network: nn.Module) -> None:
 
 def test_channel_attention_sees_the_whole_picture() -> None:
     network = network_of(CONFIGS[0]).requires_grad_(False)
-    assert network.halo is None
+    assert network.receptive_radius is None
     far_seeing(network)
     x = smooth(64, 512)
     changed = x.clone()

@@ -139,7 +139,7 @@ def test_training_reaches_every_parameter_and_lowers_the_loss() -> None:
 
 def test_nothing_but_the_means_is_global() -> None:
     network = tiny().double()
-    assert network.halo is None
+    assert network.receptive_radius is None
     means = [m for m in network.modules() if isinstance(m, GlobalMean)]
     blocks = [name for name in network.state_dict() if name.endswith("conv_du.0.weight")]
     assert len(means) == len(blocks)
@@ -164,7 +164,7 @@ def test_tiles_that_share_means_have_no_seams() -> None:
     x = torch.rand(1, 3, 16, 512) * torch.linspace(0, torch.pi, 512).sin()
 
     def error() -> float:
-        tiled = in_tiles(network.correction, x, tile=192, margin=network.context, multiple=8)
+        tiled = in_tiles(network.correction, x, tile=192, margin=network.tile_margin, multiple=8)
         return float((tiled - network.correction(x)).abs().max())
 
     assert error() > 1e-2

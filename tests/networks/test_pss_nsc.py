@@ -209,7 +209,7 @@ def test_the_halo_is_exactly_how_far_the_network_sees(units: int, scales: int) -
         # Not by gradients, which stop between the scales.
         value = 0.0 if name.endswith("bias") else 1 / math.sqrt(parameter[0].numel())
         nn.init.constant_(parameter, value)
-    m, halo = network.size_multiple, network.halo
+    m, halo = network.size_multiple, network.receptive_radius
     width = -(-(2 * halo + 4 * m) // m) * m
     middle = width // 2 // m * m
     x = torch.zeros(m, 3, m, width, dtype=torch.float64)
@@ -225,13 +225,13 @@ def test_the_halo_is_exactly_how_far_the_network_sees(units: int, scales: int) -
 
 
 def test_the_published_halo() -> None:
-    assert build("pss-nsc").halo == 1648
+    assert build("pss-nsc").receptive_radius == 1648
 
 
 @pytest.mark.parametrize("scales", [1, 3])
 def test_tiles_with_the_full_halo_are_exact(scales: int) -> None:
     network = tiny(scales=scales)
-    m, halo = network.size_multiple, network.halo
+    m, halo = network.size_multiple, network.receptive_radius
     tile = 2 * halo + 16 + 4 * m
     x = torch.rand(1, 3, m, (2 * tile) // m * m)
     whole = network(x)

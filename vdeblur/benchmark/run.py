@@ -44,6 +44,7 @@ from vdeblur.motion.guide import Guide
 from vdeblur.motion.movement import Movement
 from vdeblur.motion.neighbours import Around, View, with_neighbours
 from vdeblur.networks import Network, build, spec
+from vdeblur.networks.base import traits_of
 from vdeblur.networks.cost import work_of
 from vdeblur.system.memory import peak_bytes, reset_peak
 from vdeblur.system.thread_shares import with_one_torch_thread
@@ -458,7 +459,7 @@ class _Measurement:
         RGB bytes → floats on the host → device → network → clamp → host → bytes.
         """
         network = network.eval().to(self.device)  # fp32, channels first, as it was loaded
-        multiple = int(getattr(network, "size_multiple", 1))
+        multiple = traits_of(network).size_multiple
         # What the scripts compute: all scales, where training compares several.
         run = getattr(network, "forward_scales", network)
         height, width = (n // multiple * multiple for n in (self.height, self.width))

@@ -39,6 +39,7 @@ from vdeblur.inference.settings import Setting, store_setting
 from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.motion.neighbours import Around
 from vdeblur.networks import GlobalMean, Identity, Network
+from vdeblur.networks.base import traits_of
 from vdeblur.system.optional import installed
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
@@ -194,7 +195,7 @@ def _usual(
 ) -> tuple[str, str]:
     """(backend, precision) that a `Deblurrer` takes here by itself."""
     if precision == "auto":
-        half = device.type == "cuda" and getattr(network, "supports_half", True)
+        half = device.type == "cuda" and traits_of(network).supports_half
         precision = "fp16" if half else "fp32"
         if device.type == "cpu" and runtimes.prefers_bf16(network, backend):  # type: ignore[arg-type]
             precision = "bf16"

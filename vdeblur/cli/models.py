@@ -165,7 +165,7 @@ def _facts(name: str) -> dict[str, Any]:
             for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16))
         },
         "size_multiple": network.size_multiple,
-        "halo": network.halo,
+        "halo": network.receptive_radius,
         "stages": list(network.stages),
         "weights": here,
     }

@@ -41,8 +41,6 @@ from vdeblur.networks import Identity, taps
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.thread_shares import SideBySide
 
-#: float32 values alive per pixel, for a network without `activations_per_pixel`.
-_UNKNOWN_ACTIVATIONS = 1024
 #: With more threads than this, several work on each picture, since memory is shared with others.
 _MOST_AT_ONCE = 8
 

@@ -16,6 +16,7 @@ from vdeblur.inference.guidance import Guidance, Inputs
 from vdeblur.inference.tiling import in_tiles, sample_crops
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import GlobalMean, share_means, taps
+from vdeblur.networks.base import traits_of
 
 
 class NetworkPass:
@@ -42,9 +43,10 @@ class NetworkPass:
     ) -> None:
         self.network, self.device, self.dtype = network, device, dtype
         self.ensemble = ensemble
-        self.multiple = int(getattr(network, "size_multiple", 1))
+        traits = traits_of(network)
+        self.multiple = traits.size_multiple
         #: Whether the network takes motion; others get the picture alone.
-        self.guided = bool(getattr(network, "guided", False))
+        self.guided = traits.guided
         #: Whether it weighs channels by the whole picture, so that tiles share means.
         self.shares_means = any(isinstance(layer, GlobalMean) for layer in network.modules())
         self._layout, self._margin = layout, margin

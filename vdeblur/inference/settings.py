@@ -23,6 +23,7 @@ from vdeblur.inference import runtimes
 from vdeblur.inference.devices import device_name
 from vdeblur.inference.runtimes import Runtime, RuntimeRequest
 from vdeblur.inference.tiling import MIN_TILE
+from vdeblur.networks.base import traits_of
 from vdeblur.system import cache
 from vdeblur.system.folders import cache_folder
 
@@ -155,7 +156,7 @@ def _usual_precision(
     """The precision where nobody asked for one and none was measured."""
     if device.type == "cpu" and runtimes.prefers_bf16(network, runtime):
         return "bf16"
-    half = device.type == "cuda" and getattr(network, "supports_half", True)
+    half = device.type == "cuda" and traits_of(network).supports_half
     return "fp16" if half and runtime in ("auto", *runtimes.TENSOR_RUNTIMES) else "fp32"
 
 

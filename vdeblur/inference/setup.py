@@ -22,11 +22,10 @@ from vdeblur.inference.runtimes import with_runtime
 from vdeblur.inference.settings import DTYPES, InferenceSettings
 from vdeblur.inference.tiling import MARGIN, MIN_TILE, margin_of
 from vdeblur.networks import Network
+from vdeblur.networks.base import traits_of
 from vdeblur.system.thread_shares import SideBySide
 from vdeblur.weights import Loaded, load
 
-#: float32 values alive per pixel, for a network without `activations_per_pixel`.
-_UNKNOWN_ACTIVATIONS = 1024
 #: With more threads than this, several work on each picture, since memory is shared with others.
 _MOST_AT_ONCE = 8
 
@@ -53,12 +52,11 @@ def cost_of(
 ) -> NetworkCost:
     """Return what restoring takes, one picture at a time."""
     margin = margin_of(network, halo)
-    values = int(getattr(network, "activations_per_pixel", _UNKNOWN_ACTIVATIONS))
-    guided = bool(getattr(network, "guided", False))
+    traits = traits_of(network)
     return NetworkCost(
-        bytes_per_pixel=values * DTYPES[precision].itemsize + COLOR_BYTES,
-        kept_bytes_per_pixel=4 * KEPT_VALUES if guided else 0,
-        multiple=int(getattr(network, "size_multiple", 1)),
+        bytes_per_pixel=traits.activations_per_pixel * DTYPES[precision].itemsize + COLOR_BYTES,
+        kept_bytes_per_pixel=4 * KEPT_VALUES if traits.guided else 0,
+        multiple=traits.size_multiple,
         margin=margin,
         least_margin=min(margin, MARGIN) if halo == "auto" else margin,
         device=str(device),
@@ -72,8 +70,7 @@ def threads_for(network: nn.Module, device: torch.device, runtime: str) -> SideB
     Guidance is made picture by picture, and OpenVINO is fastest at that. In torch, the result of a
     picture would depend on the others: small ones together take other code paths.
     """
-    guided = bool(getattr(network, "guided", False))
-    apart = runtime == "openvino" or (runtime == "torch" and guided)
+    apart = runtime == "openvino" or (runtime == "torch" and traits_of(network).guided)
     if device.type != "cpu" or not apart:
         return None
     return SideBySide(min(torch.get_num_threads(), _MOST_AT_ONCE))
@@ -130,7 +127,7 @@ def in_runtime(
     """
     if settings.runtime == "torch":
         return network, settings
-    if getattr(network, "guided", False):
+    if traits_of(network).guided:
         # Without motion, its channels would be 0 and their ranges nothing.
         calibration = [random_guided(pictures.float()) for pictures in calibration]
     try:

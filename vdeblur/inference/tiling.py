@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import UsageError
+from vdeblur.networks.base import traits_of
 
 #: Pixels at a tile's edge that are computed and dropped, for a network that does not say.
 MARGIN = 32
@@ -26,14 +27,16 @@ def margin_of(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
     """Return the pixels at a tile's edge that are computed and dropped.
 
     Args:
-        network: Its `halo` is the radius that an output pixel depends on, None for the whole
-            picture; its `context` is a cheaper margin whose seams stay under half an 8-bit level.
-        halo: A number of pixels, "auto" for the network's `context`, "full" for its `halo`.
+        network: Its `receptive_radius` is exact, None for the whole picture; its `tile_margin` is
+            cheaper, and seams stay under half an 8-bit level.
+        halo: A number of pixels, "auto" for the network's `tile_margin`, "full" for its
+            `receptive_radius`.
 
     Raises:
         UsageError: halo is negative, or "full" for a network without a finite halo.
     """
-    own: int | None = getattr(network, "halo", MARGIN)
+    traits = traits_of(network)
+    own = traits.receptive_radius
     if halo == "full":
         if own is None:
             raise UsageError(
@@ -45,7 +48,7 @@ def margin_of(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
         if halo < 0:
             raise UsageError(f"halo is {halo}: choose a number of pixels from 0, auto or full")
         return halo
-    margin = int(getattr(network, "context", MARGIN))
+    margin = traits.tile_margin
     return margin if own is None else min(own, margin)
 
 

@@ -1,9 +1,13 @@
-"""What every network of the catalogue is and says of itself. Knows tensors only."""
+"""The interface of the catalogue's networks, and what is assumed of any other module.
+
+Knows tensors only.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,21 +16,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Network(nn.Module, ABC):
-    """Maps (N, 3, H, W) RGB in [0, 1] to the same shape, restored; not clamped.
+    """Maps (N, 3, H, W) RGB in [0, 1] to the restored picture of the same shape, not clamped.
 
-    The constructor's keyword arguments are the whole configuration and are kept in `config`, which
-    goes into weights files.
+    Attributes:
+        config: the constructor's keyword arguments, which are the whole configuration; weights
+            files keep it.
+        guided: whether the input is a picture with its guidance (`vdeblur.networks.taps`), of
+            3 + CHANNELS channels. Such a network takes 3 channels as a picture without motion.
+        stages: the outputs that `stage` chooses between; the first is the default.
+        supports_half: whether the network computes in float16.
+        tile_margin: pixels at the edge of a tile that are computed and dropped, where
+            `receptive_radius` asks for more. With trained weights, seams stay under half an 8-bit
+            level at the 99.9th percentile.
     """
 
     config: dict[str, Any]
-    # Whether its input is a picture with its guidance (`vdeblur.networks.taps`), of 3 + CHANNELS
-    # channels; one of 3 is then a picture without motion.
     guided: ClassVar[bool] = False
-    # The predictions that `stage` can choose between; the first is the one taken without a choice.
     stages: ClassVar[tuple[str, ...]] = ("full",)
-    # A tile's edge, in pixels, that is computed and dropped where `halo` asks for more: chosen so
-    # that seams stay under half an 8-bit level at the 99.9th percentile with trained weights.
-    context: int = 32
+    supports_half: ClassVar[bool] = True
+    tile_margin: int = 32
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +42,7 @@ class Network(nn.Module, ABC):
 
     @property
     def stage(self) -> str:
-        """Which of `stages` forward returns; ValueError for another."""
+        """Which of `stages` `forward` returns; setting another raises ValueError."""
         return self._stage
 
     @stage.setter
@@ -46,61 +54,85 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels."""
+        """Number of pixels that height and width must be multiples of."""
 
     @property
     @abstractmethod
-    def halo(self) -> int | None:
-        """No output pixel depends on input more than this many pixels away, in rows or columns.
+    def receptive_radius(self) -> int | None:
+        """Largest distance, in rows or columns, between an output pixel and input it depends on.
 
-        None: `GlobalMean` layers see the whole picture. Tiles then share one mean (see
-        `vdeblur.inference.deblurrer`), and `context` is what else counts.
+        None: `GlobalMean` layers depend on the whole picture. Tiles then share one mean (see
+        `vdeblur.inference.tiling`), and `tile_margin` covers the rest.
         """
 
     @property
     @abstractmethod
     def activations_per_pixel(self) -> int:
-        """Values alive at once in an inference pass, per input pixel, rounded up."""
+        """Number of values alive at once in an inference pass, per input pixel, rounded up."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        """(N, 3, H, W) RGB in [0, 1] → the restored picture, the same shape, not clamped."""
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, before x is added where the network adds it: half precision then rounds
-        no picture. (N, 3, H, W) → the same shape; about 0.
+        """Return forward(x) − x, (N, 3, H, W), values about 0.
+
+        Networks that add x at their end return what they add, so that half precision does not round
+        the picture itself.
         """
         restored: Tensor = self(x)
         return restored - x
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
-        """All restored images that training compares, coarse to fine or early to late.
+        """Return all restored pictures that training compares, coarse to fine or early to late.
 
-        Each is (N, 3, h, w) with h and w those of x or halved; the last is full size.
+        Each is (N, 3, h, w), with h and w those of x or halved; the last is full size.
         """
         return (self(x),)
 
     @abstractmethod
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
+        """Zero the output heads, so that the untrained network returns its input."""
 
     @classmethod
     @abstractmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """The configuration that parameters of these names and shapes were made with.
+        """Return the configuration of a network whose parameters have these names and shapes.
 
-        None when they are not this network's at all; of damaged ones, the likeliest configuration,
-        so that what does not fit can be told.
+        None when they are not of this family. For damaged ones, the likeliest configuration, so
+        that an error can name what does not fit.
         """
 
     @classmethod
     def from_published(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Tensors under published names and layouts → under this class's own.
+        """Return published tensors under the names and layouts of this class.
 
-        None when there is nothing of this network among them. Without a translation they are the
-        same.
+        None when none of them is of this family. By default names and layouts are the same.
         """
         return dict(tensors)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The facts of a module that the rest of vdeblur uses, as of `Network`.
+
+    The defaults are those of a module that is no `Network`, such as one of spandrel's.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    guided: bool = False
+    stage: str = ""
+    supports_half: bool = True
+    size_multiple: int = 1
+    receptive_radius: int | None = 32
+    tile_margin: int = 32
+    activations_per_pixel: int = 1024
+
+
+def traits_of(network: nn.Module) -> Traits:
+    """Return the facts of a network, with the defaults of `Traits` for those it does not state."""
+    names = (item.name for item in fields(Traits))
+    return Traits(**{name: getattr(network, name) for name in names if hasattr(network, name)})
 
 
 def zero_parameters(*layers: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""The catalogue of networks: a name → what it is and how it is built.
+"""The catalogue of networks: names, specifications, and how each is built.
 
-A network is one file with a `Network` class in it, one line in FAMILIES and one entry here. Knows
-no files: weights are read by `vdeblur.weights`.
+A network is a module with a `Network` class, a line in FAMILIES and an entry here. Knows no files:
+`vdeblur.weights` reads weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vdeblur.networks.pss_nsc import PSSNSC
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A published result: mean PSNR in dB and SSIM on a dataset, and who says so."""
+    """A published result on a dataset: mean PSNR in dB, mean SSIM, and the paper."""
 
     dataset: str
     psnr: float
@@ -35,11 +35,21 @@ class PublishedScore:
 class NetworkSpec:
     """An entry of the catalogue.
 
-    family: the architecture, as weights files name it. config: keyword arguments of its
-    constructor; a weights file's own config goes before it. ships: its weights come with the
-    package. trained: it has weights at all. ensemble: it is run with the geometric self-ensemble.
-    paper, licence: of the published network and its weights. page: where its authors publish
-    weights. url, sha256: a file of theirs that `vdeblur models fetch` may bring.
+    Attributes:
+        name: the name that `build` and `load` take.
+        family: the architecture, a key of FAMILIES, as weights files name it.
+        summary: one line about the network.
+        config: keyword arguments of the family's class; the config in a weights file overrides
+            them.
+        ships: whether weights come with the package.
+        trained: whether the network has weights at all.
+        ensemble: whether it is run with the geometric self-ensemble.
+        paper: the publication.
+        licence: license of the published weights.
+        page: where its authors publish weights.
+        url: a file of theirs that `vdeblur models fetch` downloads.
+        sha256: checksum of that file.
+        scores: published results.
     """
 
     name: str
@@ -57,8 +67,10 @@ class NetworkSpec:
     scores: tuple[PublishedScore, ...] = ()
 
 
-DEFAULT = "mimo-unet-guided"  # where neither a name nor weights are given
+#: The network that is used when neither a name nor weights are given.
+DEFAULT = "mimo-unet-guided"
 
+#: Architectures by the names in weights files.
 FAMILIES: dict[str, type[Network]] = {
     "mimo-unet": MIMOUNet,
     "mimo-unet-cfa": MIMOUNetCFA,
@@ -162,17 +174,21 @@ _CATALOGUE = {
     )
 }
 
-#: Names that were in the catalogue; weights of such networks still load by what they are.
+#: Names that have left the catalogue; weights of such networks are still recognized.
 REMOVED = frozenset({"mimo-unet-small"})
 
 
 def names() -> tuple[str, ...]:
-    """The names that `spec` and `build` know, the default first."""
+    """Return the names that `spec` and `build` take, the default first."""
     return tuple(_CATALOGUE)
 
 
 def spec(name: str) -> NetworkSpec:
-    """The catalogue's entry; ModelError for a name that is not in it, or not any more."""
+    """Return an entry of the catalogue.
+
+    Raises:
+        ModelError: the name is not in the catalogue, or has left it.
+    """
     try:
         return _CATALOGUE[name]
     except KeyError:
@@ -187,9 +203,14 @@ def spec(name: str) -> NetworkSpec:
 
 
 def build(name: str, config: Mapping[str, Any] | None = None) -> Network:
-    """An untrained network, in the catalogue's configuration or in `config` instead.
+    """Build an untrained network.
 
-    ModelError for an unknown name or a configuration that its family cannot have.
+    Args:
+        name: a name in the catalogue.
+        config: keyword arguments of the family's class; None for those of the catalogue.
+
+    Raises:
+        ModelError: the name is unknown, or the family cannot have this configuration.
     """
     entry = spec(name)
     chosen = dict(entry.config if config is None else config)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdeblur.networks.base import Network, correction_of
+from vdeblur.networks.base import Network, correction_of, traits_of
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -71,7 +71,7 @@ def count_work(
         RuntimeError, NotImplementedError, TypeError, ValueError: the network does not run on shapes
             alone.
     """
-    multiple = int(getattr(network, "size_multiple", 1))
+    multiple = traits_of(network).size_multiple
     height, width = (-(-n // multiple) * multiple for n in (height, width))
     layers: list[tuple[float, float]] = []
 

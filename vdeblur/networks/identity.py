@@ -1,4 +1,4 @@
-"""A network that changes nothing: for tests around a network, and for measuring what is not one."""
+"""A network that returns its input, for tests, and to measure all other work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Identity(Network):
     """Returns its input."""
 
     size_multiple = 1
-    halo = 0
+    receptive_radius = 0
     activations_per_pixel = 0
 
     def __init__(self) -> None:
@@ -21,13 +21,13 @@ class Identity(Network):
         self.config = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → itself."""
+        """Return x."""
         return x
 
     def start_as_identity(self) -> None:
-        """It is."""
+        """Do nothing: it is the identity."""
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """None: there are no weights."""
+        """Return None, as there are no weights."""
         return None

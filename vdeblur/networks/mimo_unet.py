@@ -36,7 +36,7 @@ class MIMOUNet(Network):
 
     size_divisor = 4  # two halvings; times `unshuffle`
     # The better its weights, the farther they look: at 32 pixels seams were above half a level.
-    context = 48
+    tile_margin = 48
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class MIMOUNet(Network):
         return self.size_divisor * self.unshuffle
 
     @property
-    def halo(self) -> int:
+    def receptive_radius(self) -> int:
         """No output pixel depends on input more than this many pixels away, in rows or in columns.
 
         A residual block reaches 2 pixels of its scale, in the encoder and in the decoder, at scales

@@ -97,7 +97,7 @@ class MIMOUNetCFA(Network):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("full", "fused")
-    context = 64
+    tile_margin = 64
 
     def __init__(self, *, base: int = 32, blocks: int = 20, scales: int = 3) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class MIMOUNetCFA(Network):
         return 1 << (self.scales - 1)
 
     @property
-    def halo(self) -> int | None:
+    def receptive_radius(self) -> int | None:
         """None: recalibration sees the whole picture."""
         return None
 

@@ -136,7 +136,7 @@ class MIMOUNetGuided(Network):
             raise ValueError("widths and blocks are three numbers each, 1 or more")
         self.widths, self.blocks = list(widths), list(blocks)
         # Of the weights that ship, seams at a third of it reached 2.5 levels.
-        self.context = self.halo // 2
+        self.tile_margin = self.receptive_radius // 2
         self.config = {"widths": self.widths, "blocks": self.blocks}
         fine, middle, coarse = widths
         filters = len(_BANK_LENGTHS)
@@ -187,7 +187,7 @@ class MIMOUNetGuided(Network):
         return 8
 
     @property
-    def halo(self) -> int:
+    def receptive_radius(self) -> int:
         """No output pixel depends on input more than this many pixels away, in rows or in columns.
 
         Samples along the motion are taken before a picture is cut into tiles: they do not count.

@@ -101,7 +101,7 @@ class MIMOUNetLite(Network):
     first (Shi et al., CVPR 2016, run backwards), which makes the network unshuffle² times cheaper.
     """
 
-    context = 32
+    tile_margin = 32
 
     def __init__(self, *, base: int = 32, blocks: int = 4, unshuffle: int = 4) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class MIMOUNetLite(Network):
         return 4 * self.unshuffle
 
     @property
-    def halo(self) -> int | None:
+    def receptive_radius(self) -> int | None:
         """None: channel attention sees the whole picture."""
         return None
 

@@ -227,7 +227,7 @@ class MPRNet(Network):
     """
 
     stages = ("3", "2", "1")
-    context = 64
+    tile_margin = 64
 
     def __init__(
         self,
@@ -274,7 +274,7 @@ class MPRNet(Network):
         return 8
 
     @property
-    def halo(self) -> None:
+    def receptive_radius(self) -> None:
         """None: the means of channel attention are the whole picture's."""
         return None
 

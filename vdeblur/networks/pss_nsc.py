@@ -130,7 +130,7 @@ class PSSNSC(Network):
     being 0 where they are shared. `from_published` knows the TensorFlow names.
     """
 
-    context = 64
+    tile_margin = 64
 
     def __init__(
         self, *, sharing: str = "both", base: int = 32, units: int = 4, scales: int = 3
@@ -158,7 +158,7 @@ class PSSNSC(Network):
         return 4 << (len(self.scales) - 1)
 
     @property
-    def halo(self) -> int:
+    def receptive_radius(self) -> int:
         """No output pixel depends on input more than this many pixels away, in rows or in columns.
 
         Padding and resizing lean to the right and below: the larger side of all positions.

@@ -1,7 +1,7 @@
-"""Networks that the optional package spandrel knows (NAFNet, FFTformer, Uformer …), as one of ours.
+"""Networks of the optional package spandrel: NAFNet, FFTformer, Uformer and others.
 
-spandrel recognises them and builds them; it is given tensors only, never a file. With
-spandrel-extra-arches beside it, Restormer, MIRNetV2 and others come in.
+spandrel recognizes and builds them; it gets tensors only, never a file. The package
+spandrel-extra-arches adds Restormer, MIRNetV2 and others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from vdeblur.system.optional import installed
 
 
 class ZooNetwork(nn.Module):
-    """A network of spandrel's: (N, 3, H, W) RGB in [0, 1] → the same shape; not clamped.
+    """A network of spandrel's: (N, 3, H, W) RGB in [0, 1] → the same shape, not clamped.
 
-    How far it sees is not known: there is no `halo`. Layers that average over the whole picture are
-    replaced by `GlobalMean`, so that tiles do not differ in tone.
+    Its receptive radius is unknown. Layers that average over the whole picture are replaced by
+    `GlobalMean`, so that tiles do not differ in tone.
+
+    Attributes:
+        architecture: spandrel's name, such as "NAFNet".
+        tags: sizes and variants, such as "32w".
+        supports_half: whether it computes in float16.
+        size_multiple: number of pixels that height and width must be multiples of.
+        tiles_well: whether it works on tiles; otherwise it depends on the whole picture.
     """
 
     def __init__(self, descriptor: Any) -> None:
@@ -39,15 +46,15 @@ class ZooNetwork(nn.Module):
             "",
             "SUPPORTED",
         )
-        # Some networks want other values, or give more than the picture; this knows. Its public
-        # call would also clamp, and give tensors that later steps may not write to.
+        # This adapts values and outputs of each network. The descriptor's public call would also
+        # clamp, and return inference tensors, which later steps may not write to.
         self._call = descriptor._call_fn
         self.inner: nn.Module = descriptor.model
         _share_global_means(self.inner)
 
     @property
     def description(self) -> str:
-        """Such as "NAFNet 32w"."""
+        """The architecture and its tags, as in "NAFNet 32w"."""
         return " ".join((self.architecture, *self.tags))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,16 +71,19 @@ class ZooNetwork(nn.Module):
 
 
 def load_from_zoo(tensors: Mapping[str, Tensor]) -> ZooNetwork | None:
-    """The network that spandrel makes of these tensors; None if it knows none, or is not here.
+    """Return the network that spandrel builds from tensors.
 
-    ModelError for a network that cannot deblur: of another scale, or not of RGB pictures.
+    None if spandrel does not recognize them, or is not installed.
+
+    Raises:
+        ModelError: the network changes the size, or is not for RGB pictures.
     """
     spandrel = _spandrel()
     if spandrel is None:
         return None
     try:
         descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
-    # It raises its own error for the unknown, and anything at all for the almost known.
+    # spandrel raises its own error for unknown networks, and any other for unusual variants.
     except Exception:
         return None
     name = descriptor.architecture.name
@@ -92,7 +102,7 @@ def load_from_zoo(tensors: Mapping[str, Tensor]) -> ZooNetwork | None:
 
 
 def zoo_state() -> str:
-    """What to say to someone whose weights nothing here knows: what the zoo could add."""
+    """Return what spandrel could add, for an error about unknown weights."""
     if not installed("spandrel"):
         return "pip install 'vdeblur[zoo]' brings more networks, which may know it"
     if _spandrel() is None:
@@ -106,13 +116,13 @@ def _spandrel() -> Any:
     if not installed("spandrel"):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says of spandrel's own code is not for users
+        warnings.simplefilter("ignore")  # torch's warnings about spandrel's code
         try:
             spandrel = importlib.import_module("spandrel")
             if installed("spandrel_extra_arches"):
                 extra = importlib.import_module("spandrel_extra_arches")
                 extra.install(ignore_duplicates=True)
-        # torchvision, which it needs, fails in ways of its own beside another build of torch.
+        # spandrel needs torchvision, which fails in other ways beside another build of torch.
         except (ImportError, RuntimeError, OSError):
             return None
     return spandrel

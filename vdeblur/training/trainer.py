@@ -24,7 +24,7 @@ from vdeblur.datasets.pool import Batch
 from vdeblur.errors import UsageError
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
-from vdeblur.networks.base import Network
+from vdeblur.networks.base import Network, traits_of
 from vdeblur.training.distillation import distance_to_teacher
 from vdeblur.training.divergence import HOPELESS, SUSPECT, Divergence
 from vdeblur.training.losses import multi_scale, parse_loss, scale_weights
@@ -130,7 +130,7 @@ class Trainer:
             teacher.to(device=self.device, memory_format=self._layout).eval()  # type: ignore[call-overload]
             teacher.requires_grad_(False)
         self.kept = self.averaged if recipe.ema else network
-        self._guided = network.guided or getattr(teacher, "guided", False)
+        self._guided = network.guided or (teacher is not None and traits_of(teacher).guided)
         self._terms = parse_loss(recipe.loss)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._fused = True if self.device.type == "cuda" else None  # all parameters in one launch
@@ -467,7 +467,7 @@ def _as_float(image: Tensor) -> Tensor:
 
 
 def _taught(teacher: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    x = x if getattr(teacher, "guided", False) else x[:, :3]
+    x = x if (teacher is not None and traits_of(teacher).guided) else x[:, :3]
     return teacher.forward_scales(x) if isinstance(teacher, Network) else (teacher(x),)
 
 

@@ -20,7 +20,7 @@ from vdeblur.errors import InputError
 from vdeblur.evaluation.metrics import psnr
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
-from vdeblur.networks.base import Network
+from vdeblur.networks.base import Network, traits_of
 from vdeblur.training.dead_channels import dead_share
 
 _BEST = 99.0  # dB, of equal pictures
@@ -213,7 +213,7 @@ def _restored(
     height, width = picture.shape[-2:]
     device = next(network.parameters()).device
     x = _fitting(network, picture.to(device))
-    if getattr(network, "guided", False):
+    if traits_of(network).guided:
         motion = estimate_motions(x) if motion is None else motion[None].to(device)
         before_after = None
         if around is not None:

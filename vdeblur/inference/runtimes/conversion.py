@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vdeblur.errors import ModelError, VdeblurError
 from vdeblur.inference.export import compare, legal_size, parameters_sha256, random_input
 from vdeblur.inference.runtimes.runner import Runner
-from vdeblur.networks.base import correction_of
+from vdeblur.networks.base import correction_of, traits_of
 from vdeblur.system import cache
 from vdeblur.system.folders import cache_folder
 from vdeblur.version import __version__
@@ -57,8 +57,8 @@ def cache_key_parts(network: nn.Module, **more: str) -> dict[str, str] | None:
         "sources": _sources(),
         "class": type(network).__qualname__,
         "module": hashlib.sha256(own.encode()).hexdigest(),
-        "config": json.dumps(getattr(network, "config", {}), sort_keys=True, default=str),
-        "stage": str(getattr(network, "stage", "")),
+        "config": json.dumps(traits_of(network).config, sort_keys=True, default=str),
+        "stage": str(traits_of(network).stage),
         "parameters": parameters_sha256(network),
         **more,
     }

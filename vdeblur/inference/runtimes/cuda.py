@@ -21,7 +21,7 @@ from vdeblur.inference.export import legal_size, random_input
 from vdeblur.inference.kernels import convolution as kernels
 from vdeblur.inference.kernels import quantised
 from vdeblur.inference.runtimes.runner import Runner
-from vdeblur.networks.base import correction_of
+from vdeblur.networks.base import correction_of, traits_of
 
 Call = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda
@@ -79,7 +79,7 @@ def require(network: nn.Module, precision: str, device: torch.device) -> None:
             f"precision {precision} needs a GPU of compute capability {needed[0]}.{needed[1]} or "
             f"more, and {device} has {have[0]}.{have[1]}: use --precision fp16"
         )
-    if not quantised.blocks_of(network) or not getattr(network, "supports_half", True):
+    if not quantised.blocks_of(network) or not traits_of(network).supports_half:
         raise ModelError(
             f"precision {precision} on {device} is for networks with residual blocks of 32, 64, … "
             f"channels, such as mimo-unet, which {type(network).__name__} is not: "
@@ -100,7 +100,7 @@ def create_8_bit_runner(
     calibration: pictures (N, 3, H, W) in [0, 1], whose values' ranges the codes are made for. See
     `start` for the rest.
     """
-    samples = samples_of(calibration, int(getattr(network, "size_multiple", 1)))
+    samples = samples_of(calibration, traits_of(network).size_multiple)
     if not samples:
         raise ModelError(
             f"precision {precision} needs pictures to measure ranges on: none were given"

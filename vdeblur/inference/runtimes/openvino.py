@@ -24,6 +24,7 @@ from vdeblur.inference.runtimes.conversion import (
 )
 from vdeblur.inference.runtimes.mimo_unet_rewrite import rewrite
 from vdeblur.inference.runtimes.runner import Correction, Runner
+from vdeblur.networks.base import traits_of
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
 from vdeblur.system.optional import optional, the_core
 
@@ -65,7 +66,7 @@ def create_runner(
     samples: list[Tensor] = []
     if precision == "int8":
         nncf = optional("nncf", extra="openvino", purpose="--precision int8")
-        samples = samples_of(calibration, int(getattr(network, "size_multiple", 1)))
+        samples = samples_of(calibration, traits_of(network).size_multiple)
         if guided is not None:
             samples = [_prepared(guided, sample)[0] for sample in samples]
         digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from vdeblur.networks import GlobalMean
-from vdeblur.networks.base import correction_of
+from vdeblur.networks.base import correction_of, traits_of
 
 
 class Runner(Protocol):
@@ -80,8 +80,8 @@ class Correction(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.size_multiple = int(getattr(network, "size_multiple", 1))
-        self.guided = bool(getattr(network, "guided", False))
+        self.size_multiple = traits_of(network).size_multiple
+        self.guided = traits_of(network).guided
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's input → its correction (N, 3, H, W)."""

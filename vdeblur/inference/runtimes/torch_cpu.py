@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vdeblur.inference.runtimes.conversion import check_against
 from vdeblur.inference.runtimes.mimo_unet_rewrite import AddingConv, rewrite
-from vdeblur.networks.base import correction_of
+from vdeblur.networks.base import correction_of, traits_of
 from vdeblur.networks.layers import BasicConv, FeatureAttention, ResBlock
 
 # What torch.compile's CPU code calls; not promised to stay, so looked for, and checked by result.
@@ -75,7 +75,7 @@ class _Call:
 def layout_for(network: nn.Module) -> torch.memory_format:
     """How a network for torch takes its pictures fastest."""
     # Guidance is made, and rearranged, plane by plane.
-    planes = getattr(network, "guided", False) or any(
+    planes = traits_of(network).guided or any(
         isinstance(layer, _Unshuffle) for layer in network.modules()
     )
     return torch.contiguous_format if planes else torch.channels_last
