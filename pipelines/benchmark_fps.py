@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from vdeblur import VdeblurError
-from vdeblur.benchmark.run import bench, format_result
+from vdeblur.benchmark import BenchOptions, bench, format_result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,17 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(arguments)
-    print(
-        format_result(
-            bench(
-                args.clip,
-                model=args.model,
-                device=args.device,
-                frames=args.frames,
-                rounds=args.rounds,
-            )
-        )
-    )
+    options = BenchOptions(frames=args.frames, rounds=args.rounds)
+    result = bench(args.clip, model=args.model, device=args.device, options=options)
+    print(format_result(result))
 
 
 if __name__ == "__main__":

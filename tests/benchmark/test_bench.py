@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,8 +21,10 @@ from tests.helpers.clips import read_frames, scene, write_frames
 from vdeblur import Deblurrer, InputError, UsageError
 from vdeblur.benchmark import chart as bench_chart
 from vdeblur.benchmark import roofline
-from vdeblur.benchmark.run import STAGES, BenchResult, Rates, bench, format_result
-from vdeblur.benchmark.sweep import Sweep, Trial, format_sweep, tune
+from vdeblur.benchmark.report import format_result, format_sweep
+from vdeblur.benchmark.result import STEPS, BenchResult, Rates
+from vdeblur.benchmark.run import BenchOptions, bench
+from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
 from vdeblur.cli import main as cli
 from vdeblur.deblur import deblur_video
 from vdeblur.inference import batching, devices, runtimes, settings
@@ -30,6 +33,7 @@ from vdeblur.inference.runtimes import cuda
 from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
 from vdeblur.media import demo_scene
+from vdeblur.media.encoders import EncodeOptions
 from vdeblur.networks import DEFAULT, build
 from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
@@ -94,17 +98,18 @@ def result(**changes: Any) -> BenchResult:
 
 
 def test_every_stage_is_measured(clip: Path) -> None:
-    got = bench(clip, **TINY, backend="torch", frames=3, rounds=2, preset="ultrafast")  # type: ignore[arg-type]
+    options = BenchOptions(frames=3, rounds=2, encode=EncodeOptions(preset="ultrafast"))
+    got = bench(clip, **TINY, backend="torch", options=options)
     assert (got.frames, got.rounds, got.size, got.batch) == (3, 2, "64x48", 1)
     assert (got.encoder, got.model, got.backend) == ("libx264", DEFAULT, "torch")
     assert (got.precision, got.tile) == ("fp32", None)
     # On a CPU nothing is copied; without --against nobody else's way is run.
-    assert set(got.rates) == {*STAGES, "asynchronous", "planes to planes", "pipeline"} - {
+    assert set(got.rates) == {*STEPS, "asynchronous", "planes to planes", "pipeline"} - {
         "upload",
         "download",
     }
     assert all(len(r.rounds) == 2 and min(r.rounds) > 0 for r in got.rates.values())
-    assert got.slowest == min(set(STAGES) & set(got.rates), key=got.rate)
+    assert got.slowest == min(set(STEPS) & set(got.rates), key=got.rate)
     assert got.efficiency == got.rate("pipeline") / got.rate(got.slowest)
     assert got.memory_predicted > 64 * 48 * 100
     assert got.memory_bytes is None or got.memory_bytes > got.memory_predicted
@@ -114,7 +119,8 @@ def test_every_stage_is_measured(clip: Path) -> None:
 
 
 def test_against_the_authors_way(clip: Path) -> None:
-    got = bench(clip, **TINY, backend="torch", frames=2, rounds=2, against="published")  # type: ignore[arg-type]
+    options = BenchOptions(frames=2, rounds=2, against="published")
+    got = bench(clip, **TINY, backend="torch", options=options)
     ratio = got.ratio("network", "published network")
     rounds = zip(got.rates["network"].rounds, got.rates["published network"].rounds, strict=True)
     assert ratio.rounds == tuple(a / b for a, b in rounds)
@@ -127,8 +133,8 @@ def test_against_the_authors_way(clip: Path) -> None:
 
 
 def test_a_network_without_weights_is_measured_untrained() -> None:
-    got = bench(size=(64, 48), model="mimo-unet-lite", device="cpu", backend="torch", frames=1,
-                rounds=1)  # fmt: skip
+    options = BenchOptions(size=(64, 48), frames=1, rounds=1)
+    got = bench(model="mimo-unet-lite", device="cpu", backend="torch", options=options)
     assert got.clip.startswith("a generated scene")
     assert got.size == "64x48"
     assert any("untrained" in note for note in got.notes)
@@ -156,13 +162,14 @@ def test_how_it_is_shown() -> None:
     assert "faster than the products measured" not in text
     # Numbers of any size stand apart.
     wide = result(rates=got.rates | {"planes to planes": Rates((12345678901.2,) * 3)})
-    assert "planes to planes  12345678901.2 " in format_result(wide)
+    assert re.search(r"planes to planes {2,}12345678901\.2 ", format_result(wide))
     # Bytes, and not frames without codecs too.
     assert sum(line.startswith("  memory") for line in text.splitlines()) == 1
 
 
 def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
-    got = bench(clip, model="identity", device="cpu", rounds=1, against="published")
+    options = BenchOptions(rounds=1, against="published")
+    got = bench(clip, model="identity", device="cpu", options=options)
     assert set(got.rates) == {"decode", "encode", "planes to planes", "pipeline"}
     assert got.slowest in ("decode", "encode")
     assert got.as_dict()["network_ms"] is None
@@ -185,7 +192,8 @@ def test_there_is_nothing_to_tune_in_a_network_that_computes_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_decoder_that_is_not_here_is_told(clip: Path) -> None:
-    got = bench(clip, model="identity", device="cpu", rounds=1, frames=1, hwaccel="cuda")
+    options = BenchOptions(rounds=1, frames=1, hwaccel="cuda")
+    got = bench(clip, model="identity", device="cpu", options=options)
     assert got.notes == ["no cuda decoder here: decoding on the CPU"]
 
 
@@ -223,7 +231,7 @@ def test_bad_options(
 
 def test_what_cannot_be_measured(tmp_path: Path, clip: Path) -> None:
     with pytest.raises(UsageError):
-        bench(clip, model="identity", frames=0)
+        bench(clip, model="identity", options=BenchOptions(frames=0))
     with pytest.raises(InputError):
         bench(tmp_path / "none.mp4", model="identity")
     assert cli.main(["bench", str(clip), "--size", "64x48"]) == 2
@@ -405,10 +413,12 @@ def test_a_trial_s_batch_is_restored_at_once(
     monkeypatch.setattr(RewrittenMIMOUNet, "correction", correction)
     # Larger than what a CPU takes several of by itself.
     monkeypatch.setattr("vdeblur.inference.memory_plan.CPU_BATCH_PIXELS", 1)
-    options: Any = {"backend": "torch", "precision": "fp32", "batch": 3, "rounds": 1}
+    options = TuneOptions(
+        size=(64, 64), device="cpu", backend="torch", precision="fp32", batch=3, rounds=1
+    )
     weights = tmp_path / "tiny.pth"
     torch.save(MIMOUNet(base=8, blocks=1).state_dict(), weights)
-    tune(weights=weights, size=(64, 64), device="cpu", **options)
+    tune(weights=weights, options=options)
     assert (3, 3, 64, 64) in seen
 
 
@@ -437,15 +447,16 @@ def test_one_axis_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
             rate = rates[f"{trial.backend} {trial.precision}", trial.batch, trial.tile]
             trial.rounds += [rate] * 5
 
-    monkeypatch.setattr("vdeblur.benchmark.sweep._Bench.measure", measure)
+    monkeypatch.setattr("vdeblur.benchmark.sweep._TrialRunner.measure", measure)
     monkeypatch.setattr("vdeblur.benchmark.sweep.installed", lambda name: False)
     monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     tried: list[Trial] = []
-    sweep = tune(size=(320, 64), device="cpu", on_trial=tried.append)
+    options = TuneOptions(size=(320, 64), device="cpu")
+    sweep = tune(options=options, on_trial=tried.append)
     assert [(f"{t.backend} {t.precision}", t.batch, t.tile) for t in tried] == list(rates)
     assert (sweep.best.batch, sweep.best.tile, sweep.kept) == (2, 256, True)
     # An untrained network's settings are for nobody.
-    lite = tune(model="mimo-unet-lite", size=(320, 64), device="cpu")
+    lite = tune(model="mimo-unet-lite", options=options)
     assert not lite.kept
 
 

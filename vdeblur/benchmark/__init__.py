@@ -1,1 +1,54 @@
-"""Speed: frames per second of each stage, the fastest settings, ceilings of the device."""
+"""Speed: frames per second of each step, the fastest settings, and the ceilings of the device.
+
+    from vdeblur.benchmark import BenchOptions, bench, format_result
+
+    print(format_result(bench("ride.mp4", options=BenchOptions(rounds=5))))
+
+`bench` measures, `tune` searches the fastest setting and keeps it, `format_result` and
+`format_sweep` lay the figures out for people. Knows the whole pipeline, and changes nothing in it.
+Names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdeblur.benchmark.report import format_result, format_sweep
+    from vdeblur.benchmark.result import BenchResult, Rates
+    from vdeblur.benchmark.run import BenchOptions, bench
+    from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
+
+__all__ = [
+    "BenchOptions",
+    "BenchResult",
+    "Rates",
+    "Sweep",
+    "Trial",
+    "TuneOptions",
+    "bench",
+    "format_result",
+    "format_sweep",
+    "tune",
+]
+
+_HOMES = {
+    "report": ("format_result", "format_sweep"),
+    "result": ("BenchResult", "Rates"),
+    "run": ("BenchOptions", "bench"),
+    "sweep": ("Sweep", "Trial", "TuneOptions", "tune"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""A benchmark as a picture: a bar for each stage, and one for each trial of a sweep.
+"""A benchmark as a picture: a bar for each step, and one for each trial of a sweep.
 
 Knows neither videos nor networks.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdeblur.benchmark.run import MORE, STAGES, BenchResult
+from vdeblur.benchmark.result import MORE, STEPS, BenchResult
 from vdeblur.benchmark.sweep import AGREEMENT, Sweep
 from vdeblur.datasets.pictures import RGBImage, write_png
 from vdeblur.evaluation.figures import drawn, new_figure
@@ -37,7 +37,7 @@ class _Bar:
 def draw(result: BenchResult | None, sweep: Sweep | None) -> RGBImage:
     """Draw a result, a sweep, or one above the other.
 
-    Bars are medians, whiskers reach from the slowest round to the fastest. The slowest stage, the
+    Bars are medians, whiskers reach from the slowest round to the fastest. The slowest step, the
     pipeline and the sweep's choice stand out; trials that differ too much from fp32 are pale.
 
     Returns:
@@ -48,7 +48,7 @@ def draw(result: BenchResult | None, sweep: Sweep | None) -> RGBImage:
     """
     parts: list[RGBImage] = []
     if result is not None:
-        names = [name for name in (*STAGES, *MORE) if name in result.rates]
+        names = [name for name in (*STEPS, *MORE) if name in result.rates]
         bars = [
             _Bar(
                 name,

@@ -1,8 +1,9 @@
-"""A sweep over backend, precision, batch and tile for one network and picture size: `bench --tune`.
+"""Search for the fastest backend, precision, batch and tile for a network and a picture size.
 
-One axis after another, each from the best so far: all combinations would take hours. A candidate is
-measured in interleaved rounds with what it would replace, at first the default. It does so when it
-is faster in every round, by 3 % in the middle one, and agrees with fp32 torch.
+The search varies one axis after another from the best so far: all combinations would take hours. A
+candidate is measured in interleaved rounds with the setting that it would replace, at first the
+default. It replaces it when it is faster in every round, by 3 % in the median one, and agrees with
+fp32 torch.
 """
 
 from __future__ import annotations
@@ -50,9 +51,17 @@ _TILES = (1024, 512, 256)
 
 @dataclass
 class Trial:
-    """One setting, as measured: frames/s by round, dB to fp32 torch, and why it failed if it did.
+    """A setting, as measured.
 
-    memory: bytes it was predicted to take.
+    Attributes:
+        backend: The runtime.
+        precision: That of the network.
+        batch: Pictures that go through the network together.
+        tile: Pixels a side; None for whole pictures.
+        rounds: Frames/s by round.
+        decibels: PSNR of the result to that of fp32 torch.
+        memory: Bytes it was predicted to take.
+        failure: Why it failed; empty if it did not.
     """
 
     backend: str
@@ -72,7 +81,7 @@ class Trial:
         return statistics.median(self.rounds)
 
     def beats(self, other: Trial, *, rounds: int) -> bool:
-        """Whether it won each of the last rounds, which both were measured in, the middle by GAIN.
+        """Whether it won all of the last rounds, which both ran in, and the median one by GAIN.
 
         A machine's other work slows both of a round, so rounds are compared in pairs.
         """
@@ -85,7 +94,7 @@ class Trial:
 
 @dataclass
 class Sweep:
-    """What was tried, in order, and the best; kept: whether it is used from now on."""
+    """The trials in order, the best of them, and whether it is kept for later runs."""
 
     model: str
     device: str
@@ -96,7 +105,7 @@ class Sweep:
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, where infinity is no number."""
+        """The figures for JSON, where infinity is None."""
         trials = [asdict(trial) | {"frames_per_second": trial.rate} for trial in self.trials]
         for trial in trials:
             if not math.isfinite(trial["decibels"]):
@@ -105,79 +114,143 @@ class Sweep:
         return asdict(self) | {"trials": trials, "best": trials[chosen]}
 
 
+@dataclass(frozen=True)
+class TuneOptions:
+    """What to tune for; what is not "auto" is not varied.
+
+    Attributes:
+        size: Width and height of the pictures.
+        device: As `Deblurrer` takes it.
+        precision: 8 bits are tried when asked for, and never kept.
+        backend: The runtime.
+        batch: Pictures that go through the network together.
+        tile: Pixels a side; None for whole pictures.
+        rounds: Every round measures all candidates once.
+    """
+
+    size: tuple[int, int] = (1280, 720)
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
+    batch: int | Literal["auto"] = "auto"
+    tile: int | Literal["auto"] | None = "auto"
+    rounds: int = 5
+
+
 def tune(
     *,
     model: str | None = None,
     weights: str | Path | None = None,
-    size: tuple[int, int] = (1280, 720),
-    device: str = "auto",
-    precision: str = "auto",
-    backend: str = "auto",
-    batch: int | Literal["auto"] = "auto",
-    tile: int | Literal["auto"] | None = "auto",
-    rounds: int = 5,
+    options: TuneOptions | None = None,
     on_trial: Callable[[Trial], None] | None = None,
-    **options: Any,
+    **network: Any,
 ) -> Sweep:
-    """Find and keep the fastest setting for pictures of size (width, height).
+    """Find the fastest setting for pictures of a size, and keep it for later runs.
 
-    What is not "auto" is not varied. 8 bits are tried when asked for, and never kept. options:
-    others of `Deblurrer`. on_trial is called with each trial once it is measured.
+    Args:
+        model: The network, as `Deblurrer` takes it; an untrained one's setting is not kept.
+        weights: As `Deblurrer` takes them.
+        options: What to tune for.
+        on_trial: Called with each trial once it is measured.
+        **network: Other options of `Deblurrer`.
+
+    Raises:
+        UsageError: Options are impossible, or the network computes nothing.
+        DeviceError: No setting could be measured.
     """
-    if rounds < 1:
+    options = options or TuneOptions()
+    if options.rounds < 1:
         raise UsageError("--rounds must be 1 or more")
-    width, height = size
-    where = find_device(device)
-    network, name, notes = load_for_speed(model, weights)
-    if isinstance(network, Identity):
+    width, height = options.size
+    device = find_device(options.device)
+    loaded, name, notes = load_for_speed(model, weights)
+    if isinstance(loaded, Identity):
         raise UsageError(f"{name} computes nothing, so there is nothing to tune: leave --tune out")
-    tiles_differ = any(isinstance(layer, GlobalMean) for layer in network.modules())
-    bench = _Bench(model, weights, where, size, rounds, options)
-    pairs = list(_pairs(where, precision, backend))
-
-    trials: list[Trial] = []
-
-    def better(old: Trial | None, new: list[Trial]) -> Trial:
-        """What is to stand after `new` were measured beside `old`; the first of them without."""
-        bench.measure([*([old] if old else []), *new])
-        trials.extend(new)
-        if on_trial is not None:
-            for trial in new:
-                on_trial(trial)
-        if old is None or not old.rate:
-            old = next((t for t in new if t.rate), None) or _best(trials)
-        ranked = sorted(new, key=lambda trial: trial.rate, reverse=True)
-        return next((t for t in ranked if t.beats(old, rounds=rounds)), old)
-
-    first_tile = tile if tile != "auto" else bench.tile_that_fits(*pairs[0])
+    runner = _TrialRunner(model, weights, device, options, network)
+    search = _Search(runner, options, on_trial)
+    pairs = list(_pairs(device, options.precision, options.backend))
     # The default first: it stands unless another is clearly faster.
-    usual = _usual(network, where, precision, backend)
-    pairs.sort(key=lambda pair: pair != usual)
-    best = better(None, [Trial(b, p, bench.usual_batch(b, p, batch), first_tile) for b, p in pairs])
-    bench.let_go(best)
-    if batch == "auto":
-        begun = best
-        for sizes in (_BATCHES, _BATCHES[::-1]):  # doublings, then halves, until one gains nothing
-            for size_ in sizes:
-                if (size_ > begun.batch) != (sizes is _BATCHES) or size_ == begun.batch:
-                    continue
-                trial = Trial(best.backend, best.precision, size_, best.tile)
-                if not bench.fits(trial) or better(best, [trial]) is not trial:
-                    break
-                best = trial
-            if best is not begun or where.type != "cpu":
-                break
-    if tile == "auto" and not tiles_differ:
-        sides = [side for side in _TILES if MIN_TILE <= side < max(size)]
-        tiled = [Trial(best.backend, best.precision, best.batch, side) for side in sides]
-        if tiled:
-            best = better(best, tiled)
+    usual = _usual(loaded, device, options.precision, options.backend)
+    best = search.try_precisions(sorted(pairs, key=lambda pair: pair != usual), pairs[0])
+    runner.let_go(best)
+    if options.batch == "auto":
+        best = search.try_batches(best)
+    if options.tile == "auto" and not _tiles_differ(loaded):
+        best = search.try_tiles(best)
     setting = Setting(best.backend, best.precision, best.batch, best.tile, best.rate)
     untrained = any("untrained" in note for note in notes)
     kept = False
     if best.precision not in EIGHT_BITS and not untrained:
-        kept = store_setting(network, where, (height, width), setting)
-    return Sweep(name, device_name(where), f"{width}x{height}", trials, best, kept, notes)
+        kept = store_setting(loaded, device, (height, width), setting)
+    size = f"{width}x{height}"
+    return Sweep(name, device_name(device), size, search.trials, best, kept, notes)
+
+
+def _tiles_differ(network: torch.nn.Module) -> bool:
+    """Whether tiles change what the network computes, through means over the whole picture."""
+    return any(isinstance(layer, GlobalMean) for layer in network.modules())
+
+
+class _Search:
+    """Varies one axis after another from the best so far, and remembers all trials."""
+
+    def __init__(
+        self,
+        runner: _TrialRunner,
+        options: TuneOptions,
+        on_trial: Callable[[Trial], None] | None,
+    ) -> None:
+        self.trials: list[Trial] = []
+        self._runner, self._options, self._on_trial = runner, options, on_trial
+
+    def try_precisions(self, pairs: list[tuple[str, str]], first: tuple[str, str]) -> Trial:
+        """Measure pairs of backend and precision, the default first; return the best.
+
+        `first` is the pair by whose memory the tile is chosen.
+        """
+        options = self._options
+        tile = options.tile if options.tile != "auto" else self._runner.tile_that_fits(*first)
+        trials = []
+        for backend, precision in pairs:
+            batch = self._runner.usual_batch(backend, precision, options.batch)
+            trials.append(Trial(backend, precision, batch, tile))
+        return self._better(None, trials)
+
+    def try_batches(self, best: Trial) -> Trial:
+        """Double the batch, then halve it, until a step gains nothing; return the best."""
+        begun = best
+        for sizes in (_BATCHES, _BATCHES[::-1]):
+            for size in sizes:
+                if (size > begun.batch) != (sizes is _BATCHES) or size == begun.batch:
+                    continue
+                trial = Trial(best.backend, best.precision, size, best.tile)
+                if not self._runner.fits(trial) or self._better(best, [trial]) is not trial:
+                    break
+                best = trial
+            if best is not begun or self._runner.device.type != "cpu":
+                break
+        return best
+
+    def try_tiles(self, best: Trial) -> Trial:
+        """Measure all tiles that are smaller than the picture; return the best."""
+        sides = [side for side in _TILES if MIN_TILE <= side < max(self._options.size)]
+        tiled = [Trial(best.backend, best.precision, best.batch, side) for side in sides]
+        return self._better(best, tiled) if tiled else best
+
+    def _better(self, old: Trial | None, new: list[Trial]) -> Trial:
+        """Measure `new` beside `old`; return the one to go on from, `old` in doubt.
+
+        Without `old` the first of `new` that could be measured takes its place.
+        """
+        self._runner.measure([*([old] if old else []), *new])
+        self.trials.extend(new)
+        if self._on_trial is not None:
+            for trial in new:
+                self._on_trial(trial)
+        if old is None or not old.rate:
+            old = next((t for t in new if t.rate), None) or _best(self.trials)
+        ranked = sorted(new, key=lambda trial: trial.rate, reverse=True)
+        return next((t for t in ranked if t.beats(old, rounds=self._options.rounds)), old)
 
 
 def _best(trials: list[Trial]) -> Trial:
@@ -193,7 +266,7 @@ def _best(trials: list[Trial]) -> Trial:
 def _usual(
     network: torch.nn.Module, device: torch.device, precision: str, backend: str
 ) -> tuple[str, str]:
-    """(backend, precision) that a `Deblurrer` takes here by itself."""
+    """(backend, precision) that `Deblurrer` chooses here by itself."""
     if precision == "auto":
         half = device.type == "cuda" and traits_of(network).supports_half
         precision = "fp16" if half else "fp32"
@@ -233,22 +306,21 @@ def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple
         yield from ((name, p) for p in ([precision] if precision != "auto" else precisions))
 
 
-class _Bench:
-    """Trials on one size, each backend and precision prepared once."""
+class _TrialRunner:
+    """Measures trials on pictures of one size; each backend and precision is prepared once."""
 
     def __init__(
         self,
         model: str | None,
         weights: str | Path | None,
         device: torch.device,
-        size: tuple[int, int],
-        rounds: int,
-        options: dict[str, Any],
+        options: TuneOptions,
+        network: dict[str, Any],
     ) -> None:
-        self.device, self.rounds, self.options = device, rounds, options
+        self.device, self.rounds, self.options = device, options.rounds, network
         self.model, self.weights = model, weights
-        self.width, self.height = size
-        self.layout = PlaneLayout(*size)
+        self.width, self.height = options.size
+        self.layout = PlaneLayout(*options.size)
         self._ready: dict[tuple[str, str], Deblurrer | str] = {}
         picture = random_pictures(1, self.height, self.width)
         luma = picture.mean(1).mul(219).add(16).to(torch.uint8)
@@ -257,7 +329,7 @@ class _Bench:
         self._reference: Tensor | None = None
 
     def deblurrer(self, trial: Trial) -> Deblurrer | str:
-        """For a trial's backend and precision, or why there is none."""
+        """Return the deblurrer of a trial's backend and precision, or why there is none."""
         key = trial.backend, trial.precision
         if key not in self._ready:
             try:
@@ -279,7 +351,7 @@ class _Bench:
         return ready
 
     def usual_batch(self, backend: str, precision: str, asked: int | Literal["auto"]) -> int:
-        """What is asked for, or what this backend is given by default; on a GPU, a middling one."""
+        """Return the batch asked for, or this backend's default; on a GPU, a middling one."""
         if asked != "auto":
             return asked
         if self.device.type != "cpu":
@@ -288,7 +360,7 @@ class _Bench:
         return 1 if isinstance(ready, str) else ready.side_by_side(self.height, self.width)
 
     def tile_that_fits(self, backend: str, precision: str) -> int | None:
-        """None where whole pictures are predicted to fit the memory that is free."""
+        """Return a tile that fits the free memory; None where whole pictures do."""
         ready = self.deblurrer(Trial(backend, precision, 1, None))
         free = free_memory(self.device)
         if free is None or isinstance(ready, str):
@@ -297,7 +369,7 @@ class _Bench:
         return None if fits else _TILES[1]
 
     def fits(self, trial: Trial) -> bool:
-        """Whether the memory that is free is predicted to do."""
+        """Whether the free memory is predicted to suffice."""
         ready = self.deblurrer(trial)
         if isinstance(ready, str):
             return False
@@ -311,7 +383,7 @@ class _Bench:
             torch.cuda.empty_cache()
 
     def measure(self, trials: list[Trial]) -> None:
-        """All trials in turn, round by round, after each was prepared and held to fp32 torch."""
+        """Measure all trials in turn, round by round, after comparing each with fp32 torch."""
         for trial in trials:
             if not trial.rounds and not trial.failure:
                 self._prepare(trial)
@@ -384,40 +456,3 @@ class _Bench:
                 passed = time.perf_counter() - begin
                 if passed >= seconds:
                     return count / passed
-
-
-def format_sweep(sweep: Sweep) -> str:
-    """The table a person reads."""
-    lines = [
-        f"{sweep.model} on {sweep.device}, {sweep.size}, frame to frame on the device",
-        "",
-        f"  {'backend':<12}{'precision':<10}{'batch':>5}{'tile':>7} {'frames/s':>10}"
-        f"{'dB to fp32':>12} {'memory':>10}   slowest and fastest round",
-    ]
-    for trial in sweep.trials:
-        tile = "whole" if trial.tile is None else str(trial.tile)
-        head = f"  {trial.backend:<12}{trial.precision:<10}{trial.batch:>5}{tile:>7}"
-        if trial.failure:
-            lines.append(f"{head}   {trial.failure}")
-            continue
-        rate = statistics.median(trial.rounds)
-        same = "same" if math.isinf(trial.decibels) else f"{trial.decibels:.1f}"
-        remark = f"   {min(trial.rounds):.2f} to {max(trial.rounds):.2f}"
-        remark += "   <- chosen" if trial is sweep.best else ""
-        remark += "   differs too much" if trial.decibels < AGREEMENT else ""
-        lines.append(f"{head} {rate:>10.2f}{same:>12} {trial.memory / 1e9:>7.2f} GB{remark}")
-    lines.append("")
-    if any(trial.rate > sweep.best.rate for trial in sweep.trials):
-        lines.append(
-            "  a setting replaces the one before it when it is faster in every round that both ran "
-            "in, by 3 % in the middle one"
-        )
-    if sweep.kept:
-        lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
-    elif (asked := sweep.best.precision) in EIGHT_BITS:
-        lines.append(
-            f"  not kept: {asked} is never chosen unasked; --precision {asked} asks for it"
-        )
-    else:
-        lines.append("  not kept")
-    return "\n".join([*lines, *(f"  note: {note}" for note in sweep.notes)])

@@ -20,9 +20,11 @@ from vdeblur.errors import OutputError, UsageError
 from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
+    from vdeblur.benchmark.sweep import Trial
     from vdeblur.cli.options import Commands
 
 _SIZE = "1280x720"
+_NETWORK = ("halo", "stage", "ensemble")  # options that are passed on as they are
 
 
 def add(commands: Commands) -> None:
@@ -76,8 +78,10 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from vdeblur.benchmark import chart
-    from vdeblur.benchmark.run import bench, format_result
-    from vdeblur.benchmark.sweep import Trial, format_sweep, tune
+    from vdeblur.benchmark.report import format_result, format_sweep
+    from vdeblur.benchmark.run import BenchOptions, bench
+    from vdeblur.benchmark.sweep import TuneOptions, tune
+    from vdeblur.media.encoders import EncodeOptions
     from vdeblur.media.reader import VideoReader
     from vdeblur.system.optional import optional
 
@@ -94,46 +98,26 @@ def _run(args: argparse.Namespace) -> int:
         with VideoReader(args.clip) as reader:
             size = reader.info.width, reader.info.height
     keep_pages()
-    network = {
-        "model": args.model,
-        "weights": args.weights,
-        "device": args.device,
-        "halo": args.halo,
-        "stage": args.stage,
-        "ensemble": args.ensemble,
-        "tile": tile_of(args),
-        "precision": args.precision,
-        "backend": args.backend,
-        "batch": args.batch,
-        "size": size,
-    }
-    if args.rounds is not None:
-        network["rounds"] = args.rounds
+    tile = tile_of(args)
+    common = {name: getattr(args, name) for name in ("model", "weights", *_NETWORK)}
+    chosen = {"device": args.device, "precision": args.precision, "backend": args.backend}
+    rounds = {} if args.rounds is None else {"rounds": args.rounds}
     sweep = None
     if args.tune:
-
-        def tell(trial: Trial) -> None:
-            tile = "whole" if trial.tile is None else f"tiles of {trial.tile}"
-            tried = f"{trial.backend} {trial.precision}, batch {trial.batch}, {tile}"
-            if trial.failure:
-                say(f"{tried}: {trial.failure}")
-                return
-            slow, fast = min(trial.rounds), max(trial.rounds)
-            rate = statistics.median(trial.rounds)
-            say(f"{tried}: {rate:.2f} frames/s ({slow:.2f} to {fast:.2f})")
-
-        sweep = tune(on_trial=None if args.json else tell, **network)
+        tuning = TuneOptions(size=size, batch=args.batch, tile=tile, **chosen, **rounds)
+        sweep = tune(options=tuning, on_trial=None if args.json else _tell, **common)
         if not args.json:
             print(format_sweep(sweep), end="\n\n")
-    result = bench(
-        args.clip,
-        encoder=args.encoder,
-        preset=args.preset,
+    options = BenchOptions(
+        batch=args.batch,
+        size=size,
+        encode=EncodeOptions(encoder=args.encoder, preset=args.preset),
         hwaccel=args.hwaccel,
         frames=args.frames,
         against=args.against,
-        **network,
+        **rounds,
     )
+    result = bench(args.clip, options=options, tile=tile, **chosen, **common)
     if args.json:
         more = {} if sweep is None else {"sweep": sweep.as_dict()}
         print(json.dumps(result.as_dict() | more))
@@ -142,3 +126,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.chart:
         chart.write(Path(args.chart), result, sweep)
     return 0
+
+
+def _tell(trial: Trial) -> None:
+    tile = "whole" if trial.tile is None else f"tiles of {trial.tile}"
+    tried = f"{trial.backend} {trial.precision}, batch {trial.batch}, {tile}"
+    if trial.failure:
+        say(f"{tried}: {trial.failure}")
+        return
+    slow, fast = min(trial.rounds), max(trial.rounds)
+    rate = statistics.median(trial.rounds)
+    say(f"{tried}: {rate:.2f} frames/s ({slow:.2f} to {fast:.2f})")

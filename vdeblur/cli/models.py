@@ -248,14 +248,11 @@ def _gigabytes(size: float) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    )
+    from tabulate import tabulate
+
+    alignment = ["right" if i in right else "left" for i in range(len(header))]
+    table = tabulate([header, *rows], (), "plain", colalign=alignment, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 # --- the user's own weights ----------------------------------------------------------------------
