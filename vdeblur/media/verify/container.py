@@ -15,7 +15,7 @@ from vdeblur.media.verify.wording import change, listed
 
 
 def check_container(match: Match) -> Iterator[Finding]:
-    """Name the kinds of containers; that the output can be read at all is known here."""
+    """Name the kinds of containers; an output that cannot be read does not come this far."""
     yield Finding("container", [], f"{match.source.family} -> {match.output.family}")
 
 

@@ -79,7 +79,7 @@ class Match:
         return self.source.family == self.output.family == "avi"
 
     def source_frame_times(self, stream: ProbedStream) -> tuple[array[int], array[int] | None]:
-        """(pts, durations) of a source's frames; see `shown_times`."""
+        """Return (pts, durations) of a source's frames; see `shown_times`."""
         pts, durations = shown_times(stream)
         if stream.index not in self.frame_times:
             return pts, durations
@@ -125,7 +125,7 @@ def match(source: ProbedFile, output: ProbedFile, expected: Expectations) -> Mat
 
 
 def shown_times(stream: ProbedStream) -> tuple[array[int], array[int] | None]:
-    """(pts, durations) of the frames of a video stream in presentation order.
+    """Return (pts, durations) of the frames of a video stream in presentation order.
 
     As decoded, else (quick) those of the packets that the edit list shows.
     """
@@ -142,5 +142,5 @@ def shown_times(stream: ProbedStream) -> tuple[array[int], array[int] | None]:
 
 
 def begin_seconds(stream: ProbedStream) -> Fraction | None:
-    """When the first packet is shown, None where no packet has a time."""
+    """Return when the first packet is shown; None where no packet has a time."""
     return first_time(stream.pts, stream.time_base)

@@ -68,13 +68,13 @@ class Runs:
         self.count += 1
 
     def at(self, number: int) -> Any:
-        """The value of a frame, counted from 0."""
+        """Return the value of a frame, counted from 0."""
         return self.values[bisect_right(self.starts, number) - 1]
 
     def first_difference(
         self, other: Runs, same: Callable[[Any, Any], bool]
     ) -> tuple[int, Any, Any] | None:
-        """(frame, value here, value there) of the first frame in both that differs, or None."""
+        """Return (frame, value here, value there) of the first difference, or None."""
         both = min(self.count, other.count)
         for number in sorted({*self.starts, *other.starts}):
             if number < both and not same(self.at(number), other.at(number)):
@@ -199,7 +199,7 @@ class ProbedFile:
     partial: bool = False
 
     def of(self, *kinds: str) -> list[ProbedStream]:
-        """The streams of some kinds, in file order."""
+        """Return the streams of some kinds, in file order."""
         return [stream for stream in self.streams if stream.kind in kinds]
 
 
@@ -449,7 +449,7 @@ def _fingerprint(*parts: Any) -> str | None:
 
 
 def kept_tags(metadata: Mapping[str, str], ignored: Collection[str]) -> dict[str, str]:
-    """Tags with keys in lower case, without ignored ones and mkvmerge's statistics.
+    """Return tags with keys in lower case, without ignored ones and mkvmerge's statistics.
 
     The statistics describe the old bitstream.
     """

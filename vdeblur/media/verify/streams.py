@@ -166,7 +166,7 @@ def _language(stream: ProbedStream) -> str:
 
 
 def tag_problems(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(key, problem in words) of the tags of a that b lacks or has otherwise."""
+    """Yield (key, problem in words) of the tags of a that b lacks or has otherwise."""
     for key, value in a.items():
         if key not in b:
             yield key, f"{value!r} is missing"

@@ -22,13 +22,13 @@ UNKNOWN = -(1 << 63)
 
 
 def first_time(pts: Iterable[int], base: Fraction) -> Fraction | None:
-    """The earliest known time in seconds, None without any."""
+    """Return the earliest known time in seconds, None without any."""
     first = min((p for p in pts if p != UNKNOWN), default=None)
     return None if first is None else first * base
 
 
 def increasing(pts: array[int]) -> array[int]:
-    """Times as a muxer can write them: equal times of a damaged source, a tick apart."""
+    """Return times as a muxer can write them: equal times of a damaged source a tick apart."""
     values = np.frombuffer(pts, np.int64)
     if not len(values) or (values == UNKNOWN).any() or (np.diff(values) > 0).all():
         return pts
@@ -46,7 +46,19 @@ def time_problem(
     what: str,
     prefix: str = "",
 ) -> str | None:
-    """The first time of a that is not in b, in words: "frame 17: 5672 -> 5673 (1/90000)"."""
+    """Describe the first time that differs: "frame 17: 5672 -> 5673 (1/90000)".
+
+    Args:
+        a: The source's times, in ticks.
+        a_base: Seconds a tick of the source's.
+        b: The output's times, in ticks.
+        b_base: Seconds a tick of the output's.
+        what: "frame" or "packet".
+        prefix: Precedes the times, such as "dts ".
+
+    Returns:
+        None where all times are equal.
+    """
     delta, unit, exact = _deltas(a, a_base, b, b_base)
     slack = 0 if exact else max(a_base, b_base) / 2 / unit
     wrong = np.flatnonzero(np.abs(delta) > float(slack))
@@ -68,7 +80,7 @@ def duration_problem(
     b_base: Fraction,
     what: str,
 ) -> str | None:
-    """The first duration that differs; a tick of rounding where time bases differ."""
+    """Describe the first duration that differs by more than rounding; see `time_problem`."""
     delta, unit, exact = _deltas(a, a_base, b, b_base)
     # A picture's duration in mp4 is a difference of decoding times, which the encoder chooses: a
     # tick of a clock this fine is its rounding.

@@ -9,27 +9,27 @@ from av.stream import Disposition
 
 
 def listed(items: Iterable[str]) -> str:
-    """Items with commas between them, or "none"."""
+    """Return items with commas between them, or "none"."""
     return ", ".join(items) or "none"
 
 
 def in_seconds(value: Fraction | None) -> str:
-    """A time to the microsecond, or "unknown"."""
+    """Format a time to the microsecond, or "unknown"."""
     return "unknown" if value is None else f"{float(value):.6f} s"
 
 
 def change(before: Fraction, after: Fraction) -> str:
-    """A change of a time, in seconds."""
+    """Format a change of a time in seconds."""
     return f"{float(before):.6f} -> {float(after):.6f} s"
 
 
 def ratio(value: Fraction) -> str:
-    """An aspect ratio, such as 4:3."""
+    """Format an aspect ratio, such as 4:3."""
     return f"{value.numerator}:{value.denominator}"
 
 
 def disposition(value: int) -> str:
-    """The flags of a stream's disposition."""
+    """Name the flags of a stream's disposition."""
     flags = Disposition(value)
     names = [flag.name or "" for flag in Disposition if flag in flags]
     return "+".join(names) or "none"
