@@ -186,7 +186,7 @@ def test_kernels_that_fail_are_told_once_and_torch_goes_on(
         assert also.tolist() == replaced.tolist()
         assert all(same(a, b) for a, b in zip(again, planes, strict=True))
     assert deblurrer.notes == [
-        "colour is converted by torch, its kernels cannot be used here (no such instruction)"
+        "color is converted by torch, its kernels cannot be used here (no such instruction)"
     ]
 
 
@@ -201,7 +201,7 @@ def test_kernels_that_give_other_codes_are_not_used(monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         assert not kernels.usable(planes_of(layout), layout, size=(21, 33), dtype=torch.float32)
     assert notes == [
-        "colour is converted by torch, its kernels cannot be used here (RGB differs by 1.0e-02)"
+        "color is converted by torch, its kernels cannot be used here (RGB differs by 1.0e-02)"
     ]
 
 

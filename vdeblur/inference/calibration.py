@@ -1,4 +1,4 @@
-"""Pictures on which a network's ranges are measured, for 8 bits. Knows tensors only."""
+"""Crops on which the ranges of a network in 8 bits are measured. Knows tensors only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# What the ranges of activations are measured on: pictures at most, and their largest side.
+#: Most crops that ranges are measured on, and their largest side in pixels.
 _SAMPLES, _SAMPLE_SIDE = 24, 512
 
 
@@ -20,9 +20,15 @@ def to_tensor(picture: NDArray[np.uint8]) -> Tensor:
 
 
 def samples_of(pictures: Sequence[Tensor], multiple: int) -> list[Tensor]:
-    """Pictures (N, 3, H, W) → up to _SAMPLES of (1, 3, h, w), spread over them evenly.
+    """Choose pictures evenly and crop their middles, for measuring ranges.
 
-    The middle of larger ones, of a size that the network takes; edges of smaller ones are repeated.
+    Args:
+        pictures: (N, 3 or more, H, W) each.
+        multiple: Sides of the crops are multiples of this many pixels; edges are repeated where a
+            picture is too small.
+
+    Returns:
+        Up to 24 crops (1, C, h, w) float32 on the CPU, of up to 512 pixels a side.
     """
     singles = [
         single for batch in pictures for single in torch.split(batch.detach().cpu().float(), 1)

@@ -1,11 +1,10 @@
-"""A network → an ONNX, OpenVINO or TorchScript file that other programs run, checked before it is
-there. Knows no video.
+"""Export a network as an ONNX, OpenVINO or TorchScript file for other programs. Knows no video.
 
-The graph takes "rgb" and gives "restored", both (N, 3, H, W) fp32 RGB in [0, 1], the second not
-clamped; N, H and W are free, H and W multiples of the network's `size_multiple`. A guided network
-takes "rgb_and_guidance", (N, 3 + CHANNELS, H, W), as `vdeblur.networks.taps.with_guidance` makes
-it: sampling along the motion is five times as fast outside the graph. What the network is stands in
-the file's metadata under METADATA_PREFIX.
+The graph maps "rgb" to "restored", both (N, 3, H, W) fp32 RGB in [0, 1], the second not clamped; N,
+H and W are free, H and W multiples of the network's `size_multiple`. A guided network takes
+"rgb_and_guidance", (N, 3 + CHANNELS, H, W), as `vdeblur.networks.taps.with_guidance` makes it:
+sampling along the motion is five times as fast outside the graph. The file's metadata describe the
+network, under METADATA_PREFIX.
 """
 
 from __future__ import annotations
@@ -34,11 +33,12 @@ from vdeblur.version import __version__
 Format = Literal["onnx", "openvino", "torchscript"]
 
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
-# The newest that every ONNX Runtime since 1.12 (2022) runs; no network here gains from a later one.
+#: The newest opset that every ONNX Runtime since 1.12 (2022) runs; no network here gains from a
+#: later one.
 OPSET = 17
-# What torch's exporter writes and the networks' operators are in.
+#: Opsets that torch's exporter writes and that have the networks' operators.
 OPSETS = range(11, 21)
-# Largest absolute difference to torch, relative to the output's range where that is above 1.
+#: Largest absolute difference to torch, relative to the output's range where that is above 1.
 TOLERANCE = 1e-4
 METADATA_PREFIX = "vdeblur."
 _TRACED = (2, 64, 96)  # pictures, height, width; sizes are rounded up to the network's multiple
@@ -47,8 +47,17 @@ _CHECKED = (3, 101, 137)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. difference: the largest absolute one to torch on a random frame of `frame`
-    (N, H, W); tolerance: what it was held to. opset: of ONNX, else None."""
+    """What was written.
+
+    Attributes:
+        files: The files, the graph first.
+        format: Their format.
+        opset: Of ONNX, else None.
+        frame: N, H and W of the random input on which the export was checked.
+        difference: Largest absolute difference to torch on it.
+        tolerance: Largest difference that would have been accepted.
+        metadata: The texts in the file.
+    """
 
     files: tuple[Path, ...]
     format: Format
@@ -68,15 +77,23 @@ def export(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write `network` (on the CPU, fp32, for inference) as `destination`, after checking it.
+    """Write a network as a file, after checking it.
 
-    The file is loaded again in its own runtime and held to torch on a random frame of another size
-    than the traced one; it takes its name only when the two agree to TOLERANCE. OpenVINO's weights
-    lie beside the .xml, as .bin. metadata: texts to keep in the file besides those of `describe`.
+    The file is loaded again in its own runtime and compared with torch on a random input of another
+    size than the traced one; it takes its name only if the two agree to TOLERANCE.
 
-    UsageError for a missing package, an impossible opset or a wrong ending; OutputError when the
-    file exists or cannot be written; ModelError when the network cannot be exported, or its export
-    gives another picture.
+    Args:
+        network: On the CPU, fp32, for inference.
+        destination: The file; OpenVINO's weights go beside its .xml, as .bin.
+        format: "onnx", "openvino" or "torchscript".
+        opset: Of ONNX.
+        metadata: Texts to keep in the file besides those of `describe`.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        UsageError: A package is missing, the opset is impossible or the file's ending is wrong.
+        OutputError: The file exists or cannot be written.
+        ModelError: The network cannot be exported, or its export computes another picture.
     """
     if format not in SUFFIXES:
         raise UsageError(f"format is {format!r}: choose {', '.join(SUFFIXES)}")
@@ -86,15 +103,15 @@ def export(
     files = (target, target.with_suffix(".bin")) if format == "openvino" else (target,)
     _may_write(files, overwrite)
     network = network.eval()
-    facts = describe(network) | dict(metadata or {})
-    # The runtime is asked for first: nothing is computed in vain.
+    texts = describe(network) | dict(metadata or {})
+    # Fails for a missing package before anything is computed.
     run = _RUNTIMES[format]()
     try:
         with tempfile.TemporaryDirectory(
             dir=target.parent, prefix=f".{target.stem}.", suffix=".part"
         ) as folder:
             parts = tuple(Path(folder) / file.name for file in files)
-            _WRITERS[format](network, parts[0], opset, facts)
+            _WRITERS[format](network, parts[0], opset, texts)
             frame = legal_size(network, *_CHECKED)
             difference, tolerance = compare(
                 network, lambda x: run(parts[0], x), random_input(network, *frame)
@@ -113,13 +130,13 @@ def export(
             f"{target} cannot be written ({error.strerror or error}): choose another place"
         ) from error
     return Exported(
-        files, format, opset if format == "onnx" else None, frame, difference, tolerance, facts
+        files, format, opset if format == "onnx" else None, frame, difference, tolerance, texts
     )
 
 
 def describe(network: nn.Module) -> dict[str, str]:
-    """The metadata of an exported network: what it is, and what its input must be."""
-    facts = {
+    """Return the metadata of an exported network: what it is, and what its input must be."""
+    texts = {
         "version": __version__,
         "network": type(network).__name__,
         "config": json.dumps(getattr(network, "config", {}), sort_keys=True),
@@ -130,11 +147,11 @@ def describe(network: nn.Module) -> dict[str, str]:
         "output": "restored: the same shape, not clamped",
     }
     stage = getattr(network, "stage", None)
-    return facts | ({"stage": stage} if stage else {})
+    return texts | ({"stage": stage} if stage else {})
 
 
 def parameters_sha256(network: nn.Module) -> str:
-    """sha256 over names, shapes, types and bytes of all parameters and buffers, sorted by name."""
+    """Return the sha256 of names, shapes, types and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -146,10 +163,17 @@ def parameters_sha256(network: nn.Module) -> str:
 def compare(
     network: Callable[[Tensor], Tensor], run: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[float, float]:
-    """The largest absolute difference of run(x) to network(x), and TOLERANCE times the range of
-    network(x), at least TOLERANCE. x: an input of the network, see `random_input`.
+    """Compare run(x) with network(x).
 
-    An output of another shape, or one that is not finite, differs infinitely.
+    Args:
+        network: The reference.
+        run: What is compared with it.
+        x: An input of the network, see `random_input`.
+
+    Returns:
+        (largest absolute difference, tolerance). The difference is infinite for an output of
+        another shape or one that is not finite; the tolerance is TOLERANCE times the range of
+        network(x), at least TOLERANCE.
     """
     with torch.no_grad():
         expected = network(x)
@@ -164,7 +188,18 @@ def compare(
 def to_onnx(
     network: nn.Module, file: Path, *, opset: int = OPSET, output: str = "restored"
 ) -> None:
-    """Write an ONNX graph of free batch, height and width. Needs the package onnx."""
+    """Write an ONNX graph of free batch, height and width. Needs the package onnx.
+
+    Args:
+        network: What is exported.
+        file: Where to.
+        opset: One of OPSETS.
+        output: Name of the graph's output.
+
+    Raises:
+        UsageError: The opset is not one of OPSETS.
+        ModelError: torch cannot export the network.
+    """
     if opset not in OPSETS:
         raise UsageError(
             f"opset is {opset}: choose one of {OPSETS[0]} to {OPSETS[-1]} (default {OPSET})"
@@ -195,9 +230,16 @@ def to_onnx(
 def to_openvino(
     network: nn.Module, *, output: str = "restored", example: Tensor | None = None
 ) -> Any:
-    """An `openvino.Model` of free batch, height and width. Needs the package openvino.
+    """Return an `openvino.Model` of free batch, height and width. Needs the package openvino.
 
-    example: an input, (N, C, H, W), of a module that takes something else than pictures.
+    Args:
+        network: What is converted.
+        output: Name of the model's output.
+        example: An input (N, C, H, W), for a module that takes something else than pictures.
+
+    Raises:
+        UsageError: The package is missing.
+        ModelError: OpenVINO cannot convert the network.
     """
     openvino = optional("openvino", extra="openvino", purpose="converting to OpenVINO")
     channels = input_channels(network) if example is None else example.shape[1]
@@ -208,14 +250,22 @@ def to_openvino(
             model = openvino.convert_model(traced, input=[shape])
         except Exception as error:  # its converter raises bare exceptions of its own
             raise ModelError(f"the network cannot become OpenVINO: {_line(error)}") from error
-    # Added, not set: the tensors of a network that returns its input are one and the same.
+    # Added, not set: a network that returns its input has a single tensor for both.
     model.inputs[0].get_tensor().add_names({input_name(network)})
     model.outputs[0].get_tensor().add_names({output})
     return model
 
 
 def to_torchscript(network: nn.Module, example: Tensor | None = None) -> Any:
-    """A traced `torch.jit.ScriptModule` of free batch, height and width; example: an input."""
+    """Return a traced `torch.jit.ScriptModule` of free batch, height and width.
+
+    Args:
+        network: What is traced.
+        example: An input; None takes `random_input`.
+
+    Raises:
+        ModelError: torch cannot trace the network.
+    """
     pictures = example
     if pictures is None:
         pictures = random_input(network, *legal_size(network, *_TRACED))
@@ -228,7 +278,7 @@ def to_torchscript(network: nn.Module, example: Tensor | None = None) -> Any:
 
 
 def random_pictures(count: int, height: int, width: int) -> Tensor:
-    """(N, 3, H, W) of soft spots and hard squares, the same every time.
+    """Return pictures (N, 3, H, W) in [0, 1] of soft spots and hard squares, always the same.
 
     On plain noise a trained deblurrer does next to nothing, and every export would agree with it.
     """
@@ -243,7 +293,7 @@ def random_pictures(count: int, height: int, width: int) -> Tensor:
 
 
 def random_input(network: nn.Module, count: int, height: int, width: int) -> Tensor:
-    """`random_pictures` as the network takes them: of a guided one, each place moves somewhere."""
+    """Return `random_pictures` as the network takes them: with guidance for a guided one."""
     pictures = random_pictures(count, height, width)
     if not getattr(network, "guided", False):
         return pictures
@@ -251,8 +301,15 @@ def random_input(network: nn.Module, count: int, height: int, width: int) -> Ten
 
 
 def random_guided(pictures: Tensor) -> Tensor:
-    """(N, 3, H, W) RGB in [0, 1] → the input of a guided network (N, 3 + CHANNELS, H, W): places
-    move somewhere, and neighbouring frames show them some pixels away, filtered another way.
+    """Add made-up guidance to pictures.
+
+    Each place moves, and neighboring frames show it some pixels away, filtered another way.
+
+    Args:
+        pictures: (N, 3, H, W) RGB in [0, 1].
+
+    Returns:
+        The input of a guided network, (N, 3 + CHANNELS, H, W).
     """
     motion = random_motion(2 * len(pictures))
     here, there = motion[: len(pictures)], motion[len(pictures) :]
@@ -265,54 +322,56 @@ def random_guided(pictures: Tensor) -> Tensor:
 
 
 def random_motion(count: int) -> Tensor:
-    """(N, 4, 3, 4): motion of some 10 pixels that differs from place to place, always the same."""
+    """Return motion (N, 4, 3, 4) of some 10 pixels that varies from place to place; not random."""
     dice = torch.Generator().manual_seed(1)
     return torch.randn(count, taps.MOTION_CHANNELS, 3, 4, generator=dice) * 8
 
 
 def input_channels(network: nn.Module) -> int:
-    """How many channels the network's input has."""
+    """Return the number of channels of the network's input."""
     return 3 + taps.CHANNELS if getattr(network, "guided", False) else 3
 
 
 def input_name(network: nn.Module) -> str:
-    """What an exported graph calls its input."""
+    """Return the name of an exported graph's input."""
     return "rgb_and_guidance" if getattr(network, "guided", False) else "rgb"
 
 
 @contextmanager
 def _tracing() -> Iterator[None]:
     with torch.no_grad(), warnings.catch_warnings():
-        # torch deprecates its tracer, and warns of every size that Python sees: the check on
-        # another size is the judge of that.
+        # torch deprecates its tracer, and warns of every size that Python sees; whether that
+        # matters is found by the check on another size.
         warnings.simplefilter("ignore")
         yield
 
 
-def _write_onnx(network: nn.Module, file: Path, opset: int, facts: Mapping[str, str]) -> None:
+def _write_onnx(network: nn.Module, file: Path, opset: int, metadata: Mapping[str, str]) -> None:
     onnx = optional("onnx", extra="onnx", purpose="--format onnx")
     to_onnx(network, file, opset=opset)
     model = onnx.load(file)
     model.producer_name, model.producer_version = "vdeblur", __version__
-    onnx.helper.set_model_props(model, {METADATA_PREFIX + k: v for k, v in facts.items()})
+    onnx.helper.set_model_props(model, {METADATA_PREFIX + k: v for k, v in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 
 
-def _write_openvino(network: nn.Module, file: Path, opset: int, facts: Mapping[str, str]) -> None:
+def _write_openvino(
+    network: nn.Module, file: Path, opset: int, metadata: Mapping[str, str]
+) -> None:
     openvino = optional("openvino", extra="openvino", purpose="--format openvino")
     model = to_openvino(network)
-    for key, value in facts.items():
+    for key, value in metadata.items():
         model.set_rt_info(value, [METADATA_PREFIX.rstrip("."), key])
     openvino.save_model(model, file, compress_to_fp16=False)
 
 
 def _write_torchscript(
-    network: nn.Module, file: Path, opset: int, facts: Mapping[str, str]
+    network: nn.Module, file: Path, opset: int, metadata: Mapping[str, str]
 ) -> None:
     traced = to_torchscript(network)
     with _tracing():
-        kept = {METADATA_PREFIX + key: value for key, value in facts.items()}
+        kept = {METADATA_PREFIX + key: value for key, value in metadata.items()}
         torch.jit.save(traced, str(file), _extra_files=kept)
 
 
@@ -323,7 +382,7 @@ def _onnx_runtime() -> Callable[[Path, Tensor], Tensor]:
     def run(file: Path, x: Tensor) -> Tensor:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; its warnings go to standard error
+        options.log_severity_level = 3  # errors; warnings would go to standard error
         try:
             session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
@@ -338,7 +397,7 @@ def _openvino_runtime() -> Callable[[Path, Tensor], Tensor]:
 
     def run(file: Path, x: Tensor) -> Tensor:
         try:
-            # Where the CPU has bf16 units, OpenVINO would take them by itself.
+            # Where the CPU has bf16 units, OpenVINO would use them unasked.
             compiled = the_core(openvino).compile_model(
                 file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
             )
@@ -387,7 +446,10 @@ def _may_write(files: tuple[Path, ...], overwrite: bool) -> None:
 
 
 def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple[int, int, int]:
-    """(N, H, W) with H and W rounded up to odd multiples: a network that needs more shows it."""
+    """Round H and W up to odd multiples of the network's `size_multiple`.
+
+    Odd, so that a network that needs a larger multiple than it says fails.
+    """
     multiple = int(getattr(network, "size_multiple", 1))
 
     def legal(size: int) -> int:
@@ -397,6 +459,6 @@ def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's text."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(". :") if text else type(error).__name__

@@ -1,7 +1,7 @@
-"""Frames that were decoded in a GPU's memory → tensors there, without a way through the host.
+"""Turn frames decoded on the GPU into tensors on the same GPU, with no copy through host memory.
 
-What NVDEC gives is NV12, or P010 and P016: luma, and Cb and Cr interleaved. Knows neither files nor
-networks; frames that cannot be taken so go the usual way, from host memory.
+NVDEC decodes to NV12, or P010 and P016: luma, and Cb and Cr interleaved. Frames that cannot be
+converted are uploaded from host memory as usual. Knows neither files nor networks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from vdeblur.frames import Frame, PlaneLayout
 def adopt(
     items: Iterable[Any], device: torch.device, *, note: Callable[[str], object]
 ) -> Iterator[Any]:
-    """The items; frames with `on_device` planes get a tuple of tensors on `device` in their place.
+    """Replace the `on_device` planes of frames by tensors on a device.
 
-    The tensors are copies, complete when the frame is given out, on which no stream needs to wait:
-    a decoder has few surfaces, and gets its own back at once. Where that fails, `note` is told so,
-    once, and frames keep to their planes in host memory.
+    The tensors are copies, complete when the frame is yielded, so that no stream needs to wait for
+    them, and the decoder gets its surface back at once: it has few. If a copy fails, frames keep
+    to their planes in host memory from then on.
+
+    Args:
+        items: Frames and other objects.
+        device: Where the frames were decoded, and are restored.
+        note: Called once if a copy fails.
+
+    Yields:
+        The items; `on_device` of frames is a tuple of tensors, or None.
     """
     stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     possible = True
@@ -48,12 +56,20 @@ def adopt(
 def tensors_of(
     planes: tuple[Any, ...], layout: PlaneLayout, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Copies of NV12, P010 or P016 planes (objects with `__dlpack__`) as those of `layout`.
+    """Copy NV12, P010 or P016 planes as those of a layout.
 
-    Tensors (rows, columns) of uint8, or uint16 with the sample in the low bits. ValueError for
-    planes of another kind.
+    Args:
+        planes: Objects with `__dlpack__`.
+        layout: Of the frame.
+        device: Where the copies are made.
+
+    Returns:
+        Tensors (rows, columns) of uint8, or uint16 with the sample in the low bits.
+
+    Raises:
+        ValueError: The planes are of another kind.
     """
-    # Not torch.from_dlpack(plane): it would name a stream, which PyAV does not take.
+    # Not torch.from_dlpack(plane): it would name a stream, which PyAV does not accept.
     luma, *rest = (from_dlpack(plane.__dlpack__()) for plane in planes)
     wanted = torch.uint8 if layout.depth == 8 else torch.uint16
     interleaved = len(rest) == 1 and rest[0].ndim == 3 and rest[0].shape[2] == 2
@@ -67,9 +83,9 @@ def tensors_of(
 
 
 def _low_bits(plane: Tensor, depth: int) -> Tensor:
-    """A contiguous copy; P010 and P016 keep a sample in the high bits of their 16."""
+    """A contiguous copy, shifted: P010 and P016 keep a sample in the high bits of 16."""
     if plane.dtype == torch.uint8 or depth == 16:
         return plane.contiguous().clone() if plane.is_contiguous() else plane.contiguous()
-    # torch moves uint16 about, but hardly calculates with it.
+    # torch can move uint16, but has hardly any arithmetic for it.
     values = plane.contiguous().view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
     return values.bitwise_right_shift_(16 - depth).to(torch.int16).view(torch.uint16)

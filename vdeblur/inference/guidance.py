@@ -1,9 +1,8 @@
-"""What a guided network is given of the pictures of a film (`vdeblur.networks.taps`), each made
-once.
+"""Make a guided network's input from the pictures of a film (`vdeblur.networks.taps`), each once.
 
-The samples along a picture's motion cost as much as some of the network, and both its neighbours
-want what follows from them: they are kept in the picture's `vdeblur.motion.neighbours.View`. Knows
-tensors and views; no files and no networks. What it makes may be asked for by several threads.
+The samples along a picture's motion cost as much as a part of the network, and both neighbors need
+what follows from them: they are kept in the picture's `vdeblur.motion.neighbours.View`. Knows
+tensors and views; no files and no networks. Safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from vdeblur.networks import taps
 
 _OWN = slice(3, 3 + taps.OWN_CHANNELS)
 _AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
-#: float32 values per pixel that are kept of pictures beside a network's own: two inputs, of the
-#: frame at hand and of the next, luma and what filters add of those and of the one before.
+#: float32 values per pixel kept of a film's pictures, beside the network's own: two inputs, of the
+#: current frame and of the next; luma and the filters' additions, of both and of the frame before.
 KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
-#: Inputs that are not in use, kept for the next: of as many as are ever computed side by side, and
-#: of frames to come.
+#: Unused inputs that are kept for reuse: as many as are ever computed side by side, and some for
+#: frames to come.
 _MOST_SPARE = 10
 
 
@@ -71,8 +70,14 @@ class Inputs:
         self._spare: dict[object, deque[Tensor]] = {}
 
     def alone(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
-        """(N, 3, H, W) RGB and motion (N, 4, h, w) → (N, 3 + CHANNELS, H, W) float32: of pictures
-        whose neighbours are not known.
+        """Make the input of pictures whose neighbors are not known.
+
+        Args:
+            rgb: (N, 3, H, W) RGB in [0, 1].
+            motion: (N, 4, h, w) in pixels; None for no motion.
+
+        Returns:
+            (N, 3 + CHANNELS, H, W) float32.
         """
         out = self._room((len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:]), torch.float32)
         return taps.with_guidance(rgb.float(), motion, out=out)
@@ -85,10 +90,17 @@ class Inputs:
         size: tuple[int, int],
         dtype: torch.dtype,
     ) -> Tensor:
-        """N pictures of a film → (N, 3 + CHANNELS, *size): float32 of one, of several dtype.
+        """Make the input of N pictures of a film.
 
-        size: height and width, which pictures are padded to. rgb: (N, 3, *size), asked for if
-        nothing is known to be around one of them; motion: (N, 4, h, w), of those alone.
+        Args:
+            rgb: Makes the pictures (N, 3, *size); called if one of them has nothing known around.
+            motion: (N, 4, h, w) in pixels, used for such pictures alone.
+            around: What the film shows around each picture.
+            size: Height and width that pictures are padded to.
+            dtype: Of the result for several pictures.
+
+        Returns:
+            (N, 3 + CHANNELS, *size); float32 for a single picture.
         """
         if len(around) == 1 and around[0] is not None:
             return self._taken(around[0], size)
@@ -105,13 +117,13 @@ class Inputs:
         return out
 
     def done(self, given: Tensor) -> None:
-        """An input is not needed any more: its memory is for the next one.
+        """Keep the memory of an input that is no longer needed for the next one.
 
-        Of so large a piece a CPU's allocator would fault every page in again, which costs as much
+        A CPU's allocator would fault in every page of so large a piece again, which costs as much
         as the samples.
         """
         if given.device.type == "cpu":
-            # What is made in inference mode cannot be written outside it.
+            # A tensor made in inference mode cannot be written outside it.
             key = tuple(given.shape), given.dtype, given.is_inference()
             if key not in self._spare and len(self._spare) > 1:  # of one picture, and of a batch
                 self._spare.clear()
@@ -123,13 +135,13 @@ class Inputs:
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def _taken(self, around: Around, size: tuple[int, int]) -> Tensor:
-        """(1, 3 + CHANNELS, *size): a frame's own input, with its neighbours; no longer kept."""
+        """A frame's own input (1, 3 + CHANNELS, *size), with its neighbors; no longer kept."""
         here = around.here
-        # The neighbours first, the one after last: beside this, the next frame is begun by the one
-        # after it, and finds here what it takes itself.
+        # The neighbors first, the frame after last: meanwhile another thread begins the next frame
+        # with the frame after that, and then finds its own input made here.
         shown = [self._beside(link, size, around.at_hand) for link in around.links]
         with here.making:
-            # From here on it is this caller's alone: whoever asks for the same again gets another.
+            # From here on the input is this caller's alone; the next request makes another.
             (luma, _), given = self._shown(here, size), self._given(here, size)
             here.given = None
         sides = [
@@ -145,7 +157,7 @@ class Inputs:
     def _beside(
         self, link: Link | None, size: tuple[int, int], at_hand: bool
     ) -> tuple[Tensor, Tensor] | None:
-        """What is shown of a neighbour, if there is one, and time to make it."""
+        """What is known of a neighbor, if there is one, and time to make it."""
         if link is None or (at_hand and not self._is_shown(link[0], size)):
             return None
         return self._shown(link[0], size)
@@ -154,11 +166,11 @@ class Inputs:
         return view.made_for == self._purpose(size) and view.added is not None
 
     def _purpose(self, size: tuple[int, int]) -> object:
-        # What is made in inference mode cannot be written outside it.
+        # A tensor made in inference mode cannot be written outside it.
         return self._device, size, torch.is_inference_mode_enabled()
 
     def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Luma (1, 1, *size) in [0, 1] of a picture, and what filters along its motion add."""
+        """A picture's luma (1, 1, *size) in [0, 1], and what filters along its motion add."""
         with view.making:
             if not self._is_shown(view, size):
                 given = self._given(view, size)
@@ -168,7 +180,7 @@ class Inputs:
             return view.luma, view.added
 
     def _given(self, view: View, size: tuple[int, int]) -> Tensor:
-        """(1, 3 + CHANNELS, *size): a picture's input, but for its neighbours."""
+        """A picture's input (1, 3 + CHANNELS, *size), without its neighbors."""
         with view.making:
             if view.made_for != self._purpose(size):
                 view.given = view.luma = view.added = None
@@ -190,9 +202,7 @@ class Inputs:
 
 
 def padded(rgb: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (N, 3, H, W) of `size` (height, width): what is missing below and to the right is
-    reflected.
-    """
+    """Pad pictures (N, 3, H, W) to `size` (height, width) by reflection, below and to the right."""
     height, width = rgb.shape[2:]
     below, right = size[0] - height, size[1] - width
     if not (below or right):
@@ -203,8 +213,15 @@ def padded(rgb: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fitted(field: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """A field (N, C, h, w) of pictures of `size` (height, width), for them padded below and to the
-    right.
+    """Resize and pad a field of pictures to the size of the padded pictures.
+
+    Args:
+        field: (N, C, h, w), at any size.
+        size: Height and width of the pictures.
+        padded: Height and width of the pictures padded below and to the right.
+
+    Returns:
+        (N, C, *padded); the field itself if nothing was padded.
     """
     if padded == size:
         return field

@@ -1,14 +1,14 @@
-"""What flickers in the restored frames of a film, averaged away along the motion.
+"""Average away the flicker of a film's restored frames, along the motion.
 
-Each frame is restored by itself, and what a network makes up or leaves over differs from one to the
-next: lettering shimmers though nothing moves but the camera. The frame before, restored and
-steadied already, is brought to the places of the frame at hand, as far as both show the same, and a
-weighted mean of both is given out: a recursive filter in time. It lowers the noise of restoration,
-and so raises fidelity too. Where a network left the picture as it was, so does this.
+Each frame is restored by itself, and what a network invents or leaves over differs from frame to
+frame: lettering shimmers though nothing moves but the camera. The frame before, restored and
+steadied already, is warped to the current frame, and where both show the same, the result is a
+weighted mean of both: a recursive filter in time. It lowers the noise of restoration, and so raises
+fidelity too. Where the network left the picture as it was, so does this filter.
 
-The way to the frame before was found on blurred pictures. One step of Lucas and Kanade on the
-restored ones corrects it ("An iterative image registration technique", IJCAI 1981), without which
-half of what is gained is lost. Recursive filtering along motion: E. Dubois and S. Sabri, "Noise
+The motion to the frame before was found on blurred pictures. One step of Lucas and Kanade on the
+restored pictures corrects it ("An iterative image registration technique", IJCAI 1981); without it,
+half of the gain is lost. Recursive filtering along motion: E. Dubois and S. Sabri, "Noise
 reduction in image sequences using motion-compensated temporal filtering", IEEE Trans. Comm. 1984.
 Knows tensors and views; no files, no networks.
 """
@@ -28,20 +28,22 @@ from vdeblur.frames import PlaneLayout
 from vdeblur.motion.neighbours import Around
 from vdeblur.motion.warping import warp
 
-_CELL = 4  # pixels a side, of which weights and corrections of the way are known
-_WINDOW = 3  # cells, over which they are found
-#: Weight of the frame before where both show the same; that of the frame at hand is 1.
+#: Side in pixels of the cells in which weights and corrections of the motion are computed.
+_CELL = 4
+#: Side in cells of the window they are computed over.
+_WINDOW = 3
+#: Weight of the frame before where both show the same; the current frame has weight 1.
 _MOST = 2.0
-#: Levels of 255 that the network changed, from which on half of that weight is given.
+#: Levels of 255 by which the network changed a place, for half of that weight.
 _CHANGED = 2.0
-#: Levels by which both may differ, and of each that the network changed, before they are taken for
-#: different things.
+#: Levels by which both frames may differ before they count as different things; and the same for
+#: each level that the network changed.
 _DIFFER, _DIFFER_CHANGED = 1.0, 0.7
-#: Levels by which half of the picture may be lighter or darker than the one before: beyond, the
-#: light changed (a flash, a fade), and that one's would be mixed in.
+#: Levels by which half of the picture may be lighter or darker than the frame before; beyond, the
+#: light changed (a flash, a fade), and must not be mixed in.
 _LIGHTER = 1.0
-#: Squared levels a pixel, below which slopes say nothing of the way; pixels that it is corrected by
-#: at most.
+#: Squared slope, in levels per pixel, below which a place says nothing of the motion; and the
+#: largest correction of the motion, in pixels.
 _FAINT, _FARTHEST = 2.0, 1.0
 
 
@@ -49,10 +51,16 @@ _FAINT, _FARTHEST = 2.0, 1.0
 def steadied(
     planes: Sequence[Tensor], layout: PlaneLayout, around: Around | None
 ) -> list[Tensor] | None:
-    """The restored planes (rows, columns) of a frame, steadied: new ones of the same dtype.
+    """Steady the restored planes of a frame.
 
-    around: as the frame was restored with. None if there is nothing to steady: the frame before is
-    not known or was not restored, or the network changed nothing.
+    Args:
+        planes: (rows, columns) each, restored.
+        layout: What they are.
+        around: What the frame was restored with.
+
+    Returns:
+        New planes of the same dtype; None if there is nothing to steady: the frame before is not
+        known or was not restored, or the network changed nothing.
     """
     link = None if around is None else around.before
     if around is None or link is None or link[0].restored is None:
@@ -93,15 +101,22 @@ def steadied(
 def steadied_in_order(
     planes: Sequence[Tensor], layout: PlaneLayout, around: Sequence[Around | None]
 ) -> list[Tensor]:
-    """Restored planes (N, rows, columns) of frames in their order, steadied; and kept in their
-    views for the frames that follow. The same tensors if there was nothing to steady.
+    """Steady the restored planes of frames in their order, and keep them for the frames to follow.
+
+    Args:
+        planes: (N, rows, columns) each, restored.
+        layout: What they are.
+        around: What each frame was restored with; the steadied planes are kept in their views.
+
+    Returns:
+        The steadied planes; the same tensors if there was nothing to steady.
     """
     pictures, any_new = [], False
     for number, known in enumerate(around):
         own = [plane[number] for plane in planes]
         new = steadied(own, layout, known)
         if known is not None:
-            # Copies: what came in may be a frame's own memory, or as large as the batch.
+            # Copies: the planes may be a frame's own memory, or views of a whole batch.
             copies = (as_int16(plane).clone().view(plane.dtype) for plane in own)
             known.here.restored = tuple(new or copies)
         any_new = any_new or new is not None
@@ -117,15 +132,15 @@ def steadied_in_order(
 def _mixed(
     plane: Tensor, here: Tensor, there: Tensor, share: Tensor, layout: PlaneLayout
 ) -> Tensor:
-    """here + share · (there − here) as codes of the plane's kind; `there` is used up."""
+    """here + share · (there − here) as codes of the plane's dtype; overwrites `there`."""
     mixed = there.sub_(here).mul_(share).add_(here).round_()
     return to_codes(mixed.clamp_(0, (1 << layout.depth) - 1), plane.dtype)
 
 
 def _correction(now: Tensor, before: Tensor, way: Tensor, level: float) -> Tensor:
-    """(2, h, w): what is to be added to the way, in pixels, by one step of least squares.
+    """The correction (2, h, w) of the motion in pixels, by one step of least squares.
 
-    For cells, not for pixels, which would take much longer.
+    Computed for cells: for pixels it would take much longer.
     """
     (there,) = _brought([before], way)
     mean, error = (there + now).mul_(0.5 / level), (there - now).mul_(1 / level)
@@ -143,7 +158,7 @@ def _correction(now: Tensor, before: Tensor, way: Tensor, level: float) -> Tenso
 
 
 def _inside(way: Tensor, layout: PlaneLayout) -> Tensor:
-    """(h, w): 1 of cells that the way (2, h, w) leads to places of the picture from, else 0."""
+    """1 for cells whose motion (2, h, w) stays within the picture, else 0: (h, w)."""
     rows, columns = way.shape[1:]
     per = layout.width / columns, layout.height / rows
     x, y = (
@@ -156,12 +171,12 @@ def _inside(way: Tensor, layout: PlaneLayout) -> Tensor:
 
 
 def _on_cpu(values: Tensor) -> bool:
-    """Whether OpenCV is to work on it: it takes a tenth of torch's time there."""
+    """Whether OpenCV computes it, in a tenth of torch's time."""
     return values.device.type == "cpu"
 
 
 def _around(cells: Tensor) -> Tensor:
-    """(N, h, w): the mean of the cells around each; beyond the edges, the edge."""
+    """The mean (N, h, w) of the cells around each; edges are repeated."""
     if _on_cpu(cells):
         size = (_WINDOW, _WINDOW)
         means = [cv2.blur(each.numpy(), size, borderType=cv2.BORDER_REPLICATE) for each in cells]
@@ -171,7 +186,7 @@ def _around(cells: Tensor) -> Tensor:
 
 
 def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    """(rows, columns) at another size: means where it is smaller, else bilinear."""
+    """Resize (rows, columns): by means where it gets smaller, else bilinear."""
     smaller = size[0] < values.shape[0]
     if _on_cpu(values):
         kind = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
@@ -183,9 +198,7 @@ def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _brought(planes: Sequence[Tensor], way: Tensor, *, cubic: bool = False) -> list[Tensor]:
-    """Planes (rows, columns) at the places that `way` (2, h, w), x and y in their pixels, leads to;
-    beyond the edges, the edge.
-    """
+    """Warp planes (rows, columns) by `way` (2, h, w), x and y in pixels; edges are repeated."""
     rows, columns = planes[0].shape
     x, y = (_resized(part, (rows, columns)) for part in way)
     if not _on_cpu(x):

@@ -1,5 +1,5 @@
-"""Triton kernels for CUDA devices: convolutions, residual blocks in 8 bits, colour.
+"""Triton kernels for CUDA devices: convolutions, residual blocks in 8 bits, color.
 
-Each has its arithmetic in torch beside it, which tests hold it to. Nothing is imported here: Triton
-comes with PyTorch's CUDA builds only.
+Tests compare each with its arithmetic in torch, which stands beside it. Nothing is imported here:
+Triton comes with PyTorch's CUDA builds only. Knows tensors and layers; no files, no video.
 """

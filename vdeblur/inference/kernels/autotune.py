@@ -23,9 +23,13 @@ _cuda: Any = torch.cuda  # its events have no types
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched: pixels multiplied at once, warps, loads in flight.
+    """How a kernel is launched.
 
-    programs: of the block kernel, each with a scratch of its own.
+    Attributes:
+        rows: Pixels multiplied at once.
+        warps: Warps of a program.
+        stages: Loads in flight.
+        programs: Programs of a block kernel, each with a scratch of its own.
     """
 
     rows: int = 64
@@ -46,11 +50,22 @@ def choose_kernel(
     expected: Way | None = None,
     timed: Callable[[Way, Tensor], float] | None = None,
 ) -> Callable[[Tensor], Way]:
-    """Which of `ways` to take for an input: the fastest that agrees with `plain`, or `plain`.
+    """Choose for an input the fastest of `ways` that agrees with `plain`, or `plain` itself.
 
-    expected: what they are to agree with, where it is another; asked of a part of the input.
-    Measured once per kind of layer, shape and device, on the first input of it. A way that does not
-    compile, or has not enough shared memory there, is passed over. Off CUDA devices the first way.
+    Measured once per kind of layer, shape and device, on the first input of that kind. A way that
+    does not compile, or needs more shared memory than the device has, is passed over. Off CUDA
+    devices nothing is measured, and the first way is taken.
+
+    Args:
+        kind: Of the layer, for keys of `chosen`.
+        ways: The kernels, by name.
+        plain: The layer in torch.
+        expected: The arithmetic that ways must agree with, if it is not that of `plain`; computed
+            on a part of the input.
+        timed: Measures a way on an input; None is `milliseconds`.
+
+    Returns:
+        A function from an input to the way to compute it.
     """
 
     def decide(x: Tensor) -> Way:
@@ -75,14 +90,14 @@ def _fastest(
 ) -> str:
     part = x if expected is None else x[:1, :, :_COMPARED, :_COMPARED]
     right = (expected or plain)(part).float()
-    # Of the largest value: roundings of nine taps in the precision at hand, or of the result only.
+    # Share of the largest value: roundings of nine taps in this precision, or of the result only.
     share = 1e-3 if x.dtype == torch.float32 else 2e-2
     if expected is not None:
         share = 4 * torch.finfo(x.dtype).eps
     tolerance = share * float(right.abs().max())
     times = {"torch": timed(plain, x)}
     for name, way in ways.items():
-        # Triton's compiler has many errors, and a device too little of many things.
+        # Triton's compiler raises many errors, and so does a device that is short of something.
         with suppress(Exception):
             if float((way(part).float() - right).abs().max()) <= tolerance:
                 times[name] = timed(way, x)
@@ -90,7 +105,7 @@ def _fastest(
 
 
 def milliseconds(way: Way, x: Tensor) -> float:
-    """The shortest of several runs: what others do on the device only adds to it."""
+    """Return the shortest time of several runs: other work on the device only adds to it."""
     best = math.inf
     for number in range(8):
         start, end = (_cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,9 +1,10 @@
-"""Colour on CUDA devices in three Triton kernels: planes to the network's input, and back.
+"""Convert color on CUDA devices in three Triton kernels: planes to the network's input, and back.
 
-`vdeblur.color` does the same in torch, in many passes over memory: fine beside a network that takes
-a second, but not beside one that takes milliseconds. Here the planes are read once and written as
-the padded picture in the network's own precision and layout, the correction is judged in one pass
-and added to the planes in another. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
+`vdeblur.color` does the same in torch, in many passes over memory: fine next to a network that
+takes a second, but not next to a network that takes milliseconds. Here the planes are read once and
+written as the padded picture in the network's precision and layout, the correction is judged in one
+pass and added to the planes in another. Runs on CPU tensors too, under TRITON_INTERPRET=1, for
+tests.
 
 Knows no networks, no files, and no video but by its layout.
 """
@@ -26,10 +27,12 @@ try:
 except ImportError:  # CPU builds of PyTorch come without it
     triton = None
 
-#: How the note begins that says these kernels are not used.
-FALLBACK = "colour is converted by torch"
-_PIXELS, _SAMPLES = 512, 128  # of one program: pixels made, chroma samples changed
-_AGREES = 0.002  # share of codes that may be one off torch's: sums in another order
+#: Prefix of the note that these kernels are not used.
+FALLBACK = "color is converted by torch"
+#: Of one program: pixels made, chroma samples changed.
+_PIXELS, _SAMPLES = 512, 128
+#: Share of codes that may differ from torch's by one, since sums are in another order.
+_AGREES = 0.002
 
 if triton is not None:
 
@@ -127,7 +130,7 @@ if triton is not None:
             values = tl.load(place + channel * step_c, mask=there, other=0.0).to(tl.float32)
             total += tl.sum(tl.sum(tl.abs(values), 1), 0)
             mean = tl.sum(tl.sum(values, 1), 0) / (BLOCK * BLOCK)
-            # Asked this way round, NaN is beyond.
+            # not (x <= limit), so that NaN is beyond.
             beyond += tl.where(tl.abs(mean) <= limit, 0.0, float("inf"))
         whole = (top + BLOCK <= height) & (left + BLOCK <= width)
         total += tl.where(whole, beyond, 0.0)
@@ -211,10 +214,17 @@ def available() -> bool:
 def planes_to_input(
     planes: Sequence[Tensor], layout: PlaneLayout, *, size: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    """Planes (N, rows, columns) → (N, 3, H, W) RGB of `size`, channels-last, in one kernel.
+    """Compute `planes_to_rgb` and the padding of its result in one kernel.
 
-    What `planes_to_rgb` gives, extended below and to the right: reflected where there is enough to
-    reflect, else the edge repeated. dtype: a floating one, rounded to from fp32.
+    Args:
+        planes: (N, rows, columns) each.
+        layout: What they are.
+        size: Height and width of the result, which is extended below and to the right: reflected
+            where there is enough to reflect, else the edge is repeated.
+        dtype: Floating; rounded to from fp32.
+
+    Returns:
+        RGB (N, 3, *size) in [0, 1], channels-last.
     """
     count, (rows, columns) = len(planes[0]), size
     target = torch.empty(
@@ -233,12 +243,17 @@ def planes_to_input(
 def judge(
     delta: Tensor, layout: PlaneLayout, *, block: int, block_mean: float, mean: float
 ) -> Tensor:
-    """Which corrections (N, 3, H, W) to keep back, bool (N,); what lies beyond the layout's size is
-    not looked at.
+    """Find damaged corrections, as `vdeblur.inference.guard.damaged` does.
 
-    One whose mean over a whole block×block pixels of a channel is beyond ±block_mean, whose mean
-    absolute value is above `mean`, or that is not finite. The layout has at least block×block
-    pixels; block is a power of two.
+    Args:
+        delta: (N, 3, H, W) of any strides; values beyond the layout's size are ignored.
+        layout: Of the pictures, at least block×block pixels.
+        block: Side of a block in pixels, a power of two.
+        block_mean: Largest mean of a whole block of a channel, in either direction.
+        mean: Largest mean absolute value of a correction.
+
+    Returns:
+        bool (N,), True for corrections beyond these limits or not finite.
     """
     across, down = -(-layout.width // block), -(-layout.height // block)
     sums = torch.empty((len(delta), across * down), dtype=torch.float32, device=delta.device)
@@ -246,7 +261,7 @@ def judge(
         delta, sums, layout.height, layout.width, across, *delta.stride(), block_mean,
         BLOCK=block, num_warps=2,
     )  # fmt: skip
-    # Asked this way round, NaN is harm.
+    # not (x <= limit), so that NaN counts as damage.
     return ~(sums.sum(1) <= mean * 3 * layout.height * layout.width)
 
 
@@ -258,11 +273,18 @@ def add_to_planes(
     strength: float = 1.0,
     replaced: Tensor | None = None,
 ) -> list[Tensor]:
-    """planes + the change of RGB, as new planes of the same dtype, in one kernel.
+    """Compute `add_correction(planes, correction_to_planes(strength · delta))` in one kernel.
 
-    What `add_correction(planes, correction_to_planes(strength · delta))` gives. delta: (N, 3, H',
-    W') of any strides and floating dtype, at least as large as the layout; what is more is left
-    out. replaced: bool (M,), of which each stands for N/M pictures: where true, nothing is added.
+    Args:
+        planes: (N, rows, columns) each; they are kept.
+        delta: (N, 3, H', W') of any strides and floating dtype, at least as large as the layout;
+            the rest is ignored.
+        layout: What the planes are.
+        strength: Factor of the correction.
+        replaced: bool (M,), each for N/M pictures: where True, nothing is added.
+
+    Returns:
+        New planes of the same dtype.
     """
     if replaced is None:
         replaced = torch.zeros(1, dtype=torch.bool, device=delta.device)
@@ -279,14 +301,14 @@ def add_to_planes(
 
 
 def reflects(layout: PlaneLayout, size: tuple[int, int]) -> bool:
-    """Whether there is enough to reflect; smaller pictures repeat their edge."""
+    """Return whether there is enough to reflect; smaller pictures repeat their edge."""
     return size[0] < 2 * layout.height and size[1] < 2 * layout.width
 
 
 def in_torch(
     planes: Sequence[Tensor], layout: PlaneLayout, *, size: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    """`planes_to_input` by torch's operations."""
+    """Compute `planes_to_input` by torch's operations."""
     below, right = size[0] - layout.height, size[1] - layout.width
     rgb = planes_to_rgb(planes, layout)
     if below or right:
@@ -296,9 +318,10 @@ def in_torch(
 
 
 class Kernels:
-    """Whether the kernels can be used, found out on the first pictures of each layout.
+    """Finds out on the first pictures of each layout whether the kernels can be used.
 
-    note: is told, once, when they cannot, or give other codes than torch.
+    Args:
+        note: Called once if they cannot be used, or compute other codes than torch.
     """
 
     def __init__(self, note: Callable[[str], object]) -> None:
@@ -314,14 +337,14 @@ class Kernels:
         size: tuple[int, int],
         dtype: torch.dtype,
     ) -> bool:
-        """Whether they can for planes of this layout, to an input of this size and dtype."""
+        """Return whether they can be used for planes of this layout, to this size and dtype."""
         key = layout, size, dtype
         if not self._usable or key in self._checked:
             return self._usable
         try:
             wrong = _differs([plane[:1] for plane in planes], layout, size, dtype)
         except torch.cuda.OutOfMemoryError:
-            raise  # has a remedy, which is not this one
+            raise  # its remedy is less memory, not torch
         except Exception as error:  # Triton's compiler and driver have many
             wrong = str(error).strip().split("\n")[0] or type(error).__name__
         if wrong:
@@ -339,19 +362,19 @@ def _differs(
     error = float((got - in_torch(planes, layout, size=size, dtype=dtype).float()).abs().max())
     if not error <= 4 * max(torch.finfo(dtype).eps, 1e-6):
         return f"RGB differs by {error:.1e}"
-    # A correction of every sign and of about a deblurrer's size: the picture's own waves.
+    # A correction of both signs and about a deblurrer's size: the picture's own structure.
     delta = got.sub(got.mean()).mul(0.2).to(dtype)
     cropped = delta[..., : layout.height, : layout.width]
     expected = add_correction(planes, correction_to_planes(cropped, layout), layout)
-    for ours, theirs in zip(add_to_planes(planes, delta, layout), expected, strict=True):
-        off = as_int16(ours).to(torch.int32).sub(as_int16(theirs).to(torch.int32)).abs()
+    for plane, wanted in zip(add_to_planes(planes, delta, layout), expected, strict=True):
+        off = as_int16(plane).to(torch.int32).sub(as_int16(wanted).to(torch.int32)).abs()
         if int(off.max()) > 1 or float(off.float().mean()) > _AGREES:
             return f"codes differ by up to {int(off.max())}"
     return None
 
 
 def _three(planes: Sequence[Tensor]) -> list[Tensor]:
-    """As the kernels take them; gray has one plane only, and the others are not looked at."""
+    """Three planes for the kernels; gray has one, and the others are then not read."""
     bits = [as_int16(plane).contiguous() for plane in planes]
     return (3 * bits)[:3]
 

@@ -1,10 +1,10 @@
 """Triton kernels for the convolutions of residual networks, in NHWC: for CUDA devices.
 
-A full-resolution residual block moves six feature maps through memory when each of its layers is a
-kernel (two convolutions, ReLU, biases, the addition), and computes little on each value: memory
-bounds it. `conv3x3` folds bias, ReLU and addition into the convolution; `residual_block` is the
-whole block as one kernel, whose middle stays in the second-level cache. `fuse` puts them into a
-network. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
+A full-resolution residual block moves six feature maps through memory if each of its layers is a
+kernel (two convolutions, ReLU, biases, the addition), and computes little on each value, so memory
+bounds its speed. `conv3x3` folds bias, ReLU and addition into the convolution; `residual_block`
+computes the whole block in one kernel, whose middle stays in the second-level cache. `fuse` puts
+them into a network. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
 
 Knows no video, no files, and no network but by its layers.
 """
@@ -162,7 +162,7 @@ if triton is not None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A convolution's (out, in, 3, 3) weight → (9, in, out), as the kernels read it."""
+    """Rearrange a convolution's weight (out, in, 3, 3) to (9, in, out), as the kernels read it."""
     return weight.permute(2, 3, 1, 0).reshape(9, weight.shape[1], weight.shape[0]).contiguous()
 
 
@@ -175,11 +175,18 @@ def conv3x3(
     added: Tensor | None = None,
     launch: Launch = _LAUNCHES[0],
 ) -> Tensor:
-    """3×3 convolution, stride 1, zero padding, with bias, then + added, then ReLU, in one kernel.
+    """Compute a 3×3 convolution with stride 1 and zero padding in one kernel.
 
-    x: (N, C, H, W) channels-last, C a multiple of 16; packed: (9, C, out) of `pack`, out a multiple
-    of 16; added: of the result's shape. Returns (N, out, H, W) channels-last of x's dtype; products
-    are summed in fp32.
+    Args:
+        x: (N, C, H, W) channels-last; C is a multiple of 16.
+        packed: (9, C, out) by `pack`; out is a multiple of 16.
+        bias: (out,).
+        relu: Whether ReLU follows.
+        added: Added to the result before ReLU, of its shape.
+        launch: How the kernel is launched.
+
+    Returns:
+        (N, out, H, W) channels-last of x's dtype; products are summed in fp32.
     """
     n, channels, height, width = x.shape
     out = packed.shape[2]
@@ -209,9 +216,19 @@ def residual_block(
     *,
     launch: Launch = _BLOCK_LAUNCHES[0],
 ) -> Tensor:
-    """x + conv(ReLU(conv(x))) in one kernel: (N, C, H, W) channels-last → the same.
+    """Compute x + conv(ReLU(conv(x))) in one kernel.
 
-    C is 16, 32 or 64: the nine matrices of a convolution and a tile must fit a processor.
+    Args:
+        x: (N, C, H, W) channels-last. C is 16, 32 or 64: the nine matrices of a convolution and a
+            tile must fit a processor.
+        packed1: (9, C, C) by `pack`, of the first convolution.
+        bias1: (C,).
+        packed2: Of the second convolution.
+        bias2: (C,).
+        launch: How the kernel is launched.
+
+    Returns:
+        The same shape, layout and dtype.
     """
     n, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
@@ -252,9 +269,11 @@ class FusedConv(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """A `ResBlock` as one kernel, or as two, or as it is: what is fastest for a shape.
+    """A `ResBlock` as one kernel, as two, or as it is, whichever is fastest for a shape.
 
-    whole: whether one kernel is tried; off a CUDA device, where nothing is timed, it is taken.
+    Args:
+        block: The layer.
+        whole: Whether one kernel is tried; off CUDA devices, where nothing is timed, it is taken.
     """
 
     def __init__(self, block: ResBlock, *, whole: bool) -> None:
@@ -295,12 +314,18 @@ class FusedBlock(nn.Module):
 
 
 def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)) -> nn.Module:
-    """A copy of `network` whose residual blocks and 3×3 convolutions are Triton kernels.
+    """Return a copy of `network` whose residual blocks and 3×3 convolutions are Triton kernels.
 
-    Blocks of `whole_block_channels` may become one kernel, others two; on a CUDA device each is
-    kept for the shapes where it wins (`choose_kernel`). Layers the kernels cannot do (other sizes,
-    strides, channels that are no multiple of 16) stay. Numbers agree with the network to the
-    rounding of its precision. DeviceError without Triton.
+    On a CUDA device a kernel is used for the shapes where it is fastest (`choose_kernel`). Layers
+    that the kernels cannot compute (other sizes, strides, channels that are no multiple of 16)
+    stay. The results agree to the rounding of the network's precision.
+
+    Args:
+        network: For inference.
+        whole_block_channels: Blocks of these channels may become one kernel, others two.
+
+    Raises:
+        DeviceError: Triton is not installed.
     """
     if triton is None:
         raise DeviceError(

@@ -1,11 +1,11 @@
-"""Residual blocks in int8 or fp8 on CUDA's tensor cores, as Triton kernels; and the same in torch.
+"""Residual blocks in int8 or fp8 on CUDA's tensor cores, as Triton kernels and in torch.
 
-A network's blocks, where most of its work is, multiply 8-bit codes; all else, its first and last
-layers among it, stays in the network's precision. Weights have a scale for each output channel,
+A network's blocks, which do most of its work, multiply 8-bit codes; the rest, its first and last
+layers included, stays in the network's precision. Weights have a scale for each output channel,
 activations one range for each tensor, measured on pictures (Jacob et al., "Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Between
-the two convolutions of a block only codes are kept; the sum that runs through the blocks is not
-rounded to them. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
+the two convolutions of a block only codes are kept; the sum that runs through the blocks is never
+rounded to codes. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
 
 Knows no video, no files, and no network but by its layers.
 """
@@ -47,7 +47,7 @@ _BLOCK_LAUNCHES = (Launch(64, 4, 1, 528), Launch(128, 8, 1), Launch(64, 4, 3), L
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of codes: its name on the command line, and the least and the greatest code."""
+    """A type of codes: its name as a precision, and the least and the greatest code."""
 
     name: str
     dtype: torch.dtype
@@ -78,10 +78,10 @@ class Scale:
 
     @classmethod
     def of(cls, measured: Range, kind: Kind) -> Scale:
-        """For values of this range, which 0 is made part of: the edges of a picture are padded."""
+        """Return the scale for values of this range, extended to 0, which pads the edges."""
         low, high = min(measured[0], 0.0), max(measured[1], 0.0)
         if not kind.integer:
-            # Its steps grow with the value: 0 is 0, and half a range left unused costs nothing.
+            # Floating codes: 0 is 0, and half a range left unused costs no precision.
             return cls(kind.high / (max(high, -low) or 1.0), 0.0)
         inverse = (kind.high - kind.low) / ((high - low) or 1.0)
         return cls(inverse, float(round(kind.low - low * inverse)))
@@ -230,9 +230,14 @@ if triton is not None:
 
 
 class QuantisedConv(nn.Module):
-    """A 3×3 convolution's weights as codes, and all that makes values of their products.
+    """A 3×3 convolution's weights as codes, and the factors that turn products into values.
 
-    measured: the range of its input. outputs, inputs: channels to extend to, by zeros.
+    Args:
+        conv: The convolution.
+        measured: The range of its input.
+        kind: The type of codes.
+        outputs: Output channels to extend to, by zeros.
+        inputs: Input channels to extend to, by zeros.
     """
 
     def __init__(
@@ -276,10 +281,14 @@ class QuantisedConv(nn.Module):
 
 
 class QuantisedBlock(nn.Module):
-    """A `ResBlock` on codes; on a CUDA device by kernels for the shapes where they win.
+    """A `ResBlock` on codes; on a CUDA device by kernels for the shapes where they are faster.
 
-    ranges: of its input, and of what is between its convolutions. kernels: False computes the same
-    in torch on any device, to measure what codes cost in quality.
+    Args:
+        block: The layer.
+        ranges: Of its input, and of the values between its convolutions.
+        kind: The type of codes.
+        kernels: False computes the same in torch on any device, to measure what codes cost in
+            quality.
     """
 
     def __init__(
@@ -295,7 +304,7 @@ class QuantisedBlock(nn.Module):
         self.second = QuantisedConv(second, ranges[1], kind, outputs=channels, inputs=hidden)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The block in torch, with the kernels' arithmetic: (N, C, H, W) → the same."""
+        """Compute the block in torch, with the kernels' arithmetic: (N, C, H, W) → the same."""
         middle = self.first(self.first.quantise(x)).relu()
         out: Tensor = self.second(self.second.quantise(middle)) + x.float()
         return out.to(x.dtype)
@@ -326,7 +335,17 @@ class QuantisedBlock(nn.Module):
 def quantised_convolutions(
     x: Tensor, first: QuantisedConv, second: QuantisedConv, *, launch: Launch = _LAUNCHES[0]
 ) -> Tensor:
-    """x + conv(ReLU(conv(x))) on codes in three kernels: (N, C, H, W) channels-last → the same."""
+    """Compute x + conv(ReLU(conv(x))) on codes in three kernels.
+
+    Args:
+        x: (N, C, H, W) channels-last.
+        first: The first convolution.
+        second: The second convolution.
+        launch: How the kernels are launched.
+
+    Returns:
+        The same shape, layout and dtype.
+    """
     n, _, height, width = x.shape
     hidden, integer = first.get_buffer("codes").shape[1], first.kind.integer
     x = x.contiguous(memory_format=torch.channels_last)
@@ -355,7 +374,7 @@ def quantised_convolutions(
 def quantised_block(
     x: Tensor, first: QuantisedConv, second: QuantisedConv, *, launch: Launch = _BLOCK_LAUNCHES[0]
 ) -> Tensor:
-    """The same in one kernel; channels, and those between, are powers of two."""
+    """Compute `quantised_convolutions` in one kernel, for channels that are powers of two."""
     n, channels, height, width = x.shape
     hidden = first.get_buffer("codes").shape[1]
     x = x.contiguous(memory_format=torch.channels_last)
@@ -380,7 +399,7 @@ _BUFFERS = ("codes", "factors", "bias")
 
 
 def blocks_of(network: nn.Module) -> dict[str, ResBlock]:
-    """The residual blocks that can be quantised, by name: of a multiple of 32 channels."""
+    """Return the residual blocks that can be quantized, by name: of a multiple of 32 channels."""
     return {
         name: layer
         for name, layer in network.named_modules()
@@ -391,9 +410,19 @@ def blocks_of(network: nn.Module) -> dict[str, ResBlock]:
 def measure_ranges(
     network: nn.Module, call: Callable[[Tensor], object], pictures: Iterable[Tensor]
 ) -> dict[str, tuple[Range, Range]]:
-    """The ranges that `QuantisedBlock` needs, of all blocks, over call(picture) of all pictures.
+    """Measure the ranges that `QuantisedBlock` needs, of all blocks.
 
-    The widest of all: what the most blurred parts need would else be clipped.
+    The widest of all pictures' ranges, since others would clip the values of the most blurred
+    parts.
+
+    Args:
+        network: Whose blocks are measured.
+        call: Computes the network.
+        pictures: Inputs of `call`.
+
+    Returns:
+        For each block, by name: (least, greatest) of its input and of the values between its
+        convolutions.
     """
     ranges: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     hooks = []
@@ -431,9 +460,16 @@ def quantise(
     *,
     kernels: bool = True,
 ) -> nn.Module:
-    """A copy of `network` whose blocks, those in `ranges`, multiply codes.
+    """Return a copy of `network` whose blocks multiply codes.
 
-    ModelError for ranges that are not finite: pictures on which the network fails.
+    Args:
+        network: For inference.
+        ranges: Of the blocks to quantize, see `measure_ranges`.
+        kind: The type of codes.
+        kernels: See `QuantisedBlock`.
+
+    Raises:
+        ModelError: A range is not finite: the network fails on the pictures it was measured on.
     """
     quantised = copy.deepcopy(network)
     for name, both in ranges.items():

@@ -1,8 +1,8 @@
-"""A network on a CUDA device by recorded graphs, its layers Triton kernels or torch's.
+"""Run a network on a CUDA device by recorded graphs, its layers Triton kernels or torch's.
 
-A graph is a network's kernels recorded once for one shape and launched together: what is saved is
-the host's time to launch each, some 5 µs, which small pictures and small networks wait for.
-Knows no video and no files.
+A graph is a network's kernels, recorded once for one shape and launched together. That saves the
+host's time to launch each, some 5 µs, which small pictures and small networks wait for. Knows no
+video and no files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from vdeblur.networks.base import correction_of, traits_of
 Call = Callable[[Tensor], Tensor]
 _cuda: Any = torch.cuda
 
-# Half precision, and other kernels, may change a restored picture so little; and fp32 this little.
+#: Minimum PSNR of a restored picture to torch's, in dB: in half precision, and in fp32.
 _HALF_DB, _FULL_DB = 50.0, 80.0
-# 8 bits are another network by intention; less than this is a fault, not a rounding.
+#: The same for 8 bits, which change the network on purpose; less is a fault, not rounding.
 _EIGHT_BITS_DB = 40.0
-# Compute capabilities whose tensor cores multiply such codes, and that Triton compiles for.
+#: Least compute capabilities whose tensor cores multiply such codes, and Triton compiles for.
 _CAPABILITIES = {"int8": (8, 0), "fp8": (8, 9)}
-_WARM_UP = 2  # calls before recording: libraries allocate workspaces, kernels are compiled
-_SHAPES = 4  # graphs that are kept: each holds the memory of a pass
+#: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
+_WARM_UP = 2
+#: Most graphs that are kept: each holds the memory of a pass.
+_SHAPES = 4
 
 
 def create_runner(
@@ -67,7 +69,12 @@ def create_runner(
 
 
 def require(network: nn.Module, precision: str, device: torch.device) -> None:
-    """DeviceError or ModelError where the network cannot be run in 8 bits on a CUDA device."""
+    """Check that the network can be run in 8 bits on a CUDA device.
+
+    Raises:
+        DeviceError: Triton is missing, or the GPU has no tensor cores for the precision.
+        ModelError: The network has no residual blocks that the kernels can compute.
+    """
     if not kernels.available():
         raise DeviceError(
             f"precision {precision} on {device} needs Triton, which comes with CUDA builds of "
@@ -95,10 +102,17 @@ def create_8_bit_runner(
     calibration: Sequence[Tensor],
     note: Callable[[str], object],
 ) -> Runner:
-    """The runner of `network` (on the device, in half precision), its residual blocks in 8 bits.
+    """Return the runner of `network` with its residual blocks in 8 bits.
 
-    calibration: pictures (N, 3, H, W) in [0, 1], whose values' ranges the codes are made for. See
-    `start` for the rest.
+    Args:
+        network: On the device, in half precision.
+        device: A CUDA device.
+        precision: "int8" or "fp8".
+        calibration: Inputs (N, 3 or more, H, W) on which the ranges of the codes are measured.
+        note: Called with what a user should know, such as that graphs cannot be used.
+
+    Raises:
+        ModelError: There are no inputs, or the kernels compute another picture.
     """
     samples = samples_of(calibration, traits_of(network).size_multiple)
     if not samples:
@@ -123,11 +137,18 @@ def differs(
     x: Tensor | None = None,
     wanted: float | None = None,
 ) -> str | None:
-    """How far call's correction is from the network's, as a sentence's part; None if near enough.
+    """Compare a call's correction with the network's.
 
-    Peak signal-to-noise ratio of the restored pictures: 50 dB in half precision, 80 dB in fp32,
-    where TF32 multiplications are allowed to torch and to the kernels; or as `wanted`. x: pictures
-    as the network takes them, instead of some of no video.
+    Args:
+        network: The reference, on the device.
+        call: What computes its correction.
+        device: Where.
+        x: An input of the network; None takes `random_input`.
+        wanted: Minimum PSNR of the restored pictures in dB; None is 50 in half precision and 80 in
+            fp32, where torch and the kernels may use TF32 multiplications.
+
+    Returns:
+        How they differ, as a part of a sentence; None if they agree.
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
     if x is None:
@@ -147,11 +168,16 @@ def differs(
 
 
 class Graphs:
-    """A callable on CUDA tensors, recorded for each shape that comes a second time.
+    """A callable on CUDA tensors that is recorded for each shape that comes a second time.
 
-    record: makes a replaying callable of a callable and an input. The first call of a shape is a
-    plain one, since a video's last batch or a lone picture is not worth recording. Where recording
-    fails, calls stay plain, and `note` is told so, once. Not for several threads at once.
+    The first call of a shape is a plain one, since a video's last batch or a lone picture is not
+    worth recording. If recording fails, calls stay plain. Not for several threads at once.
+
+    Args:
+        call: What is recorded.
+        note: Called once if recording fails.
+        record: Makes a replaying callable of a callable and an input; None is `record_graph`.
+        shapes: Most graphs that are kept.
     """
 
     def __init__(
@@ -169,7 +195,7 @@ class Graphs:
         self._plain = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → the callable's result, a tensor of its own."""
+        """Return the callable's result for (N, C, H, W), as a tensor of its own."""
         if self._plain:
             return self._call(x)
         key = (tuple(x.shape), x.stride(), x.dtype, x.device)
@@ -201,7 +227,7 @@ class Graphs:
 
 
 def record_graph(call: Call, x: Tensor) -> Call:
-    """call(x) as a CUDA graph: the result takes inputs of x's shape and strides."""
+    """Record call(x) as a CUDA graph; the result takes inputs of x's shape and strides."""
     current = torch.cuda.current_stream(x.device)
     side = _cuda.Stream(x.device)
     static = x.clone()  # keeps the strides: channels-last stays so
@@ -210,9 +236,9 @@ def record_graph(call: Call, x: Tensor) -> Call:
         for _ in range(_WARM_UP):
             call(static)
     side.synchronize()
-    torch.cuda.empty_cache()  # a graph has memory of its own, and cannot have what lies idle
+    torch.cuda.empty_cache()  # a graph has memory of its own, and cannot use torch's idle blocks
     graph = _cuda.CUDAGraph()
-    # Only this thread's calls count: others decode, encode and allocate pinned memory meanwhile.
+    # Only this thread's calls are checked: others decode, encode and allocate pinned memory.
     with (
         torch.no_grad(),
         _cuda.graph(graph, stream=side, capture_error_mode="thread_local"),

@@ -1,10 +1,10 @@
-"""MIMO-UNet in fewer operations, for inference: the same function, to rounding.
+"""Rewrite MIMO-UNet in fewer operations for inference: the same function, to rounding.
 
-What is concatenated only for a convolution is convolved part by part and added up. Enlarging by
-nearest neighbours and a 1×1 convolution exchange: a coarse part is convolved while it is small.
-Thinning out and a 1×1 convolution are one with a stride. A 3×3 and a 1×1 convolution with nothing
-between them are one 3×3. With two blocks a stage 2.7 % of the multiplications go, and with them the
-concatenations.
+Features that are concatenated only for a convolution are convolved part by part and added up.
+Enlarging by nearest neighbors and a 1×1 convolution commute: a coarse part is convolved while it is
+small. Subsampling and a 1×1 convolution are one convolution with a stride. A 3×3 and a 1×1
+convolution with nothing between them are one 3×3 convolution. With two blocks a stage, that saves
+2.7 % of the multiplications, and the concatenations.
 
 Knows tensors and layers only.
 """
@@ -22,7 +22,7 @@ from vdeblur.networks.mimo_unet import MIMOUNet
 
 
 def rewrite(network: nn.Module) -> nn.Module:
-    """`network` (for inference) in fewer operations where they are known, else itself.
+    """Return `network` (for inference) in fewer operations; itself if it is no `MIMOUNet`.
 
     Weights that may still be trained are left alone: products of them would not follow.
     """
@@ -32,7 +32,7 @@ def rewrite(network: nn.Module) -> nn.Module:
 
 
 class AddingConv(nn.Module):
-    """A convolution to whose result another tensor may be added, then ReLU or not."""
+    """A convolution, then the addition of another tensor and ReLU, both optional."""
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
         super().__init__()
@@ -47,10 +47,13 @@ class AddingConv(nn.Module):
 
 
 class RewrittenFusion(nn.Module):
-    """AFF and the 1×1 convolution behind it, over what the decoder has and what AFF made.
+    """AFF and the 1×1 convolution after it, which joins the decoder's features with AFF's.
 
-    half: fused at half size, where the finest features are thinned out and the coarsest doubled;
-    else at full size, where the two coarser ones are enlarged.
+    Args:
+        fusion: AFF.
+        join: The 1×1 convolution.
+        half: Fused at half size, where the finest features are subsampled and the coarsest
+            doubled; else at full size, where the two coarser ones are enlarged.
     """
 
     def __init__(self, fusion: AsymmetricFusion, join: BasicConv, *, half: bool) -> None:
@@ -78,7 +81,7 @@ class RewrittenFusion(nn.Module):
         self.at_half = half
 
     def forward(self, deep: Tensor, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
-        """The decoder's features of this size, the encoder's of full, half and quarter size."""
+        """Fuse the decoder's features and the encoder's of full, half and quarter size."""
         if self.at_half:
             rest = self.middle(middle, _doubled(self.coarse(coarse)))
         else:
@@ -89,7 +92,7 @@ class RewrittenFusion(nn.Module):
 
 
 class RewrittenMIMOUNet(nn.Module):
-    """The correction of a `MIMOUNet`, whose layers it shares but for those that it rewrites."""
+    """The correction of a `MIMOUNet`; shares its layers except those it rewrites."""
 
     def __init__(self, network: MIMOUNet) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class RewrittenMIMOUNet(nn.Module):
         return x + self.correction(x)
 
     def correction(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → the same shape: what `MIMOUNet.correction` returns."""
+        """Return `MIMOUNet.correction(x)`: (N, 3, H, W) → the same shape."""
         res1 = self.Encoder[0](self.feat_extract[0](self.pack(x)))
         z = self.FAM2(self.feat_extract[1](res1), self.SCM2(self.pack(x[..., ::2, ::2])))
         res2 = self.Encoder[1](z)
@@ -124,7 +127,7 @@ class RewrittenMIMOUNet(nn.Module):
 
 
 def _conv(weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> nn.Conv2d:
-    """A convolution of these weights (out, in, k, k) that keeps the size, or thins it out."""
+    """A convolution with weights (out, in, k, k) that keeps the size, or subsamples by a stride."""
     out, channels, kernel, _ = weight.shape
     conv = nn.Conv2d(
         channels, out, kernel, stride=stride, padding=kernel // 2, bias=bias is not None

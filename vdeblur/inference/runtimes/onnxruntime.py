@@ -1,4 +1,4 @@
-"""A network in ONNX Runtime: its TensorRT or CUDA provider where they are, else the CPU's."""
+"""Run a network in ONNX Runtime, by its TensorRT or CUDA provider on a GPU, else on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vdeblur.system.optional import optional
 
 
 def require() -> None:
-    """UsageError when a package is missing."""
+    """Raise UsageError if a package is missing."""
     optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
     optional("onnx", extra="onnx", purpose="--backend onnxruntime")
 
@@ -34,13 +34,13 @@ def create_runner(
     calibration: Sequence[Tensor] = (),
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
-    """The runner of `network`, from the cache where it is; see `choice.with_runtime`."""
+    """Return the runner of `network`, from the cache if it is there; see `choice.with_runtime`."""
     runtime = optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
     onnx = optional("onnx", extra="onnx", purpose="--backend onnxruntime")
     key_parts = cache_key_parts(network, backend="onnx", onnx=onnx.__version__)
 
     def convert(folder: Path) -> None:
-        # Traced where it is, then kept as it is anywhere.
+        # Traced on the CPU, so that the graph that is kept belongs to no device.
         on_cpu = next(network.parameters(), torch.empty(0)).device.type == "cpu"
         module = network if on_cpu else network.cpu()
         try:
@@ -58,7 +58,7 @@ def create_runner(
 
 
 def providers_for(runtime: Any, device: torch.device) -> list[Any]:
-    """The execution providers to try, best first; UsageError when a GPU is out of reach."""
+    """Return the execution providers to try, best first; UsageError if none reaches the GPU."""
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
     have = runtime.get_available_providers()
@@ -83,7 +83,7 @@ class _Session:
         options = runtime.SessionOptions()
         # As many as torch would use: what its caller or OMP_NUM_THREADS asked for.
         options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that spin between layers take the cores from decoder and encoder.
+        # Threads that spin between layers would take the cores from decoder and encoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
         self.device = device

@@ -1,4 +1,4 @@
-"""A network in OpenVINO, on a CPU: fp32, bf16, or int8 by NNCF's post-training quantisation."""
+"""Run a network in OpenVINO on a CPU: fp32, bf16, or int8 by NNCF's post-training quantization."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ from vdeblur.system.optional import optional, the_core
 
 
 def require(precision: str) -> None:
-    """UsageError when a package is missing for this precision, DeviceError when the CPU has no
-    units for it.
+    """Check that OpenVINO can compute in this precision here.
+
+    Raises:
+        UsageError: A package is missing.
+        DeviceError: The CPU has no instructions for bf16.
     """
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
     if precision == "int8":
@@ -53,12 +56,12 @@ def create_runner(
     calibration: Sequence[Tensor] = (),
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
-    """The runner of `network`, from the cache where it is; see `choice.with_runtime`."""
+    """Return the runner of `network`, from the cache if it is there; see `choice.with_runtime`."""
     openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
-    # bf16 is fp32's file: the precision is one of computing, asked for when it is compiled.
+    # bf16 uses the file of fp32: it is a precision of computing, requested when compiling.
     stored = "int8" if precision == "int8" else "fp32"
     more = {"runtime": openvino.__version__, "backend": "openvino", "precision": stored}
-    # Of a guided network the convolutions alone: rearranging, which is most of the rest, takes
+    # Of a guided network only the convolutions: the rest is mostly rearranging, which takes
     # OpenVINO longer than torch.
     guided = network if isinstance(network, MIMOUNetGuided) else None
     if guided is not None:
@@ -83,11 +86,11 @@ def create_runner(
         else:
             model = to_openvino(Correction(rewrite(network)), output="correction")
         if precision == "int8":
-            model = _quantised(model, samples)
+            model = _quantized(model, samples)
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
 
     def check(runner: Runner) -> str | None:
-        # int8 is another network by intention.
+        # int8 changes the network on purpose.
         return None if precision == "int8" else check_against(network, runner, device, precision)
 
     def load(folder: Path) -> Runner:
@@ -100,7 +103,7 @@ def create_runner(
 
 
 class _Trunk(nn.Module):
-    """The trunk of a guided network as a module's forward: what is converted."""
+    """The trunk of a guided network as a module's forward, which is what gets converted."""
 
     def __init__(self, network: MIMOUNetGuided) -> None:
         super().__init__()
@@ -117,7 +120,7 @@ def _prepared(network: MIMOUNetGuided, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Guided:
-    """A guided network: its trunk in OpenVINO, what is before and after in torch."""
+    """A guided network: its trunk in OpenVINO, the steps before and after in torch."""
 
     def __init__(self, network: MIMOUNetGuided, trunk: Runner) -> None:
         self._network, self._trunk = network, trunk
@@ -132,12 +135,12 @@ class _Guided:
 class _Compiled:
     """A compiled model of free batch, height and width; may be called by several threads.
 
-    What a thread asks for is computed by as many threads as torch would take for it: of several
-    that share them (`vdeblur.system.thread_shares`), each has its stream.
+    A call is computed by as many threads as torch has in the calling thread: callers that share
+    torch's threads (`vdeblur.system.thread_shares`) have a stream each.
     """
 
     def __init__(self, openvino: Any, file: Path, precision: str) -> None:
-        # Where the CPU has bf16 units, OpenVINO would take them by itself.
+        # Where the CPU has bf16 units, OpenVINO would use them unasked.
         self._hint = "bf16" if precision == "bf16" else "f32"
         # As many as torch would use: what its caller or OMP_NUM_THREADS asked for.
         self._threads = torch.get_num_threads()
@@ -154,12 +157,12 @@ class _Compiled:
         self._prepare(1)
 
     def _prepare(self, streams: int) -> None:
-        """Compile for so many threads that ask at once."""
+        """Compile for this many callers at once."""
         settings = {
             "INFERENCE_PRECISION_HINT": self._hint,
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
-            # Pinned threads wait for whoever else is on their core: decoder, encoder, programs.
+            # Pinned threads would wait for others on their core: decoder, encoder, programs.
             "ENABLE_CPU_PINNING": False,
         }
         with self._compiling:
@@ -175,19 +178,19 @@ class _Compiled:
             self._models[streams] = compiled
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, C, H, W), fp32 on the CPU → what the model makes of it."""
+        """Return the model's output for (N, C, H, W), fp32 on the CPU."""
         streams = max(1, self._threads // torch.get_num_threads())
         if streams not in self._models:
             self._prepare(streams)
         try:
-            # Taken in one operation: no two threads get the same.
+            # Atomic: no two threads get the same request.
             request = self._idle[streams].pop()
         except IndexError:
             request = self._models[streams].create_infer_request()
         results: list[Tensor] = []
         try:
-            for one in torch.split(x.float().contiguous(), 1):
-                request.infer([one.numpy()], share_inputs=True)
+            for single in torch.split(x.float().contiguous(), 1):
+                request.infer([single.numpy()], share_inputs=True)
                 results.append(torch.from_numpy(request.get_output_tensor().data.copy()))
         except RuntimeError as error:
             if "alloc" in str(error).lower():
@@ -197,13 +200,13 @@ class _Compiled:
         return torch.cat(results) if len(results) > 1 else results[0]
 
 
-def _quantised(model: Any, samples: Sequence[Tensor]) -> Any:
-    """The model in int8, its activations' ranges measured on the samples."""
+def _quantized(model: Any, samples: Sequence[Tensor]) -> Any:
+    """The model in int8, with ranges of activations measured on the samples."""
     nncf = optional("nncf", extra="openvino", purpose="--precision int8")
     if not samples:
         raise ModelError("precision int8 needs pictures to measure ranges on: none were given")
     data = nncf.Dataset([sample.numpy() for sample in samples])
-    # It draws progress bars where a video may be going.
+    # It draws progress bars on standard output, where a video may be going.
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.quantize(
@@ -212,8 +215,8 @@ def _quantised(model: Any, samples: Sequence[Tensor]) -> Any:
 
 
 def _advanced(nncf: Any) -> Any:
-    # The widest range of all pictures, not the mean of each one's: what the most blurred parts need
-    # would be clipped, and those are what a deblurrer is for (0.03 instead of 0.07 dB lost on real
-    # pairs, calibrated on another camera's video).
+    # The widest range of all pictures, not the mean of their ranges, which would clip the values of
+    # the most blurred parts, and those are what a deblurrer is for (0.03 instead of 0.07 dB lost on
+    # real pairs, calibrated on another camera's video).
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges)

@@ -1,4 +1,4 @@
-"""torch on a CPU at its best: additions and ReLU inside oneDNN's convolutions, in fp32 or bf16.
+"""Speed up torch on a CPU: additions and ReLU inside oneDNN's convolutions, in fp32 or bf16.
 
 Knows no video and no files, and no network but by its layers.
 """
@@ -16,7 +16,7 @@ from vdeblur.inference.runtimes.mimo_unet_rewrite import AddingConv, rewrite
 from vdeblur.networks.base import correction_of, traits_of
 from vdeblur.networks.layers import BasicConv, FeatureAttention, ResBlock
 
-# What torch.compile's CPU code calls; not promised to stay, so looked for, and checked by result.
+# Called by torch.compile's CPU code; not a stable API, so looked up, and checked by result.
 _mkldnn: Any = torch.ops.mkldnn
 _OPERATORS = (
     "_convolution_pointwise",
@@ -24,17 +24,23 @@ _OPERATORS = (
     "_reorder_convolution_weight",
     "_reorder_convolution_transpose_weight",
 )
-# What holds several values at once, by its bytes.
-# Powers of two only: PixelUnshuffle of 3 goes torch's way.
+#: Types that hold several values at once, by their bytes. Powers of two only: PixelUnshuffle by 3
+#: is left to torch.
 _WHOLE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy of `network` (fp32, on the CPU, for inference) whose convolutions add and clip.
+    """Return a copy of `network` whose convolutions add and clip in one operation.
 
-    dtype: what it will be moved to. The network itself where there is nothing to fuse, torch cannot
-    in that precision on this CPU, or the copy differs. Weights that may still be trained are left
-    alone: the copy's are laid out once.
+    Weights that may still be trained are left alone, since the copy lays them out once.
+
+    Args:
+        network: fp32, on the CPU, for inference.
+        dtype: What the copy will be moved to.
+
+    Returns:
+        The network itself if there is nothing to fuse, torch cannot fuse in that precision on this
+        CPU, or the copy computes something else.
     """
     known = any(type(layer) in (BasicConv, ResBlock) for layer in network.modules())
     if not known or any(parameter.requires_grad for parameter in network.parameters()):
@@ -44,19 +50,19 @@ def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     if not (available() and there and _computes(dtype)):
         return network
     try:
-        # Parameters are shared with the network; only layers are the copy's own.
+        # Parameters are shared with the network; only layers are copied.
         quick = rewrite(network)
         shared = {id(value): value for value in (*quick.parameters(), *quick.buffers())}
         fused = copy.deepcopy(quick, shared)
         if not _replace(fused) or check_against(network, _Call(fused), torch.device("cpu")):
             return network
-    except (RuntimeError, TypeError, AttributeError):  # another torch's operators
+    except (RuntimeError, TypeError, AttributeError):  # operators of another torch
         return network
     return fused
 
 
 def _computes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's convolutions take it here: where they do not, they raise; torch's own do."""
+    """Whether oneDNN's convolutions accept it here; torch's own always do."""
     able = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     if dtype == torch.float32:
         return True
@@ -73,8 +79,8 @@ class _Call:
 
 
 def layout_for(network: nn.Module) -> torch.memory_format:
-    """How a network for torch takes its pictures fastest."""
-    # Guidance is made, and rearranged, plane by plane.
+    """Return the memory format in which a network computed by torch takes its input fastest."""
+    # Guidance is made and rearranged plane by plane.
     planes = traits_of(network).guided or any(
         isinstance(layer, _Unshuffle) for layer in network.modules()
     )
@@ -99,7 +105,7 @@ class _Conv(nn.Module):
             [int(n) for n in pair] for pair in (conv.padding, conv.stride, conv.dilation)
         )
         if self._packed is None or self._packed.dtype != conv.weight.dtype:
-            # Laid out as oneDNN wants it, once instead of in every call.
+            # Laid out for oneDNN once, instead of in every call.
             self._packed = _operator("_reorder_convolution_weight")(
                 conv.weight.detach().contiguous(memory_format=torch.channels_last),
                 padding, stride, dilation, conv.groups, list(x.shape),
@@ -152,8 +158,8 @@ class _Transposed(nn.Module):
 class _Unshuffle(nn.Module):
     """`nn.PixelUnshuffle` of planes, for convolutions that are channels-last.
 
-    The values beside each other in a row stay so: each group is moved as one (six times as fast as
-    torch's own, and a change of layout).
+    Values next to each other in a row stay so, and each group is moved at once: six times as fast
+    as torch's own operation and a change of layout.
     """
 
     def __init__(self, factor: int) -> None:
@@ -171,7 +177,7 @@ class _Unshuffle(nn.Module):
 
 
 class _Shuffle(nn.Module):
-    """`nn.PixelShuffle` of what is channels-last, to planes; see `_Unshuffle`."""
+    """`nn.PixelShuffle` of a channels-last tensor to planes; see `_Unshuffle`."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -239,7 +245,7 @@ def _fused(layer: nn.Module) -> nn.Module | None:
 
 
 def _replace(network: nn.Module) -> int:
-    """Put fused layers in place of those that can be; how many."""
+    """Replace layers that can be fused; return how many."""
     count = 0
     for name, child in list(network.named_children()):
         fused = _fused(child)
