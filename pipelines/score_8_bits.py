@@ -19,7 +19,7 @@ from torch import Tensor
 from vdeblur import Deblurrer, VdeblurError
 from vdeblur.datasets import open_pairs
 from vdeblur.errors import InputError, ModelError
-from vdeblur.evaluation.metrics import psnr
+from vdeblur.evaluation import psnr
 from vdeblur.inference.calibration import samples_of, to_tensor
 from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure_ranges, quantise
 from vdeblur.media.sample_frames import sample_frames

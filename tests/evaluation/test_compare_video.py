@@ -19,7 +19,8 @@ from tests.helpers.clips import PLAIN, Audio, make, read_frames, scene, write_fr
 from vdeblur.cli.main import main
 from vdeblur.datasets.pictures import read_rgb, to_picture, write_png
 from vdeblur.errors import InputError, OutputError, UsageError
-from vdeblur.evaluation.compare_video import CompareOptions, Mode, compare_page, compare_video
+from vdeblur.evaluation.comparison_page import compare_page
+from vdeblur.evaluation.comparison_video import CompareOptions, Mode, compare_video
 from vdeblur.media.encoders import EncodeOptions
 
 LOSSLESS = EncodeOptions(encoder="ffv1")

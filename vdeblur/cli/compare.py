@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         if unfit or args.no_labels:
             name = unfit[0] if unfit else "no-labels"
             raise UsageError(f"--{name} is for a video: leave it out, or write to .mp4 or .mkv")
-        from vdeblur.evaluation.compare_video import compare_page
+        from vdeblur.evaluation.comparison_page import compare_page
 
         notes = compare_page(
             args.before,
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 def _video(args: argparse.Namespace, labels: tuple[str, str] | None) -> list[str]:
     from tqdm import tqdm
 
-    from vdeblur.evaluation.compare_video import CompareOptions, compare_video
+    from vdeblur.evaluation.comparison_video import CompareOptions, compare_video
     from vdeblur.media.encoders import EncodeOptions
     from vdeblur.system.optional import optional
 

@@ -1,36 +1,27 @@
-"""Two videos or pictures to look at beside each other: one video, or one page with a slider.
+"""Show two videos or pictures beside each other, in one video.
 
-The source's planes are put together as they are, so that what is shown is what the files hold; the
-page shows the files themselves. Knows no networks.
+The planes of the source are put together as they are, so that the comparison shows what the files
+hold. Knows no networks.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 import math
-import mimetypes
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import av
 import numpy as np
 from av.video.format import VideoFormat
 from numpy.typing import NDArray
 
-from vdeblur.datasets.pictures import write_bytes
-from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.errors import InputError, UsageError
 from vdeblur.evaluation.lettering import NO_LABELS, can_letter, label
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.image_sequences import is_image
 from vdeblur.media.pixel_formats import color_arguments, planar_format, planes_of
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
@@ -39,20 +30,20 @@ Mode = Literal["side", "stack", "split", "wipe"]
 MODES = ("side", "stack", "split", "wipe")
 
 _UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)  # the display matrix of no turning
-_EMBEDDED_BYTES = 48 << 20  # of both files: what a page holds itself
-_LISTED_FRAMES = 50_000  # times of frames that a page knows; beyond, the mean rate
-_WEB_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm"}
-_WEB_CODECS = {"h264": ("yuv420p", "yuvj420p"), "vp8": ("yuv420p",), "vp9": ("yuv420p",),
-               "av1": ("yuv420p", "yuv420p10le")}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     """How to show two videos in one.
 
-    mode: "side" by side, "stack" one above the other, "split" half and half of one picture, "wipe"
-    with a line that goes to and fro every `period` seconds. labels: None for none. height: of each
-    picture in pixels, None for the first video's. start, duration: seconds of both.
+    Attributes:
+        mode: "side" by side, "stack" one above the other, "split" half and half of one picture, or
+            "wipe" with a line that goes to and fro.
+        labels: What the two are called; None letters nothing. Labels need Pillow.
+        height: Of each picture in pixels; None is that of the first video.
+        period: Seconds from one end of a wipe to the other and back.
+        start: Seconds into both videos; None is their start.
+        duration: Seconds of both videos; None is all.
     """
 
     mode: Mode = "side"
@@ -73,11 +64,27 @@ def compare_video(
     overwrite: bool = False,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> list[str]:
-    """Write both as one video (or picture) to `output`; sound and all else come from `before`.
+    """Write two videos as one video, or two pictures as one picture.
 
-    Frames are matched by their time from each video's first frame; `after` is scaled to `before`
-    where it is of another size, and converted where it is of another format. Returns notes for the
-    user. InputError and OutputError as of reading and writing; UsageError for impossible options.
+    Frames are matched by their time from each video's first frame. `after` is scaled to the size of
+    `before` and converted to its format.
+
+    Args:
+        before: A video or picture; sound and all else come from it.
+        after: A video or picture.
+        output: The file to write.
+        options: How to show them.
+        encode: As `VideoWriter` takes it.
+        overwrite: Replace an output that exists.
+        on_progress: Called with the frames written, and those expected or None.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UsageError: Options are impossible.
+        InputError: A file cannot be read.
+        OutputError: The output cannot be written.
     """
     options = options or CompareOptions()
     if options.mode not in MODES:
@@ -92,18 +99,18 @@ def compare_video(
         notes.append(NO_LABELS)
     start, duration = options.start, options.duration
     with (
-        VideoReader(before, start=start, duration=duration) as ours,
-        VideoReader(after, start=start, duration=duration) as theirs,
+        VideoReader(before, start=start, duration=duration) as source,
+        VideoReader(after, start=start, duration=duration) as other,
     ):
-        partners = _Partners(theirs)
-        stage = _Stage(options)
-        shown = ours.video_streams[0]
+        partners = _Partners(other)
+        compositor = _Compositor(options)
+        shown = source.video_streams[0]
         frames = 0
 
         def composed() -> Iterator[Any]:
-            for item in ours.items():
+            for item in source.items():
                 if isinstance(item, Frame) and item.stream == shown:
-                    yield stage.compose(item, partners.at(item))
+                    yield compositor.compose(item, partners.at(item))
                 else:
                     yield item
 
@@ -113,15 +120,15 @@ def compare_video(
             held.append(item)
             if isinstance(item, Frame) and item.stream == shown:
                 # Of several videos the writer looks at the first frames ahead: this one grows.
-                ours.first_frames[shown] = item.carrier
+                source.first_frames[shown] = item.carrier
                 break
-        with _UprightWriter(output, ours, encode=encode, overwrite=overwrite) as writer:
+        with _UprightWriter(output, source, encode=encode, overwrite=overwrite) as writer:
             for item in chain(held, items):
                 writer.write(item)
                 if isinstance(item, Frame) and item.stream == shown:
                     frames += 1
                     if on_progress is not None:
-                        on_progress(frames, ours.info.frame_count)
+                        on_progress(frames, source.info.frame_count)
             writer.close()
             writer.finish()
             return [*notes, *partners.notes(), *(f"not kept: {line}" for line in writer.lost)]
@@ -137,7 +144,7 @@ class _UprightWriter(VideoWriter):
 
 
 class _Partners:
-    """The other video's frame for a time: the nearest, counted from its first frame."""
+    """Finds the other video's frame for a time: the nearest, counted from its first frame."""
 
     def __init__(self, reader: VideoReader) -> None:
         self.name = reader.name
@@ -177,7 +184,7 @@ class _Partners:
         return found
 
 
-class _Stage:
+class _Compositor:
     """Puts pairs of frames together, upright, as new frames of the first one's format."""
 
     def __init__(self, options: CompareOptions) -> None:
@@ -185,21 +192,21 @@ class _Stage:
         self.origin: float | None = None
         self.format = ""
 
-    def compose(self, ours: Frame, theirs: Frame) -> Frame:
+    def compose(self, before: Frame, after: Frame) -> Frame:
         if self.origin is None:
-            self.origin = ours.time_seconds
+            self.origin = before.time_seconds
         if not self.format:
-            self._set_size(ours)
-        planes = self._planes(ours, None)
-        others = self._planes(theirs, ours)
+            self._set_size(before)
+        planes = self._planes(before, None)
+        others = self._planes(after, before)
         across, down = self._steps
         width = planes[0].shape[1] // across * across
         height = planes[0].shape[0] // down * down
         mode = self.options.mode
         size = (width * (1 + (mode == "side")), height * (1 + (mode == "stack")))
         picture = av.VideoFrame(*size, self.format)
-        layout = replace(ours.layout, width=size[0], height=size[1], kind=self._kind)
-        place = self._line(ours.time_seconds - self.origin, width)
+        layout = replace(before.layout, width=size[0], height=size[1], kind=self._kind)
+        place = self._line(before.time_seconds - self.origin, width)
         for target, a, b in zip(planes_of(picture), planes, others, strict=True):
             scale = target.shape[1] / size[0], target.shape[0] / size[1]
             columns, rows = round(width * scale[0]), round(height * scale[1])
@@ -211,9 +218,9 @@ class _Stage:
                 target[:, :at], target[:, at:] = a[:, :at], b[:, at:]
         self._letter(planes_of(picture), layout, (width, height), place)
         for name in ("color_range", "colorspace", "color_primaries", "color_trc", "time_base"):
-            setattr(picture, name, getattr(ours.carrier, name))
-        picture.pts, picture.duration = ours.pts, ours.duration
-        return replace(ours, planes=planes_of(picture), layout=layout, carrier=picture)
+            setattr(picture, name, getattr(before.carrier, name))
+        picture.pts, picture.duration = before.pts, before.duration
+        return replace(before, planes=planes_of(picture), layout=layout, carrier=picture)
 
     def _set_size(self, frame: Frame) -> None:
         self.format = _without_alpha(planar_format(frame.carrier.format.name))
@@ -239,7 +246,7 @@ class _Stage:
         self._height = max(16, round(frame.layout.height * scale))
 
     def _planes(self, frame: Frame, like: Frame | None) -> list[NDArray[Any]]:
-        """A frame's planes, upright, of this stage's size and format; in the colours of `like`."""
+        """Bring a frame's planes upright, to this size and format, in the colours of `like`."""
         rotation = int(getattr(frame.carrier, "rotation", 0)) % 360
         width, height = self._width, self._height
         if (rotation - self._rotation) % 180:
@@ -261,7 +268,7 @@ class _Stage:
         return [np.rot90(plane, rotation // 90) for plane in planes_of(carrier)]
 
     def _line(self, time: float, width: int) -> int:
-        """Where the line stands, in pixels; a multiple of what chroma is kept in."""
+        """The line's place in pixels: a multiple of 8, for subsampled chroma."""
         share = 0.5
         if self.options.mode == "wipe":
             share = 0.5 - 0.5 * math.cos(2 * math.pi * time / self.options.period)
@@ -298,7 +305,7 @@ class _Stage:
 def _paint(
     planes: Any, layout: PlaneLayout, cover: NDArray[np.float32], white: NDArray[np.float32]
 ) -> None:
-    """Gray of 0…1 over planes, in place, as far as it covers; premultiplied."""
+    """Paint premultiplied gray in [0, 1] over planes, in place, as far as it covers."""
     top = (1 << layout.depth) - 1
     unit = 1 << (layout.depth - 8)
     full = layout.full_range or layout.kind == "rgb"
@@ -322,132 +329,3 @@ def _without_alpha(name: str) -> str:
     table = {"rgba": "rgb24", "bgra": "rgb24", "argb": "rgb24", "abgr": "rgb24", "ya8": "gray",
              "ya16le": "gray16le", "rgba64le": "rgb48le", "bgra64le": "rgb48le"}  # fmt: skip
     return table.get(name, name.replace("yuva", "yuv").replace("gbrap", "gbrp"))
-
-
-# -- the page ------------------------------------------------------------------------------------
-
-
-def compare_page(
-    before: str | Path,
-    after: str | Path,
-    output: str | Path,
-    *,
-    labels: tuple[str, str] = ("before", "after"),
-    title: str | None = None,
-    embed: Literal["auto", "always", "never"] = "auto",
-    overwrite: bool = False,
-) -> list[str]:
-    """Write a page that shows both under one slider; it needs no server and nothing from elsewhere.
-
-    Files that a browser plays are shown as they are: inside the page where they are small ("auto":
-    48 MB together), else by their relative path. Others are made into H.264 for the page. Returns
-    notes for the user.
-    """
-    page = Path(output)
-    if page.exists() and not overwrite:
-        raise OutputError(f"{page} exists already: use --force to replace it")
-    if not page.parent.is_dir():
-        raise OutputError(f"folder {page.parent} does not exist: create it first")
-    sources = [Path(before), Path(after)]
-    described = [_describe(path) for path in sources]
-    if described[0]["still"] != described[1]["still"]:
-        raise InputError(f"{before} and {after}: give two videos or two pictures")
-    notes = []
-    with tempfile.TemporaryDirectory(prefix="vdeblur-") as folder:
-        for number, (path, told) in enumerate(zip(sources, described, strict=True)):
-            if not told["web"]:
-                sources[number] = _for_the_web(path, Path(folder) / f"{number}", told["still"])
-                notes.append(f"{path} is shown as {'PNG' if told['still'] else 'H.264 in 8 bits'}")
-        size = sum(path.stat().st_size for path in sources)
-        inside = embed == "always" or (embed == "auto" and size <= _EMBEDDED_BYTES)
-        links = []
-        for path, name in zip(sources, ("before", "after"), strict=True):
-            if inside:
-                data = base64.b64encode(path.read_bytes()).decode()
-                links.append(f"data:{_mime(path)};base64,{data}")
-                continue
-            if path.parent == Path(folder):
-                kept = page.with_name(f"{page.stem}_{name}{path.suffix}")
-                write_bytes(kept, path.read_bytes())
-                path = kept
-            links.append(quote(os.path.relpath(path.resolve(), page.parent.resolve()), safe="/"))
-    template = (Path(__file__).with_name("compare_page.html")).read_text(encoding="utf-8")
-    facts = {
-        "still": described[0]["still"],
-        "width": described[0]["width"],
-        "height": described[0]["height"],
-        "fps": described[0]["fps"],
-        "times": described[0]["times"],
-        "labels": list(labels),
-        "sources": links,
-    }
-    # "</" would end the script that the facts stand in.
-    told_facts = json.dumps(facts, ensure_ascii=False).replace("</", "<\\/")
-    name = title or f"{Path(before).name} · {Path(after).name}"
-    text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", told_facts)
-    write_bytes(page, text.encode())
-    return notes
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """What the page must know of a file, and whether browsers show it as it is."""
-    still = is_image(path) or path.suffix.lower() in (".webp", ".gif", ".bmp")
-    with VideoReader(path) as reader:
-        info = reader.info
-        stream: Any = reader.container.streams[reader.video_streams[0]]
-        frame = next(iter(reader), None) if still or path.suffix.lower() != ".webm" else None
-        turned = bool(int(getattr(frame.carrier, "rotation", 0)) % 180) if frame else False
-        ratio = float(stream.sample_aspect_ratio or 1)
-    size = (round(info.width * ratio), info.height)
-    web = still and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif")
-    if not still:
-        formats = _WEB_CODECS.get(info.codec, ())
-        web = path.suffix.lower() in _WEB_SUFFIXES and info.pix_fmt in formats
-    return {
-        "still": still,
-        "web": web,
-        "width": size[1] if turned else size[0],
-        "height": size[0] if turned else size[1],
-        "fps": float(info.fps or 25),
-        "times": [] if still else _times(path),
-    }
-
-
-def _times(path: Path) -> list[float]:
-    """When each frame begins, in seconds as a browser counts them: from the file's own start."""
-    with av.open(str(path)) as container:
-        start = (container.start_time or 0) / av.time_base
-        stream = container.streams.video[0]
-        stamps = sorted(
-            float(packet.pts * packet.time_base) - start
-            for packet in container.demux(stream)
-            if packet.pts is not None and packet.size
-        )
-    return [round(t, 5) for t in stamps] if len(stamps) <= _LISTED_FRAMES else []
-
-
-def _for_the_web(path: Path, target: Path, still: bool) -> Path:
-    target = target.with_suffix(".png" if still else ".mp4")
-    encode = EncodeOptions() if still else EncodeOptions(encoder="libx264", pix_fmt="yuv420p")
-    with VideoReader(path) as reader, VideoWriter(target, reader, encode=encode) as writer:
-        for item in reader.items():
-            odd = isinstance(item, Frame) and (item.layout.width % 2 or item.layout.height % 2)
-            writer.write(_even(item) if isinstance(item, Frame) and odd and not still else item)
-        writer.close()
-        writer.finish()
-    return target
-
-
-def _even(frame: Frame) -> Frame:
-    """Scaled by less than a pixel to the even size that H.264 in 4:2:0 wants."""
-    width, height = (max(2, n // 2 * 2) for n in (frame.layout.width, frame.layout.height))
-    picture = frame.carrier.reformat(width, height)
-    picture.duration = frame.duration
-    return replace(frame, carrier=picture)
-
-
-def _mime(path: Path) -> str:
-    # Chromium plays a QuickTime file that holds H.264 if it is not told that it is one.
-    if path.suffix.lower() in (".mov", ".m4v"):
-        return "video/mp4"
-    return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
