@@ -52,7 +52,8 @@ class Motion:
 
     Args:
         path: (N, steps, 2), x then y, of the picture's middle.
-        depth: (N, 2): by how much longer the path is half a picture to the right, and below.
+        depth: (N, 2): by how much longer the path is half a picture to the right, and below. This
+            and the rest are None where they do not apply.
         roll: (N, steps), radians.
         zoom: (N, steps), relative.
         tilt: (N, steps, 2), keystone: relative zoom half a picture away.
