@@ -194,7 +194,7 @@ def test_another_size_that_the_encoder_refuses(
                 raise EncoderError("encoder libx264 refuses 240x136")
             super().__init__(*args, width=width, **more)
 
-    monkeypatch.setattr("vdeblur.live.session.PictureEncoder", Picky)
+    monkeypatch.setattr("vdeblur.live.camera.PictureEncoder", Picky)
     one = clip(tmp_path / "1.ts", size="160x90").read_bytes()
     two = clip(tmp_path / "2.ts", size="240x136", first=50, start=2).read_bytes()
     with (

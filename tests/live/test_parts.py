@@ -22,7 +22,6 @@ from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.live.addresses import (
     Scene,
     duration_seconds,
-    masked,
     resolve,
     sink_kind,
     size_bytes,
@@ -39,6 +38,7 @@ from vdeblur.live.sources.receiver import Receiver, RetryOptions
 from vdeblur.live.sources.source import Refused, SourceOptions
 from vdeblur.live.sources.timing import Backlog, Backoff, Clock, Held, Rate, Timeline
 from vdeblur.live.systemd import unit
+from vdeblur.system.masking import masked
 
 SECRET = "s3cr3t"
 

@@ -13,11 +13,12 @@ Sources may come and go, sinks may fail, and the network may be too slow: the ne
     sinks/          packets → files, HLS folders, servers, pipes; pictures → virtual cameras
     encoding        pictures → packets, once for all sinks; sound → AAC
     sound_queue     sound that waits for its picture
-    viewers         whoever takes the outgoing pictures: `stream`, `preview`
-    preview         a page with the picture before and after
+    viewers         all takers of the outgoing pictures, such as `stream` and `preview`
+    preview         a page with the picture before and after: `preview_pairs` holds the pictures,
+                    `preview_server` serves them
     counters        counts and times; JSON lines, Prometheus
     snapshot        counts and times of a camera at one moment
-    addresses       kinds of addresses; masking of passwords
+    addresses       kinds of addresses, and values that are written as text
     subprocesses    other programs, and an installed ffmpeg
     systemd         a unit for a command line
     options         `SessionOptions`

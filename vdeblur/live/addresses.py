@@ -1,4 +1,4 @@
-"""Names of sources and sinks: what kind each is, and how to say it without its password."""
+"""Addresses of sources and sinks: the kind of each, and what is written into it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from vdeblur.errors import UsageError
-from vdeblur.system.masking import masked as masked
-from vdeblur.system.masking import secret as secret
-from vdeblur.system.masking import without_password
+from vdeblur.system.masking import masked, without_password
 
-#: What PyAV's wheels have no protocol or device for: an installed ffmpeg reads or writes it.
+#: Protocols and devices that PyAV's wheels lack; an installed ffmpeg reads or writes them.
 FFMPEG_SCHEMES = {"srt", "rist"}
 FFMPEG_DEVICES = {"avfoundation", "dshow", "decklink"}
 _NETWORK = {"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "rtp"}
@@ -25,9 +23,12 @@ SinkKind = Literal["file", "hls", "pipe", "push", "ffmpeg", "virtual"]
 
 
 def resolve(address: str) -> str:
-    """`env:NAME` → the address that the environment variable NAME holds; anything else as it is.
+    """Replace `env:NAME` by the environment variable's value; return other addresses unchanged.
 
-    A command line is seen by all users of a machine; its environment is not.
+    All users of a machine can read a command line, but not the environment of a process.
+
+    Raises:
+        UsageError: If the variable is not set.
     """
     if not address.startswith("env:"):
         return address
@@ -39,7 +40,7 @@ def resolve(address: str) -> str:
 
 
 def source_kind(address: str) -> SourceKind:
-    """What kind of source an address is; UsageError for an unknown scheme."""
+    """Return the kind of a source's address; UsageError if the scheme is unknown."""
     scheme = scheme_of(address)
     if address == "screen" or address.startswith("screen:"):
         return "screen"
@@ -60,7 +61,7 @@ def source_kind(address: str) -> SourceKind:
 
 
 def sink_kind(address: str) -> SinkKind:
-    """What kind of sink an address is; UsageError for an unknown one."""
+    """Return the kind of a sink's address; UsageError if it is unknown."""
     scheme = scheme_of(address)
     if address == "-":
         return "pipe"
@@ -85,31 +86,31 @@ def sink_kind(address: str) -> SinkKind:
 
 
 def unknown_host(address: str) -> str:
-    """The name of a server that no address is known for; empty where it is, or none is named.
+    """Return the host of an address if it cannot be resolved; empty if it can, or there is none.
 
-    libav calls this an input/output error. Asks the system's name service, which may take seconds.
+    libav reports this as an input/output error. Asks the name service, which may take seconds.
     """
     host = ""
     try:
         if scheme_of(address) in _NETWORK:
-            # Without the password: parts of one with @ and / in it would be taken for the host.
+            # Without the password, since one that contains @ and / would be split in the middle.
             host = urlsplit(without_password(address)).hostname or ""
         if host:
             socket.getaddrinfo(host, None)
-    except (OSError, ValueError):  # of names that cannot be, too
+    except (OSError, ValueError):  # ValueError: not a valid name
         return host
     return ""
 
 
 def scheme_of(address: str) -> str:
-    """`rtsp` of `rtsp://…`, in lower case; empty where there is none."""
+    """Return the scheme of an address in lower case (`rtsp` of `rtsp://…`); empty if none."""
     match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", address)
     return match[1].lower() if match else ""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The picture that the source `test` makes; `test:1280x720@30` asks for another."""
+    """The picture of the source `test`, in pixels and frames per second."""
 
     width: int = 640
     height: int = 360
@@ -117,7 +118,7 @@ class Scene:
 
     @classmethod
     def of(cls, address: str) -> Scene:
-        """From `test` or `test:WIDTHxHEIGHT@RATE`; UsageError for anything else."""
+        """Parse `test` or `test:WIDTHxHEIGHT@RATE`; UsageError for anything else."""
         if address == "test":
             return cls()
         match = re.fullmatch(r"test:(\d+)x(\d+)(?:@(\d+))?", address)
@@ -131,7 +132,11 @@ class Scene:
 
 
 def numbered(template: str, number: int, count: int) -> str:
-    """A sink's address for camera `number` (from 1): `{camera}` in it stands for the number."""
+    """Replace `{camera}` in a sink's address by the camera's number, which counts from 1.
+
+    Raises:
+        UsageError: If several cameras would write to the same address.
+    """
     if count > 1 and "{camera}" not in template:
         raise UsageError(
             f"{masked(template)} would be written by {count} cameras: "
@@ -145,7 +150,7 @@ _SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def duration_seconds(text: str) -> float:
-    """`300ms`, `5s`, `10m`, `1h`, or a bare number of seconds; ValueError for anything else."""
+    """Parse `300ms`, `5s`, `10m`, `1h` or a number of seconds; ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*", text.lower())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a length of time: write 300ms, 5s, 10m or 1h")
@@ -153,7 +158,7 @@ def duration_seconds(text: str) -> float:
 
 
 def size_bytes(text: str) -> int:
-    """`500M`, `2G` or a number of bytes; ValueError for anything else."""
+    """Parse `500M`, `2G` or a number of bytes; ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a size: write 500M or 2G")

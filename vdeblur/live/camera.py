@@ -16,7 +16,7 @@ import av
 
 from vdeblur.errors import OutputError, VdeblurError
 from vdeblur.frames import Frame
-from vdeblur.live.addresses import masked, sink_kind
+from vdeblur.live.addresses import sink_kind
 from vdeblur.live.counters import CameraCounters
 from vdeblur.live.encoding import Chunk, PictureEncoder, Sound
 from vdeblur.live.frame_line import FrameLine, LineEvent, QueuedFrame, write_back
@@ -30,6 +30,7 @@ from vdeblur.live.sound_queue import SoundQueue
 from vdeblur.live.sources.format import Format
 from vdeblur.live.sources.receiver import Receiver
 from vdeblur.live.viewers import Viewers
+from vdeblur.system.masking import masked
 
 _SINKS: dict[str, type[Sink]] = {
     "file": FileSink,

@@ -1,6 +1,6 @@
-"""Counts and times of a running session: a snapshot, JSON lines, Prometheus.
+"""Counts and times of a running session, as JSON lines and for Prometheus.
 
-Everything is bounded: of times, the last minute counts. Knows no libav and no sockets of its own.
+Memory is bounded: of times, only the last minute is kept. Knows no libav.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vdeblur.errors import UsageError
-from vdeblur.live.addresses import masked
+from vdeblur.system.masking import masked
 
 
 class Recent:
-    """Values of the last `seconds`, at most `most` of them."""
+    """The values of the last `seconds`, at most `most` of them. Thread-safe."""
 
     def __init__(self, seconds: float = 60.0, most: int = 8192) -> None:
         self._seconds = seconds
@@ -26,7 +26,7 @@ class Recent:
         self._lock = threading.Lock()
 
     def add(self, value: float) -> None:
-        """One more, now."""
+        """Add a value, timed now."""
         now = time.monotonic()
         with self._lock:
             self._values.append((now, value))
@@ -34,7 +34,7 @@ class Recent:
                 self._values.popleft()
 
     def quantiles(self, *shares: float) -> list[float | None]:
-        """The values below which such shares of them lie; None while there are none."""
+        """Return the quantiles at `shares` (0 to 1); None while there are no values."""
         now = time.monotonic()
         with self._lock:
             values = sorted(v for at, v in self._values if now - at <= self._seconds)
@@ -44,15 +44,15 @@ class Recent:
         return [values[min(last, int(share * len(values)))] for share in shares]
 
     def rate(self, seconds: float = 5.0) -> float:
-        """Values a second, over the last few seconds."""
+        """Return the values per second, over the last few seconds."""
         now = time.monotonic()
         with self._lock:
             count = sum(1 for at, _ in self._values if now - at <= seconds)
         return count / seconds
 
 
-#: What times are taken of: decoding; from arrival to encoding; parts of that, the finding of motion
-#: and the network; encoding.
+#: Steps that are timed: decoding; from arrival to encoding, and the parts of that, motion and
+#: network; encoding.
 STAGES = ("decode", "wait", "motion", "network", "encode")
 
 
@@ -115,7 +115,7 @@ Snapshot = dict[str, Any]
 
 
 def quantiles_ms(recent: Recent) -> dict[str, float | None]:
-    """p50, p95 and p99 in milliseconds."""
+    """Return p50, p95 and p99 in milliseconds."""
     found = recent.quantiles(0.5, 0.95, 0.99)
     return {
         name: None if value is None else round(value * 1000, 1)
@@ -124,33 +124,32 @@ def quantiles_ms(recent: Recent) -> dict[str, float | None]:
 
 
 class Output(Protocol):
-    """Text goes here."""
+    """A text stream."""
 
     def write(self, text: str, /) -> object:
-        """Take it."""
+        """Write text."""
 
     def flush(self) -> None:
-        """Send it on."""
+        """Flush what was written."""
 
 
 class JsonLines:
-    """One line of JSON for each thing that happens and for each status."""
+    """Writes one line of JSON per event and per status. Thread-safe."""
 
     def __init__(self, output: Output) -> None:
         self._output, self._lock = output, threading.Lock()
 
-    def line(self, kind: str, facts: dict[str, Any]) -> None:
-        """Write a line; passwords are masked wherever they stand."""
-        text = json.dumps(
-            {"type": kind, "time": round(time.time(), 3), **facts}, ensure_ascii=False, default=str
-        )
+    def line(self, kind: str, details: dict[str, Any]) -> None:
+        """Write a line of type `kind` with the present time and the details."""
+        content = {"type": kind, "time": round(time.time(), 3), **details}
+        text = json.dumps(content, ensure_ascii=False, default=str)
         with self._lock:
             self._output.write(text + "\n")
             self._output.flush()
 
 
 def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
-    """`127.0.0.1:9464`, `[::1]:9464` or `9464`; UsageError for anything else."""
+    """Parse `127.0.0.1:9464`, `[::1]:9464` or `9464`; UsageError for anything else."""
     host, colon, port = text.rpartition(":")
     host = host.strip("[]") if colon else default_host
     if not port.isdigit() or not 0 <= int(port) <= 65535 or not host:
@@ -159,7 +158,15 @@ def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
 
 
 class Prometheus:
-    """A page of metrics at `url`, made from a snapshot whenever it is asked for."""
+    """Serves metrics for Prometheus at `url`, from a snapshot per request.
+
+    Args:
+        address: `PORT` or `HOST:PORT`; port 0 is any free one.
+        snapshot: Returns the counts and times of all cameras.
+
+    Raises:
+        UsageError: If prometheus_client is not installed, or the port cannot be listened at.
+    """
 
     def __init__(self, address: str, snapshot: Callable[[], Sequence[Snapshot]]) -> None:
         from vdeblur.system.optional import optional
@@ -181,7 +188,7 @@ class Prometheus:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(2)

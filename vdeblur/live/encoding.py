@@ -1,7 +1,7 @@
-"""Pictures → packets, encoded once for all sinks; sound → AAC, copied where it is AAC already.
+"""Encode pictures once for all sinks, and sound as AAC; AAC is copied.
 
-A sink that opens later makes its streams from a template kept here, so that it needs neither the
-encoder nor the source. Knows libav.
+A sink that opens later creates its streams from a `Template`, so that it needs neither the encoder
+nor the source. Knows libav.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from av.codec.context import Flags as CodecFlags
 from vdeblur.errors import EncoderError
 from vdeblur.media.encoders import EncodeOptions, choose_settings
 
+#: Ticks per second of the session's line of time: MPEG's, a multiple of all common frame rates.
 TICKS = 90_000
 _BASE = Fraction(1, TICKS)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """An encoded packet, free of any container. Times count 1/90000 s on the session's line."""
+    """An encoded packet, independent of any container; times in ticks of the session's line."""
 
     kind: Literal["video", "audio"]
     data: bytes
@@ -36,7 +37,7 @@ class Chunk:
     keyframe: bool
 
     def packet(self, stream: Any, shift: int = 0) -> av.Packet[Any]:
-        """A packet of its own for a sink's stream, `shift` ticks earlier."""
+        """Return a new packet for a sink's stream, `shift` ticks earlier."""
         packet: av.Packet[Any] = av.Packet(self.data)
         packet.pts, packet.dts = self.pts - shift, self.dts - shift
         packet.duration, packet.time_base = self.duration, _BASE
@@ -47,9 +48,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Template:
-    """What sinks make their streams from: parameters with extradata, colours, sizes.
+    """Streams that sinks copy their own from: codec parameters, extradata, colors and sizes.
 
-    holder keeps the container of the streams alive; it is never written to.
+    Attributes:
+        holder: Keeps the container of the streams alive; it is never written to.
+        video: The stream of the picture.
+        sound: The stream of the sound, if there is any.
     """
 
     holder: Any
@@ -58,7 +62,11 @@ class Template:
 
 
 class Sound:
-    """The sound of one connection: `chunks` turns its packets into AAC on the session's line."""
+    """The sound of one connection, as AAC on the session's line.
+
+    Args:
+        stream: The source's stream.
+    """
 
     def __init__(self, stream: Any) -> None:
         context = stream.codec_context
@@ -71,7 +79,7 @@ class Sound:
             self.template = self._holder.add_stream_from_template(stream)
             self.rate = int(context.sample_rate)
         else:
-            # AAC knows few rates; what telephony uses goes up to the next.
+            # AAC has few sample rates; those of telephony go up to the next.
             rates = (16000, 22050, 24000, 32000, 44100, 48000)
             self.rate = next((r for r in rates if r >= context.sample_rate), 48000)
             layout = "mono" if context.layout.nb_channels == 1 else "stereo"
@@ -86,11 +94,11 @@ class Sound:
 
     @property
     def holder(self) -> Any:
-        """What keeps `template` alive."""
+        """The container that keeps `template` alive."""
         return self._holder
 
     def chunks(self, packet: Any, seconds: Fraction) -> list[Chunk]:
-        """AAC of a packet that begins at `seconds` on the session's line."""
+        """Return the AAC packets of a packet that begins at `seconds` on the session's line."""
         if self.copied:
             ticks = round(seconds * TICKS)
             duration = round((packet.duration or 0) * packet.time_base * TICKS)
@@ -102,7 +110,7 @@ class Sound:
             start = round(at * self.rate)
             at += Fraction(frame.samples, frame.sample_rate)
             if self._next is None or abs(start - self._next) > self.rate // 20:
-                # A gap: the resampler would close it, and sound would run ahead of the picture.
+                # A gap: the resampler would close it, and the sound run ahead of the picture.
                 self._resampler = AudioResampler("fltp", self._layout, self.rate, frame_size=1024)
                 self._next = start
                 self._begin, self._done = start, 0
@@ -125,11 +133,15 @@ class Sound:
 
 @dataclass(frozen=True)
 class LiveEncoding:
-    """How the live picture is encoded.
+    """How the picture is encoded.
 
-    encoder: libav's name. crf: constant quality; None is 21. bitrate: bits a second at most, kept
-    to by a buffer of one second. preset: None is veryfast. keyframes: seconds between them.
-    pix_fmt: what players everywhere can show is yuv420p.
+    Attributes:
+        encoder: libav's name.
+        crf: Constant quality; None is 21 for libx264, and else as for `EncodeOptions`.
+        bitrate: Bits per second at most, with a buffer of one second.
+        preset: Of the encoder; None is veryfast for libx264, and similarly fast for others.
+        keyframes: Seconds between keyframes.
+        pix_fmt: libav's name; all players support yuv420p.
     """
 
     encoder: str = "libx264"
@@ -141,9 +153,19 @@ class LiveEncoding:
 
 
 class PictureEncoder:
-    """One encoder for one format of picture; a change of format takes a new one.
+    """An encoder for pictures of one format, without delay.
 
-    EncoderError when libav has no such encoder or it refuses the settings.
+    Args:
+        options: The encoder and its settings.
+        width: In pixels; an odd one loses a column, since 4:2:0 needs even sizes.
+        height: In pixels; likewise.
+        rate: Frames per second.
+        aspect: Sample aspect ratio.
+        color_tags: Range, primaries, transfer and matrix, as libav numbers them.
+        sound: Sound for the template, if there is any.
+
+    Raises:
+        EncoderError: If libav has no such encoder, or the encoder refuses the settings.
     """
 
     def __init__(
@@ -180,7 +202,6 @@ class PictureEncoder:
             ) from error
         context = stream.codec_context
         self.pix_fmt = choice.pix_fmt
-        # An odd size has no 4:2:0: a row or column at the edge is repeated by no one, but cut.
         stream.width, stream.height, stream.pix_fmt = width & ~1, height & ~1, choice.pix_fmt
         context.time_base = stream.time_base = _BASE
         context.framerate = rate
@@ -190,7 +211,7 @@ class PictureEncoder:
         context.flags |= CodecFlags.global_header
         context.gop_size = max(1, round(rate * Fraction(options.keyframes).limit_denominator(100)))
         context.max_b_frames = 0
-        settings = dict(choice.options) | _at_once(options)
+        settings = dict(choice.options) | _low_delay(options)
         if options.bitrate is not None:
             context.bit_rate = options.bitrate
             settings |= {"maxrate": str(options.bitrate), "bufsize": str(options.bitrate)}
@@ -211,11 +232,11 @@ class PictureEncoder:
             self.template = Template((holder, sound.holder), stream, sound.template)
 
     def keyframe(self) -> None:
-        """Make the next picture one that a sink can begin with."""
+        """Encode the next picture as a keyframe, so that a sink can start with it."""
         self._force = True
 
     def encode(self, picture: av.VideoFrame) -> list[Chunk]:
-        """Packets of a picture whose pts counts ticks; without delay, so usually its own."""
+        """Encode a picture whose `pts` is in ticks; return its packets, without delay."""
         if picture.format.name != self.pix_fmt or (picture.width, picture.height) != (
             self._stream.width,
             self._stream.height,
@@ -229,7 +250,7 @@ class PictureEncoder:
         return self._chunks(self._stream.encode(picture))
 
     def finish(self) -> list[Chunk]:
-        """What the encoder still holds."""
+        """Flush the encoder; return the remaining packets."""
         return self._chunks(self._stream.encode(None))
 
     def _chunks(self, packets: list[Any]) -> list[Chunk]:
@@ -246,8 +267,8 @@ class PictureEncoder:
         ]
 
 
-def _at_once(options: LiveEncoding) -> dict[str, str]:
-    """AVOptions with which an encoder holds no picture back."""
+def _low_delay(options: LiveEncoding) -> dict[str, str]:
+    """Return the AVOptions with which an encoder delays no picture."""
     name = options.encoder
     if name == "libx264":
         quality = {"crf": f"{21 if options.crf is None else options.crf:g}"}
@@ -272,16 +293,15 @@ def _at_once(options: LiveEncoding) -> dict[str, str]:
 
 
 def copy_of(picture: Any) -> av.VideoFrame:
-    """A picture with memory of its own, of the same format, times and colours."""
-    twin = av.VideoFrame(picture.width, picture.height, picture.format.name)
-    for to, of in zip(twin.planes, picture.planes, strict=True):
-        a = np.frombuffer(cast(Any, to), np.uint8).reshape(-1, to.line_size)
-        b = np.frombuffer(cast(Any, of), np.uint8).reshape(-1, of.line_size)
-        wide = min(a.shape[1], b.shape[1])
-        rows = min(a.shape[0], b.shape[0])
-        a[:rows, :wide] = b[:rows, :wide]
-    twin.pts = picture.pts
+    """Copy a picture with its format, time and color tags."""
+    copy = av.VideoFrame(picture.width, picture.height, picture.format.name)
+    for target, source in zip(copy.planes, picture.planes, strict=True):
+        a = np.frombuffer(cast(Any, target), np.uint8).reshape(-1, target.line_size)
+        b = np.frombuffer(cast(Any, source), np.uint8).reshape(-1, source.line_size)
+        rows, columns = (min(sides) for sides in zip(a.shape, b.shape, strict=True))
+        a[:rows, :columns] = b[:rows, :columns]
+    copy.pts = picture.pts
     if picture.time_base is not None:
-        twin.time_base = picture.time_base
-    twin.color_range, twin.colorspace = picture.color_range, picture.colorspace
-    return twin
+        copy.time_base = picture.time_base
+    copy.color_range, copy.colorspace = picture.color_range, picture.colorspace
+    return copy

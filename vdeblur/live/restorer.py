@@ -1,6 +1,6 @@
-"""A network for live pictures: the asked-for one, and smaller ways to run it when time is short.
+"""Networks under a time limit: the requested one, and cheaper ways to run it when time is short.
 
-Made for `vdeblur.live`, which knows no torch. Knows no files and no libav.
+With `stream`, the only part of `vdeblur.live` that knows torch. Knows no files and no libav.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ _SIZES = {"half": 2, "third": 3, "quarter": 4}
 
 
 class LiveDeblurrer:
-    """`Deblurrer`s in steps (`vdeblur.live.protocols.Restorer`).
+    """`Deblurrer`s at several levels of cost; implements `vdeblur.live.protocols.Restorer`.
 
-    degrade: what may follow the asked-for network, in order: `half`, `third` or `quarter` (the
-    network sees the picture at that size, and its correction is enlarged: the picture itself keeps
-    its size and its detail), or the name of another network. Names of networks hold for the sizes
-    after them. exposure: for `guide`, as `vdeblur.motion.exposure.exposure_of` takes it. options:
-    of `Deblurrer`, for those other networks.
+    Args:
+        deblurrer: The requested network.
+        degrade: The cheaper levels, in order. `half`, `third` and `quarter` run the network on a
+            picture of that size and enlarge its correction, so that the picture itself keeps its
+            size and detail. Other names are those of networks, which also apply to the sizes that
+            follow them.
+        exposure: How long the shutter is open, as for `vdeblur.motion.exposure.exposure_of`.
+        **options: Of `Deblurrer`, for the networks in `degrade`.
+
+    Raises:
+        UsageError: If the exposure or the name of a network is invalid.
     """
 
     def __init__(
@@ -68,21 +74,22 @@ class LiveDeblurrer:
 
     @property
     def levels(self) -> Sequence[str]:
-        """What each step is called."""
+        """Names of the levels; see `Restorer.levels`."""
         return [name for name, _, _ in self._steps]
 
     def guide(self) -> LiveGuide | None:
-        """What tells a camera's frames how they move; None if no step is guided by that."""
+        """Create a motion guide for one camera; None if no level is guided by motion."""
         if not self._guided:
             return None
-        # One thread of torch there: the others are the network's.
+        # One torch thread in there: the others belong to the network.
         meters = ThreadPoolExecutor(1, "exposure", use_torch_threads, (1, torch.get_num_threads()))
-        meters.submit(torch.get_num_threads).result()  # begun now, not beside the first frames
+        # Start the thread now, not beside the first frames.
+        meters.submit(torch.get_num_threads).result()
         return LiveGuide(self._exposure, meters)
 
     @torch.inference_mode()
     def restore(self, frames: Sequence[Frame], level: int) -> list[bool]:
-        """Restore frames of one layout in place, by step `level`; True for each left as it was."""
+        """Restore frames in place; see `Restorer.restore`."""
         _, overlap, size = self._steps[level]
         if size == 1 or min(frames[0].layout.height, frames[0].layout.width) < 32 * size:
             ((_, replaced),) = overlap.run([FrameBatch(frames)])
@@ -96,11 +103,15 @@ class LiveDeblurrer:
 
 
 class LiveGuide:
-    """Sets the motion of a camera's frames (`vdeblur.live.protocols.Guide`).
+    """Sets the motion of one camera's frames; implements `vdeblur.live.protocols.Guide`.
 
-    Each is compared with the one before it, in some milliseconds. How long the shutter is open is
-    read off some of them by `meters`, a thread that this takes a twentieth of, and that is not
-    waited for: what it finds is for the frames after them. `close` ends it.
+    Each frame is compared with the one before it, within milliseconds. A second thread measures
+    how long the shutter is open on some of the frames. It takes a twentieth of a core at most, and
+    nothing waits for it: its results apply to later frames.
+
+    Args:
+        exposure: How long the shutter is open, or `AUTO` to measure it.
+        meters: The thread that measures; ended by `close`.
     """
 
     def __init__(self, exposure: Exposure, meters: Executor) -> None:
@@ -111,15 +122,14 @@ class LiveGuide:
         self.forget()
 
     def forget(self) -> None:
-        """See `Guide`. The exposure stays until there is a better one: it is the same camera."""
+        """See `Guide.forget`. The exposure stays until a better one is known."""
         self._watch, self._meter = LiveTracker(), ExposureMeter()
-        self._before: FrameSample | None = (
-            None  # of the frame before, if this one is to be compared with it
-        )
+        # Of the frame before, if the exposure is measured on a pair of frames.
+        self._before: FrameSample | None = None
         self._last: tuple[Movement | None, View | None, Link | None] = None, None, None
 
     def see(self, frame: Frame) -> None:
-        """See `Guide`."""
+        """See `Guide.see`."""
         movement = self._watch.see(frame)
         frame.motion = frame.around = None
         before, self._before = self._before, None
@@ -138,7 +148,7 @@ class LiveGuide:
         elif before is None and self._meter.wants_before:
             self._before = FrameSample.at(frame, movement)
         else:
-            # A copy: the frame may be restored before it has been looked at.
+            # A copy: the frame may be restored before it is measured.
             seen = 3 if frame.layout.kind == "rgb" else 1
             planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
             still = replace(frame, planes=planes, carrier=None, on_device=None)
@@ -148,20 +158,22 @@ class LiveGuide:
         self._look_back(frame, movement)
 
     def _look_back(self, frame: Frame, movement: Movement) -> None:
-        """Tell the frame of the one before it: of that which went through the network, what was
-        made of it there, for nobody has time to look at it again.
+        """Set what is `around` the frame: the frame before it.
+
+        If that one went through the network, what was made of it there is used: there is no time
+        to sample it again.
         """
         last, there, before = self._last
         view = view_of(frame, movement)
-        if movement is not last:  # else it is the same picture again
+        if movement is not last:  # else the picture is repeated
             before = link(view, there, movement.back)
         self._last = movement, view, before
         if view is not None:
-            # Also without a neighbour: the next one's is made of it.
+            # Even without a neighbor: the next frame's neighbor is made of it.
             frame.around = Around(view, before, at_hand=True)
 
     def close(self) -> None:
-        """See `Guide`."""
+        """See `Guide.close`."""
         self._meters.shutdown(wait=False)
 
     def _measure(
@@ -176,7 +188,7 @@ class LiveGuide:
 
 
 def degrade_steps(text: str) -> list[str]:
-    """`half,quarter` or `mimo-unet-lite,half` as a list; UsageError for an unknown name."""
+    """Parse `half,quarter` or `mimo-unet-lite,half` into a list; UsageError for unknown names."""
     from vdeblur.networks import names
 
     steps = [step.strip() for step in text.split(",") if step.strip()]
@@ -196,10 +208,10 @@ def _tensor(plane: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _reduced(frame: Frame, size: int) -> Frame:
-    """The frame at 1/size of its sides, its planes averaged."""
+    """Return the frame at 1/size of its width and height, by averaging."""
     layout = frame.layout
     width, height = -(-layout.width // size), -(-layout.height // size)
-    # Even sides, so that chroma halves again.
+    # Even sides, so that chroma can be half of them.
     width, height = width + width % 2, height + height % 2
     smaller: PlaneLayout = replace(layout, width=width, height=height)
     planes: tuple[Any, ...] = tuple(
@@ -214,7 +226,7 @@ def _reduced(frame: Frame, size: int) -> Frame:
 
 
 def _add_enlarged(frame: Frame, small: Frame, before: Sequence[Any], size: int) -> None:
-    """Add to the frame what changed in its reduced copy, enlarged."""
+    """Enlarge the correction of the reduced copy, and add it to the frame."""
     top = (1 << frame.layout.depth) - 1
     for plane, after, was in zip(frame.planes, small.planes, before, strict=True):
         change = _tensor(after) - _tensor(was)

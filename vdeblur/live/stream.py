@@ -29,9 +29,14 @@ from vdeblur.motion.exposure import AUTO, Exposure
 
 @dataclass(frozen=True)
 class LiveFrame:
-    """A picture that has left. time_seconds: on the session's line, the source's own intervals.
+    """An outgoing picture.
 
-    restored: False where it passed untouched. latency_seconds: from capture to its leaving.
+    Attributes:
+        camera: The camera's number, from 1.
+        time_seconds: On the session's line, with the source's own intervals.
+        restored: Whether the network restored it; otherwise it passed untouched.
+        latency_seconds: From capture to the end of encoding.
+        picture: The picture, as PyAV holds it.
     """
 
     camera: int
@@ -41,19 +46,30 @@ class LiveFrame:
     picture: av.VideoFrame
 
     def rgb(self) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8."""
+        """Return the picture as an (H, W, 3) uint8 RGB array."""
         return cast("NDArray[np.uint8]", self.picture.to_ndarray(format="rgb24"))
 
 
 class Stream:
-    """`for frame in stream`; a context manager that begins on entering (or with the first frame).
+    """A session to iterate over: `for frame in stream`. Also a context manager.
 
-    Whoever iterates too slowly misses frames (`missed`), and holds nobody up. Leaving the loop or
-    the context, or `stop`, finishes all files. The errors of a session are raised by the iteration
-    once there is nothing left to go on with.
+    It starts when entered, or with the first frame. An iteration that is too slow misses frames,
+    and delays nothing. Leaving the loop or the context, or `stop`, finishes all files. Once no
+    camera is left running, the iteration raises the first camera's error.
+
+    Args:
+        sources: As for `vdeblur.live.session.Session`, as are all others.
+        sinks: Addresses of sinks.
+        restorer: The network.
+        options: Everything else.
+        guide: Makes the motion guide of each camera.
+        on_event: Receives events.
+
+    Attributes:
+        missed: Frames that the iteration missed.
     """
 
-    #: Frames that wait for who iterates.
+    #: Frames that wait for the iteration at most.
     WAITING = 4
 
     def __init__(
@@ -103,7 +119,7 @@ class Stream:
                     return
 
     def stop(self) -> None:
-        """Finish everything; from any thread, and as often as one likes."""
+        """Finish everything. May be called from any thread, and more than once."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -111,18 +127,18 @@ class Stream:
             self._session.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until the sources end, without iterating; see `Session.wait`."""
+        """Wait for the sources to end, without iterating; see `Session.wait`."""
         self.__enter__()
         return self._session.wait(timeout)
 
     def stats(self) -> list[Snapshot]:
-        """Counts and times of every camera, now."""
+        """Return the counts and times of every camera."""
         return self._session.snapshot()
 
     # -- vdeblur.live.protocols.Viewer --------------------------------------------------------
 
     def wants_before(self) -> bool:
-        """See `Viewer`."""
+        """See `Viewer.wants_before`."""
         return False
 
     def picture(
@@ -146,7 +162,7 @@ class Stream:
             self._changed.notify_all()
 
     def signal(self, camera: int, state: str) -> None:
-        """See `Viewer`."""
+        """See `Viewer.signal`."""
 
 
 def deblur_stream(

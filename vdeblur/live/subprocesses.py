@@ -1,4 +1,4 @@
-"""Other programs: started without a password on their command line, listened to, and ended.
+"""Other programs: start them without passwords on their command lines, read their output, end them.
 
 Knows processes and ffmpeg-python; knows no streams.
 """
@@ -17,16 +17,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vdeblur.errors import UsageError
-from vdeblur.live.addresses import masked
+from vdeblur.system.masking import masked
 
 
 class Program:
-    """A running program. What it says on standard error is read, and its last lines are kept:
-    unread, they would fill the pipe and stop it (kkroening/ffmpeg-python#195).
+    """A running program.
 
-    order: what it reads first; standard input is closed after it unless `writes`. reads: its
-    standard output is for the caller, `process.stdout`; else its lines go to `told`. files:
-    descriptors that it inherits, closed here.
+    Its standard error is read and the last lines are kept: unread, it would fill the pipe and block
+    the program (kkroening/ffmpeg-python#195).
+
+    Args:
+        words: The command.
+        order: Written to its standard input first.
+        writes: Whether the caller writes to `process.stdin`; otherwise it is closed after `order`.
+        reads: Whether the caller reads `process.stdout`; otherwise its lines go to `on_line`.
+        on_line: Called with each line of standard output, on another thread.
+        files: Descriptors that the program inherits; closed here.
     """
 
     def __init__(
@@ -36,10 +42,10 @@ class Program:
         order: bytes = b"",
         writes: bool = False,
         reads: bool = False,
-        told: Callable[[str], None] = lambda line: None,
+        on_line: Callable[[str], None] = lambda line: None,
         files: Sequence[int] = (),
     ) -> None:
-        self._said: deque[str] = deque(maxlen=8)
+        self._last_lines: deque[str] = deque(maxlen=8)
         try:
             self.process = subprocess.Popen(
                 words,
@@ -47,7 +53,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=files,
-                # A Ctrl-C at the terminal is for this process, which ends the other in order.
+                # Ctrl-C at the terminal is for this process, which ends the other in order.
                 start_new_session=True,
             )
         finally:
@@ -60,9 +66,9 @@ class Program:
             process.stdin.flush()
             if not writes:
                 process.stdin.close()
-        listened = [(process.stderr, self._said.append)]
+        listened = [(process.stderr, self._last_lines.append)]
         if not reads:
-            listened.append((process.stdout, told))
+            listened.append((process.stdout, on_line))
         self._listeners = [
             threading.Thread(target=_listen, args=pair, name="listen", daemon=True)
             for pair in listened
@@ -72,23 +78,32 @@ class Program:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the program has not ended."""
         return self.process.poll() is None
 
     def last_words(self, address: str = "") -> str:
-        """What it said last, waited for a moment if it has just ended; passwords are masked."""
+        """Return the last lines of standard error, with passwords masked.
+
+        Args:
+            address: An address whose password to mask as well, wherever it stands.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(0.5)
         if not self.running:
             for listener in self._listeners:
                 listener.join(0.5)
-        # Without where in ffmpeg it was said, and what says no more than that it did not open.
-        said = [re.sub(r"^(\[[^\]]* @ 0x\w+\] )+", "", line) for line in self._said]
-        told = [s for s in said if not s.startswith(("pipe:0: ", "Impossible to open"))]
-        return masked("; ".join(told), of=address)
+        # Drop the prefix that says where in ffmpeg, and lines that only say that it failed.
+        lines = [re.sub(r"^(\[[^\]]* @ 0x\w+\] )+", "", line) for line in self._last_lines]
+        reasons = [s for s in lines if not s.startswith(("pipe:0: ", "Impossible to open"))]
+        return masked("; ".join(reasons), of=address)
 
     def end(self, patience: float = 1.0, *, ask: bool = True) -> None:
-        """Close its input, wait, and see to it; ask: tell it to end, besides."""
+        """Close its input and wait for its end; kill it after `patience` seconds.
+
+        Args:
+            patience: Seconds.
+            ask: Whether to terminate it as well, rather than to wait for it only.
+        """
         process = self.process
         assert process.stdin is not None
         with contextlib.suppress(OSError):
@@ -115,7 +130,7 @@ def _listen(pipe: Any, keep: Callable[[str], None]) -> None:
 
 
 def need_ffmpeg(purpose: str) -> None:
-    """UsageError where no ffmpeg is installed. purpose: the subject of its sentence."""
+    """Raise UsageError if no ffmpeg is installed; `purpose` is the subject of its message."""
     if shutil.which("ffmpeg") is None:
         raise UsageError(
             f"{purpose} needs an installed ffmpeg, and there is none: "
@@ -124,13 +139,19 @@ def need_ffmpeg(purpose: str) -> None:
 
 
 def read_by_ffmpeg(address: str, options: dict[str, Any], *, purpose: str) -> Program:
-    """ffmpeg that copies an address's streams to its standard output as NUT."""
+    """Start an ffmpeg that copies the streams of an address to its standard output as NUT.
+
+    Args:
+        address: A URL or a device.
+        options: ffmpeg's input options.
+        purpose: See `need_ffmpeg`.
+    """
     import ffmpeg
 
     need_ffmpeg(purpose)
     order = b""
     if "://" in address:
-        # A list of one, read from standard input: a command line is seen by all users.
+        # A list of one, on standard input: all users can read a command line.
         quoted = address.replace("'", r"'\''")
         lines = ["ffconcat version 1.0", f"file '{quoted}'"]
         order = "\n".join([*lines, *(f"option {k} {v}" for k, v in options.items()), ""]).encode()
@@ -144,9 +165,12 @@ def read_by_ffmpeg(address: str, options: dict[str, Any], *, purpose: str) -> Pr
 
 
 def written_by_ffmpeg(address: str, *, purpose: str, taken: Callable[[], None]) -> Program:
-    """ffmpeg that sends the NUT on its standard input to an address as MPEG-TS.
+    """Start an ffmpeg that sends the NUT on its standard input to an address as MPEG-TS.
 
-    taken() is called, from another thread, whenever more has been sent.
+    Args:
+        address: A URL.
+        purpose: See `need_ffmpeg`.
+        taken: Called whenever more has been sent, on another thread.
     """
     import ffmpeg
 
@@ -162,7 +186,7 @@ def written_by_ffmpeg(address: str, *, purpose: str, taken: Callable[[], None]) 
     address, hidden = _without_passphrase(address)
     files: list[int] = []
     if hidden:
-        # A preset's file may be a pipe: a command line is seen by all users.
+        # A preset file may be a pipe, and all users can read a command line.
         reading, writing = os.pipe()
         os.write(writing, f"passphrase={hidden}\n".encode())
         os.close(writing)
@@ -173,19 +197,19 @@ def written_by_ffmpeg(address: str, *, purpose: str, taken: Callable[[], None]) 
     progress = ("-progress", "pipe:1")  # lines of name=value, twice a second
     words = graph.global_args("-nostdin", "-hide_banner", "-loglevel", "error", *progress).compile()
 
-    def told(line: str) -> None:
+    def on_line(line: str) -> None:
         name, _, value = line.partition("=")
         if name == "total_size" and value.isdigit() and int(value):
             taken()
 
-    return Program(words, writes=True, told=told, files=files)
+    return Program(words, writes=True, on_line=on_line, files=files)
 
 
 def _without_passphrase(address: str) -> tuple[str, str]:
-    """An SRT address without its passphrase, and that; as they were where it has none."""
+    """Split an SRT address into the address without its passphrase, and the passphrase or ""."""
     start, mark, query = address.partition("?")
     found = [part for part in query.split("&") if part.startswith("passphrase=")]
-    if not found or sys.platform == "win32":  # where descriptors have no names
+    if not found or sys.platform == "win32":  # descriptors have no names there
         return address, ""
     rest = "&".join(part for part in query.split("&") if part not in found)
     return start + (mark + rest if rest else ""), found[-1].partition("=")[2]

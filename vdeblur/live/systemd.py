@@ -1,7 +1,7 @@
-"""A systemd unit for a command line: the camera starts with the machine, and starts again.
+"""A systemd unit for a command line, which starts a camera with the machine and restarts it.
 
-Knows nothing of video. Addresses with a password go into an environment file, which only root
-reads: a unit is seen by everyone, and so is the command line of a process.
+Addresses with a password go into an environment file that only root can read: all users can read a
+unit, and the command line of a process. Knows nothing of video.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vdeblur.live.addresses import masked, secret
+from vdeblur.system.masking import masked, secret
 
 ENVIRONMENT = "/etc/vdeblur/camera.env"
 
 
 def unit(arguments: Sequence[str]) -> str:
-    """The unit that runs `vdeblur camera` with these arguments; `--service` is left out of them."""
+    """Return the unit that runs `vdeblur camera` with these arguments, without `--service`."""
     words, hidden = [], []
     for argument in arguments:
         if argument == "--service":
@@ -51,7 +51,7 @@ def unit(arguments: Sequence[str]) -> str:
     lines += [
         "Restart=always",
         "RestartSec=5",
-        # As Ctrl-C: files are finished before it ends.
+        # Like Ctrl-C: files are finished before it ends.
         "KillSignal=SIGINT",
         "SuccessExitStatus=130",
         "TimeoutStopSec=30",
@@ -65,6 +65,6 @@ def unit(arguments: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word for ExecStart, where % and $ mean something."""
+    """Quote a word for ExecStart, where % and $ have a meaning."""
     word = word.replace("%", "%%").replace("$", "$$")
     return word if shlex.quote(word) == word else '"' + word.replace('"', '\\"') + '"'

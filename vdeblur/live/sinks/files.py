@@ -1,4 +1,4 @@
-"""Sinks on this machine's disks: files in a row, and a folder for HLS players."""
+"""Sinks on this machine's disks: files, and folders for HLS players."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ from vdeblur.media.mp4.boxes import cut_torn_moof, is_iso
 
 
 class FileSink(Sink):
-    """A file, or a row of them: `cam.mkv`, `cam_0001.mkv`, …; strftime codes in the name count too.
+    """A file, or a series of files: `cam.mkv`, `cam_0001.mkv`, …
 
-    Never replaces a file. While it is written it is called NAME.part.mkv, and can be played up to
-    its last second even if the program is killed; it gets its name when it is complete. A file that
-    could not be finished (a full disk) keeps the first name, or goes if it holds no picture.
-    OutputError where the folder is not there or may not be written to.
+    Never replaces a file. While a file is written it is called NAME.part.mkv, and can be played up
+    to its last second even if the program is killed. It gets its name when it is complete. A file
+    that cannot be finished (the disk is full) keeps the temporary name, and is deleted if it holds
+    no picture.
+
+    Args:
+        address: A path; strftime codes in its name are filled in.
+        options: When to start another file, and how many to keep.
+        **more: See `Sink`.
+
+    Raises:
+        OutputError: If the folder does not exist or cannot be written to.
     """
 
     def __init__(self, address: str, options: SinkOptions, **more: Any) -> None:
@@ -42,15 +50,15 @@ class FileSink(Sink):
 
     @property
     def current(self) -> str:
-        """The file's final name."""
+        """The final name of the present file."""
         return str(self._final)
 
     def cut(self, template: Template) -> None:
-        """See `Sink`."""
+        """See `Sink.cut`."""
         self.begin(template, "outage")
 
     def _names(self) -> tuple[Path, Path]:
-        """(part, final) of a file that does not exist yet."""
+        """Return the temporary and the final name of a file, neither of which exists."""
         base = self._path.with_name(datetime.now().astimezone().strftime(self._path.name))
         while True:
             final = base
@@ -62,7 +70,7 @@ class FileSink(Sink):
             self._number += 1
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
-        """See `Sink`."""
+        """See `Sink.opened`."""
         if "%" in self._path.name:
             self._number = 0
         self._part, self._final = self._names()
@@ -74,7 +82,7 @@ class FileSink(Sink):
         elif form == "mpegts":
             options |= {"muxdelay": "0", "muxpreload": "0"}
         else:
-            # Readable after a crash, and an ordinary file once it is finished.
+            # Playable after a crash, and an ordinary file once it is finished.
             options |= {
                 "movflags": "+hybrid_fragmented+frag_keyframe+delay_moov",
                 "frag_duration": "1000000",
@@ -86,7 +94,7 @@ class FileSink(Sink):
         return Muxer(self._disk, form, template, options, {"creation_time": now})
 
     def rotates(self, chunk: Chunk) -> bool:
-        """See `Sink`."""
+        """See `Sink.rotates`."""
         limits = self.options
         full = (
             limits.rotate_seconds is not None
@@ -98,32 +106,32 @@ class FileSink(Sink):
         return full and chunk.kind == "video" and chunk.keyframe
 
     def write(self, muxer: Muxer, chunk: Chunk) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         super().write(muxer, chunk)
         self._size += len(chunk.data)
 
     def close(self, muxer: Muxer) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file, and give it its final name."""
         muxer.close()
         assert self._disk is not None
         self._disk.close()
         self._disk = None
-        if self._final.exists():  # made by someone else meanwhile
+        if self._final.exists():  # created by another program meanwhile
             _, self._final = self._names()
         self._part.replace(self._final)
         self._keep(self._final)
 
     def abandon(self, muxer: Muxer | None) -> None:
-        """What could not be finished stays under its first name, if it is worth something."""
+        """Keep an unfinished file under its temporary name, if any of it can be played."""
         disk, self._disk = self._disk, None
         if disk is None:
-            return  # it could not even be made
+            return  # it could not be created
         disk.refuse(OSError("the file was given up"))
         try:
             super().abandon(muxer)
         finally:
             disk.close()
-            # Or each try on a full disk would leave an empty file.
+            # Otherwise each try on a full disk would leave an empty file.
             if self._part.exists():
                 if is_iso(self._part):
                     cut_torn_moof(self._part)
@@ -139,7 +147,7 @@ class FileSink(Sink):
 
 
 def _plays(path: Path) -> bool:
-    """Whether anything whole can be read from it: of MP4, its first fragment must be complete."""
+    """Return whether any packet can be read: of MP4, the first fragment must be complete."""
     try:
         with av.open(str(path)) as container:
             return any(packet.size and not packet.is_corrupt for packet in container.demux())
@@ -148,10 +156,10 @@ def _plays(path: Path) -> bool:
 
 
 class _Disk:
-    """A file for libav that takes nothing more once it could not take something.
+    """A new file for libav that refuses all writes after the first that failed.
 
-    libav ends a file all the same; of fragmented MP4 it would write over the beginning, which made
-    what is there playable. FileExistsError for a file that exists.
+    libav writes the trailer regardless; for fragmented MP4 it would overwrite the beginning, which
+    makes the rest playable. Raises FileExistsError for a file that exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,11 +168,11 @@ class _Disk:
         self._error: OSError | None = None
 
     def refuse(self, error: OSError) -> None:
-        """Take nothing more."""
+        """Refuse all further writes."""
         self._error = self._error or error
 
     def write(self, data: Any) -> int:
-        """All of it."""
+        """Write all of the data."""
         rest = memoryview(bytes(data))
         while rest:
             if self._error is not None:
@@ -176,22 +184,28 @@ class _Disk:
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place."""
+        """Seek as a file does."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Where it is."""
+        """Return the position in the file."""
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file; libav may have done so."""
+        """Close the file; libav may have closed it."""
         self._file.close()
 
 
 class HlsSink(Sink):
     """A folder with a playlist and MPEG-TS segments; old segments are deleted.
 
-    OutputError where the folder cannot be made, or may not be written to.
+    Args:
+        address: A folder, or a playlist in `.m3u8`.
+        options: Length and number of the segments.
+        **more: See `Sink`.
+
+    Raises:
+        OutputError: If the folder cannot be created or written to.
     """
 
     def __init__(self, address: str, options: SinkOptions, **more: Any) -> None:
@@ -208,7 +222,7 @@ class HlsSink(Sink):
         self._times_opened = 0
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
-        """See `Sink`."""
+        """See `Sink.opened`."""
         flags = "delete_segments+append_list+omit_endlist+program_date_time+temp_file"
         flags += "+independent_segments"
         if self._times_opened or self._playlist.exists():
@@ -227,13 +241,13 @@ class HlsSink(Sink):
         return Muxer(str(self._playlist), "hls", template, options)
 
     def ended(self) -> None:
-        """Let players know; libav would tell them at every change of format, too."""
+        """Write the end of the playlist here: libav would write it at each change of format."""
         if self._times_opened and self._playlist.exists():
             with self._playlist.open("a") as playlist:
                 playlist.write("#EXT-X-ENDLIST\n")
 
 
 def _writable(folder: Path) -> None:
-    """OutputError unless files can be made in it: better now than with the first picture."""
+    """Raise OutputError unless files can be created in the folder."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"folder {folder} may not be written to: name another, or allow it")

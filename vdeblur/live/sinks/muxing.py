@@ -1,6 +1,6 @@
-"""Containers that chunks are written into, and pipes that never make their writer wait for ever.
+"""Containers that packets are written into, and pipes whose writes have a time limit.
 
-Knows libav; knows no threads, no retries and no names of files.
+Knows libav; knows no threads, no retries and no file names.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from av.bitstream import BitStreamFilterContext
 
 from vdeblur.live.encoding import Chunk, Template
 
-_AT_ONCE: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
+_PIPE_BYTES: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
 
 
 class Muxer:
     """A container of libav with the streams of a template.
 
-    target: a path, or an object with `write`. form: libav's name of the container. metadata: tags
-    of the file. hold: seconds that a picture may wait for sound of its time, so that they lie in
-    order (libav would wait ten); 0 for what is watched live. The header is written here: whatever
-    that raises is the caller's.
+    The constructor writes the header, and raises what libav raises.
+
+    Args:
+        target: A path, or an object with `write`.
+        form: libav's name of the container.
+        template: The streams.
+        options: libav's options for the container.
+        metadata: Tags of the file.
+        hold: Seconds that a picture may wait for sound of its time, so that packets are stored in
+            order (libav would wait ten); 0 for what is watched live.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class Muxer:
         }
         if template.sound is not None:
             self._streams["audio"] = self._output.add_stream_from_template(template.sound)
-        # Whoever tunes in later needs the parameter sets before each keyframe.
+        # Players that tune in later need the parameter sets before each keyframe.
         self._repeats = (
             BitStreamFilterContext("dump_extra=freq=keyframe", template.video)
             if form in ("mpegts", "hls")
@@ -54,32 +60,32 @@ class Muxer:
         self._output.start_encoding()
 
     def write(self, chunk: Chunk, base: int) -> None:
-        """Mux a chunk, `base` ticks earlier; sound that the template has not is left out."""
+        """Write a packet, `base` ticks earlier; sound is skipped if the template has none."""
         if chunk.kind not in self._streams:
             return
         packet = chunk.packet(self._streams[chunk.kind], base)
         if self._repeats is None or chunk.kind != "video":
             self._output.mux(packet)
             return
-        ticks = packet.time_base  # the filter takes the packet's contents away
+        ticks = packet.time_base  # the filter empties the packet
         for ready in self._repeats.filter(packet):
             ready.time_base = ticks
             ready.stream = self._streams["video"]
             self._output.mux(ready)
 
     def close(self) -> None:
-        """Write the trailer."""
+        """Write the trailer, and close."""
         self._output.close()
 
 
 class Descriptor:
-    """A pipe's writing end for libav; TimeoutError when nobody takes anything for `timeout` s."""
+    """The writing end of a pipe, for libav; TimeoutError if none is read for `timeout` seconds."""
 
     def __init__(self, descriptor: int, timeout: float) -> None:
         self._descriptor, self._timeout = descriptor, timeout
 
     def write(self, data: Any) -> int:
-        """All of it, as libav wants it."""
+        """Write all of the data."""
         rest = memoryview(bytes(data))
         give_up = time.monotonic() + self._timeout
         while rest:
@@ -87,6 +93,6 @@ class Descriptor:
                 left = give_up - time.monotonic()
                 if left <= 0 or not select.select([], [self._descriptor], [], left)[1]:
                     raise TimeoutError(f"nothing was taken for {self._timeout:g} s")
-            # A pipe that is ready takes this much without waiting.
-            rest = rest[os.write(self._descriptor, rest[:_AT_ONCE]) :]
+            # A pipe that is ready takes this much without blocking.
+            rest = rest[os.write(self._descriptor, rest[:_PIPE_BYTES]) :]
         return len(data)

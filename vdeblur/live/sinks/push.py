@@ -1,10 +1,10 @@
-"""A process of its own that takes NUT from standard input and sends it to a server.
+"""A process that reads NUT from standard input and sends it to a server.
 
-libav connects, writes headers and ends connections while Python's lock is held (PyAV 18.1): a
-server that does not answer would stop the whole program. Here it stops this process, which can be
-ended. Standard input: one line of JSON with the address (so that no password is on the command
-line), then NUT. Standard output: `connected` once the server has taken the header. Standard error:
-why it ended, in one line. Knows libav only.
+libav connects, writes headers and closes connections while it holds Python's global lock (PyAV
+18.1): a server that does not answer would stop the whole program. Here it only stops this process,
+which can be killed. Standard input: one line of JSON with the address (so that no password is on
+the command line), then NUT. Standard output: `connected` once the server has taken the header.
+Standard error: why it ended, in one line. Knows libav only.
 
     python -m vdeblur.live.sinks.push
 """
@@ -22,7 +22,8 @@ import av
 import av.error
 from av.bitstream import BitStreamFilterContext
 
-from vdeblur.live.addresses import masked, scheme_of, unknown_host
+from vdeblur.live.addresses import scheme_of, unknown_host
+from vdeblur.system.masking import masked
 
 _FORMATS = {
     "rtsp": "rtsp",
@@ -35,11 +36,11 @@ _FORMATS = {
 
 
 def push(address: str, options: dict[str, str]) -> None:
-    """Send what comes on standard input until it ends."""
+    """Send standard input to an address until it ends; `options` go to the muxer."""
     scheme = scheme_of(address)
     form = _FORMATS[scheme]
-    # Sound comes later than its picture, by an encoder's delay: libav would hold the picture back
-    # until it is there, and the last ones of before an outage until after it.
+    # Sound comes later than its picture, by the delay of its encoder: libav would hold pictures
+    # back until it comes, and the last ones before an outage until the outage is over.
     chosen = {"flush_packets": "1", "max_interleave_delta": "1"} | options
     if form == "rtsp":
         chosen |= {"rtsp_transport": "tcp", "pkt_size": "1316"} | options
@@ -48,7 +49,7 @@ def push(address: str, options: dict[str, str]) -> None:
     elif form == "mpegts":
         chosen |= {"muxdelay": "0", "muxpreload": "0", "pat_period": "0.5"}
         if scheme == "udp" and "pkt_size" not in address:
-            # Seven packets of MPEG-TS fit an Ethernet frame; libav would send larger ones.
+            # Seven packets of MPEG-TS fit into an Ethernet frame; libav would send more.
             address += ("&" if "?" in address else "?") + "pkt_size=1316"
     quickly = {"analyzeduration": "0", "probesize": "32", "fpsprobesize": "0"}
     with av.open("pipe:0", format="nut", options=quickly) as source:
@@ -58,10 +59,10 @@ def push(address: str, options: dict[str, str]) -> None:
         for stream in source.streams:
             streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
             if form == "mpegts" and stream.type == "video":
-                # Whoever tunes in later needs the parameter sets before each keyframe.
+                # Players that tune in later need the parameter sets before each keyframe.
                 filters[stream.index] = BitStreamFilterContext("dump_extra=freq=keyframe", stream)
         output.start_encoding()
-        _tell("connected")
+        _report("connected")
         for packet in source.demux():
             if not packet.size:
                 continue
@@ -74,14 +75,14 @@ def push(address: str, options: dict[str, str]) -> None:
         output.close()
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(1, text.encode() + b"\n")
 
 
 def main() -> int:
-    """Exit codes: 0 at the end of the input, 1 with a line on standard error."""
-    # Ctrl-C is for the parent, which ends the input so that the server is told.
+    """Run the process; return 0 at the end of the input, 1 with a line on standard error."""
+    # Ctrl-C is for the parent, which ends the input, so that the connection is closed properly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = b""
     while not line.endswith(b"\n"):
@@ -97,7 +98,7 @@ def main() -> int:
         if text == "Input/output error" and (host := unknown_host(order["address"])):
             text = f"no computer called {host} is known: check it"
         print(masked(text), file=sys.stderr, flush=True)
-        # libav may wait for the server once more when it is left: not for us.
+        # Not a return: closing, libav may wait for the server once more.
         os._exit(1)
     return 0
 

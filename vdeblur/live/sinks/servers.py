@@ -1,7 +1,7 @@
-"""Sinks beyond this process: standard output, servers, players.
+"""Sinks outside this process: standard output, servers, players.
 
-Servers are reached by a process of their own (`push`, or an installed ffmpeg), since one that does
-not answer would stop the whole program; what cannot be sent in time ends it, and starts another.
+A process of its own sends to a server (`push`, or an installed ffmpeg), since a server that does
+not answer would stop the whole program. If it cannot send in time, it is replaced by another.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from vdeblur.live.sources.timing import Backoff
 
 
 class PipeSink(Sink):
-    """Standard output: one stream to its end; when the reader goes, the sink is over.
+    """Standard output: one stream; the sink ends when the reader goes.
 
-    OutputError where it is a terminal.
+    Raises:
+        OutputError: If standard output is a terminal.
     """
 
     again = False
@@ -44,24 +45,24 @@ class PipeSink(Sink):
         self._times_opened = 0
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
-        """See `Sink`."""
+        """See `Sink.opened`."""
         if self._times_opened and self.options.pipe_format != "mpegts":
             raise OutputError(
                 "the picture's format changed, which a pipe cannot follow: "
                 "use --pipe-format mpegts, or a file"
             )
         self._times_opened += 1
-        # A reader may pause: what waits meanwhile is bounded by the queue.
+        # A reader may pause: the queue bounds what waits meanwhile.
         pipe = Descriptor(self._descriptor, 3600.0)
         return Muxer(pipe, self.options.pipe_format, template, {"flush_packets": "1"}, hold=0)
 
     def ended(self) -> None:
-        """See `Sink`."""
+        """See `Sink.ended`."""
         os.close(self._descriptor)
 
 
 class PushSink(Sink):
-    """A server or an address: NUT into a process that sends it on (see `push`)."""
+    """A server or an address, to which a process sends what it reads as NUT; see `push`."""
 
     up_when_open = False
 
@@ -72,15 +73,15 @@ class PushSink(Sink):
         self._since = 0.0
 
     def launched(self) -> subprocesses.Program:
-        """The process; sets `_answer` once it is connected."""
+        """Start the process; it sets `_answer` once it is connected."""
         answer = self._answer = threading.Event()
-        # So that no password is on the command line.
+        # On standard input, so that no password is on the command line.
         order = json.dumps({"address": self.address}).encode() + b"\n"
         words = [sys.executable, "-m", "vdeblur.live.sinks.push"]
-        return subprocesses.Program(words, order=order, writes=True, told=lambda _: answer.set())
+        return subprocesses.Program(words, order=order, writes=True, on_line=lambda _: answer.set())
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
-        """See `Sink`."""
+        """See `Sink.opened`."""
         self._program = program = self.launched()
         self._since = time.monotonic()
         assert program.process.stdin is not None
@@ -91,7 +92,7 @@ class PushSink(Sink):
             raise self._gone() from error
 
     def write(self, muxer: Muxer, chunk: Chunk) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         self.check()
         try:
             super().write(muxer, chunk)
@@ -99,7 +100,7 @@ class PushSink(Sink):
             raise self._gone() from error
 
     def check(self) -> None:
-        """Whether the process lives, and has connected in time."""
+        """Raise if the process has ended, or has not connected in time."""
         if self._program is not None and not self._program.running:
             raise self._gone()
         if self.connected:
@@ -114,7 +115,7 @@ class PushSink(Sink):
         return Gone(said or "the connection ended")
 
     def close(self, muxer: Muxer) -> None:
-        """End the input; the process tells the server, or is ended."""
+        """End the input, so that the process closes the connection; kill it if it does not."""
         self.connected = False
         with contextlib.suppress(OSError, av.error.FFmpegError, ValueError):
             muxer.close()
@@ -123,7 +124,7 @@ class PushSink(Sink):
             program.end(1.5, ask=False)
 
     def abandon(self, muxer: Muxer | None) -> None:
-        """End the process at once."""
+        """Kill the process."""
         program, self._program = self._program, None
         if program is not None:
             program.process.kill()
@@ -134,16 +135,16 @@ class PushSink(Sink):
 
 
 class FfmpegSink(PushSink):
-    """What the wheels have no protocol for (SRT, RIST), through an installed ffmpeg."""
+    """A server by a protocol that PyAV's wheels lack (SRT, RIST), through an installed ffmpeg."""
 
     def __init__(self, address: str, options: SinkOptions, **more: Any) -> None:
         super().__init__(address, options, **more)
         subprocesses.need_ffmpeg(self.name)
         if "mode=listener" in address:
-            # Nobody has come yet, and it is to listen again at once.
+            # It failed since nobody connected: listen again at once.
             self._backoff = Backoff(0.2, 0.5)
 
     def launched(self) -> subprocesses.Program:
-        """See `PushSink`."""
+        """See `PushSink.launched`."""
         answer = self._answer = threading.Event()
         return subprocesses.written_by_ffmpeg(self.address, purpose=self.name, taken=answer.set)

@@ -1,7 +1,7 @@
-"""What all sinks share: a thread, a bounded queue, a beginning at a keyframe, another try.
+"""The base of all sinks: a thread, a bounded queue, a start at a keyframe, and retries.
 
-A sink that fails is opened again; the others do not notice. What is written to stands in
-`recording` (files, HLS) and `sending` (standard output, servers). Knows no encoder and no source.
+A sink that fails is opened again, without effect on the others. The kinds of sinks are in `files`
+and `servers`. Knows no encoder and no source.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdeblur.errors import OutputError
-from vdeblur.live.addresses import masked
 from vdeblur.live.encoding import Chunk, Template
 from vdeblur.live.protocols import EventHandler, ignore_event
 from vdeblur.live.sinks.muxing import Muxer
 from vdeblur.live.sources.timing import Backoff
+from vdeblur.system.masking import masked
 
-#: Packets that wait for a sink at most; 20 seconds of 25 frames/s with sound would be 1500.
+#: Packets that wait for a sink at most; 20 s at 25 frames/s with sound would be 1500.
 _WAITING = 400
 _WAITING_BYTES = 64 << 20
 
@@ -29,11 +29,15 @@ _WAITING_BYTES = 64 << 20
 class SinkOptions:
     """How sinks write.
 
-    rotate_seconds, rotate_bytes: a file sink goes on in a new file at the next keyframe. keep: of
-    the files that this run has written, the newest so many stay. timeout: seconds after which a
-    server that takes nothing counts as gone. hls_seconds, hls_size: length and number of segments
-    in the playlist. pipe_format: what is written to standard output. retry_cap: seconds of the
-    longest wait between two tries.
+    Attributes:
+        rotate_seconds: Seconds after which a file sink goes on in a new file, at a keyframe.
+        rotate_bytes: Bytes after which it does.
+        keep: Number of files to keep, of those that this run has written; None keeps all.
+        timeout: Seconds after which a server that takes nothing counts as gone.
+        hls_seconds: Length of an HLS segment, in seconds.
+        hls_size: Number of segments in the HLS playlist.
+        pipe_format: libav's name of the container for standard output.
+        retry_cap: Seconds of the longest wait between two tries.
     """
 
     rotate_seconds: float | None = None
@@ -48,31 +52,33 @@ class SinkOptions:
 
 @dataclass(frozen=True)
 class _Begin:
-    """From here on the streams are these; a new segment."""
+    """A new segment begins, with these streams."""
 
     template: Template
     reason: str
 
 
 class Gone(OutputError):
-    """The sink took no more; it is tried again."""
+    """The sink takes no more; it is retried."""
 
 
 class _Stop(Exception):
-    """The sink's thread ends."""
+    """Ends the sink's thread."""
 
 
 class Sink:
-    """One output in a thread of its own. `offer` never waits; what does not fit is dropped.
+    """One output, in a thread of its own. Subclasses implement `opened`, and override the rest.
 
-    A kind of sink says what it writes into (`opened`), and what else belongs to it. on_event(name,
-    sink=…, **facts) tells of segments, of failures and of recoveries. keyframe(): asks the encoder
-    for one, so that the sink can begin.
+    Args:
+        address: The sink, as `addresses.resolve` returns it.
+        options: How to write.
+        on_event: Receives segments, failures and recoveries, with the masked address as `sink`.
+        keyframe: Requests a keyframe from the encoder, so that the sink can start.
     """
 
-    #: Whether to go on after a failure.
+    #: Whether to retry after a failure.
     again = True
-    #: Whether opening is all there is to it; else `up` is called once the other side has answered.
+    #: Whether an opened sink is connected; if not, it calls `up` once the other side has answered.
     up_when_open = True
 
     def __init__(
@@ -102,60 +108,60 @@ class Sink:
         self._again_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"sink {self.name}", daemon=True)
 
-    # -- what kinds of sinks do ------------------------------------------------------------------
+    # -- for subclasses --------------------------------------------------------------------------
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
-        """Open what is written into, to begin with this chunk."""
+        """Open the output for a segment that begins with the chunk `first`."""
         raise NotImplementedError
 
     def write(self, muxer: Muxer, chunk: Chunk) -> None:
-        """Write a chunk. Times in the output count from the first picture of the segment."""
+        """Write a chunk; times in the output count from the first picture of the segment."""
         muxer.write(chunk, self._base)
 
     def close(self, muxer: Muxer) -> None:
-        """Finish what was opened."""
+        """Finish the segment."""
         muxer.close()
 
     def abandon(self, muxer: Muxer | None) -> None:
-        """Let go after a failure; None: it failed while it was opened."""
+        """Release the output after a failure; `muxer` is None if opening it failed."""
         if muxer is not None:
             muxer.close()
 
     def check(self) -> None:
-        """Raise if it has gone; called while nothing comes."""
+        """Raise if the other side has gone; called while nothing comes."""
 
     def rotates(self, chunk: Chunk) -> bool:
-        """Whether another segment begins with this chunk."""
+        """Return whether a new segment begins with this chunk."""
         return False
 
     def cut(self, template: Template) -> None:
-        """After an outage, the same streams: a file goes on in a new segment, a server stays."""
+        """Go on after an outage with the same streams: files begin a new segment."""
 
     def ended(self) -> None:
-        """Nothing more will come."""
+        """Release what outlives segments; nothing more will come."""
 
     @property
     def current(self) -> str:
-        """What is being written to, for people."""
+        """What is being written to, as shown to users."""
         return self.name
 
-    # -- from the session's threads --------------------------------------------------------------
+    # -- called from the session's threads -------------------------------------------------------
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def begin(self, template: Template, reason: str) -> None:
-        """Other streams, or another stretch of them: a new segment from the next keyframe on."""
+        """Begin a new segment, with these streams, at the next keyframe."""
         with self._changed:
             self._items.append(_Begin(template, reason))
-            # Now, and not once the thread comes to it: the keyframe may be here by then, and what
-            # follows it would be dropped.
+            # Here rather than in the thread: the keyframe may have come by then, and the frames
+            # after it would be dropped.
             self._skipping = True
             self._changed.notify()
 
     def offer(self, chunk: Chunk) -> None:
-        """Take a chunk, or drop it (and all up to the next keyframe) where too many wait."""
+        """Take a chunk without waiting; if too many wait, drop all up to the next keyframe."""
         with self._changed:
             if self._waiting_bytes > _WAITING_BYTES or len(self._items) >= _WAITING:
                 kept = [item for item in self._items if isinstance(item, _Begin)]
@@ -174,20 +180,20 @@ class Sink:
             self._changed.notify()
 
     def end(self) -> None:
-        """Write what waits, finish, and end."""
+        """Write what waits, finish, and end the thread."""
         with self._changed:
             self._ending = True
             self._changed.notify()
 
     def join(self, patience: float) -> bool:
-        """Wait for the end; False if it is stuck, and left behind."""
+        """Wait for the thread up to `patience` seconds; return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(patience)
         return not self._thread.is_alive()
 
     @property
     def depth(self) -> int:
-        """Chunks that wait."""
+        """Number of chunks that wait."""
         return len(self._items)
 
     # -- the thread ------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ class Sink:
                 self.ended()
 
     def _next(self) -> Chunk | _Begin | None:
-        """The next item; None at the end. While there is none, `check` is called now and then."""
+        """Wait for the next item, and call `check` meanwhile; None at the end."""
         while True:
             with self._changed:
                 if not self._items and not self._ending:
@@ -220,12 +226,12 @@ class Sink:
             if self._muxer is not None:
                 self._guarded(self.check)
 
-    def _guarded(self, do: Callable[..., None], *what: Chunk | _Begin) -> None:
+    def _guarded(self, do: Callable[..., None], *item: Chunk | _Begin) -> None:
         try:
-            do(*what)
+            do(*item)
         except _Stop:
             raise
-        except Exception as error:  # whatever it is: the other sinks go on, and this one returns
+        except Exception as error:  # of any kind: the other sinks go on, and this one is retried
             self._failed(error)
 
     def _take(self, item: Chunk | _Begin) -> None:
@@ -241,8 +247,8 @@ class Sink:
         if muxer is None and (muxer := self._begin_with(item)) is None:
             return
         if item.pts < self._base:
-            return  # sound of before the segment's first picture
-        # Muxers want decoding times that rise.
+            return  # sound from before the segment's first picture
+        # Muxers need increasing decoding times.
         last = self._last.get(item.kind)
         if last is not None and item.dts <= last:
             self.dropped += 1
@@ -253,7 +259,7 @@ class Sink:
         self.bytes += len(item.data)
 
     def _begin_with(self, item: Chunk) -> Muxer | None:
-        """Open with this chunk, if it is a keyframe and the time to try again has come."""
+        """Open with this chunk, if it is a keyframe and the time of the next try has come."""
         if self._begin is None or not (item.kind == "video" and item.keyframe):
             self.dropped += 1
             return None
@@ -268,7 +274,7 @@ class Sink:
         return self._muxer
 
     def up(self) -> None:
-        """It takes what it is given."""
+        """Report that the sink is connected."""
         assert self._begin is not None
         self.connected = True
         if self._backoff.tries:
@@ -288,7 +294,7 @@ class Sink:
         self.connected = False
         with contextlib.suppress(Exception):
             self.abandon(muxer)
-        reason = self._in_words(error)
+        reason = self._reason(error)
         if not self.again:
             self.error = error if isinstance(error, OutputError) else OutputError(reason)
             self.on_event("sink_ended", sink=self.name, reason=reason)
@@ -299,7 +305,7 @@ class Sink:
         self.on_event("sink_gone", sink=self.name, reason=reason, seconds=round(wait, 2))
 
     def _finish(self) -> None:
-        """Finish the segment that is open, if one is; a failure is told, and no more."""
+        """Finish the open segment, if there is one; a failure is only reported."""
         muxer, self._muxer = self._muxer, None
         if muxer is None:
             return
@@ -309,9 +315,9 @@ class Sink:
             self.failures += 1
             with contextlib.suppress(Exception):
                 self.abandon(None)
-            reason = self._in_words(error)
+            reason = self._reason(error)
             self.on_event("sink_gone", sink=self.name, reason=reason, seconds=0)
 
-    def _in_words(self, error: BaseException) -> str:
+    def _reason(self, error: BaseException) -> str:
         text = str(getattr(error, "strerror", None) or error)
         return masked(text, of=self.address).rstrip(".")

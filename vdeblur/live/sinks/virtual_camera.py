@@ -12,9 +12,9 @@ from typing import Any
 import av
 
 from vdeblur.errors import OutputError
-from vdeblur.live.addresses import masked
 from vdeblur.live.protocols import EventHandler
 from vdeblur.live.sources.timing import Backoff
+from vdeblur.system.masking import masked
 from vdeblur.system.optional import optional
 
 

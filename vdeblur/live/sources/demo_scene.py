@@ -1,7 +1,7 @@
-"""A moving picture of the program's own making, with its number and the time written into it.
+"""A generated moving picture that contains its number and the time as blocks.
 
-What is written into the picture survives coding, scaling of time and any server between: read back
-at the far end, it tells which picture arrived and how long it took. Knows numpy only.
+They survive coding, changes of timestamps and any server in between. Read back at the far end, they
+say which picture arrived, and how long it took. Knows numpy only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ Luma = NDArray[np.uint8]
 
 
 def write_code(luma: Luma, number: int, milliseconds: int) -> None:
-    """Write a picture's number (16 bits) and a time (32 bits) as blocks into its upper left.
+    """Write a picture's number and a time as black and white blocks into its upper left corner.
 
-    luma: (rows, columns) uint8, at least 24 × 160; black and white of the limited range.
+    Args:
+        luma: (rows, columns) uint8 in limited range, at least 24 × 160.
+        number: Its low 16 bits are written.
+        milliseconds: Its low 32 bits are written.
     """
     number, milliseconds = number & 0xFFFF, milliseconds & 0xFFFFFFFF
     bits = _bits(number, 16) + _bits(milliseconds, 32)
@@ -33,7 +36,7 @@ def write_code(luma: Luma, number: int, milliseconds: int) -> None:
 
 
 def read_code(luma: Luma) -> tuple[int, int] | None:
-    """(number, milliseconds) that `write_code` wrote; None: there is none, or damaged."""
+    """Return (number, milliseconds) as `write_code` wrote them; None if absent or damaged."""
     if luma.shape[0] < _ROWS * BLOCK or luma.shape[1] < _COLUMNS * BLOCK:
         return None
     area = luma[: _ROWS * BLOCK, : _COLUMNS * BLOCK].astype(np.float32)
@@ -45,12 +48,12 @@ def read_code(luma: Luma) -> tuple[int, int] | None:
 
 
 def now_milliseconds() -> int:
-    """The time that the test scene writes: the monotonic clock, common to all processes."""
+    """Return the time that scenes contain: the monotonic clock, common to all processes."""
     return int(time.monotonic() * 1000) & 0xFFFFFFFF
 
 
 def draw(scene: Scene, number: int) -> tuple[Luma, Luma, Luma]:
-    """Y', Cb and Cr (4:2:0, limited range) of picture `number`: moving bars and a disc."""
+    """Return Y', Cb and Cr of picture `number` (uint8, 4:2:0, limited range): bars and a disc."""
     height, width = scene.height, scene.width
     seconds = number / scene.rate
     x = np.arange(width, dtype=np.float32)[None]
@@ -68,19 +71,19 @@ def draw(scene: Scene, number: int) -> tuple[Luma, Luma, Luma]:
 
 
 def tone(rate: int, start: int, count: int) -> NDArray[np.float32]:
-    """(1, count) samples from number `start`: 1 kHz for 50 ms at the beginning of each second."""
+    """Return (1, count) samples in -1 to 1 from number `start`: 1 kHz for 50 ms each second."""
     at = np.arange(start, start + count, dtype=np.int64)
     beep = (at % rate) < rate // 20
     return (0.3 * beep * np.sin(2 * np.pi * 1000 * (at % rate) / rate)).astype(np.float32)[None]
 
 
 def flash(number: int, rate: int) -> bool:
-    """Whether picture `number` begins a second, as the tone does."""
+    """Return whether picture `number` begins a second, as the tone does."""
     return number % rate == 0
 
 
 def pace(rate: int) -> Iterator[tuple[int, float]]:
-    """(number, monotonic time at which it is due), at an even rate; late ones are skipped."""
+    """Yield (number, monotonic time at which it is due) at an even rate; late ones are skipped."""
     begin, number = time.monotonic(), 0
     while True:
         yield number, begin + number / rate

@@ -1,4 +1,4 @@
-"""What cameras and screens this machine has. Knows the operating system; opens nothing for long."""
+"""List the cameras and screens of this machine. Knows the operating system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Device:
-    """address: what to give to `vdeblur camera`. kind: camera, output (a virtual one), screen."""
+    """A device of this machine.
+
+    Attributes:
+        address: As `vdeblur camera` takes it.
+        name: As shown to users.
+        kind: camera, screen, test, or output (a virtual camera to write to).
+    """
 
     address: str
     name: str
@@ -24,7 +30,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """All that can be found without asking for rights."""
+    """Return all devices that can be found without special rights."""
     found = [Device("test", "a generated scene, with sound", "test")]
     if sys.platform.startswith("linux"):
         found = [*_v4l2(), *_screens(), *found]
@@ -54,13 +60,16 @@ def _v4l2(root: Path = Path("/sys/class/video4linux")) -> list[Device]:
 
 
 def _abilities(path: Path) -> tuple[bool, bool]:
-    """(captures, takes output) by VIDIOC_QUERYCAP; a camera has nodes of metadata, too."""
+    """Return whether a device captures and whether it takes output, by VIDIOC_QUERYCAP.
+
+    A camera has other nodes besides, for metadata.
+    """
     try:
         import fcntl
 
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except (ImportError, OSError):
-        return True, False  # busy, or not for us: a camera all the same
+        return True, False  # busy, or not permitted: still a camera
     try:
         # struct v4l2_capability: driver, card, bus, version, capabilities, device_caps.
         answer = fcntl.ioctl(descriptor, 0x80685600, bytes(104))
@@ -74,7 +83,7 @@ def _abilities(path: Path) -> tuple[bool, bool]:
 
 
 def _screens() -> list[Device]:
-    folder = Path("/tmp/.X11-unix")  # where X servers listen, by its protocol
+    folder = Path("/tmp/.X11-unix")  # where X servers listen
     sockets = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p.name[1:] for p in sockets if p.name[1:].isdigit() and _answers(p)]
     found = [Device(f"screen::{n}", f"X display :{n}", "screen") for n in names]
@@ -84,29 +93,34 @@ def _screens() -> list[Device]:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a server listens at a socket; one that was killed leaves its own behind."""
+    """Return whether a server listens at a socket; a killed one leaves its socket behind."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(0.5)
         return probe.connect_ex(str(path)) == 0
 
 
 def _by_ffmpeg(kind: str, dummy: str) -> list[Device]:
-    """Devices that only an installed ffmpeg sees."""
+    """Return the devices that an installed ffmpeg lists."""
     if shutil.which("ffmpeg") is None:
         hint = "install ffmpeg to see and use this computer's cameras"
         return [Device(f"{kind}:…", hint, "camera")]
     words = ["ffmpeg", "-hide_banner", "-f", kind, "-list_devices", "true", "-i", dummy]
     with suppress(OSError, subprocess.TimeoutExpired):
-        said = subprocess.run(words, capture_output=True, text=True, timeout=20).stderr
-        return parse_listing(kind, said)
+        listing = subprocess.run(words, capture_output=True, text=True, timeout=20).stderr
+        return parse_listing(kind, listing)
     return []
 
 
-def parse_listing(kind: str, said: str) -> list[Device]:
-    """What `ffmpeg -list_devices` says of video devices."""
+def parse_listing(kind: str, listing: str) -> list[Device]:
+    """Parse the video devices in the output of `ffmpeg -list_devices`.
+
+    Args:
+        kind: avfoundation or dshow.
+        listing: ffmpeg's standard error.
+    """
     found = []
     video = kind == "dshow"
-    for line in said.splitlines():
+    for line in listing.splitlines():
         if kind == "avfoundation":
             if "video devices" in line:
                 video = True

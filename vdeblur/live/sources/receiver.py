@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdeblur.errors import InputError, VdeblurError
-from vdeblur.live.addresses import masked
 from vdeblur.live.sources.connection import Connection
 from vdeblur.live.sources.format import FormatAnnouncer, Taker
 from vdeblur.live.sources.source import Missing, Refused, Source, SourceOptions
 from vdeblur.live.sources.timing import Backoff, Clock, Timeline
+from vdeblur.system.masking import masked
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""An address → an open stream of packets: network, device, screen, file, a generated scene.
+"""Open an address as a stream of packets: network, device, screen, file or generated scene.
 
-One connection, and no more: connecting again is `receiving`'s business. Everything that can wait
-has a time limit. Knows libav; knows no torch, no network of neurons and no output.
+One connection: `receiver` reconnects. Everything that can block has a time limit. Knows libav;
+knows no torch and no sinks.
 """
 
 from __future__ import annotations
@@ -30,30 +30,34 @@ from vdeblur.live import subprocesses
 from vdeblur.live.addresses import (
     FFMPEG_DEVICES,
     Scene,
-    masked,
     scheme_of,
-    secret,
     source_kind,
     unknown_host,
 )
 from vdeblur.live.sources import demo_scene
+from vdeblur.system.masking import masked, secret
 
 
 class Refused(InputError):
-    """The server wants other credentials, or none are enough."""
+    """The server refuses the credentials."""
 
 
 class Missing(InputError):
-    """What no waiting will bring: a file or a device that is not there, not a video."""
+    """Waiting will not help: the file does not exist, or is not a video."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """How a source is opened.
 
-    timeout: seconds without a connection, or without data, that count as a failure. transport: of
-    RTSP. size, rate: asked of devices, the screen. input_format: pixel or stream format asked of a
-    v4l2 device (`mjpeg`, `yuyv422`). loop: a file begins again at its end. audio: take the sound.
+    Attributes:
+        timeout: Seconds without a connection, or without data, that count as a failure.
+        transport: Of RTSP.
+        size: Width and height requested from a device or the screen.
+        rate: Frames per second requested from a device or the screen.
+        input_format: Pixel or stream format requested from a v4l2 device (`mjpeg`, `yuyv422`).
+        loop: Whether a file begins again at its end.
+        audio: Whether to take the sound.
     """
 
     timeout: float = 5.0
@@ -66,11 +70,24 @@ class SourceOptions:
 
 
 class Source:
-    """One open connection: a context manager. `packets()` gives packets of the two streams.
+    """One open connection, as a context manager.
 
-    address: as `addresses.resolve` gives it. paced: it hands out faster than it happens (a file, an
-    HLS playlist), and is to be slowed down to its own time. finite: its end is an end, not an
-    outage. Raises Refused, Missing or InputError, in one sentence and without a password.
+    Args:
+        address: As `addresses.resolve` returns it.
+        options: How to open it.
+        stop: Ends `packets` when set.
+
+    Attributes:
+        video: The stream of the picture.
+        audio: The stream of the sound; None without, or if `SourceOptions.audio` is false.
+        paced: Whether it delivers faster than real time (a file, an HLS playlist), and has to be
+            slowed down to its own times.
+        finite: Whether its end is an end rather than an outage.
+
+    Raises:
+        Refused: If the server refuses the credentials.
+        Missing: If waiting will not help.
+        InputError: If it cannot be opened now. No message contains a password.
     """
 
     def __init__(self, address: str, options: SourceOptions, stop: threading.Event) -> None:
@@ -91,7 +108,7 @@ class Source:
             raise InputError(f"{self.name} gives no picture: is it a camera's stream?")
         audios = [s for s in self.container.streams.audio if s.codec_context is not None]
         self.audio = audios[0] if audios and options.audio else None
-        # Frame threads hold back as many frames as there are threads: a delay for nothing.
+        # Frame threads would delay each picture by as many frames as there are threads.
         self.video.thread_type = "SLICE"
         formats = self.container.format.name.split(",")
         self.finite = self.kind == "file" and not options.loop
@@ -109,21 +126,22 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection; may take as long as the server does, so not for a UI thread."""
+        """Close the connection; may block for as long as the server takes."""
         self._closed.set()
         self._end_helpers()
         with contextlib.suppress(av.error.FFmpegError, OSError):
             self.container.close()
 
     def packets(self) -> Iterator[av.Packet[Any]]:
-        """Packets of the chosen streams, until the end.
+        """Yield packets of the picture and the sound, until the end.
 
-        InputError when the connection breaks or says nothing for `timeout` seconds, other streams
-        (sound, a camera's data) without picture included.
+        Raises:
+            InputError: If the connection breaks, or sends no picture for the timeout, even if it
+                sends sound or other data.
         """
         seen = time.monotonic()
-        # Of all streams: of chosen ones PyAV would wait for the next, whatever else comes, and for
-        # ever.
+        # All streams: with a selection, PyAV would wait for their next packet without limit, and
+        # skip whatever else comes.
         packets = self.container.demux()
         while not self._stop.is_set():
             try:
@@ -140,7 +158,7 @@ class Source:
                 raise InputError(f"{self.name}: no picture for {now - seen:.0f} s, only other data")
             if packet.stream is self.video or packet.stream is self.audio:
                 yield packet
-                # A picture may have been held back, to be shown at its time.
+                # The picture may have been held back until its time.
                 seen += time.monotonic() - now
 
     def _ended(self) -> None:
@@ -166,15 +184,15 @@ class Source:
     def _open_network(self) -> av.container.InputContainer:
         scheme = scheme_of(self.address)
         microseconds = str(int(self.options.timeout * 1e6))
-        # A second to learn of the streams, where libav takes five, and the rate is measured later:
-        # every outage would be as much longer. Not nobuffer: it throws away what was read meanwhile
-        # and with it the first keyframe. How old that is shows (`timing.Backlog`).
+        # One second to analyze the streams instead of libav's five, by which every outage would be
+        # longer; the rate is measured later. Not `nobuffer`, which discards what was read
+        # meanwhile, the first keyframe among it: `timing.Backlog` finds out how old that is.
         options = {"analyzeduration": "1000000", "probesize": "2000000", "fpsprobesize": "0"}
         if scheme in ("rtsp", "rtsps"):
             options |= {
                 "rtsp_transport": self.options.transport,
                 "timeout": microseconds,
-                # Reordering is for UDP; half a second of waiting for a lost packet is too much.
+                # For reordering with UDP; libav's half second for a lost packet is too long.
                 "max_delay": "100000",
             }
         elif scheme in ("rtmp", "rtmps", "http", "https"):
@@ -182,11 +200,11 @@ class Source:
         elif scheme in ("udp", "rtp"):
             options |= {
                 "timeout": microseconds,
-                "fifo_size": "8192",  # × 188 bytes: a bounded buffer, and what does not fit is lost
+                "fifo_size": "8192",  # × 188 bytes; what does not fit is lost
                 "overrun_nonfatal": "1",
             }
         if scheme in ("udp", "tcp", "rtp", "http", "https"):
-            # MPEG-TS whose programme gets other numbers goes on in the streams that are read.
+            # If an MPEG-TS program changes its numbers, go on with the same streams.
             options |= {"merge_pmt_versions": "1"}
         return self._av(self.address, **options)
 
@@ -205,12 +223,12 @@ class Source:
 
     def _open_v4l2(self) -> av.container.InputContainer:
         if not Path(self.address).exists():
-            # A camera that is pulled out comes back: not for `Missing`.
+            # Not `Missing`: an unplugged camera may come back.
             raise InputError(f"{self.name} is not there: `vdeblur camera list` shows what is")
         options = self._device_options()
         if self.options.input_format is not None:
             options["input_format"] = self.options.input_format
-        # Times of the system's clock, as all other sources have them; raw ones count from boot.
+        # Times of the system's clock, like those of other sources; raw ones count from boot.
         return self._av(self.address, "v4l2", **options)
 
     def _open_screen(self) -> av.container.InputContainer:
@@ -230,7 +248,7 @@ class Source:
         return self._av(display if ":" in display else f":{display}", "x11grab", **options)
 
     def _open_test(self) -> av.container.InputContainer:
-        """A generated scene with a tone, written as NUT into a pipe, and read from it like any."""
+        """Open a generated scene with a tone, which a thread writes into a pipe as NUT."""
         reading, writing = os.pipe()
         painter = threading.Thread(
             target=_paint,
@@ -243,7 +261,7 @@ class Source:
         return self._av(_Pipe(reading, self.options.timeout), "nut", **_NUT_QUICKLY)
 
     def _open_ffmpeg(self) -> av.container.InputContainer:
-        """What the wheels lack, through an installed ffmpeg, copied as it is into NUT."""
+        """Open what PyAV's wheels cannot, through an installed ffmpeg that copies it into NUT."""
         options: dict[str, Any] = {"analyzeduration": 1_000_000}
         address = self.address
         device, _, rest = address.partition(":")
@@ -254,7 +272,7 @@ class Source:
                 options.setdefault("framerate", "30")
         self._program = subprocesses.read_by_ffmpeg(address, options, purpose=self.name)
         assert self._program.process.stdout is not None
-        # It connects and looks at the streams first.
+        # It connects and analyzes the streams first.
         descriptor = os.dup(self._program.process.stdout.fileno())
         pipe = _Pipe(descriptor, self.options.timeout, first=15.0)
         return self._av(pipe, "nut", **_NUT_QUICKLY)
@@ -273,17 +291,17 @@ class Source:
         return said or "it did not say why"
 
     def _fail(self, error: BaseException, doing: str) -> NoReturn:
-        """Raise the error in one sentence, and of the class that says whether to try again."""
+        """Raise the error as one sentence, with a class that says whether to retry."""
         explained = self._explained(error, doing)
         self._end_helpers()
-        # libav's own error bears the address as it is, and a traceback would print it.
+        # libav's own error contains the address, which a traceback would print.
         raise explained from (None if secret(self.address) else error)
 
     def _explained(self, error: BaseException, doing: str) -> InputError:
         if isinstance(error, InputError):
             return error
         if self._program is not None and not isinstance(error, TimeoutError):
-            said = self._last_words()  # it ends a moment after its output
+            said = self._last_words()  # ffmpeg ends a moment after its output
             if not self._program.running:
                 return InputError(f"{self.name}: ffmpeg: {said}")
         text = masked(str(getattr(error, "strerror", None) or error), of=self.address).rstrip(".")
@@ -306,22 +324,25 @@ class Source:
         return InputError(f"{self.name} {what}: {text.lower()}")
 
 
-# What libav need not look for in a stream that this program, or its ffmpeg, has just written.
+# Little analysis for a stream that this program, or its ffmpeg, has written.
 _NUT_QUICKLY = {"analyzeduration": "1000000", "probesize": "500000", "fpsprobesize": "0"}
 
 
 class _Pipe:
-    """A descriptor that is read with a time limit; libav closes it."""
+    """The reading end of a pipe, for libav, with a time limit; libav closes it.
+
+    Args:
+        descriptor: Its file descriptor.
+        timeout: Seconds to wait for data.
+        first: Seconds to wait for the first data, if more.
+    """
 
     def __init__(self, descriptor: int, timeout: float, first: float = 0.0) -> None:
         self._descriptor, self._timeout = descriptor, timeout
         self._patience = max(first, timeout)
 
     def read(self, size: int) -> bytes:
-        """What is there, at least a byte; none at the end; TimeoutError after `timeout` seconds.
-
-        Before anything has come, after `first` seconds.
-        """
+        """Read what is there, at least a byte; b"" at the end; TimeoutError if nothing comes."""
         patience, self._patience = self._patience, self._timeout
         if sys.platform != "win32":  # where only sockets can be selected
             ready, _, _ = select.select([self._descriptor], [], [], patience)
@@ -330,13 +351,13 @@ class _Pipe:
         return os.read(self._descriptor, size)
 
     def close(self) -> None:
-        """Let the writer's end know."""
+        """Close the pipe, which the writer notices."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
 
 class _Writer(io.RawIOBase):
-    """The writing end of a pipe, for libav: gives up when the reader has gone or nobody reads."""
+    """The writing end of a pipe, for libav; BrokenPipeError once `closed` is set."""
 
     def __init__(self, descriptor: int, closed: threading.Event) -> None:
         self._descriptor, self._closed = descriptor, closed
@@ -392,7 +413,7 @@ def _paint(
                     samples = until
                     output.mux(audio.encode(sound_frame))
     except (OSError, av.error.FFmpegError):
-        pass  # whoever read the scene has gone
+        pass  # the reader has gone
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Times of live sources: on one line, on the clock of this machine, and how long to wait.
+"""Times of live sources: on one line, on this machine's clock, and between tries.
 
-Knows no libav and no threads of its own.
+Knows no libav and starts no threads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 
 @dataclass
 class Timeline:
-    """Source times → seconds on one line that neither jumps nor goes back.
+    """Puts source times on one line, in seconds, that neither jumps nor goes back.
 
-    The source's own intervals are kept exactly; only where it jumps (a clock set, a counter wrapped
-    round, another connection) is the line carried on by the time that really passed. Sound and
-    picture of a connection share one offset. jumps: how often it had to.
+    The source's own intervals are kept exactly. Only where they jump (a clock was set, a counter
+    wrapped around, the connection is another), the line goes on by the time that has really passed.
+    Sound and picture of a connection share one offset.
+
+    Attributes:
+        jumps: Number of jumps within connections.
     """
 
     jumps: int = 0
@@ -29,16 +32,22 @@ class Timeline:
     _end_at: float = 0.0
     _streams: dict[str, tuple[Fraction, Fraction, float]] = field(default_factory=dict)
 
-    #: Seconds that a stream may go back, and forward beyond the time that passed, by itself.
+    #: Seconds that a stream may go back, and forward beyond the time that has passed.
     BACK, FORWARD = Fraction(1, 2), 2.0
 
     def begin(self) -> None:
-        """Another connection: its times have nothing to do with those before."""
+        """Begin another connection, whose times are unrelated to those before."""
         self._streams.clear()
         self._offset = None
 
     def place(self, stream: str, at: Fraction, now: float) -> Fraction:
-        """Seconds on the line of source time `at` (seconds), which arrived at monotonic `now`."""
+        """Return the seconds on the line of source time `at`, which arrived at monotonic `now`.
+
+        Args:
+            stream: "picture" or "sound".
+            at: Seconds.
+            now: Seconds.
+        """
         known = self._streams.get(stream)
         started = self._end_at > 0
         expected = self._end + Fraction(max(0.0, now - self._end_at)) if started else Fraction(0)
@@ -64,24 +73,24 @@ class Timeline:
 
 
 class Clock:
-    """When a time of the line was, on the monotonic clock, if nothing had been in its way.
+    """Maps times of the line to the monotonic clock: when they would arrive without any delay.
 
-    The quickest arrivals of the last half minute tell; slower ones were held up, and are that late
-    already. So latency counts from the moment the source could have been here.
+    The fastest arrivals of the last half minute define it; slower ones are late by the difference.
+    So latency counts from the moment at which the picture could have been here.
     """
 
-    WINDOW = 15.0  # seconds; two of them are looked at
+    WINDOW = 15.0  # seconds; two windows count
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Another connection, another delay."""
+        """Forget the past, for another connection with another delay."""
         self._best = self._earlier = float("inf")
         self._since = 0.0
 
     def captured(self, seconds: float, now: float) -> float:
-        """The monotonic time of line time `seconds`, which arrived at `now`; never after it."""
+        """Return the monotonic time of line time `seconds`, which arrived at `now`; never later."""
         if now - self._since > self.WINDOW:
             self._earlier, self._best, self._since = self._best, float("inf"), now
         self._best = min(self._best, now - seconds)
@@ -89,26 +98,40 @@ class Clock:
 
 
 class Backoff:
-    """Seconds to wait before try 1, 2, …: a third as much again up to `cap`, and shaken, so that
-    many do not come back at once."""
+    """Seconds to wait before try 1, 2, …: each a third longer, up to a cap, with random jitter.
+
+    The jitter keeps many clients from coming back at once.
+
+    Args:
+        first: Seconds of the first wait, at most.
+        cap: Seconds of the longest wait.
+    """
 
     def __init__(self, first: float = 0.5, cap: float = 30.0) -> None:
         self.first, self.cap, self.tries = first, cap, 0
 
     def next(self, *, slow: bool = False) -> float:
-        """The next wait; slow: at once the longest, as for a refused password."""
+        """Return the next wait; `slow` takes the longest at once, as for a refused password."""
         self.tries += 1
         full = self.cap if slow else min(self.cap, self.first * 1.3 ** min(self.tries - 1, 64))
         return full * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """It worked."""
+        """Start over, after a success."""
         self.tries = 0
 
 
 @dataclass
 class Held:
-    """A decoded picture on its way to the taker. rate: frames a second, where it is another."""
+    """A decoded picture on its way to the taker.
+
+    Attributes:
+        picture: As decoded.
+        seconds: On the session's line.
+        arrived: Monotonic seconds.
+        decoding: Seconds that decoding took.
+        rate: Frames per second, if found to have changed; else 0.
+    """
 
     picture: Any
     seconds: Fraction
@@ -118,27 +141,35 @@ class Held:
 
 
 class Backlog:
-    """The first pictures of a connection: libav has read ahead while it looked at the streams, and
-    servers begin with the last seconds. How old they are shows only when the first one comes that
-    had to be waited for; given on at once, they would be taken for new ones, and be late for ever.
+    """The first pictures of a connection, which may be old.
 
-    held: what is not older than the newest by `limit` seconds; left_out: how many were.
+    libav reads ahead while it analyzes the streams, and servers begin with the last seconds. How
+    old these pictures are is unknown until one comes that had to be waited for. Passed on earlier,
+    they would be taken for new, and everything after them would be late for good.
+
+    Args:
+        limit: Seconds that a picture may be older than the newest.
+
+    Attributes:
+        held: The pictures within the limit.
+        left_out: Number of pictures that were older.
+        steps: Seconds between the pictures.
     """
 
-    #: Seconds after which it has to be over.
+    #: Seconds after which it ends in any case.
     LONGEST = 3.0
-    #: Pictures at most.
+    #: Pictures held at most.
     MOST = 256
 
     def __init__(self, limit: float) -> None:
         self.held: deque[Held] = deque()
         self.left_out = 0
-        self.steps: list[float] = []  # seconds between pictures; not more than LONGEST brings
+        self.steps: list[float] = []  # bounded, since it ends after LONGEST seconds
         self._limit = limit
         self._began: float | None = None
 
     def add(self, held: Held) -> bool:
-        """One more; True when it was waited for, so that there is no more backlog."""
+        """Add a picture; return True if it had to be waited for, which ends the backlog."""
         before = self.held[-1] if self.held else None
         self.held.append(held)
         while held.seconds - self.held[0].seconds > self._limit or len(self.held) > self.MOST:
@@ -153,9 +184,10 @@ class Backlog:
 
 
 class Rate:
-    """The rate that frames really have, told when it is not what it was, or what was stated.
+    """Measures the frame rate, and reports it when it is not the stated or the previous one.
 
-    usual: seconds between frames, as they are stated.
+    Args:
+        usual: Seconds between frames, as stated by the stream.
     """
 
     def __init__(self, usual: float) -> None:
@@ -164,20 +196,20 @@ class Rate:
         self._usual = usual
 
     def of(self, seconds: float) -> float:
-        """Frames a second once they have changed by half or more for 25 frames; else 0."""
+        """Return the frames per second if the rate has changed by half for 25 frames; else 0."""
         if self._last is not None:
             self._steps.append(seconds - self._last)
         self._last = seconds
-        return self._told() if len(self._steps) >= 25 else 0.0
+        return self._change() if len(self._steps) >= 25 else 0.0
 
     def begin(self, steps: list[float]) -> float:
-        """The same, of what shows before anything was told; of a few steps nothing does."""
+        """Return the same from the first intervals of a connection; 0 if they are few."""
         if len(steps) < 5:
             return 0.0
         self._steps = list(steps)
-        return self._told()
+        return self._change()
 
-    def _told(self) -> float:
+    def _change(self) -> float:
         middle = sorted(self._steps)[len(self._steps) // 2] if self._steps else 0.0
         self._steps.clear()
         if middle > 0 and not 2 / 3 < middle / self._usual < 3 / 2:
@@ -187,20 +219,20 @@ class Rate:
 
 
 class Pacer:
-    """Holds back what comes faster than it happened; what comes late is not hurried."""
+    """Delays pictures that come faster than real time; late ones are not caught up with."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop, self._start = stop, float("-inf")
 
     def wait(self, seconds: Fraction) -> float:
-        """Until line time `seconds` is due; the monotonic time it was due at."""
+        """Wait until line time `seconds` is due; return the monotonic time at which it was."""
         now = time.monotonic()
         due = self._start + float(seconds)
-        if due < now - 0.05:  # the first, or the source was held up
+        if due < now - 0.05:  # the first picture, or the source was held up
             self._start, due = now - float(seconds), now
         self._stop.wait(max(0.0, due - now))
         return max(due, now)
 
     def time_of(self, seconds: Fraction) -> float:
-        """When that line time is due; now, before the first picture."""
+        """Return when a line time is due; now, before the first picture."""
         return max(self._start + float(seconds), time.monotonic())
