@@ -8,7 +8,7 @@
 The modules:
 
     guide            frames of a film → their motion during the exposure
-    movement         flow to both neighbours along a film; live streams
+    movement         flow to both neighbors along a film; live streams
     flow             dense flow between two pictures
     exposure         the exposure that a caller asks for
     meter            the exposure that a film's pictures show

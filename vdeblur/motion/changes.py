@@ -1,12 +1,12 @@
-"""How long a blur is, told by how it changes from one picture to the next.
+"""Measure the length of a blur by how spectra change from one picture to the next.
 
-What a place shows is the same in both pictures, but for its blur: where it moved faster in the
-second, waves along its motion are weaker there. So the ratio of both spectra is that of two sincs,
-and what the scene itself has of stripes, soft edges or directions cancels out of it; so does what a
-lens or a coder softens alike. Where the ways to the next picture are known, the share of them that
-the shutter was open for is the one unknown of all windows, as of `vdeblur.motion.stripes`. It takes
-a motion that varies, as a hand's does, and shows blurs that are too short for stripes, and those
-that a coder left little of. Knows tensors only.
+A place looks the same in both pictures except for its blur: where it moves faster in the second,
+waves along its motion are weaker there. The ratio of both spectra is that of two sincs: stripes,
+soft edges and directions of the scene itself cancel out, and so does what a lens or a coder softens
+alike. Where the motions to the next picture are known, the share of them that the shutter was open
+for is the one unknown of all windows, as in `vdeblur.motion.stripes`. The method needs a motion
+that varies, as that of a hand does. It shows blurs that are too short for stripes, and blurs that
+compression left little of. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -20,35 +20,41 @@ from torch import Tensor
 from vdeblur.motion.spectra import along, peak, power_left, power_of, signal_of, waves
 from vdeblur.motion.stripes import DEPTH, FEW
 
-#: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
-#: compare.
+#: Shares of the motion that are tried, in steps of their logarithm; those beyond `_LONGEST` only
+#: for comparison.
 _STEP = 0.15
 SHARES = torch.exp(torch.arange(math.log(0.1), math.log(1.6), _STEP))
 _LONGEST = 1.35
-#: Which of them is asked how surely there is a blur, and what would be seen of it.
+#: Index of the share that shows how surely there is a blur, and how visible it would be.
 _USUAL = int((SHARES - 0.5).abs().argmin())
-#: Power below which a wave may have gone for whatever reason, a coder's first of all; and how many
-#: times the noise.
+#: Power below which a wave may be lost for any reason, mostly compression; and the same as a
+#: multiple of the noise.
 _LOST, _DROWNED = 1e-3, 4.0
-#: Windows lie over each other: so many tell about what one does.
+#: Windows overlap: this many are worth one independent window.
 _OVERLAP = 3.0
-#: A blur of fewer pixels only weakens waves, by the square of its length; one of more, those of its
-#: own length.
+#: A blur shorter than the first only weakens waves, by the square of its length; one longer than
+#: the second removes waves of its own length.
 _SHORT_PIXELS, _LONG_PIXELS = 2.5, 4.0
-#: Squares of changes that a window may have of whatever comes, though none be seen.
+#: Power of changes that a window is assumed to have by chance, even if none is seen.
 _LEAST_POWER = 0.02
-#: What explains so much of what the best share does explains it as well.
+#: A share that explains this much of what the best one does fits as well.
 _ALIKE = 0.93
 
 
 @dataclass(frozen=True)
 class ChangeSums:
-    """Sums over windows, of which more may be added (`+`).
+    """Sums over windows for a least-squares fit; sums of more windows can be added with `+`.
 
-    windows: how many; turning: how many of pictures that turn fast. ways: their squares, pixels²,
-    the mean of both pictures'. power: squares of what their spectra changed by. Of each of the
-    SHARES, (T,): product, of that with what blurs of this share change by; own, squares of the
-    latter; and, windows squared first, both of them and their product.
+    Attributes:
+        windows: number of windows.
+        turning: number of windows from pictures that turn fast.
+        ways: sum of squared motions in pixels², mean of both pictures.
+        power: sum of squared changes of the spectra.
+        product: (T,), products of these changes with those by a blur of each of the SHARES.
+        own: (T,), squares of the latter.
+        product_squared: (T,), squares of each window's `product`.
+        own_squared: (T,), squares of each window's `own`.
+        both: (T,), each window's `product` times its `own`.
     """
 
     windows: int
@@ -66,7 +72,7 @@ class ChangeSums:
         return ChangeSums(*(getattr(self, name) + getattr(more, name) for name in names))
 
     def found(self) -> ChangeFit:
-        """The share that explains most, by least squares."""
+        """Return the share that explains most."""
         own, product = self.own.clamp_min(1e-12), self.product
         power = float(self.power) + _LEAST_POWER * self.windows + 1e-9
         explained = product * product.abs() / own / power
@@ -75,8 +81,8 @@ class ChangeSums:
         error = (_OVERLAP * scatter.clamp_min(0)).sqrt() / own
         best = int(explained[SHARES <= _LONGEST].argmax())
         share = peak(SHARES, explained, best, _STEP)
-        # Blurs of a pixel or two explain alike, whatever their length: then the one is meant that
-        # is seen as it should be.
+        # Blurs of a pixel or two explain the same whatever their length; of these, the one whose
+        # strength is nearest to 1 is right.
         alike = (SHARES <= _LONGEST) & (explained >= _ALIKE * explained[best]) & (strength > 0)
         if alike.any():
             seen = torch.where(alike, strength.clamp_min(1e-9).log().abs(), torch.inf)
@@ -87,7 +93,7 @@ class ChangeSums:
         pixels = share * way
         short = (_LONG_PIXELS - pixels) / (_LONG_PIXELS - _SHORT_PIXELS)
         short = min(1.0, max(0.0, short))
-        # A short blur is at least as long as this: too short a motion does no damage.
+        # A lower bound for short blurs, since too short a motion does no damage.
         least = min(1.5, max(0.0, float(strength[best] - error[best])))
         share *= short * math.sqrt(least) + 1 - short
         return ChangeFit(
@@ -104,12 +110,18 @@ class ChangeSums:
 
 @dataclass(frozen=True)
 class ChangeFit:
-    """share: of the way; pixels: how long the blur is (root mean square); explained: share of what
-    the spectra changed by; strength: how much of what such a blur changes is seen, of a true one 1,
-    but that a coder takes some of it. short: how far it is so short that it only weakens waves,
-    0 … 1; at_least: then, the least that a blur of half of the way is seen by, 1 of a true one.
-    telling: what that would explain were half of it seen. turning: the share of windows that are of
-    pictures which turn fast.
+    """The length of a blur by how it changes.
+
+    Attributes:
+        share: length as a share of the motion to the next picture.
+        pixels: length in pixels, root mean square.
+        explained: share of the changes of the spectra that the blur explains.
+        strength: measured change over that of such a blur: 1 for a true one, less after
+            compression.
+        short: 0 to 1, how far the blur only weakens waves, as short ones do.
+        at_least: lower bound of the strength of a blur of half the motion.
+        telling: what a blur of half the motion would explain at half its strength.
+        turning: share of the windows that are from pictures which turn fast.
     """
 
     share: float
@@ -130,9 +142,14 @@ def measure_changes(
     *,
     turning: float = 0.0,
 ) -> ChangeSums:
-    """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show that have the same places of two
-    pictures in them; whose ways to the next picture are (N, 2), x and y in pixels. turning: how
-    many of both turn too fast for their ways to be sure, 0 … 1.
+    """Return the sums for pairs of windows with the same places of two pictures.
+
+    Args:
+        before: (N, WINDOW, WINDOW), luma in [0, 1], of the first picture.
+        after: the same of the second.
+        ways_before: (N, 2), motions of the first from picture to picture, x and y in pixels.
+        ways_after: the same of the second.
+        turning: 0 to 1, share of both pictures that turn too fast for reliable motions.
     """
     _, _, rings = waves()
     (old, old_noise), (new, new_noise) = power_of(before), power_of(after)
@@ -144,12 +161,12 @@ def measure_changes(
     ring_counts = (counts @ rings).clamp_min(1e-9)
 
     def level(values: Tensor) -> Tensor:
-        """What each wave changes by beyond the others of its length: focus has no direction."""
+        """Subtract the mean of the waves of the same length, since focus has no direction."""
         means: Tensor = (values * counts) @ rings / ring_counts
         return values - means @ rings.T
 
     seen = level(torch.log((new + noise) / (old + noise)))
-    # No blur makes a wave weaker than the noise.
+    # A blur does not make a wave weaker than the noise.
     depth = (DEPTH + noise / signal).clamp_max(100)
     of_new, of_old = (power_left(along(ways), SHARES) + depth for ways in (ways_after, ways_before))
     own = level(torch.log(of_new / of_old))

@@ -12,7 +12,12 @@ from vdeblur.errors import UsageError
 
 @dataclass(frozen=True)
 class Exposure:
-    """What was asked for: seconds, a share of a frame's time, or, both None, to find out."""
+    """An exposure that a caller asks for; with both None it is read off the pictures.
+
+    Attributes:
+        seconds: time that the shutter is open.
+        share: the same as a share of the time from frame to frame.
+    """
 
     seconds: float | None = None
     share: float | None = None
@@ -22,9 +27,14 @@ AUTO = Exposure()
 
 
 def exposure_of(value: str | float | Fraction | Exposure) -> Exposure:
-    """`auto`; `1/60`, `0.004s` or `4ms`, seconds; `0.5`, a share of the time of a frame.
+    """Parse an exposure.
 
-    A number is a share, a Fraction seconds. UsageError for anything else.
+    Args:
+        value: "auto"; seconds such as "1/60", "0.004s" or "4ms"; a share of a frame's time such as
+            "0.5". A number is a share, a Fraction seconds.
+
+    Raises:
+        UsageError: for anything else, or more than 2 seconds or frames.
     """
     if isinstance(value, Exposure):
         return value

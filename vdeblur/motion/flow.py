@@ -1,9 +1,9 @@
 """Dense optical flow between two pictures, both ways, and whether they show the same scene.
 
-Pictures are reduced to half their size, or to 320 × 180 to 640 × 360, and matched both ways by DIS
-(T. Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016). Places that are not
-found again on the way back are hidden in one of the two: they are filled from what is sure around
-them. Across a cut nothing is matched. Knows no files and no networks.
+Pictures are reduced to half their size, within 320 × 180 to 640 × 360, and matched both ways by DIS
+(T. Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016). Places whose way
+back does not return are hidden in one of the two pictures, and filled from trusted places around
+them. Pictures of different scenes are not matched. Knows no files and no networks.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ from vdeblur.frames import Frame
 
 Floats = NDArray[np.float32]
 
-#: Pixels that pictures are reduced to before they are matched, a whole number of pixels to one: a
-#: quarter of theirs, within these. Live ones, which may not wait, are always reduced to the first.
+#: Limits of the area, in pixels, that pictures are reduced to before they are matched: a quarter of
+#: theirs, by a whole ratio. Live pictures, which must not wait, are always reduced to the first.
 LEAST_AREA, MOST_AREA = 320 * 180, 640 * 360
-_LEAST = 16  # pixels a side that DIS needs; smaller pictures have no motion that anyone sees
-#: The field has one vector for so many reduced pixels in a row and in a column.
+_LEAST = 16  # pixels per side that DIS needs; smaller pictures show no visible motion
+#: Reduced pixels per vector of the field, in rows and in columns.
 _STEP = 4
-#: Kernels, in steps, that vectors are averaged with, and how much each counts: where nothing near
-#: is sure, what is farther away decides.
+#: Gaussian kernels (sigma in steps, weight) that vectors are averaged with: where nothing near is
+#: trusted, places farther away decide.
 _KERNELS = ((0.75, 1.0), (3.0, 0.02), (12.0, 0.0004))
-#: Share of places that are found again on the way back (measured: 0.16 at most in 323 cuts, 0.37
-#: with a shift; in one scene whose shift was found, 0.83 and more). Below the first, a shift of the
-#: whole picture is tried; below the second it is a cut; between them the detail of both has to be
-#: alike, once matched (a correlation; of cuts, 0.25 at most).
+#: Thresholds of the share of places whose way back returns (measured: at most 0.16 in 323 cuts,
+#: 0.37 with a shift; at least 0.83 in one scene whose shift was found). Below the first, a shift of
+#: the whole picture is tried; below the second it is a cut; between them the detail of the matched
+#: pictures must correlate by the third (cuts: at most 0.25).
 _SURE, _CUT, _ALIKE = 0.5, 0.12, 0.35
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Displacement of places to another picture: (2, h, w) in reduced pixels; trust (h, w)."""
+    """Displacement of places to another picture.
+
+    Attributes:
+        field: (2, h, w) float32, x and y in reduced pixels.
+        trust: (h, w) float32 in [0, 1].
+    """
 
     field: Floats
     trust: Floats
@@ -54,10 +59,14 @@ FlowPair = tuple[Flow, Flow]
 def reduced(
     frame: Frame, *, most: int = MOST_AREA
 ) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """8-bit luma at 320 × 180 to 640 × 360 or so, a copy; how many pixels of luma one of it is wide
-    and high.
+    """Return a reduced 8-bit copy of a frame's luma, for matching.
 
-    Of interlaced pictures the upper field's. most: pixels that it has at most, or so.
+    Args:
+        frame: any frame; of an interlaced one, the upper field is used.
+        most: approximate upper limit of the copy's area in pixels.
+
+    Returns:
+        The copy (h, w), and the pixels of the luma plane per pixel of the copy (x, y).
     """
     rows, layout = plane_rows(frame), frame.layout
     height, width = rows.shape
@@ -77,15 +86,15 @@ def reduced(
 
 
 def plane_rows(frame: Frame) -> NDArray[Any]:
-    """The plane that carries luma (of RGB, green), of interlaced pictures its upper field."""
+    """Return the plane that carries luma (green of RGB); of interlaced frames, the upper field."""
     plane: NDArray[Any] = frame.planes[0]
     return plane[::2] if frame.layout.interlaced else plane
 
 
 def same_picture(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> bool:
-    """Whether two reduced pictures are one, shown twice: equal but for what coding does.
+    """Return whether two reduced pictures are one picture shown twice, equal except for coding.
 
-    Nowhere may they differ by more than a twelfth of a pixel's motion would make them.
+    They must nowhere differ by more than a motion of a twelfth of a pixel would cause.
     """
     if here.shape != there.shape:
         return False
@@ -102,12 +111,17 @@ def same_picture(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> bool:
 
 
 def match_pictures(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> FlowPair | None:
-    """Flow from one reduced picture to another, and back; None where they show different scenes."""
+    """Return the flow from one reduced picture to another, and back; None for different scenes.
+
+    Args:
+        here: (h, w), as `reduced` returns it.
+        there: the same of the other picture.
+    """
     if min(here.shape) < _LEAST:
         return None
     contrasts = sorted(float(cv2.meanStdDev(picture)[1][0, 0]) for picture in (here, there))
     if contrasts[0] < 0.1 * contrasts[1] - 0.2:
-        return None  # a scene and a blank
+        return None  # one of them is blank
     there = _in_light_of(here, there)
     found = _both_ways(here, there, None)
     if found.share < _SURE:
@@ -118,7 +132,7 @@ def match_pictures(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> FlowPai
             found = moved
         elif found.share < _CUT or _likeness(here, there, found.forth) < _ALIKE:
             return None
-    # Cuts are told by a strict measure; places are better weighed by a lenient one.
+    # Cuts need a strict measure; weights of places are better from a lenient one.
     return (
         _smoothed(found.forth, np.sqrt(np.sqrt(found.sure_forth))),
         _smoothed(found.back, np.sqrt(np.sqrt(found.sure_back))),
@@ -127,8 +141,9 @@ def match_pictures(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> FlowPai
 
 @dataclass(frozen=True)
 class _Found:
-    """Flow forth and back, (h, w, 2) at half the size of the reduced pictures, in its own pixels,
-    and how far the one returns to where the other came from, (h, w) in [0, 1].
+    """Flow forth and back, (h, w, 2) in its own pixels, at half the size of the reduced pictures.
+
+    sure_forth, sure_back: (h, w) in [0, 1], how closely one returns to where the other began.
     """
 
     forth: Floats
@@ -138,9 +153,9 @@ class _Found:
 
     @property
     def share(self) -> float:
-        """Of the places that both pictures show, those which are found again on the way back.
+        """Share of the places in both pictures whose way back returns.
 
-        Between pictures of different scenes that is hardly any, whatever their light does.
+        It is near 0 for pictures of different scenes, however their light changes.
         """
         height, width = self.forth.shape[:2]
         x, y = (float(np.median(self.forth[..., i] - self.back[..., i])) / 2 for i in (0, 1))
@@ -150,7 +165,7 @@ class _Found:
 
 
 def _in_light_of(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`there` as light and as contrasted as `here` is, if a fade or a flash came between."""
+    """Return `there` with the brightness and contrast of `here`, after a fade or a flash."""
     (mean, deviation), (other, others) = (
         (float(m[0, 0]), float(d[0, 0])) for m, d in (cv2.meanStdDev(p) for p in (here, there))
     )
@@ -165,13 +180,13 @@ def _both_ways(
 ) -> _Found:
     library: Any = cv2  # whose types lack this
     dis = library.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    # Down to half the size instead of a quarter: what lies beside is brought here by it, and a
-    # pixel off is a faint double edge. Fewer refinements than the preset's 5 do as well.
+    # Down to half the size instead of a quarter: neighbors are warped by this flow, and an error
+    # of a pixel shows as a faint double edge. 2 refinements do as well as the preset's 5.
     dis.setFinestScale(1)
     dis.setVariationalRefinementIterations(2)
     start = None if shift is None else np.full((*here.shape, 2), shift, np.float32)
     ahead = dis.calc(here, there, start)
-    # Where all has gone far, the way back is looked for there too, on its own.
+    # After a large shift, the search for the way back starts from its opposite.
     start = None if shift is None else np.full((*here.shape, 2), (-shift[0], -shift[1]), np.float32)
     forth, back = (_halved(flow) for flow in (ahead, dis.calc(there, here, start)))
     return _Found(forth, back, _returns(forth, back), _returns(back, forth))
@@ -183,7 +198,7 @@ def _halved(flow: Floats) -> Floats:
 
 
 def _shift(here: NDArray[np.uint8], there: NDArray[np.uint8]) -> tuple[float, float] | None:
-    """How far the whole picture went, in pixels, by phase correlation; None if it did not."""
+    """Return the shift of the whole picture in pixels, by phase correlation; None if small."""
     size = max(here.shape[1] // 2, 1), max(here.shape[0] // 2, 1)
     a, b = (
         cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.float32) for p in (here, there)
@@ -202,7 +217,7 @@ def _places(flow: Floats) -> tuple[Floats, Floats]:
 
 
 def _returns(flow: Floats, back: Floats) -> Floats:
-    """1 where the way back ends where the flow began, down to 0; 0 where it leaves the picture.
+    """Return 1 where the way back ends where the flow began, falling to 0; 0 outside the picture.
 
     The tolerance is that of N. Sundaram et al., ECCV 2010, equation 5, in reduced pixels.
     """
@@ -216,9 +231,9 @@ def _returns(flow: Floats, back: Floats) -> Floats:
 
 
 def _likeness(here: NDArray[np.uint8], there: NDArray[np.uint8], flow: Floats) -> float:
-    """Correlation, −1 … 1, of the detail of `here` with that of `there` brought to its places.
+    """Return the correlation, −1 to 1, of the detail of `here` and of `there` warped to it.
 
-    Light that changes does not count. Where there is no detail but grain, it is about 0.
+    Changes of light do not count. Where the only detail is grain, it is about 0.
     """
     x, y = _places(flow)
     size = flow.shape[1], flow.shape[0]
@@ -237,7 +252,7 @@ def _likeness(here: NDArray[np.uint8], there: NDArray[np.uint8], flow: Floats) -
 
 
 def _smoothed(flow: Floats, sure: Floats) -> Flow:
-    """The flow on the field's grid, in reduced pixels; unsure places are filled from sure ones."""
+    """Return the flow on the field's grid, in reduced pixels, untrusted places filled."""
     size = max(1, round(flow.shape[1] * 2 / _STEP)), max(1, round(flow.shape[0] * 2 / _STEP))
     weighed = cv2.resize(
         cv2.merge([flow[..., 0] * sure, flow[..., 1] * sure, sure]),

@@ -27,42 +27,47 @@ from vdeblur.motion.single_picture import BlurEstimate, estimate_motion, luma_pl
 from vdeblur.motion.windows import USUAL_SHARE, FrameSample
 from vdeblur.system.thread_shares import Helpers
 
-_NONE = 0.05  # share below which the shutter blurs nothing
-#: Of the way that flow finds during an exposure, what is told of it. Eleven films of known
-#: exposure, rendered and real, were restored best at 1.06 to 1.12: a pixel has a width, and flow
-#: falls short.
+_NONE = 0.05  # share below which the exposure blurs nothing
+#: Factor of the motion that flow finds during an exposure. Eleven films of known exposure, rendered
+#: and real, were restored best at 1.06 to 1.12: a pixel has a width, and flow is too short.
 MOTION_GAIN = 1.06
-#: Share of its places whose motion the picture itself must bear out to be believed then; a place
-#: does, to half of the longer of the two and these pixels.
+#: Share of the places whose flow the picture's own blur must bear out for the flow to be used; in a
+#: place it does if both differ by at most this share of the longer one plus these pixels.
 _BORNE_OUT, _APART, _APART_PIXELS = 0.4, 0.5, 1.0
-#: Up to this a picture shows nothing of its own; and how many times the way of others is as far.
+#: Confidence below which a picture shows no blur of its own; and how many times the motion of other
+#: frames counts as about the same.
 _BELIEVED, _AS_FAR = 0.5, 1.5
-_RECENT = 8  # frames of a shot that tell whether it turns, and whether it is blurred
-_MOST_HELD = 6  # frames that wait for them
-_MOST_ITEMS = 256  # frames and others that wait for whatever
+_RECENT = 8  # frames that decide whether a shot turns, and whether it is blurred
+_MOST_HELD = 6  # frames that wait for readings of the exposure
+_MOST_ITEMS = 256  # frames and other items that wait
 
 
 class Guide:
-    """Gives the frames of a film their motion. exposure: as `exposure_of` takes it.
+    """Sets the motion of a film's frames.
 
-    Of live pictures, which may not wait, `vdeblur.live.restorer.LiveGuide` does.
+    For live pictures, which must not wait, see `vdeblur.live.restorer.LiveGuide`.
+
+    Args:
+        exposure: as `exposure_of` takes it.
     """
 
     def __init__(self, exposure: str | float | Fraction | Exposure = AUTO) -> None:
         self.exposure = exposure_of(exposure)
         self._meters: dict[int, ExposureMeter] = {}
-        self._looks: dict[int, FrameSample] = {}  # of the frame before
+        self._samples: dict[int, FrameSample] = {}  # of the frames before
         self._shots: dict[int, _Shot] = {}
-        self._moved = False  # whether any picture had a neighbour that shows the same scene
+        self._moved = False  # whether any picture had a neighbor that shows the same scene
         self._shares, self._seconds_read, self._guessed = array("d"), array("d"), array("d")
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
-        """The items in their order, frames with their `motion` and what is `around` them, or None
-        where there is none.
+        """Yield the items in their order, frames with their `motion` and what is `around` them.
 
-        The first frames of a shot wait for a few more, so that their exposure is known already;
-        each waits for the next one's motion. threads: with two or more, that many frames and some
-        are looked ahead at, at once.
+        Both are None where they are not known. The first frames of a shot wait for a few more, so
+        that their exposure is known; each frame waits for the next one's motion.
+
+        Args:
+            items: frames and other items of a reader.
+            threads: with two or more, work on that many frames and a few more at once.
         """
         with Helpers(threads) as helpers:
             yield from with_neighbours(self._guided(items, helpers))
@@ -76,8 +81,8 @@ class Guide:
         for item, movement in follow(items, helpers=helpers):
             is_frame = isinstance(item, Frame)
             if is_frame and held and self._new_shot(item, movement):
-                coming.append(self._told(held, helpers))
-                yield from self._given(coming, helpers.ahead)
+                coming.append(self._prepare(held, helpers))
+                yield from self._finish(coming, helpers.ahead)
                 frames = 0
             held.append((item, movement))
             frames += is_frame
@@ -89,14 +94,14 @@ class Guide:
                 or len(held) > _MOST_ITEMS
                 or all(meter.settled for meter in self._meters.values())
             ):
-                coming.append(self._told(held, helpers))
-                yield from self._given(coming, helpers.ahead)
+                coming.append(self._prepare(held, helpers))
+                yield from self._finish(coming, helpers.ahead)
                 frames = 0
-        coming.append(self._told(held, helpers))
-        yield from self._given(coming, 0)
+        coming.append(self._prepare(held, helpers))
+        yield from self._finish(coming, 0)
 
     def notes(self) -> list[str]:
-        """What a report should say of the exposure, once frames were given out."""
+        """Return lines for a report about the exposure, after frames were yielded."""
         if self.exposure != AUTO or not self._moved:
             return []
         if not self._shares:
@@ -109,7 +114,7 @@ class Guide:
         low, share, high = np.quantile(shares, [0.1, 0.5, 0.9])
         spread = f", at times {low:.2f}, at times {high:.2f}" if high > 1.5 * low + 0.05 else ""
         if share < _NONE:
-            # Or the film was coded so strongly that little is left of the stripes.
+            # Or strong compression left little of the stripes.
             return [
                 "the shutter was open too shortly to blur what moves, by what the pictures tell: "
                 "it is left as it is; if it is blurred, give an exposure such as 0.5"
@@ -131,21 +136,23 @@ class Guide:
 
     def _measure(self, frame: Frame, movement: Movement | None) -> None:
         if self.exposure == AUTO:
-            meter, before = self._meter(frame), self._looks.pop(frame.stream, None)
+            meter, before = self._meter(frame), self._samples.pop(frame.stream, None)
             meter.see(frame, movement, before)
             if movement is not None and meter.wants_before:
-                self._looks[frame.stream] = FrameSample.at(frame, movement)
+                self._samples[frame.stream] = FrameSample.at(frame, movement)
 
-    def _told(self, held: deque[tuple[Any, Movement | None]], helpers: Helpers) -> deque[_Pending]:
-        """What is known of those that wait, by now; they wait no more."""
-        # All tell how their shot turns, and what they show, before any is given out.
+    def _prepare(
+        self, held: deque[tuple[Any, Movement | None]], helpers: Helpers
+    ) -> deque[_Pending]:
+        """Take the frames that wait, with what is known of them by now."""
+        # How a shot turns depends on all of these frames.
         for item, movement in held:
             if isinstance(item, Frame) and movement is not None:
                 self._shot(item, movement).see(movement)
-        told: deque[_Pending] = deque()
+        pending: deque[_Pending] = deque()
         for item, movement in held:
             entry = _Pending(item, movement)
-            told.append(entry)
+            pending.append(entry)
             if not isinstance(item, Frame):
                 continue
             flow = None
@@ -156,7 +163,7 @@ class Guide:
                 vibrates = sum(shot.turns) > len(shot.turns) / 2
                 if not vibrates and not movement.doubtful:
                     continue
-                # Off a vibration, whose flow is wrong, no exposure is read, or none at all.
+                # The flow of a vibration is wrong, and so is an exposure that is read with it.
                 if entry.read:
                     meter = self._meter(item)
                     if meter.sharp:
@@ -167,33 +174,33 @@ class Guide:
                 flow = movement.during(USUAL_SHARE * interval if short else entry.seconds)[:2]
             entry.shown = helpers.begin(partial(estimate_of_frame, item, flow))
         held.clear()
-        return told
+        return pending
 
-    def _given(
+    def _finish(
         self, coming: deque[deque[_Pending]], ahead: int
     ) -> Iterator[tuple[Any, Movement | None]]:
-        """Those that were looked at; the last `ahead` frames may wait to be."""
+        """Yield frames with their motion, except the last `ahead` ones, which threads work on."""
         while coming and (
             all(entry.shown is None for entry in coming[0])
             or sum(map(len, coming)) > _MOST_ITEMS
-            or sum(isinstance(entry.item, Frame) for told in coming for entry in told) > ahead
+            or sum(isinstance(entry.item, Frame) for pending in coming for entry in pending) > ahead
         ):
-            told = coming.popleft()
-            shown = deque(None if entry.shown is None else entry.shown() for entry in told)
-            for entry, own in zip(told, shown, strict=True):
+            pending = coming.popleft()
+            shown = deque(None if entry.shown is None else entry.shown() for entry in pending)
+            for entry, own in zip(pending, shown, strict=True):
                 if own is not None and entry.shot is not None:
                     entry.shot.blurred.append(own.blurred)
-            while told:
-                entry = told.popleft()
+            while pending:
+                entry = pending.popleft()
                 if isinstance(entry.item, Frame):
-                    self._give(entry, shown.popleft())
+                    self._set_motion(entry, shown.popleft())
                 else:
                     shown.popleft()
                 yield entry.item, entry.movement
                 del entry
 
     def _seconds(self, frame: Frame, movement: Movement) -> float:
-        """How long the shutter was open, as asked for or as far as the pictures tell by now."""
+        """Return the exposure in seconds: as asked for, or as read from the pictures so far."""
         if self.exposure.seconds is not None:
             return self.exposure.seconds
         if self.exposure.share is not None:
@@ -206,28 +213,28 @@ class Guide:
             shot = self._shots[frame.stream] = _Shot(movement.shot)
         return shot
 
-    def _give(self, told: _Pending, shown: BlurEstimate | None) -> None:
-        frame, movement, shot = told.item, told.movement, told.shot
+    def _set_motion(self, pending: _Pending, shown: BlurEstimate | None) -> None:
+        frame, movement, shot = pending.item, pending.movement, pending.shot
         frame.motion = None
         if movement is None or shot is None:
-            # No neighbour shows the same scene.
+            # No neighbor shows the same scene.
             frame.motion = None if shown is None else shown.motion * np.float32(shown.blurred)
             return
         self._moved = True
-        interval, seconds = movement.interval_seconds, told.seconds
+        interval, seconds = movement.interval_seconds, pending.seconds
         frame.motion = movement.during(MOTION_GAIN * seconds)
         if shown is not None:
-            # Of a vibration the flow knows little, and no exposure was read off it.
+            # Flow and exposure are unreliable for a vibration.
             believed = shot.believed(shown)
             still = shown.motion * np.float32(believed)
-            # A picture that shows nothing bears nothing out, nor does one that seems to have been
-            # blurred by more than it moved.
+            # A picture without visible blur, or with more blur than it can have moved, bears out
+            # nothing.
             longer = _length(still) > _length(movement.during(interval))
-            others = told.like_others and (believed < _BELIEVED or longer)
+            others = pending.like_others and (believed < _BELIEVED or longer)
             if seconds <= _NONE * interval or not (others or borne_out(frame.motion, still)):
                 frame.motion = still
                 return
-        if told.read:
+        if pending.read:
             self._shares.append(seconds / interval)
             self._seconds_read.append(seconds)
         else:
@@ -236,10 +243,12 @@ class Guide:
 
 @dataclass
 class _Pending:
-    """An item with its movement. Of a frame, how long the shutter was open, and whether that was
-    read off the pictures; its shot, if it has a neighbour there; and what gives what it shows by
-    itself, where nothing else tells how it moved; and whether, of a shot that is surely blurred and
-    does not turn, it alone turns too fast to be followed, and moves about as far as others do.
+    """An item with its movement, on its way out.
+
+    seconds: exposure of a frame. read: whether that was read off the pictures. shot: of a frame
+    with a neighbor in it. like_others: the frame turns too fast to be followed, but its shot does
+    not and is surely blurred, and the frame moves about as far as its others. shown: waits for what
+    the picture shows by itself, where nothing else is sure.
     """
 
     item: Any
@@ -252,46 +261,49 @@ class _Pending:
 
 
 class _Shot:
-    """A shot of a stream: which of its last frames turn too fast to be followed, and how far what
-    those show is to be believed.
-    """
+    """A shot: which of its last frames turn too fast to be followed, and how blurred those are."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.turns: deque[bool] = deque(maxlen=_RECENT)
         self.blurred: deque[float] = deque(maxlen=_RECENT)
-        self.ways: deque[float] = deque(maxlen=_RECENT)  # a second, of those that do not turn
+        self.ways: deque[float] = deque(maxlen=_RECENT)  # per second, of frames that do not turn
 
     def see(self, movement: Movement) -> None:
-        """The movement of the next frame."""
+        """Add the movement of the next frame."""
         self.turns.append(movement.doubtful)
         if not movement.doubtful:
             self.ways.append(_length(movement.field))
 
     def knows(self, movement: Movement) -> bool:
-        """Whether others move about as fast: what was matched with another scene does not."""
+        """Return whether other frames move about as fast, unlike one matched with another scene."""
         return bool(self.ways) and _length(movement.field) <= _AS_FAR * max(self.ways)
 
     def believed(self, shown: BlurEstimate) -> float:
-        """0 … 1. A shot whose frames are blurred has one exposure: those that vibration leaves
-        nearly sharp are blurred a little. Half of them must show it.
+        """Return the confidence in a frame's own blur, 0 to 1.
+
+        The frames of a shot have one exposure: if half of them are blurred, those that a vibration
+        leaves nearly sharp are blurred a little as well.
         """
         return max(shown.blurred, min(1.0, 2 * sum(self.blurred) / len(self.blurred)))
 
 
 def _length(motion: Floats) -> float:
-    """Of chords (2 or more, h, w), the median."""
+    """Return the median length of chords (2 or more, h, w)."""
     return float(np.median(np.hypot(*motion[:2])))
 
 
 def borne_out(motion: Floats, still: Floats) -> bool:
-    """Whether the motion of a frame (4, h, w) is the one that the picture shows by itself, in most
-    of the places where that shows any.
+    """Return whether a frame's flow agrees with the blur that its picture shows by itself.
+
+    Args:
+        motion: (4, h, w), from the flow.
+        still: (4, h, w) of any size, from `estimate_motion`. Places without blur do not count.
     """
     size = still.shape[2], still.shape[1]
     there = np.stack([cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in motion[:2]])
     lengths = np.hypot(*there), np.hypot(*still[:2])
-    # A blur has no sign.
+    # The direction of a blur has no sign.
     apart = np.minimum(np.hypot(*(there - still[:2])), np.hypot(*(there + still[:2])))
     near = apart <= _APART * np.maximum(*lengths) + _APART_PIXELS
     seen = np.maximum(*lengths) > _APART_PIXELS
@@ -299,7 +311,7 @@ def borne_out(motion: Floats, still: Floats) -> bool:
 
 
 def estimate_of_frame(frame: Frame, flow: Floats | None = None) -> BlurEstimate | None:
-    """`estimate_motion` of a frame, in its pixels, given its flow."""
+    """Return `estimate_motion` of a frame, in pixels of the frame, starting from its flow."""
     luma = luma_plane(frame)
     rows = np.array([[[1]], [[frame.layout.height / luma.shape[0]]]], np.float32)
     shown = estimate_motion(luma, None if flow is None else flow / rows)

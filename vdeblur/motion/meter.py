@@ -20,43 +20,43 @@ from vdeblur.motion.movement import Movement
 from vdeblur.motion.stripes import StripeFit
 from vdeblur.motion.windows import USUAL_SHARE, FrameSample, comparison, reading
 
-#: Share of a frame's time that is taken, instead of `USUAL_SHARE`, where so little moves that
-#: nothing could tell, and little is to be restored: a sharp film stays as it is, to 50 dB.
+# Pairs of limits: up to the first a reading is taken for chance, from the second on for a blur.
+
+#: Share of a frame's time that is assumed, instead of `USUAL_SHARE`, where so little moves that
+#: nothing shows the exposure, and little needs restoring: sharp films stay as they are, to 50 dB.
 _CAREFUL_SHARE = 0.25
-_LONGEST_SHARE = 1.05  # a shutter closes before the next picture, but for errors of the flow
-_TOO_LONG = 1.25  # share from which on the flow is not what blurred a picture: it turned meanwhile
-_EAGER = 4  # frames of a shot that are read at once
-_EVERY = 16  # after those, one of so many
-_ENOUGH = 4  # readings before a film's first frame is given out
-_KEPT = 12  # readings that count, the last ones
-_FULL = 16  # windows from which on they are believed
-#: How much of the spectra stripes have to explain, and how much of that no other length may: up to
-#: the first they are taken for chance, from the second on for a blur. Of 74 sharp films the first
-#: is 0.014 at most, or the second below 0.2. But what was enlarged is soft across and down more
-#: than aslant, like a blur of 4 pixels that explains 0.03: short ones have to explain more; and so
-#: do few windows, of which more is chance.
+_LONGEST_SHARE = 1.05  # a shutter closes before the next picture; the rest is error of the flow
+_TOO_LONG = 1.25  # share above which the picture turned meanwhile, and its flow is not its blur
+_EAGER = 4  # first frames of a shot that are all read
+_EVERY = 16  # after those, one frame in this many
+_ENOUGH = 4  # readings before the first frame of a film is yielded
+_KEPT = 12  # last readings that count
+_FULL = 16  # windows that may lengthen an exposure fully
+#: How much of the spectra stripes must explain, for short and long blurs, and how much of that no
+#: other length may explain. Of 74 sharp films, the first is at most 0.014 or the second below 0.2.
+#: Enlarged pictures are softer across and down than aslant, like a blur of 4 pixels that explains
+#: 0.03, so that short blurs must explain more; so must few windows, where chance is larger.
 _SHORT, _LONG, _DISTINCT = (0.028, 0.042), (0.0145, 0.0185), (0.2, 0.35)
-#: The same of what was found as of a film that was coded, be it short or long. Near to each other:
-#: by half of its length a blur is not restored by half, but hardly at all.
+#: The first limits for fits that assume compression, at any length. They are close together: a
+#: blur taken for half its length is hardly restored at all.
 _IF_CODED = 0.0165, 0.018
 _SHORT_PIXELS, _LONG_PIXELS = 4.5, 6.5
-_MANY = 80  # windows
-#: How much of what spectra changed by changes of blur have to explain, how much of such changes
-#: has to be seen, and, of short blurs, at least: up to the first of each they are taken for chance.
-#: The last is enough by itself, and has to be something in any case. Blurs of less than a pixel are
-#: not worth the risk, and longer or stronger ones than there can be are something else.
+_MANY = 80  # windows from which on the limits hold as they are
+#: How much of the change of spectra a change of blur must explain; how strong it must be; how
+#: strong at least, for short blurs, which is enough by itself; and how strong they must be in any
+#: case. Blurs of less than a pixel are not worth the risk; impossibly long or strong ones are
+#: errors.
 _CHANGED, _STRENGTH, _AT_LEAST, _NOT_BELOW = (0.012, 0.02), (0.12, 0.2), (0.15, 0.3), (0.0, 0.1)
 _SHORTEST_PIXELS, _MOST_SHARE, _MOST_STRENGTH = (0.5, 0.7), 1.15, 2.0
-#: The first where all turns too fast to be followed: the ways are not sure, and so is what they
-#: explain, unless it is much.
+#: `_CHANGED` where all frames turn too fast to be followed, and motion is unreliable.
 _TURNING = 0.08, 0.12
-#: What a blur of half of the way would explain: up to the first nothing can be told of it. And what
-#: it has to be, and how little be explained, for a film to be sharp whatever a picture looks like.
+#: How much a blur of half the motion would explain: below, nothing shows a blur. And how much it
+#: must be, and how little be explained, for a film to be sharp whatever its pictures look like.
 _TELLING, _TELLING_MUCH, _NOTHING = (0.006, 0.012), 0.12, 0.003
 
 
 def stripe_confidence(found: StripeFit) -> float:
-    """How far what was found is to be taken for a blur, 0 … 1."""
+    """Return the confidence that stripes are those of a blur, 0 to 1."""
     length = np.interp(found.pixels, [_SHORT_PIXELS, _LONG_PIXELS], [0, 1])
     of_length = [length * b + (1 - length) * a for a, b in zip(_SHORT, _LONG, strict=True)]
     more = math.sqrt(max(1.0, _MANY / max(found.windows, 1)))
@@ -66,7 +66,7 @@ def stripe_confidence(found: StripeFit) -> float:
 
 
 def change_confidence(found: ChangeFit) -> float:
-    """How far what changed is to be taken for a blur's doing, 0 … 1."""
+    """Return the confidence that spectra changed because a blur did, 0 to 1."""
     if found.share > _MOST_SHARE or found.strength > _MOST_STRENGTH:
         return 0.0
     limits = [
@@ -90,27 +90,27 @@ class _Seen(Protocol[Result]):
 
 
 class _Readings(Generic[Result]):
-    """The last readings of a kind, and what they tell together; of one shot after another."""
+    """The last readings of one kind, summed up; anew in each shot."""
 
     def __init__(self) -> None:
         self._last: deque[_Seen[Result]] = deque(maxlen=_KEPT)
         self._anew = True
         self.found: Result | None = None
-        self.unit = 0.0  # seconds of the ways that it is of
+        self.unit = 0.0  # seconds per unit of its share
 
     def __len__(self) -> int:
         return len(self._last)
 
     def new_shot(self) -> None:
-        """What is known stays until the shot tells of itself."""
+        """Begin anew; the last result stays until the new shot has a reading."""
         self._anew = True
 
     def next_unit(self, interval: float) -> float:
-        """That of the next reading, where pictures come `interval` seconds apart."""
+        """Return the unit for the next reading, of pictures `interval` seconds apart."""
         return interval if self._anew else self.unit
 
     def add(self, seen: _Seen[Result], unit: float) -> None:
-        """One more, in ways of `next_unit`."""
+        """Add a reading in units of `next_unit`."""
         if self._anew:
             self._last.clear()
         self.unit, self._anew = unit, False
@@ -119,17 +119,19 @@ class _Readings(Generic[Result]):
 
 
 class ExposureMeter:
-    """The exposure of one stream, from what its pictures show."""
+    """Measures the exposure of one stream by its pictures."""
 
     def __init__(self) -> None:
         self.shot = -1
         self._stripes = _Readings[StripeFit]()
         self._changes = _Readings[ChangeFit]()
-        self._frames = self._followed = 0  # of this shot; but for those that turn too fast
+        self._frames = self._followed = (
+            0  # frames of this shot; of them, those that can be followed
+        )
 
     @property
     def measured(self) -> bool:
-        """Whether the pictures say anything of it."""
+        """Whether the pictures show the exposure at all."""
         change = self._changes.found
         return self._stripes.found is not None or (
             change is not None and max(change_confidence(change), _telling(change)) > 0.5
@@ -137,7 +139,7 @@ class ExposureMeter:
 
     @property
     def sure(self) -> bool:
-        """Whether the pictures surely are blurred, as long as is known."""
+        """Whether the pictures surely are blurred."""
         found, change = self._stripes.found, self._changes.found
         return (found is not None and stripe_confidence(found) > 0.5) or (
             change is not None and change_confidence(change) > 0.5
@@ -145,7 +147,7 @@ class ExposureMeter:
 
     @property
     def sharp(self) -> bool:
-        """Whether there is no blur, whatever a picture looks like by itself."""
+        """Whether there surely is no blur, whatever a picture looks like by itself."""
         change, found = self._changes.found, self._stripes.found
         if change is None or (found is not None and stripe_confidence(found) > 0):
             return False
@@ -153,20 +155,24 @@ class ExposureMeter:
 
     @property
     def settled(self) -> bool:
-        """Whether waiting for more frames would not tell much more."""
+        """Whether more frames would not change the result much."""
         return self._followed >= _EAGER or len(self._stripes) >= _ENOUGH
 
     @property
     def wants_before(self) -> bool:
-        """Whether the next frame is to be compared with the one before it, should that be of the
-        same shot.
-        """
+        """Whether to compare the next frame with the one before it, if both are of a shot."""
         return self._frames < _EAGER or self._frames % _EVERY == 0
 
     def see(
         self, frame: Frame, movement: Movement | None, before: FrameSample | None = None
     ) -> None:
-        """Read the frame, if it is time to. before: the frame before it."""
+        """Read a frame, if its turn has come.
+
+        Args:
+            frame: the next frame of the stream.
+            movement: its movement; without one nothing is read.
+            before: a sample of the frame before it, for a comparison.
+        """
         if movement is None:
             return
         if movement.shot != self.shot:
@@ -192,7 +198,7 @@ class ExposureMeter:
                 self._stripes.add(seen, unit)
 
     def seconds(self, interval: float) -> float:
-        """How long the shutter is open, where pictures come `interval` seconds apart."""
+        """Return the exposure in seconds, for pictures `interval` seconds apart."""
         usual, longest = USUAL_SHARE * interval, _LONGEST_SHARE * interval
         found, change = self._stripes.found, self._changes.found
         if found is None and change is None:
@@ -216,13 +222,15 @@ class ExposureMeter:
 
 
 def _telling(change: ChangeFit) -> float:
-    """How far changes would tell of a blur, 0 … 1."""
+    """Return the confidence that changes would show a blur, 0 to 1."""
     sure = 1.0 if change.explained < _NOTHING else 1 - change.turning
     return float(sure * np.interp(change.telling, _TELLING, [0, 1]))
 
 
 def _impossible(found: StripeFit, unit: float) -> bool:
-    """Whether a blur is longer than the way to the next picture, which is 1 / unit of the found
-    one's: it turned meanwhile, and what is known of its motion is not what blurred it.
+    """Return whether a blur is longer than the motion to the next picture.
+
+    Then the picture turned meanwhile, and its flow is not what blurred it. unit: that of the fit,
+    in intervals between pictures.
     """
     return stripe_confidence(found) > 0 and found.share * unit > _TOO_LONG

@@ -1,4 +1,4 @@
-"""Follow the places of a film's pictures: flow to both neighbours, one frame ahead.
+"""Follow the places of a film's pictures: flow to both neighbors, one frame ahead.
 
 What moves between two frames moves while the shutter is open too. A picture that a film shows
 several times is one picture. Two pictures are matched independently of all others
@@ -31,28 +31,33 @@ from vdeblur.motion.flow import (
 )
 from vdeblur.system.thread_shares import Helpers
 
-#: A picture shown more often than this is frozen, and not waited for.
+#: A picture shown more often than this is frozen: its frames no longer wait for the next one.
 _MOST_SHOWN = 6
-#: Items that may wait for a neighbour: another stream's frames, packets. Then it is given up.
+#: Items (frames of all streams, packets) and frames that may wait for a neighbor, which is then
+#: given up.
 _MOST_ITEMS = 256
 _MOST_FRAMES = 16
-_WINDOW = 8  # distinct pictures over which the rate is taken
-#: Where the places of a picture bend by more than this share of their way, and pixels, from one
-#: picture to the next, they turn faster than pictures follow each other (a vibration), or were not
-#: found again (a cut that looks like none).
+_WINDOW = 8  # distinct pictures that the frame rate is measured over
+#: A picture whose places bend by more than this share of their way plus these pixels, from one
+#: picture to the next, turns faster than pictures follow each other (a vibration), or was matched
+#: with another scene (a cut that was not recognized).
 _BENT, _BENT_PIXELS = 0.3, 0.5
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How the places of one picture move around its moment.
+    """The movement of the places of one picture around its time.
 
-    field: (4, h, w) float32, velocity x and y in pixels of the luma plane a second, and bend x and
-    y in pixels a second²: a place is at c + velocity·t + bend·t² at t seconds from the picture's
-    moment. trust: (h, w) float32 in [0, 1], how far that is known. interval_seconds: from one
-    picture to the next, as is usual here. shot: rises by one at each cut. ahead, back: (2, h, w)
-    float32, how far away in pixels of the luma plane each place is in the next picture and in the
-    one before; None where that is not known to show the same scene.
+    Attributes:
+        field: (4, h, w) float32. Velocity x and y in pixels of the luma plane per second, then bend
+            x and y in pixels per second²: at t seconds from the picture's time, a place is at
+            c + velocity·t + bend·t².
+        trust: (h, w) float32 in [0, 1], confidence in the field.
+        interval_seconds: usual time from one picture to the next.
+        shot: number of the shot; rises by one at each cut.
+        ahead: (2, h, w) float32, displacement x and y in pixels of the luma plane to the next
+            picture; None if that does not show the same scene.
+        back: the same to the picture before.
     """
 
     field: Floats
@@ -63,14 +68,14 @@ class Movement:
     back: Floats | None = None
 
     def during(self, seconds: float) -> Floats:
-        """(4, h, w): chord and bend, as `Frame.motion` has them, of an exposure this long."""
+        """Return chord and bend, (4, h, w) as in `Frame.motion`, of an exposure of `seconds`."""
         scale = np.array([seconds, seconds, seconds**2, seconds**2], np.float32)
         moved: Floats = self.field * scale[:, None, None]
         return moved
 
     @cached_property
     def doubtful(self) -> bool:
-        """Whether it turns too fast to be followed."""
+        """Whether the picture turns too fast to be followed."""
         chord, bend = (
             float(np.median(np.hypot(*part)))
             for part in np.split(self.during(self.interval_seconds), 2)
@@ -81,13 +86,18 @@ class Movement:
 def follow(
     items: Iterable[Any], *, look_ahead: bool = True, helpers: Helpers | None = None
 ) -> Iterator[tuple[Any, Movement | None]]:
-    """The items in their order, each with the movement of its picture.
+    """Yield items in their order, each with the movement of its picture.
 
-    Frames have one unless no neighbour shows the same scene; other items have None. A frame waits
-    for the next of its stream, a repeated one for the next that differs. look_ahead False: for live
-    pictures, nothing waits, and each is compared with the one before it alone. helpers: match
-    pictures `helpers.ahead` of those that are given out. Of a frame that was given out nothing is
-    kept but a reduced copy: its planes may be written.
+    The movement is None for items that are no frames, and for frames without a neighbour that
+    shows the same scene. A frame waits for the next one of its stream, a repeated frame for the
+    next that differs. Only reduced copies of yielded frames are kept, so that the caller may write
+    to their planes.
+
+    Args:
+        items: frames and other items of a reader, of any number of streams.
+        look_ahead: False for live pictures: no frame waits, and each is compared with the one
+            before it alone.
+        helpers: threads that match up to `helpers.ahead` pictures ahead.
     """
     waiting: deque[_Waiting] = deque()
     tracks: dict[int, _Track] = {}
@@ -117,7 +127,7 @@ def follow(
 
 
 def _seen(items: Iterable[Any], most: int, helpers: Helpers) -> Iterator[tuple[Any, _Seen | None]]:
-    """The items in their order, frames with what was seen of them; those to come are matched."""
+    """Yield items in order, frames with what was seen of them; the frames ahead are matched."""
     coming: deque[tuple[Any, _Seen | None]] = deque()
     eyes: dict[int, _Eye] = {}
     frames = 0
@@ -138,20 +148,20 @@ def _seen(items: Iterable[Any], most: int, helpers: Helpers) -> Iterator[tuple[A
 
 
 class LiveTracker:
-    """One live stream: each picture is compared with the one before it, and nothing waits."""
+    """Movement of one live stream: each picture is compared with the one before it at once."""
 
     def __init__(self) -> None:
         self._eye, self._track = _Eye(LEAST_AREA), _Track(look_ahead=False)
 
     def see(self, frame: Frame) -> Movement | None:
-        """The movement of the next frame."""
+        """Return the movement of the next frame; None if nothing shows it."""
         entry = _Waiting(frame)
         self._track.add(entry, self._eye.see(frame, Helpers()))
         return entry.movement
 
 
 class _Waiting:
-    """An item that has its place in the stream, and will have its movement."""
+    """An item that waits in its place for its movement."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
@@ -164,8 +174,10 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame: when it came; pixels of its luma to a reduced one (x, y); whether it shows the
-    picture again that was before it; and what gives the flow from that to it, and back.
+    """A frame as its stream's `_Eye` sees it.
+
+    scale: pixels of its luma plane per reduced pixel (x, y). again: it repeats the picture before
+    it. pair: waits for the flow from the picture before to this one, and back.
     """
 
     seconds: float
@@ -175,7 +187,7 @@ class _Seen:
 
 
 class _Eye:
-    """One stream's frames as they come, each beside the picture before it."""
+    """Compares the frames of one stream with the picture before them."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -183,7 +195,7 @@ class _Eye:
         self._shown = 0
 
     def see(self, frame: Frame, helpers: Helpers) -> _Seen:
-        """The next frame; who matches it is begun with."""
+        """Look at the next frame, and begin to match it."""
         small, scale = now = reduced(frame, most=self._most)
         last, seconds = self._last, frame.time_seconds
         if last is not None and same_picture(last[0], small):
@@ -198,7 +210,7 @@ class _Eye:
 
 @dataclass
 class _Picture:
-    """A distinct picture: when it came, and pixels of luma to a reduced one (x, y)."""
+    """A distinct picture; scale: pixels of its luma plane per reduced pixel (x, y)."""
 
     seconds: float
     scale: tuple[float, float]
@@ -211,7 +223,7 @@ class _Picture:
 
 
 class _Track:
-    """One stream's pictures, one after the other."""
+    """The distinct pictures of one stream in turn."""
 
     def __init__(self, look_ahead: bool) -> None:
         self._look_ahead = look_ahead
@@ -220,7 +232,7 @@ class _Track:
         self._shot = 0
 
     def add(self, entry: _Waiting, seen: _Seen) -> None:
-        """The next frame; settles what it lets be known."""
+        """Add the next frame, and settle the entries whose movement it completes."""
         before = self._current
         if before is not None and seen.again:
             before.shown += 1
@@ -239,7 +251,7 @@ class _Track:
             self.settle()
 
     def settle(self) -> None:
-        """No neighbour is waited for any more."""
+        """Settle the current picture without its next neighbor."""
         if self._current is not None and not self._current.settled:
             self._give(self._current, None, 0.0)
 
@@ -256,25 +268,25 @@ class _Track:
             self._give(before, pair[0], seconds)
 
     def _interval(self, seconds: float, shown: int) -> float:
-        """How long it was from one picture to the next, as far as their times tell."""
+        """Return the time between two pictures, by their timestamps and the usual interval."""
         usual = self._usual()
         if seconds <= 0:
             return usual or 1 / 30
         self._recent.append((seconds, shown))
         if not self._look_ahead and usual:
-            # A network's times of arrival jitter: a whole number of the usual intervals.
+            # Arrival times jitter: they are near a whole number of the usual intervals.
             return max(1, round(seconds / usual)) * usual * 0.8 + 0.2 * seconds
         return self._usual() if self._pulled_down() else seconds
 
     def _pulled_down(self) -> bool:
-        """Whether pictures are shown in turn once and twice, or thrice, as 24 frames/s are in 30 or
-        60: they were taken evenly, but are not shown so.
+        """Whether pictures alternate between being shown n and n + 1 times, as 24 frames/s do in
+        30 or 60: they were taken evenly, but their timestamps are not even.
         """
         often = [shown for _, shown in self._recent]
         return max(often, default=1) > 1 and max(often) - min(often) <= 1
 
     def _usual(self) -> float:
-        """Seconds from one picture to the next, 0 if that is not known yet."""
+        """Return the usual time from one picture to the next in seconds, 0 while unknown."""
         if not self._recent:
             return 0.0
         seconds = sorted(s for s, _ in self._recent)
@@ -282,7 +294,7 @@ class _Track:
             return sum(seconds) / len(seconds)
         if self._look_ahead:
             return median(seconds)
-        # Of live pictures some are left out: all are about a whole number of the usual interval.
+        # Live pictures are dropped at times: intervals are near multiples of the usual one.
         for usual in reversed(seconds[: (len(seconds) + 1) // 2]):
             counts = [max(1, round(s / usual)) for s in seconds]
             if all(abs(s / usual - n) < 0.4 for s, n in zip(seconds, counts, strict=True)):
@@ -313,14 +325,17 @@ def _in_pixels(flow: Flow, scale: tuple[float, float]) -> Floats:
 def _combined(
     ahead: Flow | None, after: float, back: Flow | None, before: float
 ) -> tuple[Floats, Floats]:
-    """Velocity and bend (4, h, w) in reduced pixels, and trust, of flows over so many seconds."""
+    """Return velocity and bend (4, h, w) in reduced pixels, and trust (h, w).
+
+    after, before: seconds that the flows ahead and back span.
+    """
     if ahead is None or back is None:
         one, sign_seconds = (ahead, after) if ahead is not None else (back, -before)
         assert one is not None
         velocity = one.field / np.float32(sign_seconds)
         return np.concatenate([velocity, np.zeros_like(velocity)]), one.trust
     there, here = ahead.field / np.float32(after), back.field / np.float32(-before)
-    # Through three places runs one parabola; where one of them is hidden, a line.
+    # A parabola through three places; a line where one of them is hidden.
     nearer = np.float32(before) * ahead.trust, np.float32(after) * back.trust
     velocity = (there * nearer[0] + here * nearer[1]) / (nearer[0] + nearer[1])
     both = np.minimum(ahead.trust, back.trust) / np.maximum(ahead.trust, back.trust)
@@ -329,7 +344,10 @@ def _combined(
 
 
 def each_interval(ahead: Flow | None, back: Flow | None) -> Floats:
-    """Chord and bend (4, h, w), in reduced pixels, of the time from one picture to the next, told
-    by the flow to the next picture and to the one before; one of them may be None.
+    """Return chord and bend (4, h, w), in reduced pixels, over one interval between pictures.
+
+    Args:
+        ahead: flow to the next picture.
+        back: flow to the picture before. One of both may be None.
     """
     return _combined(ahead, 1.0, back, 1.0)[0]

@@ -1,9 +1,9 @@
-"""Which frames of a film are neighbours, and copies of them for whoever restores those beside.
+"""Find the frames before and after each frame of a film, and keep copies of them.
 
-Frames are restored in place, and a neighbour is wanted as it was decoded: a `View` is a copy of one
-picture, with its motion. A frame's `Around` names its own view and those of its neighbours, but no
-view names another, so that a film's views go as its frames do. Knows no files, no threads and no
-networks.
+Frames are restored in place, but their neighbors need them as they were decoded: a `View` is a copy
+of one picture, with its motion. The `Around` of a frame refers to its own view and those of its
+neighbors; views do not refer to each other, so that they are freed with their frames. Knows no
+files, no threads and no networks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.motion.flow import Floats
 from vdeblur.motion.movement import Movement
 
-#: Items, and frames among them, that may wait for a neighbour. Then it is given up.
+#: Items, and frames among them, that may wait for a neighbor, which is then given up.
 _MOST_ITEMS, _MOST_FRAMES = 256, 16
 
 
@@ -30,15 +30,20 @@ Put = Callable[[Tensor], Tensor]
 
 
 class View:
-    """One picture of a film as it was decoded, and how it moves.
+    """One picture of a film as it was decoded, and its motion.
 
-    planes: (rows, columns) each, own copies, or the tensors that a GPU decoded. motion: (4, h, w)
-    as `Frame.motion` has it. What is made of them is kept for who comes next by whoever makes it
-    (`vdeblur.inference.guidance`): made_for says for what, given is a network's input (1, C, H, W),
-    which goes once the frame itself was restored; luma (1, 1, H, W) and added (1, K, H, W) are for
-    its neighbours. making is held meanwhile, for frames are restored side by side. restored: the
-    planes that the picture was given out with, for the frame after it
-    (`vdeblur.inference.steadying`).
+    `vdeblur.inference.guidance` keeps here what it derives from the picture, for the next user.
+
+    Attributes:
+        planes: (rows, columns) each, copies, or the tensors that a GPU decoded.
+        motion: (4, h, w) as in `Frame.motion`.
+        made_for: what the derived tensors are for.
+        given: input of a network, (1, C, H, W), freed once the frame itself is restored.
+        luma: (1, 1, H, W), for neighbors.
+        added: (1, K, H, W), for neighbors.
+        making: lock for the derived tensors, since frames are restored side by side.
+        restored: planes of the restored picture, for the frame after it
+            (`vdeblur.inference.steadying`).
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -59,7 +64,7 @@ class View:
         self._moved = False
 
     def move(self, put: Put, share: Callable[[Tensor], object] = lambda tensor: None) -> None:
-        """Have `put` bring it to a device, the first time; `share` is told of what is there."""
+        """Move the tensors to a device by `put`, once; call `share` for those that are there."""
         if self._moved:
             return
         self._moved = True
@@ -71,16 +76,21 @@ class View:
             self.planes = tuple(put(plane) for plane in self.planes)
 
 
-#: A neighbour, and (2, h, w) float32: how far away, x and y in pixels of the luma plane, each place
-#: of the frame at hand is found in it.
+#: A neighbor, and the displacement of each place to it, (2, h, w) float32, x and y in pixels of the
+#: luma plane.
 Link = tuple[View, Tensor]
 
 
 @dataclass(frozen=True)
 class Around:
-    """A frame and its neighbours; None where the film has none that shows the same scene.
+    """A frame and its neighbors.
 
-    at_hand: of neighbours only what was made of them for themselves is used, for there is no time.
+    Attributes:
+        here: the frame itself.
+        before: the frame before, or None if that does not show the same scene.
+        after: the same of the frame after.
+        at_hand: use only what was derived from neighbors when they were restored themselves, as
+            there is no time for more.
     """
 
     here: View
@@ -90,11 +100,11 @@ class Around:
 
     @property
     def links(self) -> tuple[Link | None, Link | None]:
-        """The frame before, and the one after."""
+        """The frame before and the frame after."""
         return self.before, self.after
 
     def moved(self, put: Put, share: Callable[[Tensor], object] = lambda tensor: None) -> Around:
-        """The same with all on a device, see `View.move`."""
+        """Return the same with all tensors on a device, see `View.move`."""
         self.here.move(put, share)
         links: list[Link | None] = []
         for known in self.links:
@@ -105,17 +115,20 @@ class Around:
 
 
 def around_of(frames: Sequence[Frame]) -> list[Around | None] | None:
-    """What is around each frame; None if nothing is around any."""
+    """Return what is around each frame; None if no frame has a neighbor."""
     found: list[Around | None] = [frame.around for frame in frames]
     return found if any(found) else None
 
 
 def with_neighbours(items: Iterable[tuple[Any, Movement | None]]) -> Iterator[Any]:
-    """The items in their order, frames with what is `around` them.
+    """Yield items in their order, frames with what is `around` them.
 
-    items: each with its movement, as `vdeblur.motion.movement.follow` gives it, frames with their
-    `motion`. A frame waits for the next picture of its stream, if that shows the same scene. Copies
-    of one picture, which a film shows several times, have the same neighbours.
+    A frame waits for the next picture of its stream, if that shows the same scene. Frames that
+    repeat one picture have the same neighbors.
+
+    Args:
+        items: items with their movement, as of `vdeblur.motion.movement.follow`, and frames with
+            their `motion`.
     """
     waiting: deque[_Waiting] = deque()
     streams: dict[int, _Shown] = {}
@@ -139,21 +152,21 @@ def with_neighbours(items: Iterable[tuple[Any, Movement | None]]) -> Iterator[An
 
 
 def view_of(frame: Frame, movement: Movement | None) -> View | None:
-    """A view of a frame that has, or may be, a neighbour; of the fields of interlaced ones none."""
+    """Return a view of a frame that has or may be a neighbor; None for an interlaced one."""
     if movement is None or frame.motion is None or frame.layout.interlaced:
         return None
     return View(frame)
 
 
 def link(view: View | None, there: View | None, way: Floats | None) -> Link | None:
-    """From one picture to another, if both are there, of one kind, and the way is known."""
+    """Link two pictures, if both exist, have one layout, and the displacement is known."""
     if view is None or there is None or way is None or view.layout != there.layout:
         return None
     return there, torch.from_numpy(way)
 
 
 class _Waiting:
-    """An item that has its place in the stream, and will have its neighbours."""
+    """An item that waits in its place for its neighbors."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
@@ -173,9 +186,7 @@ class _Waiting:
 
 @dataclass
 class _Shown:
-    """The last picture of a stream: its movement, one view of it, the one before, and its copies
-    that wait.
-    """
+    """The last picture of a stream, and the frames that wait with it for the next one."""
 
     movement: Movement | None = None
     view: View | None = None
@@ -183,7 +194,7 @@ class _Shown:
     waiting: list[_Waiting] = field(default_factory=list)
 
     def add(self, entry: _Waiting, movement: Movement | None) -> None:
-        """The next frame; settles those that wait for it."""
+        """Add the next frame, and settle those that wait for it."""
         view = entry.here = view_of(entry.item, movement)
         if movement is None or movement is not self.movement:
             self.before = link(view, self.view, movement.back if movement is not None else None)

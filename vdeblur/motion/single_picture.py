@@ -1,6 +1,7 @@
-"""The motion of a single picture, read off its own blur. Knows no files but its network's weights.
+"""Estimate the motion of a single picture by its own blur, with a network.
 
-For stills, and for frames that have no neighbour to tell. See `vdeblur.networks.blur_field`.
+For stills, and for frames without a neighbor that shows their motion. The network is
+`vdeblur.networks.blur_field`; its weights are the only file that this reads.
 """
 
 from __future__ import annotations
@@ -33,29 +34,32 @@ from vdeblur.networks.taps import luma_of
 from vdeblur.weights.packaged import SHIPPED, checked_weights
 from vdeblur.weights.tensor_files import read_tensors
 
-#: Pixels that larger pictures are reduced to: windows of 64 see blurs of up to 33.
+#: Area in pixels that larger pictures are reduced to: windows of 64 pixels show blurs of up to 33.
 _AREA = 1280 * 720
-#: Windows over which evidence is pooled, and what each counts (four overlap in every place).
+#: Sigma, in windows, that evidence is pooled over; weight of each window (four overlap everywhere).
 _REACH, _BELIEF = 1.5, 0.3
-_AT_ONCE = 64  # windows, whose activations stay in a cache
-_FAINT = 1 / 255**2  # mean square of slopes, below which detail is not to be believed
-#: Share of a picture's detail that shows a blur of some pixels: up to the first the picture is
-#: taken for sharp, from the second on for blurred. A camera that moves blurs all of it (0.99 and
-#: more of four real photographs); of sharp ones a quarter looks so (stripes, railings, lettering).
+_AT_ONCE = 64  # windows in one pass, whose activations fit a CPU's cache
+_FAINT = 1 / 255**2  # mean square of slopes below which detail is not trusted
+#: Share of a picture's detail that shows a blur: up to the first the picture counts as sharp, from
+#: the second on as blurred. A moving camera blurs all detail (at least 0.99 in four photographs);
+#: in sharp pictures a quarter looks blurred (stripes, railings, lettering).
 _SHARP, _BLURRED = 0.3, 0.6
-_SEEN = 3.0  # pixels
-#: Pixels that a camera may have shaken by, from the middle of what is tried to its ends, and in one
-#: step; windows that are asked, at most or so; and how much better than by the flow and a shake the
-#: places may be told each by itself for the shake to be believed.
+_SEEN = 3.0  # pixels from which on a blur counts for that
+#: Search for a camera's shake: range from 0 and step in pixels; approximate number of windows used;
+#: and the share of the score of independent windows that flow and shake must reach together.
 _SHAKEN, _SHAKEN_STEP, _ASKED, _BETTER = 18.0, 1.5, 80, 0.5
-_SMALLER = 1e-3  # what a squared pixel of a shake counts against it
+_SMALLER = 1e-3  # penalty on a shake, per squared pixel
 
 
 @cache
 def blur_field_network(weights: Path | None = None) -> BlurFieldNetwork:
-    """The network for inference on the CPU, with the weights that ship or those of another file.
+    """Return the network for inference on the CPU.
 
-    ModelError when they are damaged, or another network's.
+    Args:
+        weights: a file; None for the weights that ship.
+
+    Raises:
+        ModelError: the weights are damaged, or of another network.
     """
     path = weights or checked_weights(SHIPPED / "blur-field.safetensors")
     network = BlurFieldNetwork()
@@ -67,7 +71,7 @@ def blur_field_network(weights: Path | None = None) -> BlurFieldNetwork:
 
 
 def luma_plane(frame: Frame) -> NDArray[np.float32]:
-    """The luma of a frame, (rows, columns) in [0, 1]; of interlaced ones the upper field's."""
+    """Return a frame's luma, (rows, columns) in [0, 1]; of an interlaced one, its upper field."""
     layout = frame.layout
     step = 2 if layout.interlaced else 1
     used = frame.planes if layout.kind == "rgb" else frame.planes[:1]
@@ -86,10 +90,11 @@ def luma_plane(frame: Frame) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class BlurEstimate:
-    """What a picture shows of its own motion.
+    """The motion that a picture shows by itself.
 
-    motion: (4, h, w) as `Frame.motion` has it, the bend 0. blurred: how far it is to be believed,
-    0 … 1: most of the detail of a sharp picture is sharp, whatever looks like a blur in the rest.
+    Attributes:
+        motion: (4, h, w) as in `Frame.motion`, without bend.
+        blurred: confidence in it, 0 to 1, by the share of detail that is blurred.
     """
 
     motion: NDArray[np.float32]
@@ -99,11 +104,16 @@ class BlurEstimate:
 def estimate_motion(
     luma: NDArray[np.float32], flow: NDArray[np.float32] | None = None
 ) -> BlurEstimate | None:
-    """How each place of a picture (H, W) in [0, 1] moved; None of one that is too small to tell.
+    """Estimate the motion of each place of a picture during its exposure.
 
-    flow: (2, h, w) pixels, the motion but for what a camera that shakes adds to it, if any of it is
-    known. A shake is a motion of the whole picture, which all windows tell together more exactly
-    than those nearby.
+    Args:
+        luma: (H, W) in [0, 1].
+        flow: (2, h, w) in pixels, if the motion is known except for a shake of the camera. A shake
+            moves the whole picture, so that all windows together show it more exactly than those
+            nearby.
+
+    Returns:
+        The estimate; None for a picture that is too small.
     """
     height, width = luma.shape
     reduced = max(1, round(math.sqrt(height * width / _AREA)))
@@ -130,9 +140,16 @@ def estimate_motion(
 
 
 def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
-    """The chords (2, h, w) of windows that a shake of the camera, a shift and a turn, makes of the
-    flow, so that they agree best with the evidence (h, w, CLASSES); or `alone`, what places tell
-    each by itself, where that agrees much better: then the flow is wrong, or it was no shake.
+    """Add the shake of the camera, a shift and a turn, that fits the evidence best to the flow.
+
+    Args:
+        evidence: (h, w, CLASSES).
+        flow: (2, h, w), chords in pixels.
+        alone: (2, h, w), chords of each window by itself.
+
+    Returns:
+        Chords (2, h, w): `alone` where that fits much better, since then the flow is wrong, or
+        there was no shake.
     """
     height, width = evidence.shape[:2]
     down, across = torch.meshgrid(
@@ -154,14 +171,14 @@ def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
 
     def best(shakes: Tensor) -> tuple[Tensor, float]:
         scores = agreement(base + shakes[:, None, :2] + shakes[:, None, 2:] * turns)
-        # A blur has no sign: of two shakes that agree alike, the smaller one.
+        # The direction of a blur has no sign: of two shakes that fit alike, take the smaller one.
         scores = scores - _SMALLER * shakes[:, :2].square().sum(1)
         first = int(scores.argmax())
         return shakes[first], float(scores[first])
 
     steps = torch.arange(-_SHAKEN, _SHAKEN + 0.1, _SHAKEN_STEP)
     shake, score = best(torch.cartesian_prod(steps, steps, torch.zeros(1)))
-    # A turn counts by what it does halfway to the picture's edge.
+    # Turns are in pixels of motion halfway to the picture's edge.
     per_pixel = 1 / (STEP * max(height, width) / 4)
     for step in (1.0, 0.5, 0.5, 0.25, 0.25):
         near = torch.tensor([-1.0, 0.0, 1.0]) * step
@@ -173,18 +190,23 @@ def _shaken(evidence: Tensor, flow: Tensor, alone: Tensor) -> Tensor:
 
 
 def still_motion(luma: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """The motion of a picture of which nothing else is known: see `estimate_motion`.
+    """Return the motion of a picture of which nothing else is known, by `estimate_motion`.
 
-    Of one most of whose detail is sharp all is 0, also where something in it moves: nothing would
-    tell that from what only looks like a blur.
+    (4, h, w), 0 everywhere in a picture whose detail is mostly sharp, even if something moves in
+    it: that cannot be told from texture that looks like a blur.
     """
     shown = estimate_motion(luma)
     return None if shown is None else shown.motion * np.float32(shown.blurred)
 
 
 def estimate_motions(rgb: Tensor) -> Tensor | None:
-    """What each picture (N, 3, H, W) in [0, 1] shows of its own motion, (N, 4, h, w) on its device;
-    None of pictures too small to tell.
+    """Estimate the motion of each picture of a batch by itself.
+
+    Args:
+        rgb: (N, 3, H, W) in [0, 1].
+
+    Returns:
+        (N, 4, h, w) on the same device; None for pictures that are too small.
     """
     fields = [still_motion(luma[0].cpu().numpy()) for luma in luma_of(rgb.detach().float())]
     known = [torch.from_numpy(field) for field in fields if field is not None]
@@ -192,14 +214,16 @@ def estimate_motions(rgb: Tensor) -> Tensor | None:
 
 
 def window_evidence(network: BlurFieldNetwork, luma: Tensor) -> tuple[Tensor, Tensor]:
-    """Luma (H, W) in [0, 1] → (h, w, CLASSES), see `BlurFieldNetwork.evidence`, and how far there
-    is any detail to see, (h, w) in [0, 1].
+    """Return the network's evidence for each window of luma (H, W) in [0, 1].
+
+    (h, w, CLASSES), see `BlurFieldNetwork.evidence`, and the visibility of detail, (h, w) in
+    [0, 1].
     """
     windows = windows_of(luma)
     rows, columns = windows.shape[:2]
     parts, details = [], []
     for part in torch.split(windows.flatten(0, 1), _AT_ONCE):
-        # Where nothing is to be seen, what a spectrum looks like says nothing.
+        # Without visible detail, a spectrum shows nothing.
         down, across = (part.diff(dim=d).square().mean(dim=(1, 2)) for d in (1, 2))
         seen = (down + across) / (down + across + _FAINT)
         parts.append(network.evidence(spectra(part)) * seen[:, None])

@@ -1,4 +1,7 @@
-"""Spectra of windows of a picture, and what a straight blur leaves of them. Knows tensors only."""
+"""Power spectra of windows of a picture, and their attenuation by a straight blur.
+
+Knows tensors only. A wave is a Fourier component; B of them are used.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,24 @@ import math
 import torch
 from torch import Tensor
 
-#: Pixels a side of a window.
+#: Side of a window in pixels.
 WINDOW = 64
-#: Waves that are looked at, in waves a pixel: longer ones are a window's own, shorter ones noise.
+#: Frequencies that are used, in waves per pixel: lower ones are the window's own, higher ones
+#: noise.
 _WAVES = 2.5 / WINDOW, 0.42
-#: Power below which a spectrum is noise; and of the noise that the shortest waves show, which may
-#: be detail too, what is taken for noise.
+#: Power below which a spectrum is noise; and the share of the shortest waves' power, which may be
+#: detail as well, that is taken for noise.
 FLOOR, _NOISE = 1e-4, 0.25
 
 
 def power_of(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows (N, WINDOW, WINDOW) of luma in [0, 1] → the power of the B waves that are looked at,
-    (N, B), and that of their noise, (N, 1).
+    """Return the power of the waves of windows, and that of their noise.
+
+    Args:
+        windows: (N, WINDOW, WINDOW), luma in [0, 1].
+
+    Returns:
+        (N, B) and (N, 1).
     """
     spectra = torch.fft.rfft2((windows - windows.mean((1, 2), keepdim=True)) * _hann())
     power = spectra.abs().square()
@@ -28,7 +37,7 @@ def power_of(windows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def signal_of(power: Tensor, noise: Tensor) -> Tensor:
-    """Of spectra (N, B) with so much noise, (N, 1), the mean power of waves as long as each."""
+    """Return the mean power of all waves as long as each, less the noise: (N, B)."""
     _, _, rings = waves()
     sizes = rings.sum(0).clamp_min(1)
     signal: Tensor = (power @ rings / sizes - noise).clamp_min(1e-9) @ rings.T
@@ -37,8 +46,9 @@ def signal_of(power: Tensor, noise: Tensor) -> Tensor:
 
 @functools.cache
 def waves() -> tuple[Tensor, Tensor, Tensor]:
-    """Of the B waves that are looked at: how many there are a pixel down and across, and which of R
-    rings, by their length, each is in, (B, R).
+    """Return the frequencies of the waves, down and across in waves per pixel, (B,) each.
+
+    Third, (B, R): 1 for the ring of wavelengths that each is in, of R.
     """
     chosen = _chosen()
     down = torch.fft.fftfreq(WINDOW)[:, None].expand(chosen.shape)[chosen]
@@ -48,14 +58,20 @@ def waves() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def along(ways: Tensor) -> Tensor:
-    """How many of each wave are in ways (N, 2), x and y in pixels: (N, B), not negative."""
+    """Return the periods of each wave in motions (N, 2), x and y in pixels: (N, B), ≥ 0."""
     down, across, _ = waves()
     return (ways[:, :1] * across + ways[:, 1:] * down).abs()
 
 
 def power_left(waves_along: Tensor, shares: Tensor) -> Tensor:
-    """The power that blurs over shares (T,) of ways leave of waves (N, B) `along` them, (T, N, B):
-    that of a sinc.
+    """Return the share of power that a straight blur leaves of waves: sinc².
+
+    Args:
+        waves_along: (N, B), periods of the waves in the motion, as of `along`.
+        shares: (T,), lengths of the blur as shares of the motion.
+
+    Returns:
+        (T, N, B), from a table.
     """
     table: Tensor = _table()
     places = (waves_along * (shares * _STEPS)[:, None, None]).round_().clamp_max_(len(table) - 1)
@@ -63,8 +79,13 @@ def power_left(waves_along: Tensor, shares: Tensor) -> Tensor:
 
 
 def peak(shares: Tensor, explained: Tensor, best: int, step: float) -> float:
-    """The share at the top of the parabola through what the best and those beside it explain, which
-    are `step` apart in their logarithm; the best itself if the top is not between them.
+    """Return the share at the peak of a parabola through the best value and those beside it.
+
+    Args:
+        shares: (T,), whose logarithms are `step` apart.
+        explained: (T,), what each explains.
+        best: index of the best share, which is returned if the peak is not near it.
+        step: see `shares`.
     """
     share = float(shares[best])
     if 0 < best < len(shares) - 1:
@@ -76,17 +97,17 @@ def peak(shares: Tensor, explained: Tensor, best: int, step: float) -> float:
 
 @functools.cache
 def _lengths() -> Tensor:
-    """Waves a pixel of each value of half a spectrum, (WINDOW, WINDOW / 2 + 1)."""
+    """Return the frequency of each value of half a spectrum, (WINDOW, WINDOW / 2 + 1)."""
     return torch.hypot(torch.fft.fftfreq(WINDOW)[:, None], torch.fft.rfftfreq(WINDOW)[None])
 
 
 def _chosen() -> Tensor:
-    """Which values are looked at."""
+    """Return the mask of the waves that are used."""
     return (_lengths() > _WAVES[0]) & (_lengths() < _WAVES[1])
 
 
 def _corners() -> Tensor:
-    """Which values show the noise: beyond what any detail of a blurred picture reaches."""
+    """Return the mask of values that show the noise: beyond the detail of a blurred picture."""
     return _lengths() > 0.5
 
 
@@ -96,10 +117,10 @@ def _hann() -> Tensor:
     return hann[:, None] * hann
 
 
-_STEPS = 512  # of the table, a wave
+_STEPS = 512  # of the table, per period
 
 
 @functools.cache
 def _table() -> Tensor:
-    """The power that a blur leaves of 0, 1/_STEPS, 2/_STEPS … waves in its length."""
+    """Return the share of power that a blur leaves of 0, 1/_STEPS, 2/_STEPS … periods."""
     return torch.sinc(torch.arange(128 * _STEPS) / _STEPS).square()

@@ -1,10 +1,10 @@
-"""How long a blur is, told by the dark stripes in the spectra of many windows together.
+"""Measure the length of a blur by the dark stripes in the spectra of many windows together.
 
-A straight blur of constant speed multiplies the spectrum of a picture with a sinc of the frequency
-along the motion, in lengths of the blur. Where the way to the next picture is known, and only the
-share of it that the shutter was open for is not, all windows have that one unknown: their stripes
-lie at the same places once frequencies are measured in ways. What one window shows hardly is plain
-in the sum of a hundred, whatever their directions and lengths. Knows tensors only.
+A straight blur of constant speed multiplies the spectrum of a picture by a sinc of the frequency
+along the motion, in lengths of the blur. Where the motion to the next picture is known, and only
+the share of it that the shutter was open for is not, this share is the one unknown of all windows:
+once frequencies are measured in motions, their stripes coincide. Stripes that are hardly visible in
+one window are clear in the sum of a hundred, of any direction and length. Knows tensors only.
 
 Dark stripes in the spectrum of a blurred picture: M. Cannon, "Blind deconvolution of spatially
 invariant image blurs with phase", IEEE Trans. ASSP 1976.
@@ -29,30 +29,36 @@ from vdeblur.motion.spectra import (
     waves,
 )
 
-#: Shares of the way that are tried, by the step of their logarithm; those beyond `_LONGEST` only to
-#: compare.
+#: Shares of the motion that are tried, in steps of their logarithm; those beyond `_LONGEST` only
+#: for comparison.
 _STEP = 0.075
 SHARES = torch.exp(torch.arange(math.log(0.1), math.log(2.2), _STEP))
 _LONGEST = 1.35
-#: Waves a pixel along the motion, from which on a window tells them from none.
+#: Lowest frequency along the motion, in waves per pixel, that a window distinguishes from 0.
 _ALONG = 2 / WINDOW
-#: Depth of the stripes, which a window's edges fill; and waves of a window below which it counts
-#: less.
+#: Depth of the stripes, which a window's edges fill in; and the number of a window's waves below
+#: which it counts less.
 DEPTH, FEW = 0.02, 100
-#: Noise of a film that was coded: quantised, it is none where a picture has little, and much
-#: beside, which the shortest waves do not show. What is explained so counts where little is
-#: without, and if both shares differ by no more than this in their logarithm: what is out of focus
-#: is no blur of one share.
+#: Noise of a compressed film, whose quantization removes what a picture has little of, which the
+#: shortest waves do not show. A fit with this noise counts where the one without explains less than
+#: `_LITTLE`, and if the logarithms of both shares differ by less than `_ALIKE`: defocus is no blur
+#: of one share.
 _CODED, _LITTLE, _ALIKE = 0.01, 0.05, 0.15
-#: How far a stripe is looked for beside its place: it is distinct if blurs so many times as long
-#: and as short explain less.
+#: A stripe is distinct if blurs this many times as long, and as short, explain less.
 _BESIDE = 1.6
 
 
 @dataclass(frozen=True)
 class StripeSums:
-    """Sums over windows, of which more may be added (`+`): products of their spectra, of what is
-    no stripe (K of them), and of the stripes of each of the SHARES (T). ways: pixels, all windows'.
+    """Sums over windows for a least-squares fit; sums of more windows can be added with `+`.
+
+    They are products of the windows' spectra, of K terms that are no stripes ("other"), and of the
+    stripes of each of the T SHARES ("own").
+
+    Attributes:
+        windows: number of windows.
+        ways: sum of the lengths of their motions, in pixels.
+        coded: the same windows with the noise of a compressed film.
     """
 
     windows: int
@@ -63,7 +69,7 @@ class StripeSums:
     own: Tensor  # (T,)
     own_other: Tensor  # (T, K)
     own_power: Tensor  # (T,)
-    coded: StripeSums | None = None  # the same windows, as those of a film that was coded
+    coded: StripeSums | None = None
 
     def __add__(self, more: StripeSums) -> StripeSums:
         return StripeSums(
@@ -79,9 +85,7 @@ class StripeSums:
         )
 
     def found(self) -> StripeFit:
-        """The share that explains most, by least squares; if it explains little, as of a film that
-        was coded.
-        """
+        """Return the share that explains most; if that is little, with the noise of compression."""
         found = self._found()
         if self.coded is None or found.explained > _LITTLE:
             return found
@@ -89,7 +93,7 @@ class StripeSums:
         alike = abs(math.log(coded.share / found.share)) < _ALIKE
         if not alike or coded.explained <= found.explained:
             return found
-        # What noise levels out of the stripes makes them narrower: the share is the other's.
+        # Noise fills the stripes and makes them narrower, so that the share is the plain fit's.
         return replace(found, explained=coded.explained, distinct=coded.distinct, coded=True)
 
     def _found(self) -> StripeFit:
@@ -113,10 +117,16 @@ class StripeSums:
 
 @dataclass(frozen=True)
 class StripeFit:
-    """share: of the way; pixels: how long the blur is on the mean; explained: share of what the
-    spectra differ by from direction to direction, beyond what is no stripe; distinct: share of that
-    which no other length explains, 1 at most; windows: how many told; coded: explained as of a film
-    that was coded.
+    """The length of a blur by its stripes.
+
+    Attributes:
+        share: length as a share of the motion to the next picture.
+        pixels: mean length in pixels.
+        explained: share of the variance of the spectra between directions, beyond the other terms,
+            that the stripes explain.
+        distinct: share of `explained` that no other length explains, at most 1.
+        windows: number of windows.
+        coded: whether the fit assumes the noise of a compressed film.
     """
 
     share: float
@@ -128,8 +138,11 @@ class StripeFit:
 
 
 def measure_stripes(windows: Tensor, ways: Tensor) -> StripeSums:
-    """What windows (N, WINDOW, WINDOW) of luma in [0, 1] show whose way to the next picture is
-    `ways` (N, 2), x and y in pixels.
+    """Return the sums for some windows.
+
+    Args:
+        windows: (N, WINDOW, WINDOW), luma in [0, 1].
+        ways: (N, 2), their motion to the next picture, x and y in pixels.
     """
     power, noise = power_of(windows)
     passed = along(ways)
@@ -139,32 +152,31 @@ def measure_stripes(windows: Tensor, ways: Tensor) -> StripeSums:
 
 
 def _seen(power: Tensor, noise: Tensor, ways: Tensor, passed: Tensor, left: Tensor) -> StripeSums:
-    """What spectra (N, B) of such noise (N, 1) show.
+    """Return the sums for spectra (N, B) with noise (N, 1).
 
-    passed: (N, B), waves in the way; left: (T, N, B), what blurs of the SHARES leave of their
-    power.
+    passed: (N, B), periods in the motion. left: (T, N, B), power that blurs of the SHARES leave.
     """
     down, across, rings = waves()
     signal = signal_of(power, noise)
     length = torch.hypot(across, down)
     length_of_ways = ways.norm(dim=1, keepdim=True)
-    # Lines along the motion are in the others, and no blur changes them.
+    # No blur changes waves across the motion.
     seen = (passed > _ALONG * length_of_ways).float()
     counts = seen * signal / (signal + noise)
     counts = counts / counts.sum(1, keepdim=True).clamp_min(FEW)  # all windows count the same
     ring_counts = (seen @ rings).clamp_min(1)
 
     def level(values: Tensor) -> Tensor:
-        """What each wave differs by from the others of its length; in place."""
+        """Subtract the mean of the waves of the same length, in place."""
         means: Tensor = (values * seen) @ rings / ring_counts
         return values.sub_(means @ rings.T)
 
     spectrum = level(torch.log(power + FLOOR))
-    # Pictures have edges of some directions more than of others: that is smooth.
+    # Pictures have more edges in some directions than in others, which varies smoothly.
     turned = (passed / length_of_ways / length).square()
     other = torch.stack([turned, turned.square(), turned * length * 4])
     other = level(other).flatten(1)
-    # A stripe is no darker than the noise.
+    # A stripe is not darker than the noise.
     depth = (DEPTH + noise / signal).clamp_max(100)
     own = level((left + depth).log_()).flatten(1)
     counts, spectrum = counts.flatten(), spectrum.flatten()

@@ -1,8 +1,8 @@
-"""Windows of a film's pictures that tell how long its shutter was open: which, and what they show.
+"""Choose the windows of a picture that show its exposure, and read them.
 
-Of a picture by itself, stripes in its spectra (`reading`, `vdeblur.motion.stripes`); of one and the
-one before it, how its blur changed (`comparison`, `vdeblur.motion.changes`). Knows nothing of what
-was read before.
+A picture by itself shows stripes in its spectra (`reading`, `vdeblur.motion.stripes`); a picture
+and the one before it show how the blur changed (`comparison`, `vdeblur.motion.changes`). Knows
+nothing of earlier readings.
 """
 
 from __future__ import annotations
@@ -26,41 +26,46 @@ from vdeblur.motion.single_picture import luma_plane
 from vdeblur.motion.spectra import WINDOW
 from vdeblur.motion.stripes import StripeSums, measure_stripes
 
-#: Share of a frame's time that is taken where nothing tells: film's usual half, which is also safe:
-#: too short a motion restores too little, too long a one does damage.
+#: Share of a frame's time that is assumed where nothing shows the exposure. Half is usual for
+#: films, and safe: too short a motion restores too little, too long a motion does damage.
 USUAL_SHARE = 0.5
 _AREA = 1280 * 720  # pixels that larger pictures are reduced to
-#: Pixels to the next picture that a window can be asked about; and from which on it changes.
+#: Range of a window's motion to the next picture for `reading`, in pixels; least for `comparison`.
 _SHORTEST, _LONGEST, _CHANGES = 4.0, 48.0, 0.5
-#: A blur of more than so many pixels is read off a picture of half the size that is this many
-#: windows high: its stripes are hardly apart any more. The lower it is, the fewer windows there are
-#: to ask, and the longer the blur has to be.
+#: (height, pixels): a longer blur is read off a picture of half the size, if that is at least this
+#: high, since its stripes are too close together. A lower picture has fewer windows, so that the
+#: blur must be longer.
 _LONG_BLURS = ((4 * WINDOW, 8.0), (3 * WINDOW, 15.0))
-_WINDOWS = 32  # that are read of a frame
-_CLOSE = WINDOW // 4  # pixels from one window that may be read to the next
+_WINDOWS = 32  # read in each frame
+_CLOSE = WINDOW // 4  # pixels from window to window
 _WORTH = 0.15  # least worth of a window to be read
-_FEW = 4  # good windows, below which others are read too
-_BAR = 0.04  # of white, that a row or a column of a bar beside the picture differs by at most
-#: Of the contrast in a window, what may be at clipped pixels, whose spectra are not the blur's.
+_FEW = 4  # good windows, below which worse ones are read as well
+_BAR = 0.04  # of white: the range within a row or column of a bar beside the picture
+#: Share of a window's contrast that may be at clipped pixels, which distort its spectrum.
 _CLIPPED = 0.1
-#: Beside what stands still, what moves seems sharp: of a window only what has its motion is looked
-#: at, all that is off by less than this share of it, nothing that is off by twice that; of motions
-#: below so many pixels, as if they were of that. `_CELL` pixels of a window have one motion; around
-#: what moves so many of them are left out too, for the flow is not sure of its edge, which is
-#: blurred into what is behind. And how much of a window has to be left, of a good one and of any.
+#: Masks, since edges of still parts make a moving window seem sharp. Cells of a window count fully
+#: if their motion differs from the window's by less than `_OFF` of it, and not at all beyond twice
+#: that; motions below `_SLOW` pixels are treated as that long. A cell is `_CELL` pixels wide, and
+#: `_RIM` cells around the rest are excluded as well, where the flow is unsure and edges are blurred
+#: into the background. The last two are the least share of a window that must remain, of a good
+#: window and of any.
 _OFF, _SLOW, _CELL, _RIM, _LEFT, _LEFT_AT_LEAST = 0.2, 2.5, 4, 2, 0.5, 0.1
-#: Share of combed windows from which on a picture is two fields that nobody told of. Of pictures
-#: that are one, none is.
+#: Share of combed windows above which a picture is interlaced without saying so. Progressive ones
+#: have none.
 _COMBED = 0.1
-#: Spectra are of a window's middle: contrast counts by a Gaussian of so many pixels.
+#: Sigma, in pixels, of the Gaussian that contrast counts by: spectra are of a window's middle.
 _MIDDLE = 9.0
 
 
 @dataclass(frozen=True)
 class FrameSample:
-    """What is kept of a frame, to compare the next one with: its luma in [0, 1], reduced by a whole
-    number (`shrink`) if it is large; and its movement, of whose places `way` is the way to the next
-    picture, (2, h, w), pixels of the whole luma plane.
+    """A copy of a frame, to compare the next one with.
+
+    Attributes:
+        luma: (rows, columns) in [0, 1], reduced by `shrink`.
+        shrink: luma plane's pixels per pixel of `luma`, a whole number.
+        movement: the frame's movement.
+        way: (2, h, w), motion to the next picture in pixels of the whole luma plane.
     """
 
     luma: Floats
@@ -70,7 +75,7 @@ class FrameSample:
 
     @staticmethod
     def at(frame: Frame, movement: Movement) -> FrameSample:
-        """What is seen of this one; its planes may be written after that."""
+        """Return a sample of a frame, whose planes may be written after that."""
         luma = luma_plane(frame)
         shrink = max(1, round(math.sqrt(luma.size / _AREA)))
         return FrameSample(_reduced(luma, shrink), shrink, movement, _way(frame, movement))
@@ -84,10 +89,17 @@ def reading(
     turn: int = 0,
     share: float = USUAL_SHARE,
 ) -> StripeSums | None:
-    """What one frame says of its exposure, in ways of `unit` seconds; None if nothing tells.
+    """Read the exposure of one frame off the stripes in its spectra.
 
-    turn: another number looks at other windows. share: what the exposure is thought to be, of a
-    frame's time.
+    Args:
+        frame: any frame.
+        movement: its movement.
+        unit: seconds that the shares of the result refer to.
+        turn: another number reads other windows.
+        share: expected exposure as a share of a frame's time.
+
+    Returns:
+        Sums for a fit; None if nothing in the frame shows the exposure.
     """
     luma, way = luma_plane(frame), _way(frame, movement)
     moving = np.hypot(*way)
@@ -112,10 +124,19 @@ def reading(
 def comparison(
     before: FrameSample, frame: Frame, movement: Movement, unit: float, *, turn: int = 0
 ) -> ChangeSums | None:
-    """What changed in a frame since the one before it, in ways of `unit` seconds; None if nothing
-    tells. turn: another number looks at other windows.
+    """Compare the spectra of a frame with those of the frame before it.
+
+    Args:
+        before: sample of the frame before.
+        frame: any frame.
+        movement: its movement.
+        unit: seconds that the shares of the result refer to.
+        turn: another number compares other windows.
+
+    Returns:
+        Sums for a fit; None if nothing shows the exposure.
     """
-    if movement.back is None or movement is before.movement:  # it is the same picture again
+    if movement.back is None or movement is before.movement:  # a repeated picture
         return None
     here = FrameSample.at(frame, movement)
     if here.luma.shape != before.luma.shape:
@@ -128,7 +149,7 @@ def comparison(
     grid = _Grid.of(frame, movement, here.luma, here.shrink, way_there, USUAL_SHARE)
     if grid is None:
         return None
-    # Where the windows' middles were in the picture before, to the pixel, and how they moved there.
+    # Middles of the windows in the picture before, to the pixel, and their motions there.
     rows, columns = grid.middles
     back = _of_plane(movement.back, frame) / np.float32(grid.shrink)
     rows, columns = (
@@ -169,11 +190,12 @@ def comparison(
 
 @dataclass(frozen=True)
 class _Grid:
-    """The windows of a picture, (down, across, WINDOW, WINDOW), of a luma plane of `size` (width,
-    height) that is reduced `shrink` times; the way of each place to the next picture, (2, h, w),
-    pixels of that plane. Values a window: the mean of the way over what has contrast and moves
-    most, x and y; the worth of the window, 0 of those that reach into bars; whether it is without
-    clipped pixels.
+    """The windows of a picture, and how much each can show.
+
+    windows: (down, across, WINDOW, WINDOW) of luma, reduced by `shrink` to `size` (width, height).
+    way: (2, h, w), motion to the next picture in pixels of that plane. One value per window:
+    chords, mean motion x and y over what has contrast and moves most; worth, 0 for windows that
+    reach into bars; clear, whether it has no clipped pixels.
     """
 
     windows: Tensor
@@ -188,13 +210,14 @@ class _Grid:
     def of(
         frame: Frame, movement: Movement, luma: Floats, scale: int, moving: float, share: float
     ) -> _Grid | None:
-        """Those of a frame; None if it is too small. luma: of it, reduced `scale` times already;
-        moving: pixels of the whole plane that most of it moves by; share: of that, what it is
-        thought to be blurred by.
+        """Return the windows of a frame; None if it is too small.
+
+        luma: of the frame, reduced by `scale` already. moving: median motion in pixels of the whole
+        plane. share: expected blur as a share of that.
         """
         shrink = max(scale, round(math.sqrt(luma.size * scale**2 / _AREA)))
         inside = [(start * scale, end * scale) for start, end in _inside_bars(luma)]
-        # A long blur is read off a smaller picture, as long as that holds some windows.
+        # Long blurs are read off a smaller picture, as long as that holds some windows.
         moving /= shrink
         while moving > _LONGEST or any(
             share * moving > blur and min(end - start for start, end in inside) >= height * shrink
@@ -219,12 +242,12 @@ class _Grid:
 
     @property
     def middles(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The rows and columns of the windows' middles."""
+        """Rows and columns of the windows' middles."""
         down, across = np.divmod(np.arange(len(self.worth)), self.windows.shape[1])
         return _CLOSE * down + WINDOW // 2, _CLOSE * across + WINDOW // 2
 
     def at(self, part: Floats, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Floats:
-        """What a field (h, w) has at pixels of the plane, or at the nearest in it."""
+        """Sample a field (h, w) at pixels of the plane, or at the nearest ones in it."""
         width, height = self.size
         x = (columns.clip(0, width - 1) + 0.5) * part.shape[1] / width - 0.5
         y = (rows.clip(0, height - 1) + 0.5) * part.shape[0] / height - 0.5
@@ -234,11 +257,12 @@ class _Grid:
         return np.asarray(values[0], np.float32)
 
     def chosen(self, told: NDArray[np.bool_], turn: int) -> NDArray[np.intp]:
-        """Some windows of those that tell (N,), evenly spread; without clipped pixels, or, if
-        there are few of those, with some.
+        """Choose evenly spread windows of those in `told` (N,).
+
+        Windows without clipped pixels come first; if they are few, others are taken.
         """
         worth = np.where(told, self.worth, 0)
-        # Not those that tell most: the steepest slopes are where a blur is shorter than it seems.
+        # Not by worth: the steepest slopes are where a blur is shorter than average.
         order = np.flatnonzero(worth * self.clear > _WORTH)
         if len(order) < _FEW:
             order = np.flatnonzero(worth > _WORTH)
@@ -246,14 +270,16 @@ class _Grid:
         return order[turn % apart :: apart]
 
     def places(self, chosen: NDArray[np.intp]) -> tuple[Tensor, ...]:
-        """Of windows that were chosen, where they are in `windows`."""
+        """Return the indices of chosen windows in `windows`."""
         return tuple(map(torch.from_numpy, np.divmod(chosen, self.windows.shape[1])))
 
     def of_one_motion(
         self, chosen: NDArray[np.intp], slow: float = 0.0
     ) -> tuple[NDArray[np.intp], Tensor, Tensor]:
-        """Of windows that were chosen those with enough of one motion, (K,); their ways, (K, 2);
-        and where they have it, (K, WINDOW, WINDOW) in [0, 1]. slow: see `_one_motion`.
+        """Return the K chosen windows with enough of one motion.
+
+        Their numbers (K,), motions (K, 2), and masks of where they have it, (K, WINDOW, WINDOW) in
+        [0, 1]. slow: see `_one_motion`.
         """
         cells = -(-self.size[0] // _CELL), -(-self.size[1] // _CELL)
         places, side = self.places(chosen), WINDOW // _CELL
@@ -269,20 +295,18 @@ class _Grid:
 
 
 def _way(frame: Frame, movement: Movement) -> Floats:
-    """(2, h, w), how far places go until the next picture, pixels of the whole luma plane."""
+    """Return motions to the next picture, (2, h, w) in pixels of the whole luma plane."""
     return _of_plane(movement.field[:2], frame) * np.float32(movement.interval_seconds)
 
 
 def _of_plane(vectors: Floats, frame: Frame) -> Floats:
-    """Vectors (2, h, w) in pixels of a frame, in those of its luma plane: of interlaced ones, of a
-    field's.
-    """
+    """Convert vectors (2, h, w) from pixels of a frame to those of its luma plane or field."""
     rows = 0.5 if frame.layout.interlaced else 1.0
     return vectors * np.array([1.0, rows], np.float32)[:, None, None]
 
 
 def _reduced(luma: Floats, shrink: int) -> Floats:
-    """A plane of 1/shrink of its sides."""
+    """Return a plane reduced to 1/shrink of its sides."""
     size = luma.shape[1] // shrink, luma.shape[0] // shrink
     if shrink == 1 or not min(size):
         return luma
@@ -290,9 +314,9 @@ def _reduced(luma: Floats, shrink: int) -> Floats:
 
 
 def _inside_bars(luma: Floats) -> list[tuple[int, int]]:
-    """The first row of a picture and the one after its last, and the same of its columns, without
-    the bars of one colour that a film of another shape has beside it: their edge is sharp whatever
-    the shutter did.
+    """Return the (start, end) of a picture's rows and columns inside bars of one color.
+
+    The edges of such bars are sharp whatever the exposure.
     """
     found = []
     for axis in (1, 0):
@@ -302,15 +326,22 @@ def _inside_bars(luma: Floats) -> list[tuple[int, int]]:
 
 
 def _windows(plane: NDArray[Any], side: int) -> Tensor:
-    """All windows of a plane, (down, across, side, side), a quarter of their side apart."""
+    """Return the windows of a plane, (down, across, side, side), a quarter of `side` apart."""
     there = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
     return there.unfold(0, side, side // 4).unfold(1, side, side // 4)
 
 
 def _one_motion(ways: Tensor, chords: Tensor, slow: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows' motions, cell by cell (N, 2, cells, cells), and which each is asked about (N, 2) →
-    that more exactly; (N, WINDOW, WINDOW) in [0, 1], where the window has it; and how much of the
-    window's middle that leaves, (N,). Motions of less than `slow` pixels are as exact as of that.
+    """Refine the motions of windows, and mask what moves otherwise.
+
+    Args:
+        ways: (N, 2, cells, cells), motion of each cell.
+        chords: (N, 2), first estimate of each window's motion.
+        slow: shorter motions, in pixels, get the tolerance of this length.
+
+    Returns:
+        Motions (N, 2), masks (N, WINDOW, WINDOW) in [0, 1], and shares of the windows' middles that
+        the masks leave, (N,).
     """
     hann = torch.hann_window(ways.shape[2])
     hann = hann[:, None] * hann / hann.sum() ** 2
@@ -327,8 +358,9 @@ def _one_motion(ways: Tensor, chords: Tensor, slow: float) -> tuple[Tensor, Tens
 
 
 def _combed(windows: Tensor) -> Tensor:
-    """Which windows (N, …) bend more from row to row than over every second: two fields in one,
-    which lie the farther apart the faster it moves.
+    """Return which windows are combed: two fields in one picture, which differ where it moves.
+
+    Such windows vary more from row to row than over every second row.
     """
     next_row, after_next = (
         (windows[:, : -2 * step] - 2 * windows[:, step:-step] + windows[:, 2 * step :])
@@ -340,7 +372,7 @@ def _combed(windows: Tensor) -> Tensor:
 
 
 def _masked(windows: Tensor, masks: Tensor) -> Tensor:
-    """Windows without what is masked, which leaves no edges of its own: it fades to the mean."""
+    """Fade windows to their mean where they are masked, so that masks add no edges."""
     mean = (windows * masks).sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)
     return (windows - mean) * masks
 
@@ -348,11 +380,10 @@ def _masked(windows: Tensor, masks: Tensor) -> Tensor:
 def _told(
     frame: Frame, movement: Movement, way: Floats, size: tuple[int, int], counts: tuple[int, ...]
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """What windows of a picture of `size` (width, height), `counts` of them down and across, tell.
+    """Rate the windows of a picture of `size` (width, height), `counts` of them down and across.
 
-    way: (2, h, w), the field's pixels to the next picture. Returns, a value a window: the mean of
-    it over what has contrast and moves most, x and y; the worth of the window; and whether it is
-    without clipped pixels.
+    way: (2, h, w), motion to the next picture. Returns one value per window: mean motion x and y
+    over what has contrast and moves most, worth, and whether it has no clipped pixels.
     """
     small, _ = reduced(frame)
     cells = way.shape[2], way.shape[1]
@@ -366,7 +397,7 @@ def _told(
         for part in (contrast, contrast * clipped)
     )
     weight = np.asarray(weight + 1e-3, np.float32)
-    # Places of the windows' middles among the field's.
+    # Middles of the windows in the field.
     scale = cells[0] / size[0], cells[1] / size[1]
     across, down = (
         (WINDOW / 2 + _CLOSE * np.arange(count)) * per - 0.5
