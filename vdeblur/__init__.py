@@ -6,12 +6,14 @@
     for sharp in vdeblur.deblur_frames(frames):          # (H, W, 3) uint8 RGB arrays
         ...
 
-Names are loaded on first use, so that importing the package costs nothing.
+Names are loaded on first use, so that importing the package costs nothing. The package logs below
+the logger "vdeblur", which is silent until the program that imports it configures logging.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.version import __version__ as __version__
@@ -87,6 +89,9 @@ _HOMES = {
     "media.writer": ("VideoWriter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from vdeblur.cli.options import (
     add_read_options,
     tile_of,
 )
-from vdeblur.cli.output import say
+from vdeblur.cli.output import in_options, print_json, say
 from vdeblur.cli.values import picture_size
 from vdeblur.errors import OutputError, UsageError
 from vdeblur.system.allocator import keep_pages
@@ -107,7 +106,9 @@ def _run(args: argparse.Namespace) -> int:
         tuning = TuneOptions(size=size, batch=args.batch, tile=tile, **chosen, **rounds)
         sweep = tune(options=tuning, on_trial=None if args.json else _tell, **common)
         if not args.json:
-            print(format_sweep(sweep), end="\n\n")
+            print(in_options(format_sweep(sweep)), end="
+
+")
     options = BenchOptions(
         batch=args.batch,
         size=size,
@@ -120,9 +121,9 @@ def _run(args: argparse.Namespace) -> int:
     result = bench(args.clip, options=options, tile=tile, **chosen, **common)
     if args.json:
         more = {} if sweep is None else {"sweep": sweep.as_dict()}
-        print(json.dumps(result.as_dict() | more))
+        print_json(result.as_dict() | more)
     else:
-        print(format_result(result))
+        print(in_options(format_result(result)))
     if args.chart:
         chart.write(Path(args.chart), result, sweep)
     return 0

@@ -18,7 +18,7 @@ from vdeblur.cli.options import (
     add_strength_option,
     deblurrer_of,
 )
-from vdeblur.cli.output import say
+from vdeblur.cli.output import in_options, say
 from vdeblur.cli.values import bitrate, file_size, live_duration, picture_size, rate
 from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
@@ -356,7 +356,7 @@ class _Speaker:
 
     def _json(self, kind: str, facts: dict[str, Any]) -> None:
         if (lines := self._lines) is not None:
-            self._put(lambda: lines.line(kind, facts))
+            self._put(lambda: lines.line(kind, in_options(facts)))
 
     def say(self, text: str) -> None:
         """Write a line for people."""

@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="a video or picture; or a name in .html, for the page",
     )
-    command.add_argument("--force", action="store_true", help="replace a FILE that exists")
+    command.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace a FILE that exists"
+    )
     command.add_argument(
         "--labels", nargs=2, metavar=("A", "B"), help="names of the two (default before and after)"
     )
@@ -79,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
             args.output,
             labels=labels,
             embed=args.embed or "auto",
-            overwrite=args.force,
+            overwrite=args.overwrite,
         )
     else:
         if args.embed is not None:
@@ -121,6 +123,6 @@ def _video(args: argparse.Namespace, labels: tuple[str, str] | None) -> list[str
             args.output,
             options=options,
             encode=EncodeOptions(encoder=args.encoder or "auto", crf=args.crf),
-            overwrite=args.force,
+            overwrite=args.overwrite,
             on_progress=progress,
         )

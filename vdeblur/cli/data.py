@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.options import add_layout_option
-from vdeblur.cli.output import check_new_file, say
+from vdeblur.cli.output import check_new_file, print_json, say
 from vdeblur.cli.values import count_range
 from vdeblur.errors import UsageError, VdeblurError
 
@@ -99,7 +99,9 @@ def _add_average(actions: Commands) -> None:
         "if it is installed",
     )
     average.add_argument("--seed", type=int, default=0, help="seed of the counts (default 0)")
-    average.add_argument("--force", action="store_true", help="replace existing pairs")
+    average.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace existing pairs"
+    )
     average.add_argument("--json", action="store_true", help="print one report per line, as JSON")
     average.set_defaults(run=_average)
 
@@ -130,7 +132,9 @@ def _add_synth(actions: Commands) -> None:
     synth.add_argument(
         "--sheet", metavar="PICTURE", type=Path, help="draw examples of each ingredient"
     )
-    synth.add_argument("--force", action="store_true", help="replace existing files")
+    synth.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace existing files"
+    )
     synth.set_defaults(run=_synth)
 
 
@@ -192,7 +196,7 @@ def _average(args: argparse.Namespace) -> int:
                     source,
                     args.output,
                     options=options,
-                    overwrite=args.force,
+                    overwrite=args.overwrite,
                     on_progress=progress,
                 )
             except UsageError:
@@ -204,7 +208,7 @@ def _average(args: argparse.Namespace) -> int:
                 worst = 1
                 continue
         if args.json:
-            print(json.dumps(report.as_dict()))
+            print_json(report.as_dict())
         else:
             skipped = "".join(f"; {n} windows skipped {why}" for why, n in report.skipped.items())
             say(f"{report.folder}: {report.pairs} pairs, read by {report.reader}{skipped}")
@@ -228,7 +232,7 @@ def _synth(args: argparse.Namespace) -> int:
     _check_seed(args.seed)
     options = _blur_options(args.set)
     if args.sheet is not None:
-        check_new_file(args.sheet, force=args.force)
+        check_new_file(args.sheet, force=args.overwrite)
         write_sheet(
             picture_files(args.folder),
             args.sheet,
@@ -250,7 +254,7 @@ def _synth(args: argparse.Namespace) -> int:
                 crop=args.crop,
                 seed=args.seed,
                 options=options,
-                overwrite=args.force,
+                overwrite=args.overwrite,
                 on_progress=progress,
             )
         say(f"{args.output}: {args.count} pairs of {args.crop} pixels, seed {args.seed}")

@@ -14,7 +14,7 @@ from vdeblur.cli.options import (
     deblurrer_of,
     network_option_given,
 )
-from vdeblur.cli.output import check_new_file, say
+from vdeblur.cli.output import check_new_file, in_options, say
 from vdeblur.errors import OutputError, UsageError
 from vdeblur.system.allocator import keep_pages
 
@@ -154,7 +154,9 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
         help="write PNGs: blurred | restored | sharp, and an enlargement of the largest change",
     )
     command.add_argument("--panel-count", type=int, metavar="N", help="panels per set (default 8)")
-    command.add_argument("--force", action="store_true", help="replace files that exist")
+    command.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace files that exist"
+    )
     command.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -260,14 +262,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
         files[str(name)] = option
     for name in files:
         if name != "-":
-            check_new_file(Path(name), force=args.force)
+            check_new_file(Path(name), force=args.overwrite)
     if args.panels is None:
         if args.panel_count is not None:
             raise UsageError("--panel-count is for --panels DIR: give both, or leave it out")
         return
     if args.panels.exists() and not args.panels.is_dir():
         raise OutputError(f"{args.panels} is a file: give --panels a folder")
-    if not args.force and any(args.panels.glob("*.png")):
+    if not args.overwrite and any(args.panels.glob("*.png")):
         raise OutputError(
             f"{args.panels} has pictures in it already: use --force to replace those of the same "
             "names, or give another folder"
@@ -362,7 +364,7 @@ def _write(
             "protocol_in_words": PROTOCOLS[args.protocol],
             "restored": None if args.baseline else label,
             "device": device,
-            "sets": [one.as_dict() for one in scores],
+            "sets": in_options([one.as_dict() for one in scores]),
             "by_length": {
                 str(pixels): {name: one.as_dict() for name, one in motions.items()}
                 for pixels, motions in by_length.items()

@@ -39,7 +39,9 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--opset", type=int, metavar="N", help=f"version of the ONNX operators (default {_OPSET})"
     )
-    export.add_argument("--force", action="store_true", help="replace an output that exists")
+    export.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace an output that exists"
+    )
     export.set_defaults(run=_run)
 
 
@@ -70,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         format=format,
         opset=_OPSET if args.opset is None else args.opset,
         metadata=facts,
-        overwrite=args.force,
+        overwrite=args.overwrite,
     )
     size = sum(file.stat().st_size for file in done.files) / 1e6
     opset = f" opset {done.opset}" if done.opset else ""

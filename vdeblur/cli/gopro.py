@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from vdeblur.cli.options import (
     deblurrer_of,
     encode_options_of,
 )
-from vdeblur.cli.output import say, say_report
+from vdeblur.cli.output import in_options, print_json, say, say_report
 from vdeblur.cli.values import pixels
 from vdeblur.errors import OutputError, UsageError, VdeblurError
 from vdeblur.system.allocator import keep_pages
@@ -68,7 +67,9 @@ def add(commands: Commands) -> None:
     gopro.add_argument(
         "--focal", type=pixels, metavar="PX", help="focal length in pixels, if none is recorded"
     )
-    gopro.add_argument("--force", action="store_true", help="replace outputs that exist")
+    gopro.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace outputs that exist"
+    )
     add_network_options(gopro)
     add_exposure_option(gopro)
     add_encode_options(gopro, "encoder", "crf", "bitrate", "preset")
@@ -113,7 +114,7 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
     from vdeblur.gopro import finished
     from vdeblur.gopro.plan import size
 
-    done = [job for job in jobs if not args.force and finished(job)]
+    done = [job for job in jobs if not args.overwrite and finished(job)]
     left = [job for job in jobs if job not in done]
     if not args.quiet and len(jobs) > 1:
         bytes_left = sum(c.stat().st_size for job in left for c in job.chapters if c.exists())
@@ -171,11 +172,11 @@ def _one(job: Job, deblurrer: Deblurrer, encode: EncodeOptions, args: argparse.N
             only_blurred=args.only_blurred,
             focal=args.focal,
             allow_missing=args.allow_missing,
-            overwrite=args.force,
+            overwrite=args.overwrite,
         )
         report = restore(job, options, model=deblurrer, on_progress=progress)
     if args.json:
-        print(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
     else:
         say_report(report, quiet=args.quiet)
         if args.only_blurred is not None and not args.quiet:
@@ -200,7 +201,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
     for job in jobs:
         names = ", ".join(chapter.name for chapter in job.chapters)
         print(f"{names} -> {job.output}")
-        if not args.force and finished(job):
+        if not args.overwrite and finished(job):
             print("  finished already")
             continue
         try:
@@ -210,7 +211,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
         except UsageError:
             raise
         except (VdeblurError, OSError) as error:
-            print(f"  cannot be done: {error}")
+            print(in_options(f"  cannot be done: {error}"))
             worst = 1
             continue
         share = 1.0
@@ -223,7 +224,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
             estimate(plan, deblurrer, encode=encode, share=share)
             measured[kind] = plan
         for line in _lines(plan, deblurrer):
-            print(f"  {line}")
+            print(in_options(f"  {line}"))
         seconds += plan.seconds or 0.0
         needed += plan.output_bytes or 0
         if plan.blur is not None:
@@ -232,7 +233,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
                 plan.blur.draw(picture, names)
                 print(f"  plot: {picture}")
             except UsageError as error:  # the plan is worth having without it
-                print(f"  not plotted: {error}")
+                print(in_options(f"  not plotted: {error}"))
         worst = worst or (3 if plan.damage else 0)
     if seconds:
         folder = jobs[0].output.parent

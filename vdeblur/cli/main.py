@@ -9,11 +9,12 @@ unsound (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -30,22 +31,25 @@ from vdeblur.cli import (
     verify,
     video,
 )
-from vdeblur.cli.output import say
+from vdeblur.cli.flags import flags_of
+from vdeblur.cli.logs import add_log_options, logging_to
+from vdeblur.cli.output import name_options, say
 from vdeblur.errors import UsageError, VdeblurError
 from vdeblur.version import __version__
 
+_log = logging.getLogger(__name__)
 # In the order that --help lists them.
 _COMMANDS = (video, camera, gopro, verify, bench, eval, compare, export, models, train, data)
 
 
 class _Terminated(BaseException):
-    """SIGTERM, or SIGHUP of a closed terminal: unwinds like Ctrl-C, leaving nothing behind."""
+    """SIGTERM, or SIGHUP of a closed terminal: unwinds like Ctrl-C and leaves nothing behind."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    # Read when torch is imported, which commands do later. torch's threads spin while they wait for
-    # each other: beside an encoder, or another program, that takes the cores from those waited for.
+    # torch reads this when a command imports it. Its threads spin while they wait for each other,
+    # and take the cores from an encoder or another program.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     interrupted = False
 
@@ -57,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted = True
         raise KeyboardInterrupt
 
-    # A pipe that says nothing more is left behind on purpose when the program ends.
+    # A worker blocked on a silent pipe is left behind on purpose when the program ends.
     warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
     stops = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
-    # A program started under nohup ignores SIGHUP, and goes on doing so.
+    # Under nohup, the command continues to ignore SIGHUP.
     stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
     previous = {stop: signal.signal(stop, terminate) for stop in stops}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -80,16 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("vdeblur: stopped; nothing unfinished was left behind")
         return 128 + int(signalled.args[0])
     except BrokenPipeError:
-        # Whoever read standard output has gone: that is theirs to decide.
+        # The reader of standard output has gone: not an error to report.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # What no command foresaw: a folder that may not be read, a name that is too long.
+        # No command handles these: a folder without permission, a name that is too long.
         what = os.strerror(error.errno) if error.errno else str(error)
         say(f"vdeblur: {error.filename or 'a file'} cannot be used ({what}): check it")
         return 1
     except Exception:
-        # A package whose import is interrupted may make another error of it (numpy's recurses).
+        # A package may turn the interruption of its import into another error (numpy recurses).
         if not interrupted:
             raise
         say("vdeblur: stopped; nothing unfinished was left behind")
@@ -105,14 +109,37 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
-    return int(args.run(args))
+    name_options(args.options)
+    words = sys.argv[1:] if arguments is None else arguments
+    with logging_to(getattr(args, "verbose", 0), getattr(args, "log_file", None), words):
+        try:
+            code = int(args.run(args))
+        except BaseException:
+            _log.debug("the command ended by an exception", exc_info=True)
+            raise
+        _log.info("exit code %d", code)
+        return code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad usage in one line: the whole usage of a command is what --help is for."""
+    """Reports bad usage in one line; --help has the usage of a command."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def commands(self) -> Iterator[_Parser]:
+        """Yield the parsers below this one that have no further subcommands."""
+        below = [
+            p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()
+        ]
+        for parser in below:
+            yield from parser.commands()
+        if not below:
+            yield self
+
+    def flags(self) -> dict[str, str]:
+        """Return the option of each parameter that this parser fills."""
+        return flags_of(self._actions)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,4 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
+    leaves = list(parser.commands())
+    # Messages name options of other commands, too, such as --weights of those that restore.
+    every = {dest: flag for leaf in leaves for dest, flag in leaf.flags().items()}
+    for leaf in leaves:
+        add_log_options(leaf)
+        leaf.set_defaults(options=every | leaf.flags())
+    parser.set_defaults(options=every)
     return parser

@@ -47,14 +47,16 @@ def add(commands: Commands) -> None:
     models.add_argument("--name", help="name to keep the weights under")
     models.add_argument("--url", help="address to download from")
     models.add_argument("--sha256", metavar="HEX", help="expected sha256 of the downloaded file")
-    models.add_argument("--force", action="store_true", help="replace the weights of that name")
+    models.add_argument(
+        "--force", dest="replace", action="store_true", help="replace the weights of that name"
+    )
     models.add_argument("--json", action="store_true", help="print as JSON")
     models.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     action = args.words[0] if args.words else ""
-    options = {"name": args.name, "url": args.url, "sha256": args.sha256, "force": args.force}
+    options = {"name": args.name, "url": args.url, "sha256": args.sha256, "force": args.replace}
     actions: dict[str, tuple[Any, int, set[str]]] = {
         "add": (_add, 2, {"name", "force"}),
         "remove": (_remove, 2, set()),
@@ -272,7 +274,7 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
     from vdeblur.weights.loading import identify
     from vdeblur.weights.recognition import sharing_weights
 
-    store.check_free(name, replace=args.force)
+    store.check_free(name, replace=args.replace)
     if name in names() and (spec(name).ships or not spec(name).trained):
         raise UsageError(f"{name!r} needs no weights of yours: choose another name")
     loaded = identify(file)
@@ -287,7 +289,7 @@ def _keep(file: Path, name: str, *, source: str, args: argparse.Namespace) -> No
         network=loaded.description,
         source=source,
         sha256=sha256_of(file),
-        replace=args.force,
+        replace=args.replace,
     )
     use = f"--model {name}" if name in names() else f"--weights {name}"
     say(f"{kept.path}: {loaded.description}; {use} uses it")
@@ -310,7 +312,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from vdeblur.weights.download import download
 
     name = args.words[1]
-    store.check_free(name, replace=args.force)
+    store.check_free(name, replace=args.replace)
     entry = spec(name) if name in names() else None
     if entry is not None and (entry.ships or not entry.trained):
         raise UsageError(f"{name!r} needs no weights of yours: choose another name")

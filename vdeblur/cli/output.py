@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from vdeblur.cli.flags import with_flags
 from vdeblur.errors import OutputError
 
 if TYPE_CHECKING:
     from vdeblur.deblur import Report
 
+_T = TypeVar("_T")
+
+
+_flags: dict[str, str] = {}
+
+
+def name_options(flags: Mapping[str, str]) -> None:
+    """Set the options that messages name instead of parameters of the library."""
+    _flags.clear()
+    _flags.update(flags)
+
+
+def in_options(value: _T) -> _T:
+    """Return a text or report with options in place of the parameters that it names."""
+    return with_flags(value, _flags)
+
 
 def say(text: str) -> None:
-    """Print one message to standard error."""
+    """Print one message to standard error; parameters of the library become options."""
     # File names may hold bytes that are not UTF-8.
-    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    text = in_options(text).encode(errors="backslashreplace").decode()
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(report: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print a report as one line of JSON, to standard output by default."""
+    print(json.dumps(in_options(report)), file=file)
 
 
 def say_report(report: Report, *, quiet: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from vdeblur.cli.options import (
     deblurrer_of,
     encode_options_of,
 )
-from vdeblur.cli.output import say, say_report
+from vdeblur.cli.output import print_json, say, say_report
 from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
 from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern
 from vdeblur.system.allocator import keep_pages
@@ -78,7 +77,9 @@ def add(commands: Commands) -> None:
         help="output file; or a folder, with a slash at its end if it does not exist yet; or - for "
         "a pipe (default: the name of INPUT with _deblurred, beside it)",
     )
-    video.add_argument("--force", action="store_true", help="replace an output that exists")
+    video.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace an output that exists"
+    )
     add_network_options(video)
     add_exposure_option(video)
     add_strength_option(video)
@@ -247,11 +248,11 @@ def _one_video(
             start_number=args.start_number,
             hwaccel=args.hwaccel,
             format=args.format,
-            overwrite=args.force,
+            overwrite=args.overwrite,
             on_progress=progress,
         )
     if args.json:
-        print(json.dumps(report.as_dict()), file=sys.stderr if output == "-" else sys.stdout)
+        print_json(report.as_dict(), file=sys.stderr if output == "-" else sys.stdout)
     else:
         say_report(report, quiet=args.quiet)
     return report

@@ -1,0 +1,95 @@
+"""The log of the library, for the user of the command: --verbose and --log-file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vdeblur.errors import OutputError
+from vdeblur.system.masking import masked
+from vdeblur.version import __version__
+
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_log = logging.getLogger(__name__)
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add --verbose and --log-file."""
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="log the choices of the program to standard error; -vv logs details",
+    )
+    group.add_argument(
+        "--log-file", metavar="FILE", help="append a log with all details to FILE, for a bug report"
+    )
+
+
+class _Masked(logging.Formatter):
+    """Formats records, tracebacks included, without the passwords of the addresses in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one or several lines."""
+        return masked(super().format(record))
+
+
+class _File(logging.FileHandler):
+    """A log file; a full disk ends the log, not the command."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
+
+
+@contextlib.contextmanager
+def logging_to(verbose: int, file: str | None, words: Sequence[str]) -> Iterator[None]:
+    """Show or record the log of the library while the context is open.
+
+    Args:
+        verbose: 0 shows nothing, 1 shows information on standard error, 2 shows all.
+        file: receives all records, if given; a file that exists grows.
+        words: the arguments of the command, for the first line.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    handlers: list[logging.Handler] = []
+    if file is not None:
+        handlers.append(_file_handler(file))
+    if verbose:
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+        handlers.append(shown)
+    logger = logging.getLogger("vdeblur")
+    level = logger.level
+    for handler in handlers:
+        handler.setFormatter(_Masked(_LINE))
+        logger.addHandler(handler)
+    if handlers:
+        logger.setLevel(min(handler.level or logging.DEBUG for handler in handlers))
+    _log.info("vdeblur %s, Python %s, %s", __version__, sys.version.split()[0], platform.platform())
+    _log.info("arguments: %s", " ".join(words))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+        logger.setLevel(level)
+
+
+def _file_handler(file: str) -> logging.Handler:
+    if Path(file).is_dir():
+        raise OutputError(f"{file} is a folder: name a file for the log")
+    try:
+        return _File(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"the log {file} cannot be written ({error.strerror})") from error
