@@ -106,9 +106,7 @@ def _run(args: argparse.Namespace) -> int:
         tuning = TuneOptions(size=size, batch=args.batch, tile=tile, **chosen, **rounds)
         sweep = tune(options=tuning, on_trial=None if args.json else _tell, **common)
         if not args.json:
-            print(in_options(format_sweep(sweep)), end="
-
-")
+            print(in_options(format_sweep(sweep)), end="\n\n")
     options = BenchOptions(
         batch=args.batch,
         size=size,

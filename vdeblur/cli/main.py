@@ -141,8 +141,12 @@ class _Parser(argparse.ArgumentParser):
         """Return the option of each parameter that this parser fills."""
         return flags_of(self._actions)
 
+    def all_flags(self) -> dict[str, str]:
+        """Return the option of each parameter that a command below this parser takes."""
+        return {name: flag for leaf in self.commands() for name, flag in leaf.flags().items()}
 
-def _parser() -> argparse.ArgumentParser:
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="vdeblur", description="Deblur video: every frame restored, everything else kept."
     )
@@ -150,11 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
-    leaves = list(parser.commands())
-    # Messages name options of other commands, too, such as --weights of those that restore.
-    every = {dest: flag for leaf in leaves for dest, flag in leaf.flags().items()}
-    for leaf in leaves:
+    every = parser.all_flags()
+    for leaf in parser.commands():
         add_log_options(leaf)
+        # Messages may name options of other commands, too.
         leaf.set_defaults(options=every | leaf.flags())
     parser.set_defaults(options=every)
     return parser
+
+
+def flags_of_all_commands() -> dict[str, str]:
+    """Return the option of each parameter that a command takes."""
+    return _parser().all_flags()
