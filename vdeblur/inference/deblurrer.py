@@ -6,6 +6,7 @@ files, threads, streams or video containers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from vdeblur.color import as_int16
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference import runtimes, setup
-from vdeblur.inference.devices import current_device, find_device, free_memory
+from vdeblur.inference.devices import current_device, device_name, find_device, free_memory
 from vdeblur.inference.guidance import Guidance
 from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import MemoryPlan, Plan
@@ -40,6 +41,8 @@ from vdeblur.motion.neighbours import Around
 from vdeblur.networks import Identity, taps
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.thread_shares import SideBySide
+
+_log = logging.getLogger(__name__)
 
 #: With more threads than this, several work on each picture, since memory is shared with others.
 _MOST_AT_ONCE = 8
@@ -144,6 +147,13 @@ class Deblurrer:
                 side_by_side=self.side_by_side,
             )
         self.notes.end_setup()
+        _log.info(
+            "network %s on %s (%s): runtime %s, precision %s; %d threads, torch %s",
+            *(self.name, self.device, device_name(self.device), self.backend, self.precision),
+            *(torch.get_num_threads(), torch.__version__),
+        )
+        for line in (*self.about, *self.notes):
+            _log.info("%s", line)
         #: Planes to the network's input and back, in kernels where those are.
         self.color_kernels: color.Kernels | None = None
         if self.device.type == "cuda" and color.available():

@@ -5,6 +5,7 @@ Takes numbers: knows no tensors, no networks and no devices.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from typing import Literal
 from vdeblur.errors import DeviceError
 from vdeblur.inference.settings import Setting, Size
 from vdeblur.inference.tiling import FEATHER, MIN_TILE, tile_places
+
+_log = logging.getLogger(__name__)
 
 #: Bytes per pixel for color, beside the network: 24 float32 values of RGB, its padded copy, the
 #: correction and chroma grids.
@@ -112,6 +115,14 @@ class MemoryPlan:
             batch = tuned.batch if self.cost.on_cpu else plan.batch
             plan = Plan(max(1, min(batch, self._fitting(free, height, width))), tuned.tile)
         self.plans[height, width] = plan
+        _log.info(
+            "pictures of %d×%d on %s: %d at once, %s; %s free, %d bytes per pixel, %s",
+            *(width, height, self.cost.device, plan.batch),
+            "whole" if plan.tile is None else f"tiles of {plan.tile}",
+            "unknown memory" if free is None else f"{free / 1e9:.1f} GB",
+            self.cost.bytes_per_pixel,
+            "planned by memory" if tuned is None else "as measured by bench --tune",
+        )
         return plan
 
     def shrink(self, batch: int, height: int, width: int) -> Plan:
@@ -141,6 +152,7 @@ class MemoryPlan:
             failed = f"{width}×{height}" if plan.tile is None else f"tiles of {plan.tile}"
             self.notes.append(f"out of memory at {failed}: going on with tiles of {smaller.tile}")
         self.plans[height, width] = smaller
+        _log.info("out of memory with %s at %d×%d: now %s", plan, width, height, smaller)
         return smaller
 
     def margin(self, tile: int) -> int:

@@ -8,6 +8,7 @@ cache's.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from contextlib import suppress
@@ -26,6 +27,8 @@ from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.networks.base import traits_of
 from vdeblur.system import cache
 from vdeblur.system.folders import cache_folder
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 #: A precision, or "auto" for the fastest that keeps the picture.
@@ -138,6 +141,10 @@ def resolve(
     else:
         chosen = _usual_precision(network, device, wanted_runtime)
     found = runtimes.choose_runtime(wanted_runtime, network, device, chosen)
+    _log.debug(
+        "requested %s in %s on %s, measured %s: runtime %s in %s",
+        *(runtime, precision, device, [str(each) for each in tuned.values()], found, chosen),
+    )
     return InferenceSettings(
         runtime=found,
         precision=chosen,

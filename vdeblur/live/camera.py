@@ -6,6 +6,7 @@ Knows no torch and no network.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,8 @@ from vdeblur.live.sources.format import Format
 from vdeblur.live.sources.receiver import Receiver
 from vdeblur.live.viewers import Viewers
 from vdeblur.system.masking import masked
+
+_log = logging.getLogger(__name__)
 
 _SINKS: dict[str, type[Sink]] = {
     "file": FileSink,
@@ -158,6 +161,7 @@ class Camera:
         elif name in ("ended", "failed"):
             self._set_state(name)
             self.line.close()
+        _log.info("camera %d: %s %s", self.number, name, details)
         self._on_event(name, camera=self.number, **details)
 
     def _set_state(self, state: str) -> None:

@@ -5,6 +5,7 @@ Knows how opening fails; knows no streams.
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.pipes import InputPipe
 from vdeblur.media.pixel_formats import software_format
 from vdeblur.media.read_options import ReadOptions
+
+_log = logging.getLogger(__name__)
 
 # What a device that is missing raises depends on its kind, in spite of allow_software_fallback.
 _FAILURES = (av.error.FFmpegError, OSError, ValueError, NotImplementedError)
@@ -98,6 +101,7 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
                 notes.append(f"no {options.hwaccel} decoder here: decoding on the CPU")
         if container is None:
             container = _on_the_cpu(source, file, form, settings)
+            _log.debug("decoding %s on the CPU, format %s", source, container.format.name)
     except BaseException:
         if kept is not None:
             kept.close()
@@ -131,12 +135,14 @@ def _accelerated(
         for acceleration in _accelerations(hwaccel, on_device and hwaccel == "cuda"):
             try:
                 container = open_container(file, form, settings, acceleration)
-            except _FAILURES:
-                pass  # an error of the file itself comes again without acceleration
+            except _FAILURES as error:  # an error of the file itself comes again on the CPU
+                _log.info("decoding by %s is refused: %s", hwaccel, error)
             else:
                 contexts = (s for s in container.streams.video if s.codec_context is not None)
                 if all(software_format(stream) for stream in contexts):
+                    _log.info("decoding by %s", hwaccel)
                     return container
+                _log.info("decoding by %s: its pictures have no format known here", hwaccel)
                 container.close()
             if pipe is not None:
                 pipe.rewind()

@@ -7,6 +7,7 @@ not restored is copied. Knows libav; knows no torch, no CUDA, no network.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import struct
@@ -50,6 +51,8 @@ from vdeblur.media.pixel_formats import color_arguments, default_matrix, softwar
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.stream_roles import label_of
 from vdeblur.system.files import default_mode
+
+_log = logging.getLogger(__name__)
 
 # Tags that the muxer writes itself, or that describe the file that was.
 _CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
@@ -563,11 +566,14 @@ class VideoWriter:
                         f"encoder {name} does not accept these settings: "
                         "check --crf, --bitrate, --preset and --pix-fmt"
                     )
+                _log.info("encoder %s does not open with %s", name, choice)
                 refusals.append(name)
                 continue
             stream = self._new_stream(source, choice, codec, rate)
             if stream is not None:
+                _log.info("encoder for %s in %s: %s", codec, self._format, choice)
                 break
+            _log.info("%s cannot hold what encoder %s makes", self._format, name)
             refusals.append(name)
         else:
             raise EncoderError(

@@ -6,6 +6,7 @@ Sets `Frame.motion` of the frames of a stream. Knows no files.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ from vdeblur.motion.neighbours import with_neighbours
 from vdeblur.motion.single_picture import BlurEstimate, estimate_motion, luma_plane
 from vdeblur.motion.windows import USUAL_SHARE, FrameSample
 from vdeblur.system.thread_shares import Helpers
+
+_log = logging.getLogger(__name__)
 
 _NONE = 0.05  # share below which the exposure blurs nothing
 #: Factor of the motion that flow finds during an exposure. Eleven films of known exposure, rendered
@@ -211,6 +214,13 @@ class Guide:
         shot = self._shots.get(frame.stream)
         if shot is None or shot.number != movement.shot:
             shot = self._shots[frame.stream] = _Shot(movement.shot)
+            seconds = self._seconds(frame, movement)
+            measured = self.exposure == AUTO and self._meter(frame).measured
+            _log.info(
+                "stream %d, shot %d: exposure %.5f s, %.2f of the frame interval, %s",
+                *(frame.stream, movement.shot, seconds, seconds / movement.interval_seconds),
+                "requested" if self.exposure != AUTO else "measured" if measured else "assumed",
+            )
         return shot
 
     def _set_motion(self, pending: _Pending, shown: BlurEstimate | None) -> None:

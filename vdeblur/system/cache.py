@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from vdeblur.system.folders import cache_folder
+
+_log = logging.getLogger(__name__)
 
 #: Days after which an unused entry is removed, when another is made.
 UNUSED_DAYS = 90
@@ -32,7 +35,9 @@ def find_entry(kind: str, parts: Mapping[str, str]) -> Path | None:
     """Return the folder of the entry for `parts`, or None; this counts as its last use."""
     folder = cache_folder() / kind / key_of(parts)
     if not folder.is_dir():
+        _log.debug("cache: no entry of %s: %s", kind, folder)
         return None
+    _log.debug("cache: found %s", folder)
     with suppress(OSError):
         os.utime(folder)
     return folder
@@ -65,8 +70,10 @@ def store_entry(kind: str, parts: Mapping[str, str], make: Callable[[Path], None
             # Another process may be reading the old entry, which exists until that lets go.
             folder.replace(Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part")))
         part.replace(folder)
+        _log.debug("cache: stored %s", folder)
         return folder
-    except OSError:
+    except OSError as error:
+        _log.info("cache: %s cannot be stored: %s", folder, error)
         return None
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import re
 import socket
 import ssl
@@ -22,6 +23,8 @@ from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.system.files import sha256_of
 from vdeblur.system.masking import masked, masked_download
 from vdeblur.version import __version__
+
+_log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30.0
 _PIECE = 1 << 18  # bytes
@@ -77,6 +80,7 @@ def download(
             )
         part.replace(target)
         _forget(part)
+        _log.info("downloaded %s", target)
     except _NETWORK_ERRORS as error:
         kept = part.stat().st_size / 1e6 if part.exists() else 0
         again = f"; {kept:.1f} MB are kept, the same command goes on from there" if kept else ""
@@ -99,6 +103,7 @@ def _bring(url: str, part: Path, *, resumable: bool, on_progress: Progress | Non
         headers["Range"] = f"bytes={have}-"
         if known.get("version"):
             headers["If-Range"] = known["version"]
+    _log.info("downloading %s from byte %d", shown, have)
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from vdeblur.weights.recognition import (
     sharing_weights,
 )
 from vdeblur.weights.tensor_files import TensorFile, read_tensors, stated_config, unwrapped
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
     if asked is not None and not asked.trained:
         raise UsageError(f"{name!r} has no weights to load: leave --weights {weights} out")
     path = store.locate(weights)
+    _log.info("weights: %s", path)
     loaded = _loaded(path, asked)
     shown = path.name if path == Path(weights) else f"kept as {weights}"
     return _with_note(loaded, f"weights {shown}: {loaded.description}")
