@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pkgutil
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from vdeblur import benchmark, evaluation
 from vdeblur.evaluation.metrics import flicker, psnr, ssim, warp_error
 from vdeblur.evaluation.optical_flow import optical_flow, visible
 from vdeblur.motion.warping import warp
@@ -109,6 +112,17 @@ def test_ssim_of_a_volume_by_its_definition() -> None:
     expected = (2 * a * b + c1) * (2 * ab + c2) / ((a * a + b * b + c1) * (aa + bb + c2))
     assert ssim(dirty, sharp, volume=True) == pytest.approx(expected.mean(), abs=1e-9)
     assert ssim(dirty, sharp, volume=True) != pytest.approx(ssim(dirty, sharp), abs=1e-4)
+
+
+@pytest.mark.parametrize("folder", [benchmark, evaluation])
+def test_a_folder_s_public_names_are_there_and_no_module_hides_them(folder: ModuleType) -> None:
+    modules = {module.name for module in pkgutil.iter_modules(folder.__path__)}
+    assert sorted(folder.__all__) == sorted(set(folder.__all__) - modules)
+    for name in folder.__all__:
+        assert getattr(folder, name) is not None
+    assert set(folder.__all__) <= set(dir(folder))
+    with pytest.raises(AttributeError, match="no attribute 'elsewhere'"):
+        _ = folder.elsewhere
 
 
 # -- motion --------------------------------------------------------------------------------------

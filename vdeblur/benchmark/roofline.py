@@ -17,10 +17,18 @@ from vdeblur.inference.devices import synchronize
 
 
 def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of the fastest of some large products in `dtype`, and bytes/s of a copy, both ways.
+    """Measure what a device reaches at most.
 
-    Square matrices, and a 3×3 convolution: on a CPU it is blocked to stay in the caches, and may be
-    a fifth faster than a large matrix product. A network's own shapes may be faster still.
+    The products are of square matrices, and a 3×3 convolution: on a CPU that is blocked to stay in
+    the caches, and may be a fifth faster than a large matrix product. A network's own shapes may be
+    faster still.
+
+    Args:
+        device: Where to compute.
+        dtype: Of the products.
+
+    Returns:
+        FLOP/s of the fastest product, and bytes/s of a copy, reads and writes counted.
     """
     gpu = device.type == "cuda"
     flops = []

@@ -1,4 +1,4 @@
-"""What a folder of pairs holds, and what is wrong with it: `vdeblur data check`.
+"""Look at a folder of pairs: what it holds, and what is wrong with it.
 
 Knows files and pictures; knows no network.
 """
@@ -25,9 +25,14 @@ _GAMMAS = np.arange(1.0, 3.01, 0.1)
 
 @dataclass(frozen=True)
 class PairFacts:
-    """One pair, measured. shift: (x, y) in pixels from the sharp picture to the blurred one; psnr:
-    dB, inf when they are identical; gamma: of the response curve in whose light it was averaged,
-    None where the pair does not tell.
+    """A pair, measured.
+
+    Attributes:
+        blurred: Path of the blurred picture.
+        shift: (x, y) in pixels from the sharp picture to the blurred one.
+        psnr: dB of the blurred picture; inf when both are identical.
+        gamma: Of the response curve in whose light it was averaged; None where the pair does not
+            show it.
     """
 
     blurred: str
@@ -38,10 +43,16 @@ class PairFacts:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split: pairs, pairs by sequence, pictures by size ("1280x720"), and what is wrong.
+    """A split of a data set, and what is wrong with it.
 
-    missing: blurred pictures without a partner; mismatched: pairs of two sizes; unreadable: what
-    could not be read, in words. measured: a sample of the pairs.
+    Attributes:
+        pairs: How many it has.
+        sequences: Pairs by sequence.
+        sizes: Pictures by size, such as "1280x720".
+        missing: Pictures without a partner, in words.
+        mismatched: Pairs of two sizes, in words.
+        unreadable: Files that cannot be read, in words.
+        measured: A sample of the pairs.
     """
 
     pairs: int
@@ -54,7 +65,7 @@ class SplitFacts:
 
     @property
     def sound(self) -> bool:
-        """Whether training on it would not stop with an error."""
+        """Whether training can read all of it."""
         return not (self.missing or self.mismatched or self.unreadable)
 
     @property
@@ -69,14 +80,14 @@ class SplitFacts:
 
     @property
     def gamma(self) -> float | None:
-        """Median of the gammas that pairs told, None when fewer than three did."""
+        """Median gamma of the pairs that show one; None when fewer than three do."""
         told = [m.gamma for m in self.measured if m.gamma is not None]
         return round(float(np.median(told)), 2) if len(told) >= 3 else None
 
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A folder of pairs: the layout that was recognised, and its splits."""
+    """A folder of pairs: the layout that was recognized, and its splits."""
 
     folder: str
     layout: str
@@ -115,9 +126,16 @@ def check_folder(
     sample: int = 20,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FolderFacts:
-    """Look at every file's header, and measure `sample` pairs of each split, evenly spread.
+    """Read every file's header, and measure a sample of the pairs.
 
-    on_progress(done, of all). InputError for a folder that is missing or of no known layout.
+    Args:
+        folder: That of the data set.
+        layout: A name of `vdeblur.datasets.layouts`, or "auto".
+        sample: Pairs of each split to measure, evenly spread.
+        on_progress: Called with the pairs done, and with their number.
+
+    Raises:
+        InputError: The folder is missing, or of no known layout.
     """
     found = recognise(folder, layout=layout)
     total = sum(len(pairs) for pairs in found.splits.values())
@@ -172,7 +190,7 @@ def _spread(pairs: Sequence[PairFiles], count: int) -> list[PairFiles]:
 
 
 def measure_pair(pair: PairFiles) -> PairFacts:
-    """Shift, PSNR and gamma of a pair of pictures of one size."""
+    """Measure shift, PSNR and gamma of a pair of pictures of one size."""
     blurred, sharp = load_picture(pair.blurred), load_picture(pair.sharp)
     x, y = shift_between(grey(sharp), grey(blurred))
     distance = psnr(blurred, sharp)
@@ -181,16 +199,24 @@ def measure_pair(pair: PairFiles) -> PairFacts:
 
 
 def grey(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 → (H, W): the mean of R, G and B, in codes."""
+    """Average R, G and B of (H, W, 3) uint8: (H, W) float32 codes."""
     mean: NDArray[np.float32] = picture.mean(axis=2, dtype=np.float32)
     return mean
 
 
 def shift_between(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[float, float]:
-    """(x, y) in pixels by which `second`, (H, W) like `first`, lies right of and below it.
+    """Find the shift from one picture to another.
 
-    Phase correlation to whole pixels, then the slope of the phase over low frequencies (Stone et
-    al., IEEE TGRS 2001). Of a blurred picture it is the shift of its kernel's centre of gravity.
+    Phase correlation finds whole pixels, then the slope of the phase over low frequencies the rest
+    (Stone et al., IEEE TGRS 2001). For a blurred picture it is the shift of its kernel's center of
+    gravity.
+
+    Args:
+        first: (H, W).
+        second: (H, W).
+
+    Returns:
+        (x, y) in pixels by which `second` lies right of and below `first`.
     """
     height, width = first.shape
     window = np.outer(np.hanning(height), np.hanning(width))
@@ -227,11 +253,17 @@ def shift_between(first: NDArray[np.float32], second: NDArray[np.float32]) -> tu
 
 
 def light_gamma(blurred: NDArray[np.uint8], sharp: NDArray[np.uint8]) -> float | None:
-    """The gamma in whose light a blurred (H, W, 3) picture has the same mean as its sharp one.
+    """Find the gamma in whose light a blurred picture has the same mean as its sharp one.
 
-    Averaging keeps the mean of what was averaged: of coded values (1), or of light, where dark and
-    bright mixed come out brighter. None where the pair is too lightly blurred, or has changed in
-    brightness too much, to tell.
+    Averaging keeps the mean of the values that were averaged: coded values (gamma 1), or light,
+    where a mix of dark and bright comes out brighter.
+
+    Args:
+        blurred: (H, W, 3).
+        sharp: (H, W, 3).
+
+    Returns:
+        The gamma; None where the blur is too slight, or the brightness changed too much, to decide.
     """
     side = 64
     height, width = (length // side * side for length in sharp.shape[:2])
@@ -265,7 +297,7 @@ def light_gamma(blurred: NDArray[np.uint8], sharp: NDArray[np.uint8]) -> float |
 
 
 def format_facts(facts: FolderFacts) -> str:
-    """The facts as lines for a person."""
+    """Lay the facts out as lines for people."""
     lines = [f"{facts.folder}: layout {facts.layout}"]
     for name, split in facts.splits.items():
         sizes = ", ".join(f"{count} of {size}" for size, count in split.sizes.items())

@@ -1,9 +1,7 @@
-"""Picture quality measures: PSNR, SSIM, and how steady a video is. Knows arrays and tensors only.
+"""Measures of picture quality: PSNR, SSIM, and how steady a video is. Knows only arrays, tensors.
 
-A picture is an array or a tensor of shape (H, W) or (H, W, channels), the channel last as files
-hold it; `data_range` is the distance from black to white: 255 for 8 bits, 1 for floats in [0, 1].
-
-How papers measure differs, and tenths of a dB and hundredths of SSIM hang on it: `ssim` says how.
+Papers measure in different ways, which changes PSNR by tenths of a dB and SSIM by hundredths: see
+`ssim` and `vdeblur.evaluation.protocols`.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdeblur.motion.warping import warp
+
 Array = NDArray[Any] | Tensor
 
 #: Gaussian window of Wang et al., "Image Quality Assessment", IEEE TIP 13(4), 2004, section III-B.
@@ -23,10 +23,20 @@ _K1, _K2 = 0.01, 0.03
 
 
 def psnr(restored: Array, sharp: Array, *, data_range: float = 255) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures of one shape; inf when equal.
+    """Compute the peak signal-to-noise ratio of two pictures.
 
-    10 log₁₀(data_range² / mean squared error), the mean over all pixels and channels at once.
-    ValueError when the shapes differ.
+    It is 10 log₁₀(data_range² / mean squared error), the mean over all pixels and channels at once.
+
+    Args:
+        restored: An array or tensor of any shape.
+        sharp: The reference, of the same shape.
+        data_range: The distance from black to white: 255 for 8 bits, 1 for floats in [0, 1].
+
+    Returns:
+        dB; inf when the pictures are equal.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     a, b = _pair(restored, sharp)
     error = float((a - b).square().mean())
@@ -40,18 +50,26 @@ def ssim(
     data_range: float = 255,
     volume: bool = False,
 ) -> float:
-    """Mean structural similarity of two pictures of one shape, 1 when equal.
+    """Compute the mean structural similarity of two pictures.
 
-    Gaussian window of 11 pixels and σ 1.5, K₁ 0.01, K₂ 0.03, weighted (biased) variances, the mean
-    over the positions where the window lies inside the picture: as Wang et al. (2004), and as
-    scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5,
+    The window is Gaussian, of 11 pixels and σ 1.5; K₁ is 0.01, K₂ 0.03; variances are weighted
+    (biased); the mean is over the positions where the window lies inside the picture. So do Wang et
+    al. (2004) and scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False). Channels are measured apart and averaged.
 
-    volume: what MATLAB's ssim(A, ref) does with an RGB picture, and so the scripts many deblurring
-    papers print their tables with: rows × columns × channels is one volume, the window 11×11×11,
-    edges repeated, the mean over all positions. It gives higher values for the same pictures.
+    Args:
+        restored: (H, W) or (H, W, channels), an array or a tensor.
+        sharp: The reference, of the same shape.
+        data_range: The distance from black to white: 255 for 8 bits, 1 for floats in [0, 1].
+        volume: Measure as MATLAB's ssim(A, ref) measures an RGB picture, and as the scripts of many
+            deblurring papers do: rows × columns × channels is one volume, the window 11×11×11,
+            edges repeated, the mean over all positions. Values are higher for the same pictures.
 
-    ValueError when the shapes differ, or a side is shorter than the window.
+    Returns:
+        1 when the pictures are equal, less otherwise.
+
+    Raises:
+        ValueError: The shapes differ, or a side is shorter than the window.
     """
     a, b = _pair(restored, sharp)
     if a.ndim not in (2, 3) or (volume and a.ndim != 3):
@@ -77,15 +95,21 @@ def ssim(
 def warp_error(
     before: Tensor, now: Tensor, flow: Tensor, visible: Tensor, *, data_range: float = 255
 ) -> float:
-    """How far `now` is from the frame before it, brought along the motion: in 8-bit levels.
+    """Compute how far a frame is from the frame before it, warped along the motion.
 
-    E_warp of Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018, as the root of
-    its mean square over the visible pixels. before, now: (1, C, H, W). flow (1, 2, H, W):
-    pixels from a place in `now` to the same thing in `before`. visible (1, 1, H, W) bool: what is
-    not hidden in either. nan when nothing is visible.
+    This is E_warp of Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018, as the
+    root of its mean square over the visible pixels.
+
+    Args:
+        before: (1, C, H, W).
+        now: (1, C, H, W).
+        flow: (1, 2, H, W) pixels, from a place in `now` to the same thing in `before`.
+        visible: (1, 1, H, W) bool, what is hidden in neither frame.
+        data_range: The distance from black to white.
+
+    Returns:
+        8-bit levels; NaN when nothing is visible.
     """
-    from vdeblur.motion.warping import warp
-
     error = (now - warp(before, flow)).square().mean(1, keepdim=True)[visible]
     return math.sqrt(float(error.mean())) * 255 / data_range if error.numel() else math.nan
 
@@ -100,21 +124,31 @@ def flicker(
     *,
     data_range: float = 255,
 ) -> float:
-    """How far `now` is from the mean of its neighbours, brought along the motion: 8-bit levels.
+    """Compute how far a frame is from the mean of its neighbors, warped along the motion.
 
-    Mean over the visible pixels of |½ (before + after) − now|, a second difference in time: what
-    moves evenly and what brightens evenly gives 0, what comes and goes from frame to frame does
-    not. Shapes as in `warp_error`. nan when nothing is visible.
+    This is the mean over the visible pixels of |½ (before + after) − now|, a second difference in
+    time: even motion and even brightening contribute nothing, unlike what comes and goes from frame
+    to frame.
+
+    Args:
+        before: (1, C, H, W), as `now` and `after`.
+        now: The frame in the middle.
+        after: The frame that follows.
+        to_before: (1, 2, H, W) pixels, from a place in `now` to the same thing in `before`.
+        to_after: (1, 2, H, W) pixels, likewise to `after`.
+        visible: (1, 1, H, W) bool, what is hidden in none of the frames.
+        data_range: The distance from black to white.
+
+    Returns:
+        8-bit levels; NaN when nothing is visible.
     """
-    from vdeblur.motion.warping import warp
-
     neighbours = (warp(before, to_before) + warp(after, to_after)) / 2
     error = (neighbours - now).abs().mean(1, keepdim=True)[visible]
     return float(error.mean()) * 255 / data_range if error.numel() else math.nan
 
 
 def _pair(restored: Array, sharp: Array) -> tuple[Tensor, Tensor]:
-    """Both in double precision, where the device has it."""
+    """Convert both to double precision, or to single where the device lacks it."""
     a, b = (x if isinstance(x, Tensor) else torch.tensor(x) for x in (restored, sharp))
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
@@ -123,7 +157,7 @@ def _pair(restored: Array, sharp: Array) -> tuple[Tensor, Tensor]:
 
 
 def _weigh(maps: Tensor, axis: int, *, repeat_edges: bool) -> Tensor:
-    """The Gaussian mean along an axis; it loses WINDOW − 1 positions unless edges are repeated."""
+    """Take the Gaussian mean along an axis; WINDOW − 1 positions go unless edges are repeated."""
     radius = WINDOW // 2
     weights = [math.exp(-0.5 * (x / SIGMA) ** 2) for x in range(-radius, radius + 1)]
     size = maps.shape[axis]

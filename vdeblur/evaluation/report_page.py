@@ -25,7 +25,13 @@ _CANDIDATES = 32  # pictures of a set that are kept until it is known which is i
 
 @dataclass(frozen=True)
 class Shown:
-    """A place of a picture: the score of the whole, and crops by name, (h, w, 3) uint8."""
+    """A place of a picture.
+
+    Attributes:
+        score: That of the whole picture.
+        place: Its top row and left column.
+        crops: (h, w, 3) uint8 each, by "blurred", "restored" and "sharp".
+    """
 
     score: PairScore
     place: tuple[int, int]
@@ -34,9 +40,9 @@ class Shown:
 
 @dataclass
 class Gallery:
-    """Of the pairs that pass by, the worst, and one in the middle; memory does not grow.
+    """Keeps the worst of the pairs that pass, and some to find a median one; memory stays bounded.
 
-    The place shown is where blurred and sharp differ most, whatever a network made of it.
+    The place shown is where blurred and sharp differ most, whatever the network made of it.
     """
 
     worst: Shown | None = None
@@ -74,7 +80,7 @@ class Gallery:
                 self._stride *= 2
 
     def median(self, scores: Sequence[PairScore]) -> Shown | None:
-        """Of the pictures kept, the one nearest to the median of all."""
+        """Return the kept picture that is nearest to the median of all."""
         if not self._some:
             return None
         middle = sorted(map(merit, scores))[len(scores) // 2]
@@ -82,7 +88,7 @@ class Gallery:
 
 
 def merit(score: PairScore) -> float:
-    """What pictures are ranked by: the gain, or where nothing was restored, the PSNR."""
+    """Rank a picture by its gain, or by its PSNR where nothing was restored."""
     value = score.values.get("psnr_gain", score.values["psnr_blurred"])
     return min(max(value, -1e3), 1e3)  # infinities have no distance to a median
 
@@ -94,7 +100,17 @@ def page(
     label: str,
     notes: Sequence[str],
 ) -> str:
-    """The HTML of the page. tables: a heading and a table each. label: of the restored pictures."""
+    """Lay out the page.
+
+    Args:
+        sets: The scores of each set, and the pictures to show of it.
+        tables: A heading and a table each.
+        label: What the restored pictures are called.
+        notes: Lines below everything.
+
+    Returns:
+        HTML that needs no other file.
+    """
     parts = [_table(heading, table) for heading, table in tables]
     for scores, gallery in sets:
         parts.append(f"<h2>{html.escape(scores.name)}</h2>")
@@ -122,7 +138,7 @@ def _table(heading: str, table: Table) -> str:
 
 
 def _chart(scores: SetScores) -> str:
-    """The gain of every picture in their order, or their PSNR where nothing was restored."""
+    """Draw the gain of every picture in their order, or the PSNR where nothing was restored."""
     values = [merit(score) for score in scores.pictures]
     finite = [value for value in values if abs(value) < 1e3]
     if len(finite) < 2:

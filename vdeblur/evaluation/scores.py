@@ -39,11 +39,15 @@ class Row:
 class SetScores:
     """The scores of a set of pairs.
 
-    unsharp: (sigma in pixels, amount) of the best unsharp mask. temporal: by sequence, warp_,
-    flicker_ and unrest_ (the flicker of what differs from the sharp one) blurred, restored, sharp
-    (8-bit levels) and ratio (restored / blurred). unsound: of how many pictures the network's
-    result was rejected, so that they were scored as they came. notes: what else a reader should
-    know, such as the exposure that was found.
+    Attributes:
+        name: The set's.
+        pictures: The scores of its pairs, in their order.
+        temporal: By sequence: `warp_`, `flicker_` and `unrest_` (the flicker of the difference from
+            the sharp picture) of "blurred", "restored", "sharp" (8-bit levels), and "ratio"
+            (restored / blurred).
+        unsharp: The best unsharp mask: sigma in pixels, and amount.
+        unsound: Pictures that were scored as they came, for the network's result was rejected.
+        notes: What else a reader should know, such as the exposure that was found.
     """
 
     name: str
@@ -55,19 +59,19 @@ class SetScores:
 
     @property
     def total(self) -> Row:
-        """The means over all pictures."""
+        """Means over all pictures."""
         return _mean(self.name, self.pictures)
 
     @property
     def sequences(self) -> list[Row]:
-        """The means over the pictures of each sequence."""
+        """Means over the pictures of each sequence."""
         groups: dict[str, list[PairScore]] = {}
         for score in self.pictures:
             groups.setdefault(score.sequence, []).append(score)
         return [_mean(name or self.name, scores) for name, scores in groups.items()]
 
     def rows(self, rows: Rows = "auto") -> list[Row]:
-        """The lines of a table, the total last. auto: sequences, or pictures where they are few."""
+        """Make the lines of a table, the total last; "auto" lists pictures where they are few."""
         sequences = self.sequences
         if rows == "auto":
             single = len(sequences) == 1
@@ -84,7 +88,7 @@ class SetScores:
         return [*lines, Row(f"{total.name}, mean" if lines else total.name, *_rest(total))]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; infinities, which JSON cannot say, are the strings "inf" and "-inf"."""
+        """The scores for JSON; infinities, which it lacks, are the strings "inf" and "-inf"."""
 
         def row(row: Row) -> dict[str, Any]:
             return {"name": row.name, "pictures": row.pictures} | _plain(row.values)
@@ -114,7 +118,7 @@ def _mean(name: str, scores: Sequence[PairScore]) -> Row:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Average values without rounding errors; infinities and NaN pass through."""
+    """Average values without rounding errors; their sum where one is not finite."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if all(map(math.isfinite, listed)) else sum(listed)
 
