@@ -166,17 +166,8 @@ def deblur_video(
     """
     began = time.monotonic()
     destination = default_output(source) if output is None else output
-    deblurrer = (
-        model
-        if isinstance(model, Deblurrer)
-        else Deblurrer(
-            model,
-            weights=weights,
-            device=device,
-            precision=precision,
-            tile=tile,
-            strength=strength,
-        )
+    deblurrer = Deblurrer.of(
+        model, weights=weights, device=device, precision=precision, tile=tile, strength=strength
     )
     batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
     asked = exposure_of(exposure)  # and so is an impossible exposure
@@ -285,12 +276,8 @@ def deblur_frames(
             f"exposure is {exposure!r}, and frames without times have no seconds: give the share "
             "of a frame's time, such as 0.5"
         )
-    deblurrer = (
-        model
-        if isinstance(model, Deblurrer)
-        else Deblurrer(
-            model, weights=weights, device=device, precision=precision, strength=strength
-        )
+    deblurrer = Deblurrer.of(
+        model, weights=weights, device=device, precision=precision, strength=strength
     )
     size = batch_size(batch, deblurrer)
     guided = getattr(deblurrer, "guided", False)

@@ -102,7 +102,7 @@ def restore(
             choose = blur_filter(source, options.only_blurred, focal=options.focal)
         except InputError as error:
             notes.append(f"{error}: every frame is restored")
-    deblurrer = model if isinstance(model, Deblurrer) else Deblurrer(model)
+    deblurrer = Deblurrer.of(model)
     guided = deblurrer.guided and not deblurrer.changes_nothing
     guide = motion_guide(source, options.exposure, focal=options.focal) if guided else None
     with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,16 @@ class Deblurrer:
             margin=self.memory.margin,
         )
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
+
+    @classmethod
+    def of(cls, model: nn.Module | str | Deblurrer | None, **options: Any) -> Deblurrer:
+        """Return `model` if it is a Deblurrer, which has its own options, else one made of it.
+
+        Args:
+            model: As `network` of the constructor, or a Deblurrer.
+            options: Keywords of the constructor.
+        """
+        return model if isinstance(model, Deblurrer) else cls(model, **options)
 
     @property
     def changes_nothing(self) -> bool:

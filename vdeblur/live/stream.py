@@ -210,11 +210,7 @@ def deblur_stream(
         InputError: If the source cannot be opened.
         OutputError: If a sink cannot be opened. Later failures are retried.
     """
-    deblurrer = (
-        model
-        if isinstance(model, Deblurrer)
-        else Deblurrer(model, weights=weights, device=device, precision=precision)
-    )
+    deblurrer = Deblurrer.of(model, weights=weights, device=device, precision=precision)
     settings = replace(options or SessionOptions(), max_latency=max_latency, degrade=bool(degrade))
     restorer = LiveDeblurrer(deblurrer, degrade, exposure=exposure)
     return Stream(

@@ -50,6 +50,11 @@ class Abilities:
         """Whether it computes in this precision on this device."""
         return precision in self.precisions and (not self.devices or device.type in self.devices)
 
+    @property
+    def installed(self) -> bool:
+        """Whether its package can be found."""
+        return self.package is None or installed(self.package)
+
 
 #: Precisions used only on request: calibration on pictures changes the result.
 EIGHT_BITS = ("int8", "fp8")
@@ -138,7 +143,7 @@ def _suits_openvino(network: nn.Module, device: torch.device, precision: str) ->
         and isinstance(network, Network)
         # Weights that may still be trained would be converted once and stay.
         and not any(parameter.requires_grad for parameter in network.parameters())
-        and installed("openvino")
+        and ABILITIES["openvino"].installed
     )
 
 
