@@ -29,6 +29,8 @@ from vdeblur.live.options import SessionOptions
 from vdeblur.live.preview import Preview
 from vdeblur.live.session import Session
 
+pytest.importorskip("aiohttp")
+
 #: Where screenshots are kept, if anywhere else than with the test's own files.
 PICTURES = os.environ.get("VDEBLUR_TEST_PICTURES")
 
