@@ -27,11 +27,12 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.gpu_frames import adopt
 from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
+from vdeblur.media.containers import format_name
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_pattern
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, Expectations, verify
-from vdeblur.media.writer import VideoWriter, format_name
+from vdeblur.media.writer import VideoWriter
 from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
 from vdeblur.motion.guide import Guide
 from vdeblur.motion.neighbours import around_of

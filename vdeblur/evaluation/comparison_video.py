@@ -23,13 +23,15 @@ from vdeblur.evaluation.lettering import NO_LABELS, can_letter, label
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.pixel_formats import color_arguments, planar_format, planes_of
+from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 
 Mode = Literal["side", "stack", "split", "wipe"]
 MODES = ("side", "stack", "split", "wipe")
 
-_UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)  # the display matrix of no turning
+# The display matrix of no turning: frames are composed upright.
+_UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,8 @@ def compare_video(
     if options.labels is not None and not can_letter():
         options = replace(options, labels=None)
         notes.append(NO_LABELS)
-    start, duration = options.start, options.duration
-    with (
-        VideoReader(before, start=start, duration=duration) as source,
-        VideoReader(after, start=start, duration=duration) as other,
-    ):
+    read = ReadOptions(start=options.start, duration=options.duration)
+    with VideoReader(before, read) as source, VideoReader(after, read) as other:
         partners = _Partners(other)
         compositor = _Compositor(options)
         shown = source.video_streams[0]
@@ -115,14 +114,22 @@ def compare_video(
                     yield item
 
         items = composed()
-        held = []
+        held: list[Any] = []
+        first_frames: dict[int, av.VideoFrame] = {}
         for item in items:
             held.append(item)
             if isinstance(item, Frame) and item.stream == shown:
-                # Of several videos the writer looks at the first frames ahead: this one grows.
-                source.first_frames[shown] = item.carrier
+                # Of several videos the reader knows the first frames ahead: this one has grown.
+                first_frames[shown] = item.carrier
                 break
-        with _UprightWriter(output, source, encode=encode, overwrite=overwrite) as writer:
+        with VideoWriter(
+            output,
+            source,
+            encode=encode,
+            overwrite=overwrite,
+            display_matrix=_UPRIGHT,
+            first_frames=first_frames,
+        ) as writer:
             for item in chain(held, items):
                 writer.write(item)
                 if isinstance(item, Frame) and item.stream == shown:
@@ -132,15 +139,6 @@ def compare_video(
             writer.close()
             writer.finish()
             return [*notes, *partners.notes(), *(f"not kept: {line}" for line in writer.lost)]
-
-
-class _UprightWriter(VideoWriter):
-    """Frames come upright: the display matrix goes, which the source's parameters carry."""
-
-    def _configure(self, stream: Any, source: Any, *details: Any) -> None:
-        super()._configure(stream, source, *details)
-        if source.index == self.reader.video_streams[0]:
-            stream.set_display_matrix(_UPRIGHT)  # None would let the template's stand
 
 
 class _Partners:

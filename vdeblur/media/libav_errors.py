@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
+
+import av.error
 
 from vdeblur.errors import OutputError
 
@@ -32,3 +36,12 @@ def output_error(error: BaseException, destination: str | Path) -> OutputError:
     if number == errno.EPIPE:
         return OutputError("the program reading standard output has gone")
     return OutputError(f"{where} cannot be written ({text_of(error)})")
+
+
+@contextlib.contextmanager
+def reported(destination: str | Path) -> Iterator[None]:
+    """Raise errors of libav and of the system in the block as `OutputError`."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise output_error(error, destination) from error

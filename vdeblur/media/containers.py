@@ -1,0 +1,276 @@
+"""Containers of outputs: names, abilities, tags and the options of their muxers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import av
+from av.format import ContainerFormat
+from av.format import Flags as FormatFlags
+
+from vdeblur.errors import OutputError
+from vdeblur.media.image_sequences import is_image, is_pattern
+from vdeblur.media.losses import Losses
+from vdeblur.media.mp4 import boxes
+
+if TYPE_CHECKING:
+    from vdeblur.media.reader import VideoReader
+
+# Tags that the muxer writes itself, or that describe the file that was.
+_CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+_STREAM_TAGS = {"encoder", "rotate", "duration"}
+
+# Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
+# (movflags use_metadata_tags).
+_MP4_TAGS = {
+    "timecode",
+    "title",
+    "artist",
+    "album_artist",
+    "album",
+    "date",
+    "comment",
+    "genre",
+    "copyright",
+    "lyrics",
+    "description",
+    "synopsis",
+    "show",
+    "episode_id",
+    "network",
+    "track",
+    "disc",
+    "composer",
+    "grouping",
+    "creation_time",
+    "location",
+    "keywords",
+    "year",
+    "hd_video",
+    "media_type",
+    "gapless_playback",
+    "compilation",
+    "encoded_by",
+    "tmpo",
+}
+
+# Muxers by suffix, where the suffix alone would find another one.
+_FORMATS = {
+    ".m4v": "mp4",
+    ".mkv": "matroska",
+    ".ts": "mpegts",
+    ".mts": "mpegts",
+    ".m2ts": "mpegts",
+    ".mpg": "vob",
+    ".mpeg": "vob",
+    ".vob": "vob",
+    ".y4m": "yuv4mpegpipe",
+    ".wmv": "asf",
+    ".264": "h264",
+    ".265": "hevc",
+}
+
+# Muxers of the formats that are piped, by demuxer.
+_PIPE_FORMATS = {
+    "yuv4mpegpipe": "yuv4mpegpipe",
+    "nut": "nut",
+    "mpegts": "mpegts",
+    "matroska,webm": "matroska",
+}
+
+_ISO = ("mp4", "mov", "3gp", "3g2", "ipod", "f4v")
+# Without times or without a file of its own: `verify` has nothing to compare.
+_UNVERIFIABLE = ("image2", "yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf", "gif")
+
+
+def format_name(destination: str | Path, source_format: str, asked: str | None = None) -> str:
+    """Return libav's name of the muxer for an output.
+
+    Args:
+        destination: A path, whose suffix decides, or "-", which has the source's own pipe format.
+        source_format: libav's name of the source's demuxer.
+        asked: A muxer's name that goes before both; None for none.
+
+    Raises:
+        OutputError: There is no such muxer, or none for the suffix.
+    """
+    if asked is not None:
+        name = asked
+    elif str(destination) == "-":
+        name = _PIPE_FORMATS.get(source_format, "matroska")
+    elif is_image(destination):
+        name = "image2"
+    else:
+        suffix = Path(destination).suffix.lower()
+        if not suffix:
+            raise OutputError(
+                f"{destination} has no extension to choose a container by: add one such as .mkv"
+            )
+        name = _FORMATS.get(suffix) or _muxer_of(suffix)
+    try:
+        ContainerFormat(name, "w")
+    except ValueError as error:
+        raise OutputError(
+            f"no container is known for {asked or destination}: use .mp4, .mov, .mkv, .webm or .ts"
+        ) from error
+    return name
+
+
+def _muxer_of(suffix: str) -> str:
+    """The first of libav's muxers, by name, with this suffix; "" if there is none."""
+    for candidate in sorted(av.format.formats_available):
+        with contextlib.suppress(ValueError):
+            form = ContainerFormat(candidate, "w")
+            if suffix[1:] in form.extensions and candidate not in ("ipod", "psp", "ismv"):
+                return candidate
+    return ""
+
+
+@dataclass(frozen=True)
+class Container:
+    """The container of an output.
+
+    Attributes:
+        name: libav's name of the muxer.
+        suffix: Of the output's file, in lower case.
+        is_image: The output is a picture or a sequence of pictures.
+        is_sequence: It is a sequence.
+        global_header: Parameter sets belong into the header.
+        negative_times: Times before zero can be stored.
+        equal_times: Packets may share a decoding time.
+    """
+
+    name: str
+    suffix: str
+    is_image: bool
+    is_sequence: bool
+    global_header: bool
+    negative_times: bool
+    equal_times: bool
+
+    @classmethod
+    def of(cls, destination: str | Path, source_format: str, asked: str | None = None) -> Self:
+        """Choose the container of an output; arguments and errors are those of `format_name`."""
+        name = format_name(destination, source_format, asked)
+        flags = ContainerFormat(name, "w").flags
+
+        def has(flag: str) -> bool:
+            return bool(flags & cast(int, getattr(FormatFlags, flag).value))
+
+        return cls(
+            name,
+            Path(destination).suffix.lower(),
+            is_image(destination),
+            is_pattern(destination),
+            global_header=has("global_header"),
+            negative_times=has("ts_negative"),
+            equal_times=has("ts_nonstrict"),
+        )
+
+    @property
+    def iso(self) -> bool:
+        """True for MP4, MOV and their kin."""
+        return self.name in _ISO
+
+    @property
+    def has_timecode(self) -> bool:
+        """True if the muxer keeps a timecode: as a track, or in Matroska as a tag."""
+        return self.iso or self.name == "matroska"
+
+    @property
+    def verifiable(self) -> bool:
+        """True if the container states times and streams."""
+        return self.name not in _UNVERIFIABLE
+
+    def is_written_by(self, demuxer: str) -> bool:
+        """Tell whether this is the kind of file that libav's demuxer `demuxer` reads."""
+        names = set(demuxer.split(","))
+        if "mov" in names:
+            names |= {"mov", "mp4", "ipod", "3gp", "3g2"}
+        return self.name in names | ({"vob"} if "mpeg" in names else set())
+
+
+def container_tags(metadata: dict[str, str]) -> dict[str, str]:
+    """Return the tags of a source's container that its output gets."""
+    return {k: v for k, v in metadata.items() if k.lower() not in _CONTAINER_TAGS}
+
+
+def stream_tags(metadata: dict[str, str]) -> dict[str, str]:
+    """Return the tags of a source's stream that its output gets."""
+    return {k: v for k, v in metadata.items() if k.lower() not in _STREAM_TAGS}
+
+
+def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> dict[str, str]:
+    """Return the options of the muxer for an output of what `reader` reads.
+
+    Args:
+        container: The output's.
+        reader: The source, of whose file the layout is kept.
+        losses: Told of tags that have no room.
+    """
+    demuxer = reader.container.format.name
+    # Two seconds of one stream without another are enough to interleave well; no limit lets memory
+    # grow (FFmpeg's max_interleave_delta).
+    options = {"max_interleave_delta": "2000000"}
+    if container.iso:
+        options |= _iso_options(reader, losses)
+    elif container.name in ("matroska", "webm") and "matroska" in demuxer:
+        # Opus begins before zero by its pre-skip, which Matroska states apart: no shift.
+        options["avoid_negative_ts"] = "disabled"
+    elif container.name == "mpegts":
+        options |= {"mpegts_copyts": "1", "max_delay": "0"}
+        if "mpegts" in demuxer:
+            options["avoid_negative_ts"] = "disabled"  # before a wrap of 33 bits, times are
+        if container.suffix in (".mts", ".m2ts"):
+            options["mpegts_m2ts_mode"] = "1"
+    elif container.name == "image2":
+        if container.is_sequence:
+            number = reader.start_number
+            options["start_number"] = "1" if number is None else str(number)
+        else:
+            options["update"] = "1"
+    elif container.name == "yuv4mpegpipe":
+        options["strict"] = "-1"  # depths above 8 bits
+    return options
+
+
+def _iso_options(reader: VideoReader, losses: Losses) -> dict[str, str]:
+    source = reader.container
+    flags = []
+    if reader.path is not None and reader.iso and boxes.moov_first(reader.path):
+        flags.append("faststart")
+    custom = {
+        key
+        for key in container_tags(source.metadata)
+        if key.lower().split("-")[0] not in _MP4_TAGS and key != "firmware"
+    }
+    if custom and "cover" not in reader.roles.values():
+        flags.append("use_metadata_tags")
+    elif custom:
+        losses.lose(
+            f"tags {', '.join(sorted(custom))}: MP4 has room for a cover or for these", "metadata"
+        )
+    options = {"movflags": "+" + "+".join(flags)} if flags else {}
+    # Edit lists count in the movie timescale: a common multiple keeps offsets exact.
+    scale = 1
+    for stream in source.streams:
+        if stream.type in ("video", "audio") and stream.time_base:
+            wider = math.lcm(scale, stream.time_base.denominator)
+            scale = wider if wider < 2**31 else scale
+    options["movie_timescale"] = str(max(scale, 1000))
+    options["strict"] = "unofficial"  # spherical and stereo boxes are written only then
+    return options
+
+
+def copy_tags(stream: Any, source: Any, container: Container, demuxer: str) -> None:
+    """Give an output stream the tags, the disposition and, in MPEG-TS, the PID of its source."""
+    stream.metadata.update(stream_tags(source.metadata))
+    if container.iso and "name" in source.metadata:
+        stream.metadata.setdefault("title", source.metadata["name"])  # read as one, written as
+    stream.disposition = source.disposition
+    if container.name == "mpegts" and "mpegts" in demuxer:
+        stream.id = source.id

@@ -1,0 +1,427 @@
+"""One restored stream on its way out: its encoder, its clock and its packets.
+
+Knows encoders and the output container; knows neither the reader nor files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, cast
+
+import av
+import av.container
+import av.error
+from av.codec.context import Flags as CodecFlags
+from av.video.format import VideoFormat
+from av.video.reformatter import ColorRange
+
+from vdeblur.errors import EncoderError
+from vdeblur.frames import Frame, PlaneLayout
+from vdeblur.media.containers import Container, copy_tags
+from vdeblur.media.encoders import (
+    FRAME_COUNTING,
+    Choice,
+    EncodeOptions,
+    candidates,
+    check_preset,
+    choose_settings,
+    opens,
+    side_data_bytes,
+)
+from vdeblur.media.libav_errors import text_of
+from vdeblur.media.losses import Losses
+from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
+
+_log = logging.getLogger(__name__)
+
+_TEMPLATE_TWINS = {"yuv420p": "nv12", "yuv422p": "nv16"}  # hardware decoders interleave chroma
+_FRAME_CODERS = ("libx265", "libsvtav1", "libvpx", "libvpx-vp9")  # they code no fields
+_COUNTING_MUXERS = ("yuv4mpegpipe", "image2")
+_FIELDS = 2  # AVFieldOrder from AV_FIELD_TT on: some pictures are fields
+_BOTTOM_FIRST = {3: "bb", 5: "bt"}  # AVFieldOrder → the encoder's option
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """What an output stream is configured from.
+
+    Attributes:
+        stream: The libav stream of the source.
+        demuxer: libav's name of the source's format.
+        first: The first frame, in the format in which frames arrive.
+        layout: Of its planes.
+        is_image: The source is a picture or a sequence of pictures.
+        variable: Frames of an MP4 that becomes an MP4 last differently long.
+        display_matrix: How players turn the pictures, nine numbers of FFmpeg's
+            AV_PKT_DATA_DISPLAYMATRIX; None is what the first frame says.
+    """
+
+    stream: Any
+    demuxer: str
+    first: av.VideoFrame
+    layout: PlaneLayout
+    is_image: bool
+    variable: bool
+    display_matrix: Sequence[int] | None = None
+
+    @property
+    def codec(self) -> str:
+        """libav's canonical name of the codec."""
+        return str(self.stream.codec_context.codec.canonical_name)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second."""
+        return Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds a tick."""
+        return Fraction(self.stream.time_base or Fraction(1, 90000))
+
+
+@dataclass
+class VideoOutput:
+    """One restored stream of an output.
+
+    Attributes:
+        stream: The libav stream of the output.
+        choice: Its encoder.
+        time_base: Of its frames and packets, in seconds.
+        counting: 1/rate for encoders that time packets by their number, else None.
+        reorders: Packets may come in another order than frames.
+        variable: The duration of a frame is the time until the next one.
+        conversion: Arguments of `VideoFrame.reformat` where the kind of color changes.
+        frames: Frames encoded so far.
+    """
+
+    stream: Any
+    choice: Choice
+    time_base: Fraction
+    counting: Fraction | None
+    reorders: bool
+    variable: bool
+    conversion: dict[str, int]
+    frames: int = 0
+    # pts and duration by what the encoder was given as pts, until its packet comes
+    _times: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _begin: int = 0  # pts of the first frame
+    _waiting: Frame | None = None
+
+    def encode(self, frame: Frame) -> list[av.Packet[Any]]:
+        """Encode a frame and return the packets that are complete."""
+        if not self.variable:
+            return self._encode(frame)
+        # Where frames are reordered, MP4's durations are those between decoding times, and belong
+        # to other pictures: the next frame tells.
+        earlier, self._waiting = self._waiting, frame
+        if earlier is None:
+            return []
+        earlier.duration = earlier.carrier.duration = frame.pts - earlier.pts
+        return self._encode(earlier)
+
+    def flush(self) -> list[av.Packet[Any]]:
+        """Return all packets that are left."""
+        packets = [] if self._waiting is None else self._encode(self._waiting)
+        self._waiting = None
+        return packets + self._timed(self.stream.encode(None))
+
+    def _encode(self, frame: Frame) -> list[av.Packet[Any]]:
+        picture: av.VideoFrame = frame.carrier
+        if picture.format.name != self.choice.pix_fmt or self.conversion:
+            duration = picture.duration
+            picture = picture.reformat(format=self.choice.pix_fmt, **self.conversion)
+            picture.duration = duration
+        # The source's picture types would force its I pictures on this encoder.
+        picture.pict_type = 0
+        picture.time_base = self.time_base
+        if self.counting is not None:
+            picture.pts = self.frames
+            picture.duration = 1
+            picture.time_base = self.counting
+            if self.frames == 0:
+                self._begin = frame.pts
+        self._times[cast(int, picture.pts)] = (frame.pts, frame.duration)
+        self.frames += 1
+        return self._timed(self.stream.encode(picture))
+
+    def _timed(self, packets: list[av.Packet[Any]]) -> list[av.Packet[Any]]:
+        """The packets with the times of their frames."""
+        for packet in packets:
+            number = packet.dts if packet.dts is not None else packet.pts
+            pts, duration = self._times.pop(cast(int, packet.pts), (packet.pts, 0))
+            if duration:
+                packet.duration = duration  # some encoders make their own of the rate
+            if self.counting is not None and number is not None:
+                packet.pts = pts
+                # Only AVI, whose ticks are frames, has these encoders reorder.
+                packet.dts = self._begin + number if self.reorders else packet.pts
+                packet.time_base = self.time_base
+        return packets
+
+
+def add_video(
+    output: av.container.OutputContainer,
+    container: Container,
+    source: VideoSource,
+    encode: EncodeOptions,
+    losses: Losses,
+) -> VideoOutput:
+    """Add a stream to an output that is encoded as its source is, as far as possible.
+
+    Args:
+        output: The libav output container.
+        container: Its kind.
+        source: The stream to restore.
+        encode: What the caller asks of the encoder.
+        losses: Told of what cannot be kept.
+
+    Raises:
+        EncoderError: The encoder is missing, refuses the settings, or does not fit the container.
+    """
+    first, codec = source.first, source.codec
+    side = side_data_bytes(first, codec)
+    names = _encoder_names(output, container, source, encode)
+    if encode.pix_fmt is not None:
+        names = names[:1]  # the codec's own encoder takes it, or says what it takes
+        losses.known.add("pixel format")
+    if source.is_image and container.name != "image2" and encode.encoder == "auto":
+        # Pictures become a film that players play: not PNG or JPEG in a video container.
+        names = [name for name in names if name not in ("png", "mjpeg")] or names
+        if first.format.is_rgb and first.width % 2 == first.height % 2 == 0:
+            deep = first.format.components[0].bits > 8
+            small = "yuv420p10le" if deep else "yuv420p"
+            encode = replace(encode, pix_fmt=encode.pix_fmt or small)
+    profile = source.stream.codec_context.profile
+    choices = [
+        choose_settings(name, first.format.name, encode, profile=profile, side_data=side)
+        for name in names
+    ]
+    if codec in ("vp9", "av1"):
+        # These encoders lack depths and chroma that their codecs have: one that keeps every bit
+        # and every sample goes before the codec's own.
+        choices.sort(key=lambda c: bool(c.notes))
+    stream, choice = _pick(output, container, source, choices, encode)
+    kept_pictures = container.name == "yuv4mpegpipe" or container.is_image or source.is_image
+    if choice.codec != codec and encode.encoder == "auto" and not kept_pictures:
+        losses.lose(
+            f"the {codec} coding: written as {choice.codec} by {choice.encoder}",
+            "codec parameters",
+            "pixel format",
+            "chroma location",
+            "matrix coefficients",  # VP8 has one only
+        )
+    for note in choice.notes:
+        losses.lose(note, "pixel format")
+    return _configure(stream, container, source, choice, side, losses)
+
+
+def _encoder_names(
+    output: av.container.OutputContainer,
+    container: Container,
+    source: VideoSource,
+    encode: EncodeOptions,
+) -> list[str]:
+    """Encoders to try, best first."""
+    asked = encode.encoder
+    if container.name == "yuv4mpegpipe":
+        candidates(source.codec, source.first.format.name, asked, "rawvideo")  # asked exists
+        return ["rawvideo"]
+    names = candidates(source.codec, source.first.format.name, asked, output.default_video_codec)
+    if container.name in ("ogg", "ogv") and asked == "auto":
+        return ["libvpx"]  # the only coding of video that libav both encodes and puts in Ogg
+    if container.name == "image2" and asked == "auto":
+        return ["png" if container.suffix == ".png" else "mjpeg"]
+    return names
+
+
+def _pick(
+    output: av.container.OutputContainer,
+    container: Container,
+    source: VideoSource,
+    choices: Sequence[Choice],
+    encode: EncodeOptions,
+) -> tuple[Any, Choice]:
+    """Add a stream by the first encoder that takes the pictures and fits the container."""
+    first = source.first
+    size = first.width, first.height
+    refusals = []
+    for choice in choices:
+        name = choice.encoder
+        check_preset(name, encode.preset)
+        if len(choices) > 1 and not opens(choice, *size, source.rate):
+            profile = source.stream.codec_context.profile
+            plain = choose_settings(name, first.format.name, EncodeOptions(), profile=profile)
+            if encode != EncodeOptions() and opens(plain, *size, source.rate):
+                raise EncoderError(
+                    f"encoder {name} does not accept these settings: "
+                    "check --crf, --bitrate, --preset and --pix-fmt"
+                )
+            _log.info("encoder %s does not open with %s", name, choice)
+        elif (stream := _new_stream(output, source, choice)) is not None:
+            _log.info("encoder for %s in %s: %s", source.codec, container.name, choice)
+            return stream, choice
+        else:
+            _log.info("%s cannot hold what encoder %s makes", container.name, name)
+        refusals.append(name)
+    raise EncoderError(
+        f"{container.name} cannot hold video by {' or '.join(refusals)}: "
+        "choose another extension such as .mkv, or another --encoder"
+    )
+
+
+def _new_stream(
+    output: av.container.OutputContainer, source: VideoSource, choice: Choice
+) -> Any | None:
+    """Add a stream, made from the source's where the coding stays; None if it does not fit."""
+    context = source.stream.codec_context
+    try:
+        native = av.codec.Codec(context.codec.name, "w").name == choice.encoder
+    except ValueError:
+        native = False
+    coded = software_format(source.stream)
+    # A hardware decoder interleaves chroma: the same samples, in another order.
+    same = choice.pix_fmt in (coded, _TEMPLATE_TWINS.get(coded or ""))
+    same = same and context.pix_fmt is not None
+    try:
+        if native and same and choice.codec == source.codec:
+            # An encoder context made from the source's parameters is the only way to keep coded
+            # side data (HDR, spherical) and the chroma location in PyAV.
+            stream: Any = output.add_stream_from_template(source.stream, opaque=False)
+            stream.codec_context.extradata = None
+            stream.codec_context.bit_rate = 0
+            stream.codec_context.flags = 0
+            return stream
+        return output.add_stream(choice.encoder, rate=source.rate)
+    except (ValueError, av.error.FFmpegError):
+        return None
+
+
+def _configure(
+    stream: Any,
+    container: Container,
+    source: VideoSource,
+    choice: Choice,
+    side: dict[str, bytes],
+    losses: Losses,
+) -> VideoOutput:
+    """Set up the encoder of a new stream and open it."""
+    context = stream.codec_context
+    coding = source.stream.codec_context
+    counting = None
+    if choice.encoder in FRAME_COUNTING or container.name in _COUNTING_MUXERS:
+        counting = 1 / source.rate.limit_denominator(65535)
+    context.width, context.height = source.first.width, source.first.height
+    context.pix_fmt = choice.pix_fmt
+    context.framerate = source.rate
+    stream.time_base = source.time_base
+    context.time_base = counting or source.time_base
+    aspect = source.stream.sample_aspect_ratio
+    if aspect:
+        context.sample_aspect_ratio = aspect
+        if container.name == "yuv4mpegpipe" and aspect != 1:
+            losses.lose(f"sample aspect ratio {aspect}: not in y4m")
+    conversion = _conversion(container, source, choice)
+    _set_colors(context, source.first, choice, conversion)
+    context.thread_count = 0
+    context.thread_type = "AUTO"
+    flags = int(CodecFlags.frame_duration)
+    if container.global_header:
+        flags |= int(CodecFlags.global_header)
+    options = dict(choice.options)
+    order = int(coding.field_order)
+    if source.first.interlaced_frame or order >= _FIELDS:
+        if choice.encoder in _FRAME_CODERS:
+            losses.lose(f"interlaced coding: {choice.encoder} codes frames only", "field order")
+        flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
+        options.setdefault("field_order", _BOTTOM_FIRST.get(order, "tt"))
+    context.flags = flags
+    if choice.bit_rate is not None:
+        context.bit_rate = choice.bit_rate
+    # AVI has no presentation times: a reordering source must be reordered again.
+    delay = int(coding.reorder_depth) if container.name == "avi" else 2
+    reorders = _reorders(container, source, delay, counts=counting is not None)
+    _set_reordering(options, choice.encoder, delay, reorders)
+    context.options = options
+    if container.iso and choice.codec == "hevc":
+        context.codec_tag = "hvc1"
+    elif container.name == "mov" and choice.codec == source.codec:
+        with contextlib.suppress(ValueError):
+            context.codec_tag = coding.codec_tag
+    matrix = source.display_matrix
+    said = side.get("DISPLAYMATRIX")
+    if matrix is None and said and len(said) >= 36:
+        matrix = struct.unpack("<9i", said[:36])
+    if matrix is not None:
+        stream.set_display_matrix(matrix)
+    copy_tags(stream, source.stream, container, source.demuxer)
+    try:
+        context.open(strict=False)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {choice.encoder} does not accept these settings ({text_of(error)}): "
+            "check --crf, --bitrate, --preset and --pix-fmt, and that the device has it"
+        ) from error
+    return VideoOutput(
+        stream, choice, source.time_base, counting, reorders, source.variable, conversion
+    )
+
+
+def _set_colors(
+    context: Any, first: av.VideoFrame, choice: Choice, conversion: dict[str, int]
+) -> None:
+    context.color_range = int(first.color_range)
+    context.color_primaries = int(first.color_primaries)
+    context.color_trc = int(first.color_trc)
+    context.colorspace = int(first.colorspace)
+    if conversion:
+        context.colorspace = conversion.get("dst_colorspace", 0)
+        context.color_range = conversion["dst_color_range"]
+    if choice.encoder == "mjpeg":
+        # JPEG is full range; the encoder refuses anything else.
+        context.color_range = int(ColorRange.JPEG)
+
+
+def _conversion(container: Container, source: VideoSource, choice: Choice) -> dict[str, int]:
+    """How to convert pictures whose kind of color the encoder does not take, else nothing."""
+    before, after = source.first.format, VideoFormat(choice.pix_fmt)
+    layout = source.layout
+    jpeg = choice.encoder == "mjpeg"
+    if before.is_rgb and not after.is_rgb and layout.kind == "rgb":
+        matrix = "bt601" if jpeg else default_matrix(source.first.width, source.first.height)
+        return color_arguments("dst", matrix, full_range=jpeg)
+    own = color_arguments("src", layout.matrix, full_range=layout.full_range)
+    if after.is_rgb and not before.is_rgb and layout.kind == "yuv":
+        return own | {"dst_color_range": int(ColorRange.JPEG)}
+    if container.name == "image2" and jpeg and not source.is_image:
+        return own | color_arguments("dst", "bt601", full_range=True)  # JFIF
+    return {}
+
+
+def _reorders(container: Container, source: VideoSource, delay: int, *, counts: bool) -> bool:
+    """Whether the encoder may code pictures ahead of others, by up to `delay` of them."""
+    if delay <= 0 or source.variable:
+        # MP4 keeps durations between decoding times: reordered, they would be another frame's.
+        return False
+    if container.name == "avi":
+        return True
+    # Packets that are timed by their number cannot be; and nothing may come before time zero.
+    begin = (source.first.pts or 0) * source.time_base
+    return not counts and (container.negative_times or begin * source.rate >= 5)
+
+
+def _set_reordering(options: dict[str, str], encoder: str, delay: int, reorders: bool) -> None:
+    if not reorders:
+        if encoder == "libx265":
+            options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
+        elif encoder not in ("rawvideo", "png"):
+            options["bf"] = "0"
+    elif encoder == "mpeg4":
+        options["bf"] = "2"
+    elif delay == 1 and encoder == "libx264":
+        options["b-pyramid"] = "none"
