@@ -10,25 +10,19 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import av
 import av.container
-import av.error
 
 from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame
 from vdeblur.media import avi, image_metadata
-from vdeblur.media.containers import (
-    Container,
-    container_tags,
-    copy_tags,
-    muxer_options,
-    stream_tags,
-)
+from vdeblur.media.containers import Container, container_tags, muxer_options
+from vdeblur.media.copied_streams import CopiedStreams
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
-from vdeblur.media.libav_errors import reported, text_of
+from vdeblur.media.libav_errors import reported
 from vdeblur.media.losses import Losses
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import sample_times
@@ -39,7 +33,6 @@ from vdeblur.media.video_output import VideoOutput, VideoSource, add_video
 
 _HELD_ITEMS = 4096  # that wait for the first frame of every video stream
 _VARIES = 1.2  # longest to shortest duration of frames from which on their rate is variable
-_FRAMED_SOUND = {"aac", "ac3", "mp3"}  # codecs that AVI times by frames
 
 
 class VideoWriter:
@@ -92,9 +85,7 @@ class VideoWriter:
         )
         self._output: av.container.OutputContainer | None = None
         self._videos: dict[int, VideoOutput] = {}
-        self._copies: dict[int, Any] = {}
-        self._copied: dict[int, int] = {}
-        self._last_dts: dict[int, int] = {}
+        self._copied: CopiedStreams | None = None
         self._first = {**reader.first_frames, **(first_frames or {})}
         self._held: list[Frame | av.Packet[Any]] = []
         self._finished = False
@@ -202,29 +193,8 @@ class VideoWriter:
             self._output.mux(packet)
 
     def _copy(self, packet: av.Packet[Any]) -> None:
-        assert self._output is not None
-        index = packet.stream.index
-        target = self._copies.get(index)
-        if target is None:
-            return
-        if packet.pts is None and packet.dts is None:
-            # A cover picture has no time; anything else follows its predecessor.
-            packet.pts = packet.dts = self._last_dts.get(index, -1) + 1
-        elif packet.dts is None:
-            packet.dts = packet.pts
-        dts = cast(int, packet.dts)
-        last = self._last_dts.get(index)
-        if last is not None:
-            loose = target.type in ("subtitle", "data") or self._container.equal_times
-            lowest = last if loose else last + 1
-            if dts < lowest:
-                packet.dts = lowest
-                if packet.pts is not None and packet.pts < lowest:
-                    packet.pts = lowest
-        self._last_dts[index] = cast(int, packet.dts)
-        packet.stream = target
-        self._copied[index] = self._copied.get(index, 0) + 1
-        self._output.mux(packet)
+        assert self._copied is not None
+        self._copied.copy(packet)
 
     # -- configuring -----------------------------------------------------------------------------
 
@@ -246,11 +216,19 @@ class VideoWriter:
             self._losses.lose(
                 "chapters: they belong to the whole video, and a part was asked for", "chapters"
             )
+        self._copied = CopiedStreams(
+            self._output,
+            self._container,
+            self._demuxer,
+            converts=self.converts,
+            losses=self._losses,
+        )
         for stream in source.streams:
-            self._add(stream)
+            self._add(stream, self._copied)
+        self.stream_map.update(self._copied.stream_map)
         self._output.start_encoding()
 
-    def _add(self, stream: Any) -> None:
+    def _add(self, stream: Any, copied: CopiedStreams) -> None:
         """Add the output's stream for one of the source, or state its loss."""
         index = stream.index
         role, track = self.reader.roles[index], self.reader.tracks.get(index)
@@ -258,11 +236,11 @@ class VideoWriter:
         if role == "video":
             self._add_video(stream)
         elif role == "cover":
-            self._add_cover(stream)
+            copied.add_cover(stream, self._held)
         elif self._is_grafted(index):
             pass
         elif role == "copy":
-            self._add_copy(stream, label)
+            copied.add(stream, label)
         elif role == "dropped":
             self._losses.lose(f"{label}: libav does not know its codec", index)
         elif role == "graft":
@@ -303,60 +281,6 @@ class VideoWriter:
         lengths = [length for _, length in runs]
         return bool(lengths) and max(lengths) > _VARIES * min(lengths)
 
-    def _add_copy(self, source: Any, label: str) -> None:
-        assert self._output is not None
-        # These are taken as streams and then refused with the whole header.
-        attached = source.type == "attachment" and self._container.name != "matroska"
-        if attached or (source.type == "data" and self.converts):
-            self._losses.lose(f"{label}: {self._container.name} cannot hold it", source.index)
-            return
-        if (stream := self._template(source, label)) is None:
-            return
-        if source.type == "subtitle" and source.codec_context.name == "mov_text":
-            # The demuxer leaves the bit rate box in, and the muxer adds it again.
-            header = source.codec_context.extradata
-            if header and header[-20:-12] == b"\0\0\0\x14btrt":
-                stream.codec_context.extradata = header[:-20]
-        self._take(stream, source, label)
-
-    def _add_cover(self, source: Any) -> None:
-        assert self._output is not None
-        label = label_of(source)
-        if self._container.name not in ("matroska", "webm"):
-            stream = self._template(source, label, opaque=True)
-            if stream is not None:
-                self._take(stream, source, "cover picture")
-            return
-        # A Matroska cover is an attachment; its packet is the first of its stream.
-        for item in self._held:
-            if isinstance(item, av.Packet) and item.stream.index == source.index:
-                name = source.metadata.get("filename", "cover.jpg")
-                mime = source.metadata.get("mimetype", "image/jpeg")
-                attachment = self._output.add_attachment(name, mime, bytes(item))
-                attachment.metadata.update(stream_tags(source.metadata))
-                self.stream_map[source.index] = attachment.index
-                self.kept.append("cover picture")
-                return
-        self._losses.lose(f"{label}: its picture could not be read", source.index)
-
-    def _template(self, source: Any, label: str, *, opaque: bool | None = None) -> Any | None:
-        """Add a stream like one of the source; None, with the loss, if the container has none."""
-        assert self._output is not None
-        try:
-            return self._output.add_stream_from_template(source, opaque=opaque)
-        except (ValueError, av.error.FFmpegError) as error:
-            self._losses.lose(
-                f"{label}: {self._container.name} cannot hold it ({text_of(error)})", source.index
-            )
-            return None
-
-    def _take(self, stream: Any, source: Any, kept: str) -> None:
-        """Have packets of a source's stream copied to `stream`."""
-        copy_tags(stream, source, self._container, self._demuxer)
-        self._copies[source.index] = stream
-        self.stream_map[source.index] = stream.index
-        self.kept.append(kept)
-
     # -- ending ----------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -389,15 +313,9 @@ class VideoWriter:
         if self._container.name == "image2":
             with reported(self.destination):
                 image_metadata.copy_metadata(str(self.reader.source), self._file.files())
-        elif self._container.name == "avi" and self.temporary:
-            streams = self.reader.container.streams
-            counts = [
-                self._copied.get(index, 0)
-                for index in self._copies
-                if streams[index].codec_context.codec.canonical_name in _FRAMED_SOUND
-            ]
+        elif self._container.name == "avi" and self.temporary and self._copied:
             with reported(self.destination):
-                avi.time_sound_by_frames(self.temporary, counts)
+                avi.time_sound_by_frames(self.temporary, self._copied.framed_sound())
         elif self.reader.path and self.reader.iso and self._container.iso and self.temporary:
             self._graft(self.reader.path, self.temporary)
 
