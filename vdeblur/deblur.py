@@ -37,7 +37,7 @@ from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
 from vdeblur.motion.guide import Guide
 from vdeblur.motion.neighbours import around_of
 from vdeblur.system.thread_shares import with_one_torch_thread
-from vdeblur.system.workers import Drain, StageTimes, background
+from vdeblur.system.workers import Drain, WorkerTimes, background
 
 #: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
@@ -67,7 +67,7 @@ class Report:
     damage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
-    stages: list[StageTimes] = field(default_factory=list)
+    stages: list[WorkerTimes] = field(default_factory=list)
 
     @property
     def frames_per_second(self) -> float:

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     # A worker blocked on a silent pipe is left behind on purpose when the program ends.
-    warnings.filterwarnings("ignore", message="stage .* did not stop", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message="worker .* did not stop", category=RuntimeWarning)
     stops = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
     # Under nohup, the command continues to ignore SIGHUP.
     stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""Blocks shared by the network families. Knows tensors only: no files, no threads, no video.
+"""Blocks shared by the network families. Knows tensors only.
 
 Submodule names (`main`, `layers`, `merge`, `conv`) are those of the published checkpoints, so that
 their state dicts load as they are; `tests/networks/test_parity.py` holds the outputs to the
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 
 class BasicConv(nn.Module):
-    """A convolution (or transposed convolution) that keeps or changes the size by `stride`, then
-    ReLU.
+    """A convolution or transposed convolution, then ReLU.
 
-    Shapes: (N, in, H, W) → (N, out, H/stride, W/stride), or (N, out, H·stride, W·stride)
-    transposed.
+    (N, in, H, W) → (N, out, H/stride, W/stride), or transposed (N, out, H·stride, W·stride).
     """
 
     def __init__(
@@ -133,11 +131,16 @@ class AsymmetricFusion(nn.Module):
 
 
 def keep_variance(network: nn.Module, block: type[nn.Module]) -> None:
-    """Start a network's convolutions so that features keep their variance (He et al., ICCV 2015).
+    """Initialize a network's convolutions so that features keep their variance.
 
-    PyTorch's own start makes each convolution shrink it threefold: of many in a row, hardly any of
-    the picture reaches the heads, and training stands still at first. block: residual blocks, which
-    have a convolution `last`; each adds little at first, however many follow each other.
+    See He et al., ICCV 2015. With PyTorch's default each convolution shrinks the variance
+    threefold, so that little of the picture reaches the heads of a deep network, and training
+    stalls at first.
+
+    Args:
+        network: the network.
+        block: class of its residual blocks, whose convolution `last` is scaled so that each adds
+            little at first.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,9 +1,8 @@
-"""Work in threads, each with its share of torch's own, and of OpenCV's. Knows no pictures.
+"""Threads that share torch's and OpenCV's own threads among them. Knows no pictures.
 
-torch cuts each operation into as many parts as it has threads, and waits for all of them. Where
-other threads are at work too, the parts are not done at once, and each operation waits for the
-slowest; what is done by one thread alone leaves the others idle. Whole pictures side by side, one a
-thread, wait for each other once.
+torch divides each operation among its threads and waits for all of them. While other threads are
+busy, the parts do not run at once, and each operation waits for the slowest; serial parts leave the
+other threads idle. Whole pictures side by side, one per thread, wait for each other only once.
 """
 
 from __future__ import annotations
@@ -24,20 +23,23 @@ import torch
 
 T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
-# Seconds after which a waiting thread looks up: on Windows a lock without a timeout does not let
-# Ctrl-C through. And those that work under way is waited for when it is given up.
+# Seconds after which a waiting thread wakes up, since a lock without a timeout blocks Ctrl-C on
+# Windows; and seconds to wait for abandoned work.
 _LOOK_UP, _PATIENCE = 0.1, 10.0
 _setting = threading.Lock()
 
 
 def use_torch_threads(count: int, usual: int) -> None:
-    """Let torch use `count` threads for what the calling thread asks of it from now on, and `usual`
-    for what threads ask that begin later.
+    """Set the number of torch's threads for the calling thread.
 
-    torch's number is each thread's own, but threads that begin take the one that was set last.
+    The number belongs to each thread, but a new thread takes the one that was set last.
+
+    Args:
+        count: for the calling thread.
+        usual: for threads that start later.
     """
     with _setting:
-        torch.get_num_threads()  # a thread's first question sets both to what was set last
+        torch.get_num_threads()  # a thread's first query takes over the last number
         torch.set_num_threads(count)
         restore = threading.Thread(target=torch.set_num_threads, args=(usual,))
         restore.start()
@@ -45,7 +47,7 @@ def use_torch_threads(count: int, usual: int) -> None:
 
 
 def with_one_torch_thread(items: Iterable[T]) -> Iterator[T]:
-    """The items, made by a thread that has one of torch's threads: for a stage beside others."""
+    """Yield items from a thread that uses one of torch's threads, beside other workers."""
     usual = torch.get_num_threads()
 
     def made() -> Iterator[T]:
@@ -56,7 +58,7 @@ def with_one_torch_thread(items: Iterable[T]) -> Iterator[T]:
 
 
 class _OpenCV:
-    """Whoever wants OpenCV to have one thread, and the number that it had before the first did."""
+    """Number of contexts that limit OpenCV to one thread, and its threads before the first."""
 
     wanting = 0
     usual = 0
@@ -64,9 +66,7 @@ class _OpenCV:
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """OpenCV does each operation in the calling thread meanwhile; in the whole process, for it has
-    one number for all threads.
-    """
+    """Context manager in which OpenCV uses only the calling thread, in the whole process."""
     with _setting:
         if not _OpenCV.wanting:
             _OpenCV.usual = cv2.getNumThreads()
@@ -82,20 +82,21 @@ def one_opencv_thread() -> Iterator[None]:
 
 
 class Helpers:
-    """Threads, `count` of them, that work ahead of whoever takes the results; with less than two
-    there are none, and work is done when it is begun.
+    """A context manager of threads that work ahead of the consumer of their results.
 
-    A context manager, which begins and ends them. Each has one of torch's threads; so has OpenCV
-    meanwhile, whose own would only be in the way.
+    Each uses one of torch's threads; OpenCV uses one as well meanwhile.
+
+    Args:
+        count: number of threads. With less than two there are none, and work is done at once.
     """
 
     def __init__(self, count: int = 1) -> None:
         self.count = count if count > 1 else 0
-        #: Pieces of work that may be begun before the first result is taken: enough for all, and
-        #: some for when whoever takes them is busy for a moment.
+        #: Calls that may be begun before the first result is taken: enough for all threads, and
+        #: some more for when the consumer is busy.
         self.ahead = self.count + 4 if self.count else 0
         self._crew: _Crew | None = None
-        self._futures: set[Future[Any]] = set()  # whose work is not done
+        self._futures: set[Future[Any]] = set()  # of unfinished work
         self._ends = ExitStack()
 
     def __enter__(self) -> Self:
@@ -118,7 +119,7 @@ class Helpers:
                 self._crew = None
 
     def begin(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Begin a piece of work; what is returned waits for its result, or raises its error."""
+        """Begin a call; return a function that waits for its result, or raises its error."""
         if self._crew is None:
             result = call()
             return lambda: result
@@ -129,7 +130,7 @@ class Helpers:
 
 
 def _usual() -> int:
-    """How many of torch's threads one has that begins now."""
+    """Return the number of torch's threads that a new thread uses."""
     found: list[int] = []
     with _setting:
         asking = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -145,10 +146,10 @@ def _result(future: Future[T]) -> T:
 
 
 class SideBySide:
-    """Threads for up to `most` pieces of work at once, which share torch's threads equally.
+    """Threads that share torch's threads equally, for up to `most` calls at once.
 
-    They are begun when they are first needed and end with this object. Work that asks for less than
-    `most` at once has more of torch's threads for each.
+    They start when they are first needed, and end with this object. With fewer calls at once, each
+    uses more of torch's threads.
     """
 
     def __init__(self, most: int) -> None:
@@ -156,19 +157,19 @@ class SideBySide:
         self._crews: dict[int, _Crew] = {}  # by their number
 
     def __reduce__(self) -> tuple[type[SideBySide], tuple[int]]:
-        return SideBySide, (self.most,)  # a copy has threads of its own
+        return SideBySide, (self.most,)  # a copy starts its own threads
 
     def map(self, work: Callable[[int], T], numbers: range) -> list[T]:
-        """[work(n) for n in numbers]; the first error is raised once all have ended.
+        """Return [work(n) for n in numbers], computed side by side.
 
-        In other threads gradients are not recorded, and inference mode is the caller's. A Ctrl-C
-        stops what is under way.
+        The first error is raised once all calls have ended; Ctrl-C stops them. Threads record no
+        gradients, and use the caller's inference mode.
         """
         if min(len(numbers), self.most) < 2:
             return [work(number) for number in numbers]
         count = 2
         while count < min(len(numbers), self.most):
-            count *= 2  # a power of two, so that few are begun
+            count *= 2  # powers of two, so that few sets of threads are started
         count = min(count, self.most)
         if count not in self._crews:
             usual = torch.get_num_threads()
@@ -191,12 +192,13 @@ class SideBySide:
                 crew.stop(futures)
             raise
         finally:
-            del futures  # an error would keep them, and they it
+            del futures  # which form a cycle with an error
 
 
 class _Crew:
-    """`count` threads that take work from one queue, with so many of torch's threads each; usual:
-    what others have that begin later.
+    """Threads that take calls from one queue.
+
+    torch_threads: torch's threads for each. usual: the same for threads that start later.
     """
 
     def __init__(
@@ -207,7 +209,7 @@ class _Crew:
         self._end = weakref.finalize(self, _end, self._jobs, count)
         set_up = threading.Semaphore(0)
         for number in range(count):
-            # Daemons: a program's end does not wait for work that nobody waits for.
+            # Daemons, so that the program's end does not wait for abandoned work.
             thread = threading.Thread(
                 target=_work,
                 args=(self._jobs, torch_threads, usual, set_up),
@@ -225,10 +227,13 @@ class _Crew:
         return future
 
     def stop(self, futures: Iterable[Future[Any]], *, at_once: bool = True) -> None:
-        """End all threads; at once: what they are at too, as Ctrl-C would, after the operation
-        under way.
+        """End all threads.
 
-        A thread that is inside torch or OpenVINO when the interpreter ends takes the process down.
+        A thread that is inside torch or OpenVINO when the interpreter ends crashes the process.
+
+        Args:
+            futures: work that is given up.
+            at_once: interrupt running calls, as Ctrl-C does, after the current operation.
         """
         for future in futures:
             future.cancel()
@@ -262,6 +267,6 @@ def _work(
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del job, future, call  # not to be kept alive while waiting for the next
+            del job, future, call  # so that they are not kept alive while waiting
     except KeyboardInterrupt:
-        pass  # by `stop`, between two pieces of work
+        pass  # by `stop`, between two calls

@@ -1,7 +1,7 @@
-"""Stages of a pipeline: threads, bounded queues, end, failure and cancel.
+"""Threads of a pipeline, with bounded queues, and their end, failure and cancellation.
 
-Works over any iterables and callables; knows no tensors, no pictures and no files. Every queue has
-a bound, every thread an owner that joins it, and every failure reaches the caller as itself.
+They work on any iterables and callables. Every queue has a bound, every thread has an owner that
+joins it, and every exception reaches the owner as itself. Knows no tensors, pictures or files.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from vdeblur.errors import Cancelled
 
 T = TypeVar("T")
 
-# A waiting thread looks up this often, in seconds: for a cancel that notifies nobody, and because
-# on Windows a lock without a timeout does not let Ctrl-C through.
+# Seconds after which a waiting thread wakes up: to see a cancellation, which notifies nobody, and
+# because a lock without a timeout blocks Ctrl-C on Windows.
 _LOOK_UP = 0.1
 
 
 @dataclass
-class StageTimes:
-    """Where a stage's thread spent its time, in seconds, up to now.
+class WorkerTimes:
+    """Where a worker's thread spent its time so far.
 
-    busy: in the stage's own work. input: waiting for an item to work on. output: waiting for room
-    to put the result. The stage that is hardly ever waiting is the bottleneck.
+    The worker that hardly ever waits is the bottleneck.
+
+    Attributes:
+        name: the thread's name.
+        items: number of finished items.
+        busy_seconds: in the work itself.
+        input_seconds: waiting for an item to work on.
+        output_seconds: waiting for room for the result.
+        owner_seconds: that the owner waited for this worker.
     """
 
     name: str
@@ -41,7 +48,7 @@ class StageTimes:
 
 
 class _Channel(Generic[T]):
-    """A queue of at most `depth` items from one thread to another; either end can leave."""
+    """A queue of at most `depth` items between two threads; either end can leave."""
 
     def __init__(self, depth: int, cancel: threading.Event | None) -> None:
         if depth < 1:
@@ -53,27 +60,27 @@ class _Channel(Generic[T]):
         self._error: BaseException | None = None
 
     def wait_for_room(self) -> bool:
-        """Wait until an item may be put; False once the taker has left or the work is cancelled."""
+        """Wait until an item may be put; return False once the taker left or work is cancelled."""
         with self._changed:
             while not self._left and not self._cancelled() and len(self._items) >= self._depth:
                 self._changed.wait(_LOOK_UP)
             return not self._left and not self._cancelled()
 
     def put(self, item: T) -> None:
-        """Append, after `wait_for_room`."""
+        """Append an item, after `wait_for_room`."""
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more items: the taker gets those that are there, then the error or the end."""
+        """Put no more: the taker receives the items in the queue, then the error or the end."""
         with self._changed:
             self._ended = True
             self._error = self._error or error
             self._changed.notify_all()
 
     def take(self) -> T:
-        """The next item; StopIteration at the end, the other side's error, or Cancelled."""
+        """Return the next item; raise StopIteration at the end, the error, or Cancelled."""
         with self._changed:
             while not self._items and not self._ended and not self._cancelled():
                 self._changed.wait(_LOOK_UP)
@@ -88,7 +95,7 @@ class _Channel(Generic[T]):
             raise StopIteration
 
     def leave(self) -> None:
-        """The taker will take no more: what is queued is dropped, a waiting putter is let go."""
+        """Take no more: drop the items in the queue, and release a waiting putter."""
         with self._changed:
             self._left = True
             self._items.clear()
@@ -98,11 +105,11 @@ class _Channel(Generic[T]):
         return self._cancel is not None and self._cancel.is_set()
 
 
-class _Stage:
-    """A thread that its owner starts on entering and joins on leaving."""
+class _Worker:
+    """A thread that its owner starts when it enters the context, and joins when it leaves it."""
 
     def __init__(self, name: str) -> None:
-        self.times = StageTimes(name)
+        self.times = WorkerTimes(name)
         # A daemon, so that a thread stuck in a system call cannot keep the program from ending.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._finished = threading.Event()
@@ -125,7 +132,7 @@ class _Stage:
         while not self._finished.wait(_LOOK_UP):
             if give_up is not None and time.monotonic() > give_up:
                 warnings.warn(
-                    f"stage {self.times.name!r} did not stop within {patience_seconds} s: "
+                    f"worker {self.times.name!r} did not stop within {patience_seconds} s: "
                     "left to end by itself",
                     RuntimeWarning,
                     stacklevel=3,
@@ -134,8 +141,8 @@ class _Stage:
         self._thread.join()
 
 
-class Background(_Stage, Generic[T]):
-    """An iterable run in a thread of its own, up to `depth` items ahead; made by `background`."""
+class Background(_Worker, Generic[T]):
+    """An iterable that runs in its own thread, up to `depth` items ahead; see `background`."""
 
     def __init__(
         self,
@@ -183,8 +190,7 @@ class Background(_Stage, Generic[T]):
         except BaseException as error:
             failure = error
         finally:
-            # Here and not in the owner's thread: a generator's `finally` may own what it opened
-            # here.
+            # In this thread, since a generator's `finally` may close what was opened in it.
             try:
                 if (close := getattr(iterator, "close", None)) is not None:
                     close()
@@ -196,7 +202,7 @@ class Background(_Stage, Generic[T]):
         times = self.times
         while True:
             start = time.perf_counter()
-            # Room first: an item made and not yet queued would be one more than `depth` ahead.
+            # Room first: otherwise a finished item that waits would be one more than `depth` ahead.
             if not self._channel.wait_for_room():
                 return
             ready = time.perf_counter()
@@ -209,7 +215,7 @@ class Background(_Stage, Generic[T]):
                 times.busy_seconds += time.perf_counter() - ready
             times.items += 1
             self._channel.put(item)
-            del item  # it is the taker's: not to be kept alive here while waiting for room
+            del item  # so that it is not kept alive while waiting for room
 
 
 def background(
@@ -220,27 +226,37 @@ def background(
     cancel: threading.Event | None = None,
     patience_seconds: float | None = None,
 ) -> Background[T]:
-    """Run an iterable in a thread, at most `depth` items ahead of whoever takes them.
+    """Run an iterable in a thread, at most `depth` items ahead of its consumer.
 
-    Use as a context manager that gives the iterator; its `times` is a StageTimes, in which all that
-    the iterable does is "busy". An exception of the iterable is raised, as itself, after the items
-    before it. Leaving the context stops the thread and joins it; a generator is closed in its own
-    thread; an exception that nobody was there to take any more is dropped. cancel: once set, taking
-    an item raises Cancelled. patience_seconds: how long leaving waits for an iterable that is stuck
-    in a call; after that it warns and lets the thread go. None waits for as long as it takes.
+    The result is a context manager and the iterator. An exception of the iterable is raised, as
+    itself, after the items before it. Leaving the context stops and joins the thread, and closes a
+    generator in that thread; an exception after that is dropped.
+
+    Args:
+        items: the iterable.
+        depth: most items in the queue, 1 or more.
+        name: the thread's name, also in `times`, where all work of the iterable counts as busy.
+        cancel: once set, taking an item raises Cancelled.
+        patience_seconds: time that leaving waits for an iterable that is stuck in a call, before it
+            warns and abandons the thread. None waits forever.
     """
     return Background(
         items, depth=depth, name=name, cancel=cancel, patience_seconds=patience_seconds
     )
 
 
-class Drain(_Stage, Generic[T]):
-    """A callable run in a thread on each item put, in order; at most `depth` items wait.
+class Drain(_Worker, Generic[T]):
+    """Calls a function in a thread on each item that is put, in order.
 
-    A context manager: leaving it normally waits until all is done (`close`); leaving it by an
-    exception drops what waits and joins after the call under way. An exception of the callable is
-    raised, as itself, by the next `put` or by `close`, and nothing is called after it.
-    cancel: once set, `put` and `close` raise Cancelled.
+    A context manager: leaving it normally waits until all items are done (`close`); leaving it by
+    an exception drops the items that wait, and joins after the current call. An exception of the
+    function is raised, as itself, by the next `put` or by `close`; no more calls follow it.
+
+    Args:
+        work: the function.
+        depth: most items that wait, 1 or more.
+        name: the thread's name.
+        cancel: once set, `put` and `close` raise Cancelled.
     """
 
     def __init__(
@@ -262,9 +278,9 @@ class Drain(_Stage, Generic[T]):
         return self
 
     def put(self, item: T) -> None:
-        """Hand an item over; waits while `depth` items are waiting already."""
+        """Hand over an item; wait while `depth` items wait already."""
         if self._closed:
-            raise ValueError(f"stage {self.times.name!r} is closed: nothing more can be put")
+            raise ValueError(f"worker {self.times.name!r} is closed: nothing more can be put")
         start = time.perf_counter()
         room = self._channel.wait_for_room()
         self.times.owner_seconds += time.perf_counter() - start
@@ -275,7 +291,7 @@ class Drain(_Stage, Generic[T]):
         self._channel.put(item)
 
     def close(self) -> None:
-        """Wait until every item is worked on; raise what the callable raised. Twice is once."""
+        """Wait until all items are done, and raise the function's error; may be called again."""
         self._closed = True
         self._channel.end()
         self._join()
@@ -292,7 +308,7 @@ class Drain(_Stage, Generic[T]):
             try:
                 self.close()
             except BaseException:
-                # Also for Ctrl-C while waiting: nobody is left who would join the thread.
+                # After Ctrl-C as well: nothing else would join the thread.
                 self._abort()
                 raise
         else:
@@ -320,7 +336,7 @@ class Drain(_Stage, Generic[T]):
                 finally:
                     times.busy_seconds += time.perf_counter() - ready
                 times.items += 1
-                del item  # done with: not to be kept alive while waiting for the next
+                del item  # so that it is not kept alive while waiting for the next
         except BaseException as error:
             self._failure = error
             self._channel.leave()
