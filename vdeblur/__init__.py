@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vdeblur.live.options import SessionOptions
     from vdeblur.live.stream import LiveFrame, Stream, deblur_stream
     from vdeblur.media.encoders import EncodeOptions
+    from vdeblur.media.read_options import ReadOptions
     from vdeblur.media.reader import VideoReader
     from vdeblur.media.verify import Check, verify
     from vdeblur.media.writer import VideoWriter
@@ -53,6 +54,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PlaneLayout",
+    "ReadOptions",
     "Report",
     "SessionOptions",
     "Stream",
@@ -84,6 +86,7 @@ _HOMES = {
         "VdeblurError",
     ),
     "frames": ("Frame", "FrameBatch", "PlaneLayout", "VideoInfo"),
+    "media.read_options": ("ReadOptions",),
     "media.reader": ("VideoReader",),
     "media.verify": ("Check", "verify"),
     "media.writer": ("VideoWriter",),

@@ -30,6 +30,7 @@ from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.containers import format_name
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, Expectations, verify
 from vdeblur.media.writer import VideoWriter
@@ -134,6 +135,7 @@ def deblur_video(
     strength: float = 1.0,
     exposure: str | float | Fraction | Exposure = AUTO,
     encode: EncodeOptions | None = None,
+    read: ReadOptions | None = None,
     start: float | None = None,
     duration: float | None = None,
     framerate: Fraction | None = None,
@@ -155,8 +157,9 @@ def deblur_video(
     name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
     precision, tile and strength); None is the network of the weights, or mimo-unet-guided. batch:
     frames at once; see `batch_size`. exposure: for a network that is guided by motion, how long the
-    shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. start,
-    duration: seconds. hwaccel: libav device type for decoding. check: compare the output with the
+    shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. read: how
+    to read the source; start, duration, framerate, start_number and hwaccel are its fields, for
+    short, and replace those of `read`. check: compare the output with the
     source (cheaply) before it gets its final name. choose: frames for which it is False go to the
     encoder as they were decoded. guide: what knows more of the motion than the pictures, and of the
     exposure. complete: called with the finished output under its temporary name, before the check.
@@ -167,6 +170,15 @@ def deblur_video(
     """
     began = time.monotonic()
     destination = default_output(source) if output is None else output
+    # The keywords are what most calls need, so they stay beside the object that they make up.
+    read = ReadOptions.of(
+        read,
+        start=start,
+        duration=duration,
+        framerate=framerate,
+        start_number=start_number,
+        hwaccel=hwaccel,
+    )
     deblurrer = Deblurrer.of(
         model, weights=weights, device=device, precision=precision, tile=tile, strength=strength
     )
@@ -176,46 +188,18 @@ def deblur_video(
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
     notes_of_run = deblurrer.notes.begin_run()
-    on_gpu = deblurrer.device.type == "cuda"
+    chosen = _Chosen(choose)
     with (
-        VideoReader(
-            source,
-            start=start,
-            duration=duration,
-            framerate=framerate,
-            start_number=start_number,
-            hwaccel=hwaccel,
-            on_device=on_gpu,
-        ) as reader,
+        VideoReader(source, read, on_device=deblurrer.device.type == "cuda") as reader,
         VideoWriter(
             destination, reader, encode=encode, overwrite=overwrite, format=format
         ) as writer,
     ):
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
-        depth = size * _QUEUE_BATCHES
-        source_items = reader.items()
-        if on_gpu:
-            source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
         with ExitStack() as running:
-            items = decoded = running.enter_context(
-                background(
-                    source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0
-                )
+            items, encoded, workers = _start(
+                running, reader, writer, deblurrer, guide if guided else None, size, cancel
             )
-            if guided:
-                items = running.enter_context(
-                    background(
-                        with_one_torch_thread(
-                            guide.run(decoded, threads=motion_threads(deblurrer.device))
-                        ),
-                        depth=depth,
-                        name="motion",
-                        cancel=cancel,
-                        patience_seconds=1.0,
-                    )
-                )
-            encoded = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
-            chosen = _Chosen(choose)
             for item, replaced in restore(items, Overlap(deblurrer), size, choose=chosen):
                 encoded.put(item)
                 report.replaced += replaced
@@ -224,8 +208,7 @@ def deblur_video(
                     if on_progress is not None:
                         on_progress(report.frames, reader.info.frame_count)
             encoded.close()
-            stages = (decoded, items, encoded) if guided else (decoded, encoded)
-            report.stages = [stage.times for stage in stages]
+            report.stages = [worker.times for worker in workers]
         writer.close()
         report.frames, report.unchosen = writer.frames_written, chosen.refused
         if complete is not None:
@@ -238,6 +221,55 @@ def deblur_video(
         report.notes = [*reader.notes, *deblurrer.about, *guide.notes(), *notes_of_run()]
     report.seconds = time.monotonic() - began
     return report
+
+
+def _start(
+    running: ExitStack,
+    reader: VideoReader,
+    writer: VideoWriter,
+    deblurrer: Deblurrer,
+    guide: Guiding | None,
+    size: int,
+    cancel: threading.Event | None,
+) -> tuple[Iterable[Any], Drain[Any], list[Any]]:
+    """Start the threads on both sides of the network; they end with `running`.
+
+    Args:
+        running: Holds the threads.
+        reader: What is decoded.
+        writer: What is encoded into.
+        deblurrer: The network, with its device.
+        guide: Finds the motion of frames; None for a network that takes none.
+        size: Frames of a batch.
+        cancel: Stops the threads when set.
+
+    Returns:
+        Items for the network, the queue for restored items, and all threads in order.
+    """
+    depth = size * _QUEUE_BATCHES
+    source_items = reader.items()
+    if deblurrer.device.type == "cuda":
+        source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
+    decoded = running.enter_context(
+        background(source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0)
+    )
+    workers: list[Any] = [decoded]
+    if guide is not None:
+        guided = guide.run(decoded, threads=motion_threads(deblurrer.device))
+        workers.append(
+            running.enter_context(
+                background(
+                    with_one_torch_thread(guided),
+                    depth=depth,
+                    name="motion",
+                    cancel=cancel,
+                    patience_seconds=1.0,
+                )
+            )
+        )
+    items = workers[-1]
+    encoded = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
+    return items, encoded, [*workers, encoded]
 
 
 class _Chosen:

@@ -225,6 +225,7 @@ def _one_video(
     from tqdm import tqdm
 
     from vdeblur.deblur import deblur_video
+    from vdeblur.media.read_options import ReadOptions
 
     silent = args.quiet or args.json
     name = "standard input" if source == "-" else Path(source).name
@@ -242,11 +243,13 @@ def _one_video(
             batch=args.batch,
             exposure=args.exposure,
             encode=encode,
-            start=args.start,
-            duration=args.duration,
-            framerate=args.framerate,
-            start_number=args.start_number,
-            hwaccel=args.hwaccel,
+            read=ReadOptions(
+                start=args.start,
+                duration=args.duration,
+                framerate=args.framerate,
+                start_number=args.start_number,
+                hwaccel=args.hwaccel,
+            ),
             format=args.format,
             overwrite=args.overwrite,
             on_progress=progress,
