@@ -168,6 +168,7 @@ def deblur_video(
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
+    # More than 80 lines, half of them the signature and its documentation.
     began = time.monotonic()
     destination = default_output(source) if output is None else output
     # The keywords are what most calls need, so they stay beside the object that they make up.
@@ -209,15 +210,8 @@ def deblur_video(
                         on_progress(report.frames, reader.info.frame_count)
             encoded.close()
             report.stages = [worker.times for worker in workers]
-        writer.close()
-        report.frames, report.unchosen = writer.frames_written, chosen.refused
-        if complete is not None:
-            complete(reader, writer)
-        if check and reader.path is not None and writer.temporary is not None:
-            report.differences, report.lost = _check(reader, writer)
-        writer.finish()
-        report.kept, report.lost = writer.kept, writer.lost + report.lost
-        report.damage = reader.damage.notes
+        report.unchosen = chosen.refused
+        _conclude(reader, writer, report, complete=complete, check=check)
         report.notes = [*reader.notes, *deblurrer.about, *guide.notes(), *notes_of_run()]
     report.seconds = time.monotonic() - began
     return report
@@ -270,6 +264,26 @@ def _start(
     items = workers[-1]
     encoded = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
     return items, encoded, [*workers, encoded]
+
+
+def _conclude(
+    reader: VideoReader,
+    writer: VideoWriter,
+    report: Report,
+    *,
+    complete: Callable[[VideoReader, VideoWriter], None] | None,
+    check: bool,
+) -> None:
+    """Complete and check the output, and give it its final name."""
+    writer.close()
+    report.frames = writer.frames_written
+    if complete is not None:
+        complete(reader, writer)
+    if check and reader.path is not None and writer.temporary is not None:
+        report.differences, report.lost = _check(reader, writer)
+    writer.finish()
+    report.kept, report.lost = writer.kept, writer.lost + report.lost
+    report.damage = reader.damage.notes
 
 
 class _Chosen:
