@@ -443,7 +443,7 @@ def test_names_of_outputs(tmp_path: Path, colours: Path) -> None:
     assert report.output == str(tmp_path / "ride_deblurred.mkv")
     assert same_frames(Path(report.output), colours)
     before = Path(report.output).read_bytes()
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="`overwrite=True`"):
         deblur_video(copy, model="identity")
     with pytest.raises(OutputError, match="itself"):
         deblur_video(copy, copy, model="identity", overwrite=True)

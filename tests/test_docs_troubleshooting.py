@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 import vdeblur
+from vdeblur.cli.flags import with_flags
+from vdeblur.cli.main import flags_of_commands
 
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 PACKAGE = Path(vdeblur.__file__).parent
 
 
 def texts() -> set[str]:
-    """The strings of the program; a value that is filled in is a NUL."""
+    """The strings of the program, with options as it shows them; a value filled in is a NUL."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -24,7 +26,7 @@ def texts() -> set[str]:
                 found.add("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)
-    return found
+    return found | {with_flags(text, flags) for flags in flags_of_commands() for text in found}
 
 
 def messages() -> list[str]:

@@ -429,7 +429,7 @@ def test_devices_precisions_and_names_that_do_not_exist() -> None:
     with pytest.raises(DeviceError, match="there is no cuda:99: PyTorch sees"):
         Deblurrer("identity", device="cuda:99")
     if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here; use --device cpu"):
+        with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here; use `device='cpu'`"):
             Deblurrer("identity", device="cuda")
         assert Deblurrer("identity", device="cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="precision is 'int4'"):

@@ -171,7 +171,7 @@ def test_a_wrong_export_is_told_and_not_left_behind(format: Format, tmp_path: Pa
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     file = tmp_path / "net.pt"
     file.write_bytes(b"mine")
-    with pytest.raises(OutputError, match="exists already: use --force"):
+    with pytest.raises(OutputError, match="exists already: use `overwrite=True`"):
         export(untrained(), file, format="torchscript")
     assert file.read_bytes() == b"mine"
     export(untrained(), file, format="torchscript", overwrite=True)

@@ -111,5 +111,5 @@ def test_tiles_that_are_mostly_overlap_are_noted() -> None:
     memory.plan_for(360, 640, free=None)
     (note,) = memory.notes
     assert note.startswith("tiles of 144x144 compute ")
-    assert note.endswith("overlap by 96 pixels or more: larger ones or --tile none are faster")
+    assert note.endswith("overlap by 96 pixels or more: larger ones or `tile=None` are faster")
     assert MemoryPlan(cost, tile=640).plan_for(360, 640, free=None) == Plan(4, 640)

@@ -276,7 +276,7 @@ def test_8_bits_are_refused_in_a_sentence(precision: str, monkeypatch: pytest.Mo
         with_runtime(load_network(), runtime="triton", device=GPU, precision=precision)
     assert str(refused.value) == (
         f"precision {precision} on cuda:0 is for networks with residual blocks of 32, 64, … "
-        "channels, such as mimo-unet, which MIMOUNetGuided is not: use --precision auto"
+        "channels, such as mimo-unet, which MIMOUNetGuided is not: use `precision='auto'`"
     )
     capability = (7, 5)
     with pytest.raises(DeviceError, match=r"compute capability 8\.\d or more, and cuda:0 has 7\.5"):
@@ -382,7 +382,7 @@ def test_what_8_bits_cost_on_pairs(
     assert 60 < min(near) <= max(near) < 95
     clip = Path(__file__).parents[2] / "samples" / "street_blurred.mp4"
     assert score(tmp_path / "pairs", *model, "--calibrate", clip).splitlines() != said
-    with pytest.raises(SystemExit, match="no weights of 'mimo-unet' are here: pass --weights FILE"):
+    with pytest.raises(SystemExit, match="no weights of 'mimo-unet' are here: pass `weights=FILE`"):
         score(tmp_path / "pairs")
     for other in ("identity", "mimo-unet-guided"):
         with pytest.raises(SystemExit, match=f"^{other} has no residual blocks of 32"):

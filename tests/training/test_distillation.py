@@ -30,7 +30,7 @@ def test_a_teacher_is_approached() -> None:
     blurred = next(batches(0))[0].float().div(255)
     with torch.no_grad():
         assert float((outcome.network(blurred) - blurred).mean()) > 0.12
-    with pytest.raises(UsageError, match="--teacher"):
+    with pytest.raises(UsageError, match="`teacher=FILE`"):
         losses_of(recipe)
 
 

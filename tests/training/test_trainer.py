@@ -267,7 +267,7 @@ def test_a_step_without_a_finite_gradient_is_left_out() -> None:
     assert [r.skipped for r in reports[:5]] == [0, 0, 1, 0, 0]
     assert all(w.isfinite().all() for w in weights_of(outcome.last))
     nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
-    with pytest.raises(VdeblurError, match="lower --lr"):
+    with pytest.raises(VdeblurError, match="lower `learning_rate`"):
         losses_of(replace(TINY, steps=100), lambda first: nothing_else)
 
 

@@ -205,7 +205,7 @@ def test_the_name_given_and_the_weights_must_agree(tmp_path: Path) -> None:
     torch.save(build("mimo-unet-plus").state_dict(), tmp_path / "plus.pth")
     with pytest.raises(
         ModelError,
-        match=r"weights of mimo-unet-plus \(.*, not of 'mimo-unet': .* --model mimo-unet-plus$",
+        match=r"weights of mimo-unet-plus \(.*, not of 'mimo-unet': .* `model='mimo-unet-plus'`$",
     ):
         load("mimo-unet", tmp_path / "plus.pth")
     assert isinstance(load_network("identity"), Identity)
@@ -227,12 +227,12 @@ def test_weights_of_a_network_that_left_the_catalogue_are_what_they_are(tmp_path
             load("mimo-unet-small", weights)
         assert str(refused.value) == (
             f"the network 'mimo-unet-small' has left vdeblur, and {DEFAULT} is the default: leave "
-            "--model out; weights of your own for it load by --weights FILE alone"
+            "`model` out; weights of your own for it load by `weights=FILE` alone"
         )
     # Kept under that name, which is free now, they are weights like others.
     assert cli.main(["models", "add", str(path), "--name", "mimo-unet-small"]) == 0
     assert torch.equal(load(None, "mimo-unet-small").network(x), own(x))
-    with pytest.raises(UsageError, match="give --weights mimo-unet-small"):
+    with pytest.raises(UsageError, match="give `weights='mimo-unet-small'`"):
         load("mimo-unet-small")
 
 

@@ -126,13 +126,13 @@ def test_added_weights_are_used_by_name_until_removed(
         load(None, "GoPro-v1.2")
     with pytest.raises(ModelError, match=r"kept by name: other; did you mean other\?$"):
         load(None, "othr")
-    with pytest.raises(UsageError, match=r"'other' is a name of kept .*: give --weights other$"):
+    with pytest.raises(UsageError, match=r"'other' is a name of kept .*: give `weights='other'`$"):
         load("other")
     with pytest.raises(
-        UsageError, match=r"no network 'otter': .*; did you mean --weights other\?$"
+        UsageError, match=r"no network 'otter': .*; did you mean `weights='other'`\?$"
     ):
         load("otter")
-    with pytest.raises(UsageError, match=r"did you mean --model mimo-unet-plus\?$"):
+    with pytest.raises(UsageError, match=r"did you mean `model='mimo-unet-plus'`\?$"):
         load("mimounet-plus")
     assert "did you mean other?" in run("othr")[2]
 

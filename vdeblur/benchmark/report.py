@@ -141,7 +141,7 @@ def format_sweep(sweep: Sweep) -> str:
         lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
     elif (asked := sweep.best.precision) in EIGHT_BITS:
         lines.append(
-            f"  not kept: {asked} is never chosen unasked; --precision {asked} asks for it"
+            f"  not kept: {asked} is never chosen unasked; `precision={asked!r}` asks for it"
         )
     else:
         lines.append("  not kept")

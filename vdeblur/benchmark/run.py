@@ -126,7 +126,7 @@ def bench(
     """
     options = options or BenchOptions()
     if options.rounds < 1 or (options.frames is not None and options.frames < 1):
-        raise UsageError("--frames and --rounds must be 1 or more")
+        raise UsageError("`frames` and `rounds` must be 1 or more")
     module, name, notes = load_for_speed(model, weights)
     plain = copy.deepcopy(module)  # the Deblurrer may turn its own into whatever is faster
     if (stage := network.get("stage")) is not None and isinstance(plain, Network):

@@ -160,12 +160,12 @@ def tune(
     """
     options = options or TuneOptions()
     if options.rounds < 1:
-        raise UsageError("--rounds must be 1 or more")
+        raise UsageError("`rounds` must be 1 or more")
     width, height = options.size
     device = find_device(options.device)
     loaded, name, notes = load_for_speed(model, weights)
     if isinstance(loaded, Identity):
-        raise UsageError(f"{name} computes nothing, so there is nothing to tune: leave --tune out")
+        raise UsageError(f"{name} computes nothing, so there is nothing to tune: leave `tune` out")
     runner = _TrialRunner(model, weights, device, options, network)
     search = _Search(runner, options, on_trial)
     pairs = list(_pairs(device, options.precision, options.backend))

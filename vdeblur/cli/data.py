@@ -62,7 +62,13 @@ def _add_average(actions: Commands) -> None:
     )
     average.add_argument("sources", metavar="SRC", nargs="+", type=Path, help="video files")
     average.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, required=True, help="folder to write to"
+        "-o",
+        "--output",
+        dest="out",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder to write to",
     )
     average.add_argument(
         "--frames",
@@ -114,7 +120,9 @@ def _add_synth(actions: Commands) -> None:
         "--data synth:DIR` does during training, into OUT/blur and OUT/sharp.",
     )
     synth.add_argument("folder", metavar="DIR", type=Path, help="sharp photographs")
-    synth.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder for the pairs")
+    synth.add_argument(
+        "-o", "--output", dest="out", metavar="OUT", type=Path, help="folder for the pairs"
+    )
     synth.add_argument(
         "--count", type=int, default=100, metavar="N", help="pairs to make (default 100)"
     )
@@ -194,7 +202,7 @@ def _average(args: argparse.Namespace) -> int:
             try:
                 report = average_video(
                     source,
-                    args.output,
+                    args.out,
                     options=options,
                     overwrite=args.overwrite,
                     on_progress=progress,
@@ -223,7 +231,7 @@ def _synth(args: argparse.Namespace) -> int:
     from vdeblur.datasets.layouts import picture_files
     from vdeblur.datasets.synthesise import write_pairs, write_sheet
 
-    if args.output is None and args.sheet is None:
+    if args.out is None and args.sheet is None:
         raise UsageError("nothing to write: give -o OUT for pairs, --sheet PICTURE, or both")
     if args.count < 1 or args.crop < 16:
         raise UsageError(
@@ -241,7 +249,7 @@ def _synth(args: argparse.Namespace) -> int:
             crop=min(args.crop, 128),
         )
         say(f"{args.sheet}: examples of each ingredient, and of pairs as training makes them")
-    if args.output is not None:
+    if args.out is not None:
         with tqdm(total=args.count, unit="pair", disable=None, leave=False) as bar:
 
             def progress(done: int) -> None:
@@ -249,7 +257,7 @@ def _synth(args: argparse.Namespace) -> int:
 
             write_pairs(
                 args.folder,
-                args.output,
+                args.out,
                 count=args.count,
                 crop=args.crop,
                 seed=args.seed,
@@ -257,7 +265,7 @@ def _synth(args: argparse.Namespace) -> int:
                 overwrite=args.overwrite,
                 on_progress=progress,
             )
-        say(f"{args.output}: {args.count} pairs of {args.crop} pixels, seed {args.seed}")
+        say(f"{args.out}: {args.count} pairs of {args.crop} pixels, seed {args.seed}")
     return 0
 
 

@@ -44,7 +44,8 @@ def with_flags(value: _T, flags: Mapping[str, str]) -> _T:
             return option
         if setting == "False":
             return f"--no-{option[2:]}"
-        return f"{option} {'none' if setting == 'None' else setting.strip(chr(34))}"
+        shown = "none" if setting == "None" else setting.strip("'\"")
+        return f"{option} {shown}"
 
     if isinstance(value, str):
         return _PARAMETER.sub(flag, value)  # type: ignore[return-value]

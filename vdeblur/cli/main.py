@@ -163,6 +163,6 @@ def _parser() -> _Parser:
     return parser
 
 
-def flags_of_all_commands() -> dict[str, str]:
-    """Return the option of each parameter that a command takes."""
-    return _parser().all_flags()
+def flags_of_commands() -> list[dict[str, str]]:
+    """Return the options that messages may name, by parameter, for each command."""
+    return [leaf.get_default("options") for leaf in _parser().commands()]

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.options import add_layout_option
-from vdeblur.cli.output import say
+from vdeblur.cli.output import in_options, say
 from vdeblur.cli.values import duration
 from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
@@ -103,13 +103,19 @@ def _add_recipe_options(train: argparse.ArgumentParser) -> None:
         help="a value of the recipe, such as clip=1 or schedule.shape=step; repeatable",
     )
     change.add_argument(
-        "--budget", type=duration, metavar="TIME", help="length in wall time, such as 25m or 2h"
+        "--budget",
+        dest="seconds",
+        type=duration,
+        metavar="TIME",
+        help="length in wall time, such as 25m or 2h",
     )
     change.add_argument("--steps", type=int, metavar="N", help="length in steps")
     change.add_argument("--epochs", type=int, metavar="N", help="length in passes over the pairs")
     change.add_argument("--batch", type=int, metavar="N", help="crops per step, over all processes")
     change.add_argument("--crop", type=int, metavar="PIXELS", help="side of a crop")
-    change.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
+    change.add_argument(
+        "--lr", dest="learning_rate", type=float, metavar="RATE", help="learning rate"
+    )
     change.add_argument("--loss", metavar="SUM", help='sum of terms, such as "l1 + 0.1*msfr"')
     change.add_argument(
         "--ema", type=float, metavar="D", help="decay of the averaged weights; 0 for none"
@@ -225,10 +231,10 @@ def _list_recipes(*, as_json: bool) -> int:
     from vdeblur.training.recipes import RECIPES
 
     if as_json:
-        print(json.dumps([recipe.as_dict() for recipe in RECIPES.values()], indent=2))
+        print(json.dumps(in_options([recipe.as_dict() for recipe in RECIPES.values()]), indent=2))
     else:
         for recipe in RECIPES.values():
-            print(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}")
+            print(in_options(f"{recipe.name:<22} {recipe.summary}\n{'':<22} {_in_words(recipe)}"))
     return 0
 
 
@@ -326,7 +332,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         config = _pairs(args.config, "--config", as_numbers=True)
         recipe = replace(recipe, config=dict(recipe.config) | config)
         _check_config(recipe, args.config)
-    lengths = {"seconds": args.budget, "steps": args.steps, "epochs": args.epochs}
+    lengths = {"seconds": args.seconds, "steps": args.steps, "epochs": args.epochs}
     given = {key: value for key, value in lengths.items() if value is not None}
     if len(given) > 1:
         raise UsageError("a run has one length: give one of --budget, --steps and --epochs")
@@ -335,7 +341,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     named = {
         "batch": args.batch,
         "crop": args.crop,
-        "learning_rate": args.lr,
+        "learning_rate": args.learning_rate,
         "loss": args.loss,
         "ema": args.ema,
         "teacher_weight": args.teacher_weight,

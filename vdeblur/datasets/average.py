@@ -220,11 +220,11 @@ class _Seeking:
     name = "decord"
 
     def __init__(self, source: Path) -> None:
-        decord = optional("decord", extra="train", purpose="seeking in videos (--reader decord)")
+        decord = optional("decord", extra="train", purpose="seeking in videos (`reader='decord'`)")
         try:
             self._video = decord.VideoReader(str(source), num_threads=1)
         except Exception as error:  # decord's own class is not public
-            raise InputError(f"decord cannot open {source}: try --reader pyav") from error
+            raise InputError(f"decord cannot open {source}: try `reader='pyav'`") from error
 
     def window(self, first: int, count: int) -> NDArray[np.uint8] | None:
         if first + count > len(self._video):
@@ -265,7 +265,9 @@ def average_video(
     table = response_table(options.response)
     folder = out / source.stem
     if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists already: give another -o, or --force to replace it")
+        raise OutputError(
+            f"{folder} exists already: give another `out`, or `overwrite=True` to replace it"
+        )
     frames = _open(source, options)
     report = AverageReport(str(source), str(folder), frames.name)
     report.notes += _notes(source, options)

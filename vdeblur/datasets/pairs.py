@@ -95,8 +95,8 @@ def open_pairs(
     if len(set(folders)) > 1:
         raise InputError(f"{paths[0]} and {paths[1]}: give two folders, or two files")
     if len(paths) == 2 and (layout, split) != ("auto", "auto"):
-        option = "--split" if split != "auto" else "--layout"
-        raise UsageError(f"{option} is for one folder that holds both kinds: leave it out")
+        option = "split" if split != "auto" else "layout"
+        raise UsageError(f"`{option}` is for one folder that holds both kinds: leave it out")
     if not folders[0]:
         return _video_pairs(paths[0], paths[1], restored)
     files = (
@@ -124,7 +124,7 @@ def _folder_pairs(folder: Path, layout: str, split: str) -> _Files:
     if split == "auto":
         split = next(name for name in ("test", "val", "all", "train") if name in known.splits)
     elif set(known.splits) == {"all"}:
-        raise UsageError(f"{folder} ({known.name}) has no splits: leave --split out")
+        raise UsageError(f"{folder} ({known.name}) has no splits: leave `split` out")
     found = find_pairs(folder, layout=layout, split=split)
     return [(pair.sequence, pair.blurred.stem, pair.blurred, pair.sharp) for pair in found]
 

@@ -75,7 +75,7 @@ def write_pairs(
     """
     image = optional("PIL.Image", extra="train", purpose="writing pictures")
     if out.exists() and any(out.iterdir()) and not overwrite:
-        raise OutputError(f"{out} exists and is not empty: give another -o, or --force")
+        raise OutputError(f"{out} exists and is not empty: give another `out`, or `overwrite=True`")
     blur = options or BlurOptions()
     data = SyntheticPairs(
         picture_files(folder),

@@ -67,7 +67,7 @@ def compare_page(
     """
     page = Path(output)
     if page.exists() and not overwrite:
-        raise OutputError(f"{page} exists already: use --force to replace it")
+        raise OutputError(f"{page} exists already: use `overwrite=True` to replace it")
     if not page.parent.is_dir():
         raise OutputError(f"folder {page.parent} does not exist: create it first")
     sources = [Path(before), Path(after)]

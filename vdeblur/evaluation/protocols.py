@@ -92,12 +92,12 @@ def load_lpips(device: torch.device) -> Distance:
         InputError: AlexNet's weights are not there; they are never fetched.
     """
     try:
-        package = optional("lpips", extra="eval", purpose="--lpips")
+        package = optional("lpips", extra="eval", purpose="`lpips=True`")
     # torchvision, which it needs, fails in ways of its own beside another build of torch.
     except (RuntimeError, OSError, AttributeError) as error:
         raise UsageError(
-            f"--lpips needs a torchvision that was built for torch {torch.__version__}, and this "
-            "one was not: install torch and torchvision of one release, or leave --lpips out"
+            f"`lpips=True` needs a torchvision that was built for torch {torch.__version__}, and "
+            "this one was not: install torch and torchvision of one release, or leave `lpips` out"
         ) from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
     if not weights.is_file():

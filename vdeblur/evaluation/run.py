@@ -137,9 +137,11 @@ def _check_options(options: EvalOptions, deblurrer: Deblurrer | None) -> None:
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: choose 1 or more")
     if options.temporal and options.every > 1:
-        raise UsageError("temporal measures need frames that follow each other: leave --every out")
+        raise UsageError("temporal measures need frames that follow each other: leave `every` out")
     if options.sharp and deblurrer is None:
-        raise UsageError("--sharp puts sharp pictures through a network: give one with --model")
+        raise UsageError(
+            "`sharp=True` puts sharp pictures through a network: give one with `model`"
+        )
 
 
 def _check_pair(pair: ImagePair) -> None:

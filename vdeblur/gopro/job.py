@@ -85,5 +85,5 @@ def check_complete(job: Job) -> None:
         what = "chapter" if len(job.missing) == 1 else "chapters"
         raise InputError(
             f"{what} {names} of {job.chapters[0]} not found: copy what is missing beside it, or go "
-            "on without by --allow-missing"
+            "on without by `allow_missing=True`"
         )

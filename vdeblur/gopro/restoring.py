@@ -91,7 +91,7 @@ def restore(
         raise OutputError(
             f"{job.output} is there already"
             + ("" if finished(job) else " and is no whole copy of this recording")
-            + ": use --force to replace it"
+            + ": use `overwrite=True` to replace it"
         )
     source = job.open()
     notes = [f"{name} is missing: the film jumps over it" for name in job.missing]

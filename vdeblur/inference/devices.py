@@ -38,12 +38,12 @@ def find_device(device: str | torch.device) -> torch.device:
         if (found.index or 0) >= count:
             have = f"PyTorch sees {count} of them" if count else "PyTorch sees no CUDA GPU here"
             raise DeviceError(
-                f"there is no {found}: {have}; use --device cpu, or install a driver and "
+                f"there is no {found}: {have}; use `device='cpu'`, or install a driver and "
                 "a CUDA build of PyTorch"
             )
         return torch.device("cuda", found.index or 0)
     if found.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("there is no Apple GPU that PyTorch can use here: use --device cpu")
+        raise DeviceError("there is no Apple GPU that PyTorch can use here: use `device='cpu'`")
     return found
 
 

@@ -120,7 +120,7 @@ def export(
                 raise ModelError(
                     f"the {format} network differs from torch by {difference:.1e} on a frame of "
                     f"{frame[2]}×{frame[1]}, more than {tolerance:.0e}: nothing was written; "
-                    "try another --format or --opset"
+                    "try another `format` or `opset`"
                 )
             for part, file in reversed(list(zip(parts, files, strict=True))):
                 part.chmod(default_mode())
@@ -347,7 +347,7 @@ def _tracing() -> Iterator[None]:
 
 
 def _write_onnx(network: nn.Module, file: Path, opset: int, metadata: Mapping[str, str]) -> None:
-    onnx = optional("onnx", extra="onnx", purpose="--format onnx")
+    onnx = optional("onnx", extra="onnx", purpose="`format='onnx'`")
     to_onnx(network, file, opset=opset)
     model = onnx.load(file)
     model.producer_name, model.producer_version = "vdeblur", __version__
@@ -359,7 +359,7 @@ def _write_onnx(network: nn.Module, file: Path, opset: int, metadata: Mapping[st
 def _write_openvino(
     network: nn.Module, file: Path, opset: int, metadata: Mapping[str, str]
 ) -> None:
-    openvino = optional("openvino", extra="openvino", purpose="--format openvino")
+    openvino = optional("openvino", extra="openvino", purpose="`format='openvino'`")
     model = to_openvino(network)
     for key, value in metadata.items():
         model.set_rt_info(value, [METADATA_PREFIX.rstrip("."), key])
@@ -376,7 +376,7 @@ def _write_torchscript(
 
 
 def _onnx_runtime() -> Callable[[Path, Tensor], Tensor]:
-    optional("onnx", extra="onnx", purpose="--format onnx")
+    optional("onnx", extra="onnx", purpose="`format='onnx'`")
     runtime = optional("onnxruntime", extra="onnx", purpose="checking an ONNX file")
 
     def run(file: Path, x: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ def _onnx_runtime() -> Callable[[Path, Tensor], Tensor]:
 
 
 def _openvino_runtime() -> Callable[[Path, Tensor], Tensor]:
-    openvino = optional("openvino", extra="openvino", purpose="--format openvino")
+    openvino = optional("openvino", extra="openvino", purpose="`format='openvino'`")
 
     def run(file: Path, x: Tensor) -> Tensor:
         try:
@@ -442,7 +442,7 @@ def _may_write(files: tuple[Path, ...], overwrite: bool) -> None:
         if file.is_dir():
             raise OutputError(f"{file} is a folder: name a file")
         if file.exists() and not overwrite:
-            raise OutputError(f"{file} exists already: use --force to replace it")
+            raise OutputError(f"{file} exists already: use `overwrite=True` to replace it")
 
 
 def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple[int, int, int]:

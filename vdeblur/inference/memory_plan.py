@@ -121,7 +121,7 @@ class MemoryPlan:
             "whole" if plan.tile is None else f"tiles of {plan.tile}",
             "unknown memory" if free is None else f"{free / 1e9:.1f} GB",
             self.cost.bytes_per_pixel,
-            "planned by memory" if tuned is None else "as measured by bench --tune",
+            "planned by memory" if tuned is None else "as measured by `vdeblur bench --tune`",
         )
         return plan
 
@@ -146,7 +146,7 @@ class MemoryPlan:
             if side <= MIN_TILE:
                 raise DeviceError(
                     f"{self.cost.device} has too little memory for the network even at {side} "
-                    "pixels: close other programs, or use --device cpu or a smaller network"
+                    "pixels: close other programs, or use `device='cpu'` or a smaller network"
                 )
             smaller = Plan(batch=1, tile=max(MIN_TILE, side // 2))
             failed = f"{width}×{height}" if plan.tile is None else f"tiles of {plan.tile}"
@@ -205,5 +205,5 @@ class MemoryPlan:
         if work >= 2:
             self.notes.append(
                 f"tiles of {sides[1]}x{sides[0]} compute {work:.1f} times the picture, for they "
-                f"overlap by {overlap} pixels or more: larger ones or --tile none are faster"
+                f"overlap by {overlap} pixels or more: larger ones or `tile=None` are faster"
             )

@@ -63,13 +63,13 @@ def setup_report(
         )
     if not settings.precision_asked and settings.precision == "bf16" and device.type == "cpu":
         lines.append(
-            "computed in bf16, which this CPU has instructions for: --precision fp32 is exact, "
+            "computed in bf16, which this CPU has instructions for: `precision='fp32'` is exact, "
             "and half as fast"
         )
     if settings.precision in runtimes.EIGHT_BITS:
         on = f"{calibrated} pictures of the source" if calibrated else "the first pictures"
         lines.append(
             f"computed in {settings.precision}, its ranges measured on {on}: "
-            "--precision fp32 is exact"
+            "`precision='fp32'` is exact"
         )
     return tuple(lines)

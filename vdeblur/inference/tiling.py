@@ -41,7 +41,7 @@ def margin_of(network: nn.Module, halo: int | Literal["auto", "full"]) -> int:
         if own is None:
             raise UsageError(
                 "halo is full, but this network weighs its channels by the whole picture: "
-                "no halo makes tiles exact, use --tile none"
+                "no halo makes tiles exact, use `tile=None`"
             )
         return own
     if halo != "auto":

@@ -171,8 +171,8 @@ class Prometheus:
     def __init__(self, address: str, snapshot: Callable[[], Sequence[Snapshot]]) -> None:
         from vdeblur.system.optional import optional
 
-        client = optional("prometheus_client", extra="live", purpose="--metrics")
-        core = optional("prometheus_client.core", extra="live", purpose="--metrics")
+        client = optional("prometheus_client", extra="live", purpose="`metrics`")
+        core = optional("prometheus_client.core", extra="live", purpose="`metrics`")
         registry = client.CollectorRegistry()
         registry.register(_Collector(core, snapshot))
         host, port = host_port(address)
@@ -182,7 +182,7 @@ class Prometheus:
             )
         except OSError as error:
             raise UsageError(
-                f"--metrics {address} cannot be had ({error.strerror}): name another port"
+                f"`metrics={address}` cannot be had ({error.strerror}): name another port"
             ) from error
         self.port = int(self._server.server_port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"

@@ -223,7 +223,7 @@ class PictureEncoder:
             raise EncoderError(
                 f"encoder {options.encoder} refuses {width}x{height} at {float(rate):g} frames/s "
                 f"with {', '.join(f'{k}={v}' for k, v in settings.items())} ({reason}): "
-                "try another --encoder, --preset or --crf"
+                "try another `encoder`, `preset` or `crf`"
             ) from error
         self._stream = stream
         if sound is None:

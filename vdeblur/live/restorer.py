@@ -195,11 +195,11 @@ def degrade_steps(text: str) -> list[str]:
     for step in steps:
         if step not in _SIZES and step not in names():
             raise UsageError(
-                f"{step!r} is no step of --degrade: choose {', '.join(_SIZES)}, or a network: "
+                f"{step!r} is no step of `degrade`: choose {', '.join(_SIZES)}, or a network: "
                 f"{', '.join(names())}"
             )
     if not steps:
-        raise UsageError("--degrade names no step: write half,quarter, or a smaller network")
+        raise UsageError("`degrade` names no step: write half,quarter, or a smaller network")
     return steps
 
 

@@ -111,7 +111,7 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
         if not _exists(asked):
             raise EncoderError(
                 f"encoder {asked} is not in this build of libav: "
-                "leave --encoder out, or name one such as libx264, libx265, libsvtav1, ffv1"
+                "leave `encoder` out, or name one such as libx264, libx265, libsvtav1, ffv1"
             )
         return [asked]
     family = _ENCODERS.get(source_codec, source_codec)

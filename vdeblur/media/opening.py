@@ -180,7 +180,7 @@ def _on_the_cpu(
     except FileNotFoundError as error:
         raise InputError(
             f"{name} was not found: check the path"
-            + (" and --start-number" if form == "image2" else "")
+            + (" and `start_number`" if form == "image2" else "")
         ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, av.error.InvalidDataError) and _lacks_index(path_of(source)):

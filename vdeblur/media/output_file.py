@@ -65,7 +65,7 @@ class OutputFile:
                 ):
                     raise OutputError(f"{target} is the input itself: choose another output")
                 if not overwrite:
-                    raise OutputError(f"{target} exists already: use --force to replace it")
+                    raise OutputError(f"{target} exists already: use `overwrite=True` to replace it")
             temporary = target.parent / f".{target.stem}.{os.getpid()}.part{target.suffix}"
         try:
             if self.is_pattern:
@@ -114,7 +114,7 @@ class OutputFile:
         for image in images:
             final = target.parent / image.name
             if final.exists() and not self._overwrite:
-                raise OutputError(f"{final} exists already: use --force to replace it")
+                raise OutputError(f"{final} exists already: use `overwrite=True` to replace it")
         for image in images:
             image.replace(target.parent / image.name)
         self.temporary.rmdir()

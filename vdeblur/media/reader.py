@@ -208,7 +208,7 @@ class VideoReader:
         try:
             self._container.seek(target, backward=True)
         except (av.error.FFmpegError, OSError):
-            self.notes.append("the source cannot be sought: reading up to --start")
+            self.notes.append("the source cannot be sought: reading up to `start`")
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
         packets = self._container.demux()

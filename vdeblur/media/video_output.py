@@ -260,7 +260,7 @@ def _pick(
             if encode != EncodeOptions() and opens(plain, *size, source.rate):
                 raise EncoderError(
                     f"encoder {name} does not accept these settings: "
-                    "check --crf, --bitrate, --preset and --pix-fmt"
+                    "check `crf`, `bitrate`, `preset` and `pix_fmt`"
                 )
             _log.info("encoder %s does not open with %s", name, choice)
         elif (stream := _new_stream(output, source, choice)) is not None:
@@ -271,7 +271,7 @@ def _pick(
         refusals.append(name)
     raise EncoderError(
         f"{container.name} cannot hold video by {' or '.join(refusals)}: "
-        "choose another extension such as .mkv, or another --encoder"
+        "choose another extension such as .mkv, or another `encoder`"
     )
 
 
@@ -365,7 +365,7 @@ def _configure(
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise EncoderError(
             f"encoder {choice.encoder} does not accept these settings ({text_of(error)}): "
-            "check --crf, --bitrate, --preset and --pix-fmt, and that the device has it"
+            "check `crf`, `bitrate`, `preset` and `pix_fmt`, and that the device has it"
         ) from error
     return VideoOutput(
         stream, choice, source.time_base, counting, reorders, source.variable, conversion

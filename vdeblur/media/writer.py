@@ -294,7 +294,7 @@ class VideoWriter:
             if not self._first and not self.reader.options.whole:
                 raise InputError(
                     f"{self.reader.name} has no frame in the part asked for: "
-                    "check --start and --duration"
+                    "check `start` and `duration`"
                 )
             if not self._first:
                 raise InputError(

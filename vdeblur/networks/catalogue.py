@@ -195,7 +195,7 @@ def spec(name: str) -> NetworkSpec:
         if name in REMOVED:
             raise ModelError(
                 f"the network {name!r} has left vdeblur, and {DEFAULT} is the default: leave "
-                "--model out; weights of your own for it load by --weights FILE alone"
+                "`model` out; weights of your own for it load by `weights=FILE` alone"
             ) from None
         raise ModelError(
             f"there is no network {name!r}: choose one of {', '.join(names())}"

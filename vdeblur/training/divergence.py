@@ -70,13 +70,13 @@ class Divergence:
         )
         if outcome is None:
             return Diverged(
-                f"{what}; nothing was kept: start again with a lower --lr, "
-                "or with --precision fp32",
+                f"{what}; nothing was kept: start again with a lower `learning_rate`, "
+                "or with `precision='fp32'`",
                 None,
             )
-        again = "the same command with a lower --lr" if resumable else "a lower --lr"
+        again = "the same command with " if resumable else ""
         return Diverged(
             f"{what}; what is kept is of step {outcome.progress.step}: go on from there with "
-            f"{again}, or with --precision fp32",
+            f"{again}a lower `learning_rate`, or with `precision='fp32'`",
             outcome,
         )

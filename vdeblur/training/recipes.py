@@ -131,7 +131,7 @@ class Recipe:
             (
                 self.keep_sharp > 0 and self.films.neighbours,
                 f"keep_sharp {self.keep_sharp} with neighboring frames",
-                "0: set the share of sharp pairs by --blur sharp_share=…",
+                "0: set sharp_share of `blur`",
             ),
             (not 0 <= self.prune < 1, f"prune {self.prune}", "from 0 to below 1"),
             (self.teacher_weight < 0, f"teacher weight {self.teacher_weight}", "0 or more"),
@@ -164,9 +164,9 @@ class Recipe:
         if self.steps:
             return self.steps
         if not self.epochs:
-            raise UsageError("a run needs a length: give --budget, --steps or --epochs")
+            raise UsageError("a run needs a length: give `seconds`, `steps` or `epochs`")
         if not pairs:
-            raise UsageError("this data has no end and so no epochs: give --budget or --steps")
+            raise UsageError("this data has no end and so no epochs: give `seconds` or `steps`")
         return max(1, self.epochs * pairs // self.batch)
 
     def as_dict(self) -> dict[str, Any]:
@@ -408,7 +408,7 @@ RECIPES = {
         ),
         Recipe(
             "distill",
-            "a large network teaches a light one: --teacher FILE",
+            "a large network teaches a light one: `teacher=FILE`",
             "mimo-unet-lite",
             seconds=3600,
             batch=4,
@@ -418,7 +418,7 @@ RECIPES = {
         ),
         Recipe(
             "prune",
-            "half of a MIMO-UNet's residual blocks cut away, then fine-tuned: --init FILE",
+            "half of a MIMO-UNet's residual blocks cut away, then fine-tuned: `init=FILE`",
             "mimo-unet",
             prune=0.5,
             learning_rate=2e-4,

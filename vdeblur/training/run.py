@@ -165,13 +165,13 @@ def _prepare(recipe: Recipe, settings: RunSettings, options: RunOptions) -> Run:
     rank, world = processes()
     folder = settings.state_file.parent
     if not folder.is_dir():
-        raise OutputError(f"folder {folder} does not exist: create it for --state")
+        raise OutputError(f"folder {folder} does not exist: create it for `state`")
     state = read_state(settings.state_file) if settings.state_file.exists() else None
     each = recipe.batch // world
     if options.accumulate > each:
         raise UsageError(
-            f"--accumulate is {options.accumulate}, and a process has {each} crops a step: give "
-            f"{each} parts or fewer, or a larger --batch"
+            f"`accumulate` is {options.accumulate}, and a process has {each} crops a step: give "
+            f"{each} parts or fewer, or a larger `batch`"
         )
     # A GPU blurs photographs itself, while processes beside this one match frames or read files.
     on_device = settings.synthetic and options.device.type == "cuda"
@@ -343,7 +343,7 @@ def _folder_of_run(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{out} cannot be a folder for this run ({error.strerror}): give another --out"
+            f"{out} cannot be a folder for this run ({error.strerror}): give another `out`"
         ) from error
     try:
         yield
@@ -361,8 +361,8 @@ def _plain_errors(device: torch.device) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise DeviceError(
-            f"the memory of {device_name(device)} does not hold a step: take --accumulate 2 or "
-            "more, --checkpointing, or a smaller --batch or --crop"
+            f"the memory of {device_name(device)} does not hold a step: take `accumulate=2` or "
+            "more, `checkpointing=True`, or a smaller `batch` or `crop`"
         ) from error
     except InputError as error:
         # A loading process passes on its traceback, with the sentence in the last line.
@@ -385,7 +385,7 @@ def _network(
         if state["network"] != recipe.network:
             raise UsageError(
                 f"the state there is of {state['network']!r}, the recipe trains "
-                f"{recipe.network!r}: give another --out"
+                f"{recipe.network!r}: give another `out`"
             )
         return build(recipe.network, state["config"]), str(state["recipe"].get("init") or "")
     torch.manual_seed(settings.seed)
@@ -395,7 +395,7 @@ def _network(
         raise UsageError(f"{recipe.network!r} has nothing to train: choose another network")
     if not init:
         if recipe.prune:
-            raise UsageError("pruning needs trained weights: give --init FILE")
+            raise UsageError("pruning needs trained weights: give `init=FILE`")
         network = build(recipe.network, config)
         if recipe.start_well:
             start_well(network)
@@ -403,7 +403,7 @@ def _network(
             network.start_as_identity()
         return network, ""
     if recipe.config:
-        raise UsageError("--init brings the network's configuration: leave --config out")
+        raise UsageError("`init` brings the network's configuration: leave `config` out")
     loaded = load(recipe.network, None if init == "shipped" else init).network
     assert isinstance(loaded, Network)  # a network of the catalog
     network = loaded.requires_grad_(True).train()
@@ -423,7 +423,7 @@ def _network(
 
 def _teacher(weights: str | None) -> nn.Module:
     if weights is None:
-        raise UsageError("the recipe learns from a teacher: give --teacher FILE")
+        raise UsageError("the recipe learns from a teacher: give `teacher=FILE`")
     return load(weights).network if weights in names() else load(None, weights).network
 
 

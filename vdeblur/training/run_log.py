@@ -33,7 +33,7 @@ class RunLog:
         self._board: Any = None
         if tensorboard:
             # torch's own module asks for the package only when it is imported.
-            optional("tensorboard", extra="train", purpose="--log tensorboard")
+            optional("tensorboard", extra="train", purpose="logging to TensorBoard")
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)

@@ -68,7 +68,7 @@ class StateFile:
         if other:
             raise UsageError(
                 f"{self.path} is the state of another run (its {', '.join(other)} differ): "
-                "repeat that run's options to go on with it, or give another --out"
+                "repeat that run's options to go on with it, or give another `out`"
             )
         return state
 
@@ -111,5 +111,5 @@ def read_state(path: Path) -> dict[str, Any]:
     ) as error:
         raise InputError(
             f"{path} is not a state of a training run that this version can go on with: "
-            "move it away, or give another --out"
+            "move it away, or give another `out`"
         ) from error

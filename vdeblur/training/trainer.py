@@ -121,7 +121,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = True  # crops have one size
         if recipe.teacher_weight and teacher is None:
             raise UsageError(
-                "the recipe has a teacher's weight but no teacher: give --teacher FILE"
+                "the recipe has a teacher's weight but no teacher: give `teacher=FILE`"
             )
         self._layout = torch.channels_last if run.channels_last else torch.contiguous_format
         network.to(device=self.device, memory_format=self._layout).train()  # type: ignore[call-overload]

@@ -84,7 +84,7 @@ def load(name: str | None = None, weights: Path | str | None = None) -> Loaded:
         raise ModelError(_no_weights(entry))
     asked = None if name is None else _spec(name)
     if asked is not None and not asked.trained:
-        raise UsageError(f"{name!r} has no weights to load: leave --weights {weights} out")
+        raise UsageError(f"{name!r} has no weights to load: leave `weights` out")
     path = store.locate(weights)
     _log.info("weights: %s", path)
     loaded = _loaded(path, asked)
@@ -104,13 +104,13 @@ def _spec(name: str) -> NetworkSpec:
         have = [entry.name for entry in store.stored_weights()]
         if name in have:
             raise UsageError(
-                f"{name!r} is a name of kept weights, not of a network: give --weights {name}"
+                f"{name!r} is a name of kept weights, not of a network: give `weights={name!r}`"
             ) from error
         meant = store.closest_name(name, [*names(), *have])
         if not meant or name in catalogue.REMOVED:
             raise UsageError(str(error)) from error
-        option = "--model" if meant in names() else "--weights"
-        raise UsageError(f"{error}; did you mean {option} {meant}?") from error
+        option = "model" if meant in names() else "weights"
+        raise UsageError(f"{error}; did you mean `{option}={meant!r}`?") from error
 
 
 def identify(path: Path) -> Loaded:
@@ -137,10 +137,10 @@ def _loaded(path: Path, entry: NetworkSpec | None) -> Loaded:
     if entry is not None:
         other = found.entry
         if entry.family != found.family or (other is not None and not same_network(entry, found)):
-            named = f"give --model {other.name}" if other else "name that network"
+            named = f"give `model={other.name!r}`" if other else "name that network"
             raise ModelError(
                 f"{path} holds weights of {found.description}, not of {entry.name!r}: leave "
-                f"--model out, or {named}"
+                f"`model` out, or {named}"
             )
         if other is None:  # a width or depth that has no name in the catalogue
             chosen = None
@@ -188,7 +188,7 @@ def _from_zoo(content: TensorFile, path: Path, entry: NetworkSpec | None) -> Loa
         if entry is not None:
             raise ModelError(
                 f"{path} holds weights of {network.description}, not of {entry.name!r}: leave "
-                "--model out"
+                "`model` out"
             )
         tiles = f"{network.architecture} looks at whole pictures: tiles may differ in tone"
         return Loaded(
@@ -213,7 +213,7 @@ def _unfit(path: Path, found: Found | None, entry: NetworkSpec | None) -> str:
         )
     if entry is not None:
         return (
-            f"{path} holds nothing of {entry.name!r}: leave --model out to have its network "
+            f"{path} holds nothing of {entry.name!r}: leave `model` out to have its network "
             "recognised"
         )
     known = ", ".join(family for family in catalogue.FAMILIES if family != "identity")
@@ -224,7 +224,7 @@ def _no_weights(entry: NetworkSpec) -> str:
     ships = [other for other in names() if spec(other).ships]
     where = f" (its authors publish some at {entry.page})" if entry.page else ""
     return (
-        f"no weights of {entry.name!r} are here: pass --weights FILE{where}, keep them with "
+        f"no weights of {entry.name!r} are here: pass `weights=FILE`{where}, keep them with "
         f"`vdeblur models add FILE --name {entry.name}`, or choose {' or '.join(ships)}"
     )
 

@@ -22,7 +22,7 @@ def shipped_weights(name: str) -> Path:
     if not path.exists():
         ships = [other for other in names() if spec(other).ships]
         raise ModelError(
-            f"no weights ship for {name!r}: pass --weights FILE, or choose {' or '.join(ships)}"
+            f"no weights ship for {name!r}: pass `weights=FILE`, or choose {' or '.join(ships)}"
         )
     return checked_weights(path)
 

@@ -186,7 +186,9 @@ def check_free(name: str, *, replace: bool) -> None:
     """Raise UsageError when a name cannot be used, or is taken and `replace` is False."""
     check_name(name)
     if not replace and (weights_folder() / f"{name}.json").exists():
-        raise UsageError(f"weights are kept as {name!r} already: choose another name, or --force")
+        raise UsageError(
+            f"weights are kept as {name!r} already: choose another name, or `replace=True`"
+        )
 
 
 def remove_weights(name: str) -> None:

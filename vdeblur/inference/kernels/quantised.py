@@ -476,7 +476,7 @@ def quantise(
         if not all(abs(edge) < float("inf") for one in both for edge in one):
             raise ModelError(
                 f"precision {kind.name}: the network's values are not finite on the pictures that "
-                "its ranges are measured on: use other pictures, or --precision auto"
+                "its ranges are measured on: use other pictures, or `precision='auto'`"
             )
         parent, _, last = name.rpartition(".")
         block = quantised.get_submodule(name)

@@ -66,19 +66,19 @@ ABILITIES: dict[Runtime, Abilities] = {
         ("cpu",),
         ("fp32", "bf16", "int8"),
         "runs on a CPU in fp32, bf16 or int8",
-        "--device cpu --precision fp32",
+        "`device='cpu'` and `precision='fp32'`",
         "openvino",
     ),
     "onnxruntime": Abilities(
         ("cpu", "cuda"),
         ("fp32",),
         "runs on a CPU or CUDA in fp32",
-        "--precision fp32",
+        "`precision='fp32'`",
         "onnxruntime",
     ),
-    "cudagraphs": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "--device cuda"),
+    "cudagraphs": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
     "triton": Abilities(
-        ("cuda",), (*_FLOATS, *EIGHT_BITS), "runs on a CUDA device", "--device cuda", "triton"
+        ("cuda",), (*_FLOATS, *EIGHT_BITS), "runs on a CUDA device", "`device='cuda'`", "triton"
     ),
 }
 RUNTIMES = tuple(ABILITIES)
@@ -157,22 +157,24 @@ def _refusal(asked: str, wanted: str, device: torch.device, precision: str) -> V
         places = "OpenVINO on a CPU or Triton on CUDA" if precision == "int8" else "Triton on CUDA"
         subject = f"precision {precision}"
         claim = f"{subject} is for {places}"
-        misfit, instead = f"not for {device}", "--precision auto"
-        advice = f"use --device {'cpu' if precision == 'int8' else 'cuda'}, or {instead}"
+        misfit, instead = f"not for {device}", "`precision='auto'`"
+        advice = f"use `device={('cpu' if precision == 'int8' else 'cuda')!r}`, or {instead}"
         if asked != "auto":
             misfit = f"not for backend {asked} on {device}"
-            advice = "use --backend auto, or --precision auto"
+            advice = "use `backend='auto'`, or `precision='auto'`"
         alone = claim if asked == "auto" else "backend triton is for CUDA"
-        instead = f"use {instead if asked == 'auto' else '--backend auto'}"
+        other = "`backend='auto'`"
+        instead = f"use {instead if asked == 'auto' else other}"
     else:
         abilities = next(each for name, each in ABILITIES.items() if name == wanted)
         needs_gpu = abilities.devices == ("cuda",)
         subject = f"{RUNTIME_VARIABLE}={wanted}" if asked == "auto" else f"backend {wanted}"
         claim = alone = f"{subject} {abilities.described}"
         misfit = f"not on {device}" + ("" if needs_gpu else f" in {precision}")
-        other = f"unset {RUNTIME_VARIABLE}" if asked == "auto" else "--backend auto"
+        other = f"unset {RUNTIME_VARIABLE}" if asked == "auto" else "`backend='auto'`"
         instead = other if asked == "auto" else f"use {other}"
-        advice = f"use {abilities.advice}, or {other if needs_gpu else '--backend torch'}"
+        torch_instead = "`backend='torch'`"
+        advice = f"use {abilities.advice}, or {other if needs_gpu else torch_instead}"
     if needs_gpu and device.type == "cpu" and not torch.cuda.is_available():
         return DeviceError(f"{alone}, and PyTorch sees no CUDA GPU here: {instead}")
     return UsageError(f"{claim}, {misfit}: {advice}")

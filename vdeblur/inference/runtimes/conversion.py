@@ -114,11 +114,11 @@ def load_or_convert(
         except (OSError, RuntimeError) as error:  # runtimes report a full disk by a RuntimeError
             raise ModelError(
                 f"the network could not be converted in {temporary} ({error}): free space there, "
-                "or use --backend torch"
+                "or use `backend='torch'`"
             ) from error
         loaded = load(folder)
         if wrong := check(loaded):
-            raise ModelError(f"the converted network {wrong}: use --backend torch")
+            raise ModelError(f"the converted network {wrong}: use `backend='torch'`")
 
         def copy_into(part: Path) -> None:
             shutil.copytree(folder, part, dirs_exist_ok=True)

@@ -64,7 +64,7 @@ def create_runner(
     quick = kernels.fuse(network) if fused else network
     call = correction_of(quick)
     if fused and (wrong := differs(network, call, device)):
-        raise ModelError(f"the fused kernels {wrong}: use --backend torch")
+        raise ModelError(f"the fused kernels {wrong}: use `backend='torch'`")
     return Graphs(call, note=note)
 
 
@@ -78,19 +78,19 @@ def require(network: nn.Module, precision: str, device: torch.device) -> None:
     if not kernels.available():
         raise DeviceError(
             f"precision {precision} on {device} needs Triton, which comes with CUDA builds of "
-            "PyTorch: install one, or use --precision auto"
+            "PyTorch: install one, or use `precision='auto'`"
         )
     have, needed = torch.cuda.get_device_capability(device), _CAPABILITIES[precision]
     if have < needed:
         raise DeviceError(
             f"precision {precision} needs a GPU of compute capability {needed[0]}.{needed[1]} or "
-            f"more, and {device} has {have[0]}.{have[1]}: use --precision fp16"
+            f"more, and {device} has {have[0]}.{have[1]}: use `precision='fp16'`"
         )
     if not quantised.blocks_of(network) or not traits_of(network).supports_half:
         raise ModelError(
             f"precision {precision} on {device} is for networks with residual blocks of 32, 64, … "
             f"channels, such as mimo-unet, which {type(network).__name__} is not: "
-            "use --precision auto"
+            "use `precision='auto'`"
         )
 
 
@@ -125,7 +125,7 @@ def create_8_bit_runner(
     quick = kernels.fuse(quantised.quantise(network, ranges, quantised.KINDS[precision]))
     call = correction_of(quick)
     if wrong := differs(network, call, device, x=pictures[0], wanted=_EIGHT_BITS_DB):
-        raise ModelError(f"the network's {precision} kernels {wrong}: use --precision fp16")
+        raise ModelError(f"the network's {precision} kernels {wrong}: use `precision='fp16'`")
     return Graphs(call, note=note)
 
 

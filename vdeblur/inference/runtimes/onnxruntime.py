@@ -22,8 +22,8 @@ from vdeblur.system.optional import optional
 
 def require() -> None:
     """Raise UsageError if a package is missing."""
-    optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
-    optional("onnx", extra="onnx", purpose="--backend onnxruntime")
+    optional("onnxruntime", extra="onnx", purpose="`backend='onnxruntime'`")
+    optional("onnx", extra="onnx", purpose="`backend='onnxruntime'`")
 
 
 def create_runner(
@@ -35,8 +35,8 @@ def create_runner(
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
     """Return the runner of `network`, from the cache if it is there; see `choice.with_runtime`."""
-    runtime = optional("onnxruntime", extra="onnx", purpose="--backend onnxruntime")
-    onnx = optional("onnx", extra="onnx", purpose="--backend onnxruntime")
+    runtime = optional("onnxruntime", extra="onnx", purpose="`backend='onnxruntime'`")
+    onnx = optional("onnx", extra="onnx", purpose="`backend='onnxruntime'`")
     key_parts = cache_key_parts(network, backend="onnx", onnx=onnx.__version__)
 
     def convert(folder: Path) -> None:
@@ -71,7 +71,7 @@ def providers_for(runtime: Any, device: torch.device) -> list[Any]:
     if not chosen:
         raise UsageError(
             f"this ONNX Runtime has no provider for {device} (it has {', '.join(have)}): "
-            "pip install onnxruntime-gpu, or use --backend torch"
+            "pip install onnxruntime-gpu, or use `backend='torch'`"
         )
     return chosen
 
@@ -92,7 +92,7 @@ class _Session:
             self._session = runtime.InferenceSession(file, options, providers=providers)
         except Exception as error:  # its exceptions share no class of their own
             raise ModelError(
-                f"ONNX Runtime cannot run the network ({error}): use --backend torch"
+                f"ONNX Runtime cannot run the network ({error}): use `backend='torch'`"
             ) from error
         self._input = self._session.get_inputs()[0].name
 

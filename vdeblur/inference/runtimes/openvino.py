@@ -36,15 +36,15 @@ def require(precision: str) -> None:
         UsageError: A package is missing.
         DeviceError: The CPU has no instructions for bf16.
     """
-    openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
+    openvino = optional("openvino", extra="openvino", purpose="`backend='openvino'`")
     if precision == "int8":
-        optional("nncf", extra="openvino", purpose="--precision int8")
+        optional("nncf", extra="openvino", purpose="`precision='int8'`")
     if precision == "bf16":
         able = the_core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if "BF16" not in able:
             raise DeviceError(
                 "precision bf16 needs a CPU with instructions for it (AVX-512 BF16 or AMX), which "
-                "OpenVINO does not find here: use --precision fp32, or --backend torch"
+                "OpenVINO does not find here: use `precision='fp32'`, or `backend='torch'`"
             )
 
 
@@ -57,7 +57,7 @@ def create_runner(
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
     """Return the runner of `network`, from the cache if it is there; see `choice.with_runtime`."""
-    openvino = optional("openvino", extra="openvino", purpose="--backend openvino")
+    openvino = optional("openvino", extra="openvino", purpose="`backend='openvino'`")
     # bf16 uses the file of fp32: it is a precision of computing, requested when compiling.
     stored = "int8" if precision == "int8" else "fp32"
     more = {"runtime": openvino.__version__, "backend": "openvino", "precision": stored}
@@ -68,7 +68,7 @@ def create_runner(
         more["part"] = "trunk"
     samples: list[Tensor] = []
     if precision == "int8":
-        nncf = optional("nncf", extra="openvino", purpose="--precision int8")
+        nncf = optional("nncf", extra="openvino", purpose="`precision='int8'`")
         samples = samples_of(calibration, traits_of(network).size_multiple)
         if guided is not None:
             samples = [_prepared(guided, sample)[0] for sample in samples]
@@ -172,7 +172,7 @@ class _Compiled:
                 compiled = self._core.compile_model(self._network, "CPU", settings)
             except RuntimeError as error:
                 raise ModelError(
-                    f"OpenVINO cannot run the network ({error}): use --backend torch"
+                    f"OpenVINO cannot run the network ({error}): use `backend='torch'`"
                 ) from error
             self._idle[streams] = []
             self._models[streams] = compiled
@@ -202,7 +202,7 @@ class _Compiled:
 
 def _quantized(model: Any, samples: Sequence[Tensor]) -> Any:
     """The model in int8, with ranges of activations measured on the samples."""
-    nncf = optional("nncf", extra="openvino", purpose="--precision int8")
+    nncf = optional("nncf", extra="openvino", purpose="`precision='int8'`")
     if not samples:
         raise ModelError("precision int8 needs pictures to measure ranges on: none were given")
     data = nncf.Dataset([sample.numpy() for sample in samples])

@@ -49,7 +49,7 @@ class PipeSink(Sink):
         if self._times_opened and self.options.pipe_format != "mpegts":
             raise OutputError(
                 "the picture's format changed, which a pipe cannot follow: "
-                "use --pipe-format mpegts, or a file"
+                "use `pipe_format='mpegts'`, or a file"
             )
         self._times_opened += 1
         # A reader may pause: the queue bounds what waits meanwhile.

@@ -408,7 +408,7 @@ def _check_same_coding(first: _Chapter, part: _Chapter, index: int, other: int) 
     if a != b or track.timescale != part.tracks[other].timescale:
         raise InputError(
             f"{part.path.name} is coded otherwise than {first.path.name} ({track.fourcc}), so that "
-            "they make no one file: use --keep-chapters"
+            "they make no one file: use `keep_chapters=True`"
         )
 
 
