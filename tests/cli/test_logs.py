@@ -66,7 +66,7 @@ def test_the_log_file_takes_everything(
     assert capfd.readouterr() == ("", "")
     text = log.read_text("utf-8")
     assert re.search(r" INFO vdeblur\.cli\.logs: vdeblur [\d.]+.*, Python 3", text)
-    assert re.search(r" INFO vdeblur\.media\.writer: encoder for \w+ in matroska: ", text)
+    assert re.search(r" INFO vdeblur\.media\.video_output: encoder for \w+ in matroska: ", text)
     assert " DEBUG vdeblur." in text
     assert "exit code 0" in text
     assert restored(clip, tmp_path / "a.mkv", "--log-file", str(log)) == 1  # it exists

@@ -279,7 +279,7 @@ def test_what_needs_a_gpu_is_refused_without_one(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_fp8_is_refused_without_a_gpu(backend: Any) -> None:
-    with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here: use --"):
+    with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here: use `"):
         choose_runtime(backend, network(), CPU, "fp8")
 
 

@@ -65,7 +65,9 @@ class OutputFile:
                 ):
                     raise OutputError(f"{target} is the input itself: choose another output")
                 if not overwrite:
-                    raise OutputError(f"{target} exists already: use `overwrite=True` to replace it")
+                    raise OutputError(
+                        f"{target} exists already: use `overwrite=True` to replace it"
+                    )
             temporary = target.parent / f".{target.stem}.{os.getpid()}.part{target.suffix}"
         try:
             if self.is_pattern:
