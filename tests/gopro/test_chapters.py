@@ -129,7 +129,7 @@ def test_chapters_that_do_not_fit(tmp_path: Path) -> None:
     footage(tmp_path, ("GX010001.MP4",), frames=4)
     footage(tmp_path / "b", ("GX020001.MP4",), frames=4, size=(64, 64))
     (tmp_path / "b" / "GX020001.MP4").rename(tmp_path / "GX020001.MP4")
-    with pytest.raises(InputError, match=r"GX020001.MP4 is coded otherwise.*--keep-chapters"):
+    with pytest.raises(InputError, match=r"GX020001.MP4 is coded otherwise.*`keep_chapters=True`"):
         gopro.join(sorted(tmp_path.glob("GX*.MP4")))
 
 

@@ -325,7 +325,7 @@ def test_a_wrong_conversion_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
 
     other = runtimes.Correction(network(5))
     monkeypatch.setattr(openvino, "to_openvino", lambda _, **more: to_openvino(other, **more))
-    with pytest.raises(ModelError, match=r"converted network differs from torch by .*--backend"):
+    with pytest.raises(ModelError, match=r"converted network differs from torch by .*`backend="):
         with_runtime(network(), runtime="openvino", device=CPU)
 
 
