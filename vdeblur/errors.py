@@ -2,6 +2,7 @@
 
     VdeblurError
     ├── UsageError          a combination of options that cannot work (exit code 2)
+    │   └── MissingPackageError   what is asked for needs a package that is not installed (1)
     ├── InputError          the source is missing, empty, unreadable, not a video
     ├── OutputError         the destination cannot be written
     ├── EncoderError        the asked-for encoder is missing or refuses the settings
@@ -22,6 +23,10 @@ class VdeblurError(Exception):
 
 class UsageError(VdeblurError):
     """Options that contradict each other or have an impossible value."""
+
+
+class MissingPackageError(UsageError):
+    """An option needs an optional package that is missing or broken here."""
 
 
 class InputError(VdeblurError):

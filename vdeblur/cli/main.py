@@ -34,7 +34,7 @@ from vdeblur.cli import (
 from vdeblur.cli.flags import flags_of
 from vdeblur.cli.logs import add_log_options, logging_to
 from vdeblur.cli.output import name_options, say
-from vdeblur.errors import UsageError, VdeblurError
+from vdeblur.errors import MissingPackageError, UsageError, VdeblurError
 from vdeblur.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -71,12 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         return _run(arguments)
-    except UsageError as error:
-        say(f"vdeblur: {error}")
-        return 2
     except VdeblurError as error:
         say(f"vdeblur: {error}")
-        return 1
+        # A package that is missing here could be installed.
+        anywhere = isinstance(error, UsageError) and not isinstance(error, MissingPackageError)
+        return 2 if anywhere else 1
     except KeyboardInterrupt:
         say("vdeblur: stopped; nothing unfinished was left behind")
         return 130

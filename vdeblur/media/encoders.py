@@ -20,7 +20,7 @@ from av.codec.context import CodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
-from vdeblur.errors import EncoderError
+from vdeblur.errors import EncoderError, UsageError
 
 # libav names some encoders differently from the codec they write.
 _ENCODERS = {
@@ -198,6 +198,20 @@ def _exists(name: str) -> bool:
         return False
 
 
+#: The highest value of the quality scale, by encoder. Others are left out: libsvtav1's depends on
+#: its version, and some have no scale.
+_WORST_CRF = {"libx264": 51, "libx264rgb": 51, "libx265": 51, "libvpx": 63, "libvpx-vp9": 63}
+
+
+def check_crf(encoder: str, crf: float | None) -> None:
+    """Raise UsageError for a quality beyond the scale of an encoder, which would clip it."""
+    worst = 51 if encoder.endswith("_nvenc") else _WORST_CRF.get(encoder)
+    if crf is not None and worst is not None and not 0 <= crf <= worst:
+        raise UsageError(
+            f"crf is {crf:g}: choose a number from 0 (best) to {worst} for encoder {encoder}"
+        )
+
+
 def _codec(encoder: str) -> str:
     return str(av.codec.Codec(encoder, "w").canonical_name)
 
@@ -208,7 +222,7 @@ def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
         try:
             VideoFormat(asked)
         except ValueError as error:
-            raise EncoderError(
+            raise UsageError(
                 f"pixel format {asked} is unknown: name one such as yuv420p"
             ) from error
         if formats and asked not in formats:

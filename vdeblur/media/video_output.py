@@ -28,6 +28,7 @@ from vdeblur.media.encoders import (
     Choice,
     EncodeOptions,
     candidates,
+    check_crf,
     check_preset,
     choose_settings,
     opens,
@@ -254,6 +255,7 @@ def _pick(
     for choice in choices:
         name = choice.encoder
         check_preset(name, encode.preset)
+        check_crf(name, encode.crf)
         if len(choices) > 1 and not opens(choice, *size, source.rate):
             profile = source.stream.codec_context.profile
             plain = choose_settings(name, first.format.name, EncodeOptions(), profile=profile)

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from vdeblur.errors import UsageError
+from vdeblur.errors import MissingPackageError
 
 
 def optional(module: str, *, extra: str, purpose: str) -> Any:
@@ -21,7 +21,7 @@ def optional(module: str, *, extra: str, purpose: str) -> Any:
         purpose: what needs it, as the subject of the error's sentence.
 
     Raises:
-        UsageError: the module cannot be imported.
+        MissingPackageError: the module cannot be imported.
     """
     root = module.partition(".")[0]
     # OpenVINO and NNCF report their use to their makers over the network, by this package. Without
@@ -32,7 +32,7 @@ def optional(module: str, *, extra: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(
+        raise MissingPackageError(
             f"{purpose} needs the package {root}, which cannot be imported here ({error}): "
             f"pip install 'vdeblur[{extra}]'"
         ) from error
