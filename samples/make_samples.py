@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.codec.context
 import numpy as np
 import torch
 import torch.nn.functional as F

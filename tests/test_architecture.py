@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,26 @@ def test_an_arrow_against_the_order_fails(place: str, line: str, tmp_path: Path)
     done = lint(tmp_path)
     assert done.returncode == 1
     assert "1 broken" in done.stdout, done.stdout + done.stderr
+
+
+#: The largest that a module, a class or a function may be, in lines. A longer one carries a comment
+#: that begins with `# Long:` and gives the reason.
+MOST_LINES = {"module": 600, "class": 350, "function": 80}
+
+
+def test_nothing_grows_too_long() -> None:
+    long = []
+    for path in sorted((ROOT / "vdeblur").rglob("*.py")):
+        source = path.read_text("utf-8")
+        lines = source.splitlines()
+        found = [("module", path.stem, 0, len(lines))]
+        for node in ast.walk(ast.parse(source)):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                found.append((kind, node.name, node.lineno - 1, node.end_lineno))
+        for kind, name, first, last in found:
+            reason = any(line.strip().startswith("# Long:") for line in lines[first:last])
+            if last - first > MOST_LINES[kind] and not reason:
+                long.append(f"{path.relative_to(ROOT)}: {kind} {name} has {last - first} lines")
+    assert not long, "\n".join(long)

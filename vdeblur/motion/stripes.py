@@ -89,7 +89,7 @@ class StripeSums:
         found = self._found()
         if self.coded is None or found.explained > _LITTLE:
             return found
-        coded = self.coded._found()
+        coded = self.coded._found()  # noqa: SLF001 -- an object of this class
         alike = abs(math.log(coded.share / found.share)) < _ALIKE
         if not alike or coded.explained <= found.explained:
             return found

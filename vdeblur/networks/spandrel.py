@@ -48,7 +48,7 @@ class ZooNetwork(nn.Module):
         )
         # This adapts values and outputs of each network. The descriptor's public call would also
         # clamp, and return inference tensors, which later steps may not write to.
-        self._call = descriptor._call_fn
+        self._call = descriptor._call_fn  # noqa: SLF001
         self.inner: nn.Module = descriptor.model
         _share_global_means(self.inner)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import av
 import av.error
 
 from vdeblur.errors import InputError
