@@ -168,7 +168,7 @@ def deblur_video(
 
     Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
     """
-    # More than 80 lines, half of them the signature and its documentation.
+    # Long: half of it is the signature and its documentation.
     began = time.monotonic()
     destination = default_output(source) if output is None else output
     # The keywords are what most calls need, so they stay beside the object that they make up.

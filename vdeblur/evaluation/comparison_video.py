@@ -56,6 +56,15 @@ class CompareOptions:
     duration: float | None = None
 
 
+def _check(options: CompareOptions) -> None:
+    if options.mode not in MODES:
+        raise UsageError(f"mode is {options.mode!r}: choose {', '.join(MODES)}")
+    if options.height is not None and options.height < 16:
+        raise UsageError(f"height is {options.height}: choose 16 pixels or more")
+    if not options.period > 0:
+        raise UsageError(f"period is {options.period:g}: choose more than 0 seconds")
+
+
 def compare_video(
     before: str | Path,
     after: str | Path,
@@ -89,12 +98,7 @@ def compare_video(
         OutputError: The output cannot be written.
     """
     options = options or CompareOptions()
-    if options.mode not in MODES:
-        raise UsageError(f"mode is {options.mode!r}: choose {', '.join(MODES)}")
-    if options.height is not None and options.height < 16:
-        raise UsageError(f"height is {options.height}: choose 16 pixels or more")
-    if not options.period > 0:
-        raise UsageError(f"period is {options.period:g}: choose more than 0 seconds")
+    _check(options)
     notes = []
     if options.labels is not None and not can_letter():
         options = replace(options, labels=None)

@@ -147,13 +147,7 @@ class Deblurrer:
                 side_by_side=self.side_by_side,
             )
         self.notes.end_setup()
-        _log.info(
-            "network %s on %s (%s): runtime %s, precision %s; %d threads, torch %s",
-            *(self.name, self.device, device_name(self.device), self.backend, self.precision),
-            *(torch.get_num_threads(), torch.__version__),
-        )
-        for line in (*self.about, *self.notes):
-            _log.info("%s", line)
+        self._log_setup()
         #: Planes to the network's input and back, in kernels where those are.
         self.color_kernels: color.Kernels | None = None
         if self.device.type == "cuda" and color.available():
@@ -172,6 +166,15 @@ class Deblurrer:
             margin=self.memory.margin,
         )
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
+
+    def _log_setup(self) -> None:
+        _log.info(
+            "network %s on %s (%s): runtime %s, precision %s; %d threads, torch %s",
+            *(self.name, self.device, device_name(self.device), self.backend, self.precision),
+            *(torch.get_num_threads(), torch.__version__),
+        )
+        for line in (*self.about, *self.notes):
+            _log.info("%s", line)
 
     @classmethod
     def of(cls, model: nn.Module | str | Deblurrer | None, **options: Any) -> Deblurrer:
