@@ -1,1 +1,1 @@
-"""The command `vdeblur`: `main`, and a file for each subcommand."""
+"""The command `vdeblur`: options, messages, exit codes. Knows the library; nothing imports it."""
