@@ -1,8 +1,8 @@
-"""Y'CbCr planes ↔ RGB tensors: matrix, range, depth, chroma grids and sitings, fields.
+"""Convert Y'CbCr planes to RGB tensors, and RGB corrections back to planes.
 
-What travels back is a correction, not a picture: a change of RGB becomes a change of the planes, so
-that no change leaves every code as it was, whatever the format. Knows tensors on any device; no
-files, no networks, no numpy.
+Covers matrices, ranges, depths, chroma grids and sitings, and fields. A correction travels back,
+not a picture: a change of RGB becomes a change of the planes, so a zero change leaves every code
+as it was, in every format. Knows tensors on any device; no files, no networks, no numpy.
 
 Sources: ITU-R BT.601-7, BT.709-6 and BT.2020-2; ITU-T H.273 (07/2024) sections 8.3 and 8.7 for the
 other matrices, the code ranges and the chroma sites.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vdeblur.frames import PlaneLayout
 
-# (Kr, Kb) of H.273 table 4; Kg is what is left of 1. YCgCo is no such matrix: it has its own rows.
+# (Kr, Kb) of H.273 table 4; Kg = 1 − Kr − Kb. YCgCo has no such weights: its rows are below.
 _LUMA_WEIGHTS: dict[str, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -43,7 +43,7 @@ class _Coefficients:
 
 
 def _matrix(layout: PlaneLayout) -> Rows:
-    """Rows Y', Cb, Cr over columns R, G, B: RGB in 0…1 → Y' in 0…1, Cb and Cr in −½…½."""
+    """Return rows Y', Cb, Cr by columns R, G, B: RGB in [0, 1] → Y' in [0, 1], chroma in ±½."""
     if layout.matrix == "ycgco":
         return _YCGCO
     kr, kb = _LUMA_WEIGHTS[layout.matrix]
@@ -73,9 +73,11 @@ def _coefficients(layout: PlaneLayout) -> _Coefficients:
 
 
 def matrices(layout: PlaneLayout) -> tuple[Rows, tuple[float, ...], Rows]:
-    """(to_rgb, offset, to_codes): rgb = to_rgb · codes + offset, Δcodes = to_codes · Δrgb.
+    """Return the matrices between codes and RGB.
 
-    Codes are those of the planes in their order, at one site; gray has but the first.
+    Returns:
+        (to_rgb, offset, to_codes) with rgb = to_rgb · codes + offset, Δcodes = to_codes · Δrgb.
+        Codes are in the order of the planes, at a single site; gray has only the first.
     """
     if layout.kind == "rgb":
         top = float((1 << layout.depth) - 1)
@@ -95,13 +97,23 @@ def matrices(layout: PlaneLayout) -> tuple[Rows, tuple[float, ...], Rows]:
 def planes_to_rgb(
     planes: Sequence[Tensor], layout: PlaneLayout, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Planes (N, rows, columns) of `layout.shapes` → (N, 3, H, W) R'G'B', nominally in [0, 1].
+    """Convert planes to R'G'B'.
 
-    The planes are uint8, uint16, or int16 that hold the bits of uint16 (what devices without uint16
-    arithmetic can carry). Nothing is clamped: super-white and out-of-gamut codes give values
-    outside [0, 1]. Gray gives three equal channels. Chroma is interpolated linearly from its own
-    sites. An interlaced layout is read as one picture: split it with `split_fields` first.
-    ValueError when the planes are not those of the layout.
+    Nothing is clamped: super-white and out-of-gamut codes become values outside [0, 1]. Chroma is
+    interpolated linearly from its own sites. An interlaced layout is read as a single picture:
+    split it with `split_fields` first.
+
+    Args:
+        planes: (N, rows, columns) of `layout.shapes`; uint8, uint16, or int16 with the bits of
+            uint16 (for devices without uint16 arithmetic).
+        layout: Interpretation of the planes.
+        dtype: Of the result.
+
+    Returns:
+        (N, 3, H, W), nominally in [0, 1]; three equal channels for gray.
+
+    Raises:
+        ValueError: The planes do not match the layout.
     """
     _check(planes, layout)
     if layout.kind == "rgb":
@@ -116,7 +128,7 @@ def planes_to_rgb(
         black = 0.0 if layout.full_range else float(16 << (layout.depth - 8))
         return luma.sub_(black).div_(scale)[:, None].to(dtype).repeat(1, 3, 1, 1)
     cb, cr = (to_float(plane, layout.depth) for plane in planes[1:])
-    # The chroma's share of R, G and B is made on the small grid and only then enlarged.
+    # The contribution of chroma to R, G and B is computed on the small grid, then enlarged.
     rgb = cb.new_empty(cb.shape[0], 3, *cb.shape[1:])
     for channel, (row, offset) in enumerate(
         zip(coefficients.to_rgb, coefficients.offset, strict=True)
@@ -125,18 +137,25 @@ def planes_to_rgb(
     horizontal, vertical = layout.chroma_shift
     rgb = _enlarge(rgb, 2, vertical, layout.height, layout.siting == "topleft")
     rgb = _enlarge(rgb, 3, horizontal, layout.width, layout.siting != "center")
-    # Gray is R = G = B in every matrix, so the three rows weigh luma alike.
+    # Gray is R = G = B in every matrix, so luma has the same weight in all three rows.
     rgb.add_(luma[:, None], alpha=coefficients.to_rgb[0][0])
     return rgb.to(dtype)
 
 
 @torch.no_grad()
 def correction_to_planes(delta: Tensor, layout: PlaneLayout) -> list[Tensor]:
-    """A change of R'G'B' (N, 3, H, W) → the change of each plane, float32 in code units.
+    """Convert a change of R'G'B' to the change of each plane.
 
-    The linear part of RGB → planes: matrix and range scale. Chroma changes are averaged down to
-    their grid, by a box where they sit between the pixels and a triangle where they sit on one. For
-    gray the change is that of luma, with the weights of the layout's matrix.
+    This is the linear part of RGB → planes: matrix and range scale. Chroma changes are averaged
+    down to their grid, by a box filter if chroma is sited between pixels, by a triangle if it is
+    co-sited. Gray changes by luma, with the weights of the layout's matrix.
+
+    Args:
+        delta: (N, 3, H, W), in units of [0, 1].
+        layout: Interpretation of the planes.
+
+    Returns:
+        (N, rows, columns) float32 for each plane, in code units.
     """
     delta = delta.float()
     if layout.kind == "rgb":
@@ -156,10 +175,12 @@ def correction_to_planes(delta: Tensor, layout: PlaneLayout) -> list[Tensor]:
 def add_correction(
     planes: Sequence[Tensor], corrections: Sequence[Tensor], layout: PlaneLayout
 ) -> list[Tensor]:
-    """planes + corrections, rounded to the nearest code and clamped to 0 … 2^depth − 1.
+    """Add corrections to planes, rounded to the nearest code and clamped to [0, 2^depth − 1].
 
-    Returns new tensors of the planes' dtype. A zero correction returns the same codes, those
-    outside the nominal range included.
+    A zero correction keeps every code, also those outside the nominal range.
+
+    Returns:
+        New tensors of the planes' dtype.
     """
     top = (1 << layout.depth) - 1
     return [
@@ -169,13 +190,16 @@ def add_correction(
 
 
 def split_fields(planes: Sequence[Tensor], layout: PlaneLayout) -> tuple[list[Tensor], PlaneLayout]:
-    """Interlaced planes of N frames → progressive planes of 2N fields, and the layout of a field.
+    """Split interlaced planes of N frames into progressive planes of 2N fields.
 
-    Order: top and bottom field of the first frame (rows 0, 2, … and 1, 3, …), then of the next.
-    Where the bottom field has fewer rows than the top (odd heights; 4:2:0 of 6 rows has 2 + 1 rows
-    of chroma), its last row is repeated. A field's chroma sits a quarter row off the progressive
-    site, up in one field and down in the other; that is let be, since only corrections of chroma
-    depend on it.
+    Fields are ordered top and bottom of the first frame (rows 0, 2, … and 1, 3, …), then of the
+    next. If the bottom field has fewer rows than the top (odd heights; 4:2:0 of 6 rows has 2 + 1
+    rows of chroma), its last row is repeated. A field's chroma lies a quarter row off the
+    progressive site, up in one field and down in the other; this is ignored, since only
+    corrections of chroma depend on it.
+
+    Returns:
+        The planes, and the layout of a field.
     """
     fields = []
     for plane in planes:
@@ -189,12 +213,12 @@ def split_fields(planes: Sequence[Tensor], layout: PlaneLayout) -> tuple[list[Te
 
 
 def merge_fields(fields: Sequence[Tensor], layout: PlaneLayout) -> list[Tensor]:
-    """What `split_fields` took apart: (2N, rows/2, …) fields → (N, rows, …) planes of `layout`."""
+    """Undo `split_fields`: fields (2N, rows/2, …) → planes (N, rows, …) of `layout`."""
     planes = []
     for field, (height, _) in zip(fields, layout.shapes, strict=True):
         bits = as_int16(field)
         pairs = bits.view(-1, 2, *bits.shape[1:])
-        # (N, 2, rows, columns) → (N, rows, 2, columns): the rows alternate; a repeated one falls
+        # (N, 2, rows, columns) → (N, rows, 2, columns): rows alternate; a repeated row is cut
         # off.
         woven = pairs.transpose(1, 2).flatten(1, 2)[:, :height].contiguous()
         planes.append(woven.view(field.dtype))
@@ -202,7 +226,7 @@ def merge_fields(fields: Sequence[Tensor], layout: PlaneLayout) -> list[Tensor]:
 
 
 def as_int16(plane: Tensor) -> Tensor:
-    """uint16 as int16 of the same bits: torch moves uint16 about, but hardly calculates with it."""
+    """View uint16 as int16 of the same bits, since torch has little arithmetic for uint16."""
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 
@@ -213,7 +237,7 @@ def _check(planes: Sequence[Tensor], layout: PlaneLayout) -> None:
 
 
 def to_float(plane: Tensor, depth: int) -> Tensor:
-    """Codes as float32, a new tensor; 16 bits fit its 24-bit mantissa."""
+    """Convert codes to float32, in a new tensor; 16 bits fit its 24-bit mantissa."""
     plane = as_int16(plane)
     if depth == 16:
         plane = plane.to(torch.int32).bitwise_and_(0xFFFF)
@@ -221,23 +245,23 @@ def to_float(plane: Tensor, depth: int) -> Tensor:
 
 
 def to_codes(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whole numbers in float32 → codes; 32768 and up wrap to int16's negative half on purpose."""
+    """Convert integers in float32 to codes; from 32768 they wrap to negative int16 on purpose."""
     if dtype == torch.uint8:
         return values.to(torch.uint8)
     return values.to(torch.int32).to(torch.int16).view(dtype)
 
 
 def _mix(channels: Tensor, weights: Sequence[float]) -> Tensor:
-    """(N, 3, H, W) → (N, H, W), weighed. Three passes beat a 1×1 convolution twentyfold on CPUs."""
+    """Weighted sum (N, H, W) of (N, 3, H, W); on CPUs 20 times faster than a 1×1 convolution."""
     mixed = torch.mul(channels[:, 0], weights[0])
     return mixed.add_(channels[:, 1], alpha=weights[1]).add_(channels[:, 2], alpha=weights[2])
 
 
 def _enlarge(x: Tensor, dim: int, shift: int, size: int, cosited: bool) -> Tensor:
-    """2^shift times as many samples along dim, cut to `size`; linear, the edges repeated.
+    """Upsample linearly by 2^shift along dim, edges repeated, and crop to `size`.
 
-    cosited: sample i sits on pixel i·2^shift; otherwise in the middle of its 2^shift pixels.
-    Each of the 2^shift phases is one lerp: half the time of torch's interpolate, which has no
+    cosited: sample i lies on pixel i·2^shift; otherwise in the middle of its 2^shift pixels.
+    Each of the 2^shift phases is a single lerp: half the time of torch's interpolate, which has no
     co-sited mode either.
     """
     if shift == 0:
@@ -260,10 +284,10 @@ def _enlarge(x: Tensor, dim: int, shift: int, size: int, cosited: bool) -> Tenso
 
 
 def _reduce(x: Tensor, dim: int, shift: int, cosited: bool) -> Tensor:
-    """1/2^shift of the samples along dim, rounded up; the edges repeated.
+    """Downsample by 2^shift along dim, the size rounded up, edges repeated.
 
-    Each is the mean of its 2^shift pixels; cosited, the triangle-weighted mean of the
-    2·2^shift − 1 pixels about its own.
+    Each sample is the mean of its 2^shift pixels; if cosited, the triangle-weighted mean of the
+    2·2^shift − 1 pixels around its own.
     """
     if shift == 0:
         return x
@@ -272,7 +296,7 @@ def _reduce(x: Tensor, dim: int, shift: int, cosited: bool) -> Tensor:
         last = x.narrow(dim, size - 1, 1)
         x = torch.cat([x, *[last] * missing], dim)
     n = x.shape[dim] // factor
-    # A view also of a tensor that has been cropped, and so is not contiguous.
+    # unflatten also views a cropped tensor, which is not contiguous.
     phases = x.unflatten(dim, (n, factor))  # type: ignore[no-untyped-call]
     out: Tensor = phases.select(dim + 1, 0) / factor
     for phase in range(1, factor):
@@ -281,7 +305,7 @@ def _reduce(x: Tensor, dim: int, shift: int, cosited: bool) -> Tensor:
             out.add_(pixels, alpha=1 / factor)
             continue
         out.add_(pixels, alpha=(factor - phase) / factor**2)
-        # These pixels lie before the next sample too.
+        # These pixels also precede the next sample.
         following = out.narrow(dim, 1, n - 1)
         following.add_(pixels.narrow(dim, 0, n - 1), alpha=phase / factor**2)
     if cosited:

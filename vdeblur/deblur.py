@@ -1,6 +1,6 @@
-"""The composition: reader → batches → network → writer, with a thread and a bounded queue between.
+"""Compose reader → batches → network → writer, with threads and bounded queues between them.
 
-The file to open first. Each part is in a module of its own; this one only connects them.
+Read this file first. Each part is a module of its own; this one only connects them.
 """
 
 from __future__ import annotations
@@ -40,21 +40,29 @@ from vdeblur.motion.neighbours import around_of
 from vdeblur.system.thread_shares import with_one_torch_thread
 from vdeblur.system.workers import Drain, WorkerTimes, background
 
-#: Items that wait in each queue, in batches: enough to hide a slow moment, few enough for memory.
+#: Capacity of each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
-#: More threads would find motion faster than any encoder takes frames, for as many more in memory.
+#: More threads would outrun every encoder, and hold more frames in memory.
 _MOST_MOTION_THREADS = 12
 
 
 @dataclass
 class Report:
-    """What was done to one source.
+    """The result of restoring one source.
 
-    frames: written. seconds: wall time. replaced: frames whose restoration was rejected, so that
-    the source's picture stands. unchosen: frames that `choose` kept from the network. kept, lost:
-    streams and properties carried over, and those that could not be, with the reason. damage: what
-    of the source could not be decoded. notes: what else a user should know. differences: failed
-    checks of the finished output against its source.
+    Attributes:
+        source: The source, as passed.
+        output: The destination.
+        frames: Number of frames written.
+        seconds: Wall time.
+        replaced: Number of frames whose restoration was rejected; the source's picture stands.
+        unchosen: Number of frames that `choose` kept from the network.
+        kept: Streams and properties carried over.
+        lost: Streams and properties that could not be carried over, with the reason.
+        damage: Parts of the source that could not be decoded.
+        notes: Further remarks for the user.
+        differences: Failed checks of the finished output against its source.
+        stages: Times of each thread.
     """
 
     source: str
@@ -76,28 +84,30 @@ class Report:
         return self.frames / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report as a dictionary for JSON."""
         return asdict(self) | {"frames_per_second": round(self.frames_per_second, 3)}
 
 
 class Guiding(Protocol):
-    """Gives frames their motion: `vdeblur.motion.guide.Guide` by their pictures."""
+    """Sets the motion of frames; `vdeblur.motion.guide.Guide` finds it in their pictures."""
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
-        """The items in their order, frames with their `motion` and what is `around` them.
+        """Yield the items in order, with `motion` and `around` of the frames set.
 
-        threads: how many may look at frames at once, ahead of those that are given out.
+        Args:
+            items: Frames, and other items, which pass through.
+            threads: Threads that may analyze frames at once, ahead of the frame yielded.
         """
 
     def notes(self) -> list[str]:
-        """What a report should say of it."""
+        """Return remarks for the report."""
 
 
 def motion_threads(device: torch.device) -> int:
-    """How many threads look for motion beside a network on such a device.
+    """Return the number of threads that find motion beside a network on `device`.
 
-    On a CPU one: a network has all cores there, and takes longer. Beside a GPU half of the cores:
-    the others are the encoder's.
+    On a CPU it is 1: the network uses all cores, and takes longer. Beside a GPU it is half of the
+    cores; the encoder uses the others.
     """
     if device.type == "cpu":
         return 1
@@ -107,9 +117,10 @@ def motion_threads(device: torch.device) -> int:
 
 
 def default_output(source: str | Path) -> str:
-    """`ride.mp4` → `ride_deblurred.mp4`; a pattern keeps its number; `-` stays a pipe.
+    """Return the default output of a source: `ride_deblurred.mp4` for `ride.mp4`.
 
-    A container that cannot be written becomes Matroska.
+    A pattern keeps its number, `-` stays a pipe, and a container that cannot be written becomes
+    Matroska.
     """
     if str(source) == "-":
         return "-"
@@ -150,28 +161,49 @@ def deblur_video(
     on_progress: Callable[[int, int | None], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Report:
-    """Restore every frame of `source` into `output`, and keep everything else as it was.
+    """Restore every frame of `source` into `output`, and keep everything else unchanged.
 
-    source: a video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with framerate and
-    start_number), or `-` for standard input. output: None is `default_output(source)`. model: a
-    name of the catalogue, a module, or a `Deblurrer` (which then decides weights, device,
-    precision, tile and strength); None is the network of the weights, or mimo-unet-guided. batch:
-    frames at once; see `batch_size`. exposure: for a network that is guided by motion, how long the
-    shutter was open: "auto" finds out, "1/60" is seconds, 0.5 a share of a frame's time. read: how
-    to read the source; start, duration, framerate, start_number and hwaccel are its fields, for
-    short, and replace those of `read`. check: compare the output with the
-    source (cheaply) before it gets its final name. choose: frames for which it is False go to the
-    encoder as they were decoded. guide: what knows more of the motion than the pictures, and of the
-    exposure. complete: called with the finished output under its temporary name, before the check.
-    on_progress(frames so far, frames expected or None) is called from this thread. cancel: when
-    set, Cancelled is raised and nothing is left behind.
+    Nothing appears under the final name unless the function returns.
 
-    Raises the errors of `vdeblur.errors`; nothing stands under the final name unless it returns.
+    Args:
+        source: A video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with `framerate`
+            and `start_number`), or `-` for standard input.
+        output: The destination; None for `default_output(source)`.
+        model: A name of the catalog, a module, or a `Deblurrer`, which then sets weights, device,
+            precision, tile and strength. None for the network that the weights belong to, or
+            mimo-unet-guided without weights.
+        weights: See `Deblurrer`, as for device, precision, tile and strength.
+        device: Where the network runs.
+        precision: Number format that the network computes in.
+        batch: Frames restored at once; see `batch_size`.
+        tile: Side of tiles in pixels.
+        strength: Share of the correction that is applied.
+        exposure: Time that the shutter was open, for a network guided by motion: "auto" measures
+            it, "1/60" is in seconds, 0.5 is a share of the frame interval.
+        encode: Settings of the encoder.
+        read: Settings of the reader. The next five keywords are shortcuts for its fields, and
+            override them.
+        start: Seconds at which to begin.
+        duration: Seconds to restore.
+        framerate: Frames per second of an image pattern.
+        start_number: Number of a pattern's first image.
+        hwaccel: Hardware decoder.
+        format: Container of the output, by FFmpeg's name; None follows the file name.
+        overwrite: Replace an existing output.
+        check: Compare the output with the source (a quick check) before the final rename.
+        choose: Returns False for frames that go to the encoder as decoded.
+        guide: A source of motion and exposure that knows more than the pictures show.
+        complete: Called with the finished output under its temporary name, before the check.
+        on_progress: Called on this thread with (frames so far, frames expected or None).
+        cancel: Once set, Cancelled is raised and nothing is left behind.
+
+    Raises:
+        VdeblurError: One of the errors of `vdeblur.errors`.
     """
     # Long: half of it is the signature and its documentation.
     began = time.monotonic()
     destination = default_output(source) if output is None else output
-    # The keywords are what most calls need, so they stay beside the object that they make up.
+    # Most calls need only these keywords, so they stay beside the object that holds them.
     read = ReadOptions.of(
         read,
         start=start,
@@ -183,8 +215,8 @@ def deblur_video(
     deblurrer = Deblurrer.of(
         model, weights=weights, device=device, precision=precision, tile=tile, strength=strength
     )
-    batch_size(batch, deblurrer)  # an impossible one is said before anything is opened
-    asked = exposure_of(exposure)  # and so is an impossible exposure
+    batch_size(batch, deblurrer)  # raises for an impossible batch before anything is opened
+    asked = exposure_of(exposure)  # likewise for the exposure
     guide = guide or Guide(asked)
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
     report = Report(str(source), str(destination))
@@ -230,8 +262,8 @@ def _start(
 
     Args:
         running: Holds the threads.
-        reader: What is decoded.
-        writer: What is encoded into.
+        reader: Decodes the source.
+        writer: Encodes the output.
         deblurrer: The network, with its device.
         guide: Finds the motion of frames; None for a network that takes none.
         size: Frames of a batch.
@@ -287,7 +319,7 @@ def _conclude(
 
 
 class _Chosen:
-    """`choose` of deblur_video, asked once a frame, with a count of what it refused."""
+    """Calls `choose` of deblur_video once a frame, and counts the frames it refuses."""
 
     def __init__(self, choose: Callable[[Frame], bool] | None) -> None:
         self._choose, self.refused = choose, 0
@@ -310,12 +342,28 @@ def deblur_frames(
     strength: float = 1.0,
     exposure: str | float | Exposure = AUTO,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Restore pictures one after another: (H, W, 3) uint8 RGB in, the same out, in order.
+    """Restore the frames of a film that are arrays, in order.
 
-    A generator: at most a batch of frames is held, and for a network that is guided by motion a few
-    more. Sizes may change from frame to frame; frames that show different scenes, and a single one,
-    have no motion. exposure: as for `deblur_video`, though there are no seconds here. InputError
-    for an array of another shape or dtype, UsageError for an exposure in seconds.
+    A generator that holds at most a batch of frames, and a few more for a network guided by motion.
+    Sizes may change from frame to frame. Frames that show different scenes, and a single frame,
+    have no motion.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        model: See `deblur_video`, as for the parameters below.
+        weights: Weights of the network.
+        device: Where the network runs.
+        precision: Number format that the network computes in.
+        batch: Frames restored at once.
+        strength: Share of the correction that is applied.
+        exposure: "auto", or a share of the frame interval; arrays have no times, so no seconds.
+
+    Yields:
+        The restored frames, (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: An array has another shape or dtype.
+        UsageError: The exposure is in seconds.
     """
     asked = exposure_of(exposure)
     if asked.seconds is not None:
@@ -364,9 +412,10 @@ def deblur_frames(
 
 
 def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[str]]:
-    """The quick part of `vdeblur verify`, on the output under its temporary name.
+    """Run the quick checks of `vdeblur verify` on the output under its temporary name.
 
-    Returns what differs, and what another kind of container, asked for, could not take over.
+    Returns:
+        Differences from the source, and properties that the requested container cannot keep.
     """
     if not reader.options.whole or is_pattern(str(writer.destination)) or not writer.verifiable:
         return [], []

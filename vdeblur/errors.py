@@ -2,23 +2,23 @@
 
     VdeblurError
     ├── UsageError          a combination of options that cannot work (exit code 2)
-    │   └── MissingPackageError   what is asked for needs a package that is not installed (1)
+    │   └── MissingPackageError   an option needs a package that is not installed (exit code 1)
     ├── InputError          the source is missing, empty, unreadable, not a video
     ├── OutputError         the destination cannot be written
-    ├── EncoderError        the asked-for encoder is missing or refuses the settings
+    ├── EncoderError        the requested encoder is missing or rejects the settings
     ├── ModelError          weights that do not fit, are damaged or missing
-    ├── DeviceError         the asked-for device is not there, or has too little memory
+    ├── DeviceError         the requested device is not available, or has too little memory
     └── Cancelled           the caller asked to stop
 
-Every message is one sentence for the person at the keyboard: what was received, what would be
-right, what to do.
+Every message is a single sentence for the user: the value received, the values accepted, the
+remedy.
 """
 
 from __future__ import annotations
 
 
 class VdeblurError(Exception):
-    """Anything this library raises on purpose."""
+    """Base class of every error that this library raises on purpose."""
 
 
 class UsageError(VdeblurError):
@@ -38,7 +38,7 @@ class OutputError(VdeblurError):
 
 
 class EncoderError(VdeblurError):
-    """The encoder is not available or refuses the settings."""
+    """The encoder is not available or rejects the settings."""
 
 
 class ModelError(VdeblurError):
@@ -50,4 +50,4 @@ class DeviceError(VdeblurError):
 
 
 class Cancelled(VdeblurError):
-    """The work was stopped by its caller."""
+    """The caller stopped the work."""

@@ -1,8 +1,7 @@
-"""What travels between the parts: pictures as Y'CbCr (or RGB, or gray) planes with their times.
+"""Value types that pass between the parts: frames of Y'CbCr, RGB or gray planes with their times.
 
-Value types only: knows no files, no networks, no threads. `Frame.carrier` is whatever the reader
-needs to hand to the writer with the planes (the decoded `av.VideoFrame`, whose memory the planes
-are); everything between treats it as opaque.
+Knows no files, no networks, no threads. `Frame.carrier` is opaque to every part but the reader and
+the writer: the decoded `av.VideoFrame`, whose memory the planes share.
 """
 
 from __future__ import annotations
@@ -22,16 +21,22 @@ ChromaSiting = Literal["left", "center", "topleft"]
 
 @dataclass(frozen=True)
 class PlaneLayout:
-    """How the planes of a frame are to be read.
+    """Interpretation of a frame's planes.
 
-    kind: "yuv" (planes Y', Cb, Cr), "rgb" (planes G, B, R, as FFmpeg's gbrp) or "gray" (Y').
-    depth: bits that carry the sample, 8 to 16, in the low bits of uint8 (8) or uint16 (more).
-    chroma_shift: log2 of the horizontal and vertical chroma subsampling; a chroma plane is
-    ceil(height / 2^v) rows by ceil(width / 2^h) columns, as in FFmpeg.
-    full_range: codes 0…2^depth − 1 are black to white (rgb is always full range).
-    interlaced: rows of two moments alternate; each field is a picture of its own. Chroma rows
-    alternate likewise.
-    An alpha plane is not part of this: it stays with the carrier, untouched.
+    An alpha plane is not part of the layout: it stays with the carrier, unchanged.
+
+    Attributes:
+        width: Columns of the luma plane.
+        height: Rows of the luma plane.
+        depth: Bits of a sample, 8 to 16, in the low bits of uint8 (8) or uint16 (more).
+        kind: "yuv" (planes Y', Cb, Cr), "rgb" (planes G, B, R, as FFmpeg's gbrp) or "gray" (Y').
+        chroma_shift: log2 of the horizontal and vertical chroma subsampling. A chroma plane has
+            ceil(height / 2^v) rows and ceil(width / 2^h) columns, as in FFmpeg.
+        full_range: Codes 0 to 2^depth − 1 are black to white; RGB is always full range.
+        matrix: Matrix from RGB to Y'CbCr.
+        siting: Position of a chroma sample among its luma samples.
+        interlaced: Rows of two moments alternate, chroma rows too; each field is a picture of its
+            own.
     """
 
     width: int
@@ -64,9 +69,16 @@ class PlaneLayout:
 
 @dataclass
 class Frame:
-    """One decoded picture. `planes` are writable views: whoever restores writes into them.
+    """A decoded picture.
 
-    pts and duration count `time_base` seconds; stream is the index of the stream in its file.
+    Attributes:
+        planes: Writable views; restoration overwrites them.
+        layout: Interpretation of the planes.
+        pts: Presentation time, in units of `time_base`.
+        time_base: Seconds per unit.
+        duration: Time on screen, in units of `time_base`; 0 if unknown.
+        stream: Index of the stream in its file.
+        carrier: The decoder's own frame, for the writer.
     """
 
     planes: tuple[Plane, ...]
@@ -76,13 +88,13 @@ class Frame:
     duration: int = 0
     stream: int = 0
     carrier: Any = None
-    #: The same picture in a GPU's memory, for who can take it from there: decoded hardware planes,
-    #: or tensors (rows, columns) of the layout (see `vdeblur.inference.gpu_frames`).
+    #: The same picture in GPU memory: decoded hardware planes, or tensors (rows, columns) of the
+    #: layout (see `vdeblur.inference.gpu_frames`).
     on_device: Any = None
-    #: (4, h, w) float32 at any size: how each place moves while the shutter is open, chord x, y and
-    #: bend x, y in pixels of the luma plane (see `vdeblur.networks.taps`). None: not known.
+    #: (4, h, w) float32 at any size: motion while the shutter is open, chord x, y and bend x, y in
+    #: pixels of the luma plane (see `vdeblur.networks.taps`). None if unknown.
     motion: NDArray[np.float32] | None = None
-    #: The frames before and after, as far as they show the same scene: a
+    #: The frames before and after where they show the same scene: a
     #: `vdeblur.motion.neighbours.Around`.
     around: Any = None
 
@@ -94,13 +106,13 @@ class Frame:
 
 @dataclass
 class FrameBatch:
-    """Frames of one layout, to be restored together."""
+    """Frames that share a layout and are restored together."""
 
     frames: Sequence[Frame]
 
     @property
     def layout(self) -> PlaneLayout:
-        """The layout that all frames share."""
+        """Layout of every frame."""
         return self.frames[0].layout
 
     def __len__(self) -> int:
@@ -109,10 +121,18 @@ class FrameBatch:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a reader knows of a video stream before and after the first frame is decoded.
+    """Properties of a video stream.
 
-    frame_count and duration_seconds are what the container claims, None when it claims nothing;
-    fps is the average rate.
+    Attributes:
+        width: Columns.
+        height: Rows.
+        pix_fmt: Pixel format, by FFmpeg's name.
+        codec: Codec, by FFmpeg's name.
+        fps: Average frames per second.
+        time_base: Seconds per unit of time.
+        duration_seconds: Duration that the container declares; None if it declares none.
+        frame_count: Number of frames that the container declares; None if it declares none.
+        layout: Interpretation of the planes.
     """
 
     width: int

@@ -1,6 +1,6 @@
-"""AVI stream headers: the one field that libav's muxer cannot be told from Python.
+"""Set the field of AVI stream headers that libav's muxer does not expose to Python.
 
-Knows bytes only. Names are those of Microsoft's AVISTREAMHEADER.
+Knows bytes only. Names follow Microsoft's AVISTREAMHEADER.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ _BY_FRAMES = {0x0055, 0x00FF, 0x2000}  # MP3, AAC and AC-3
 
 
 def time_sound_by_frames(path: Path, packets: list[int]) -> None:
-    """Declare the MP3, AAC and AC-3 streams of an AVI to be timed by frames.
+    """Declare that the MP3, AAC and AC-3 streams of an AVI are timed by frames.
 
-    packets: how many each of them has, in order.
+    The muxer takes the block size of a copied stream for a constant number of bytes per sample, and
+    every packet then reads back with time 0. FFmpeg's own program clears the block size of such
+    streams before it muxes (ffmpeg_mux_init.c, streamcopy_init).
 
-    The muxer takes the block size of a copied stream for a constant number of bytes a sample, and
-    every packet is then read back with time 0. FFmpeg's own program clears the block size of
-    such streams before it muxes (ffmpeg_mux_init.c, streamcopy_init).
+    Args:
+        path: The file, changed in place.
+        packets: Number of packets of each of these streams, in order.
     """
     with path.open("r+b") as file:
         head = file.read(_HEADERS)

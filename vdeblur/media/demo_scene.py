@@ -1,6 +1,6 @@
-"""A moving scene that is generated: textures that pan, squares that cross them. Knows libav.
+"""Generate a moving scene: a panning texture, and squares that cross it. Knows libav.
 
-The same for the same size: what is measured on it can be measured again.
+The same size yields the same scene, so measurements on it can be repeated.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ _FPS = 30
 
 
 def write(path: Path, size: tuple[int, int], *, count: int) -> Path:
-    """`count` frames of size (width, height), 8-bit 4:2:0, as H.264 into `path`.
+    """Write the scene as H.264, 8-bit 4:2:0, at 30 frames per second.
 
-    UsageError for a size that is odd, or out of H.264's range.
+    Args:
+        path: The output.
+        size: Width and height in pixels.
+        count: Number of frames.
+
+    Returns:
+        The output.
+
+    Raises:
+        UsageError: The size is odd, or out of H.264's range.
     """
     width, height = size
     if width % 2 or height % 2 or not (16 <= width <= 8192 and 16 <= height <= 8192):
@@ -28,7 +37,7 @@ def write(path: Path, size: tuple[int, int], *, count: int) -> Path:
             f"size is {width}x{height}: choose even numbers from 16 to 8192, such as 1280x720"
         )
     dice = np.random.default_rng(0)
-    # Larger than the frame by the way that it pans.
+    # Larger than the frame by the distance of the pan.
     reach = 4 * 60
     luma = _texture(dice, width + reach, height + reach // 2)
     blue, red = (128 + (luma[k::2, ::2] - 128) * share for k, share in ((0, 0.3), (1, -0.2)))
@@ -42,7 +51,7 @@ def write(path: Path, size: tuple[int, int], *, count: int) -> Path:
         for number in range(count):
             frame = av.VideoFrame(width, height, "yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, _FPS)
-            # To and fro, four pixels a frame.
+            # Back and forth, two pixels per frame.
             left = 2 * (2 * abs(60 - number % 120) // 2)
             top = left // 4 * 2
             for k, (plane, target) in enumerate(zip(planes, frame.planes, strict=True)):
@@ -57,7 +66,7 @@ def write(path: Path, size: tuple[int, int], *, count: int) -> Path:
 
 
 def _texture(dice: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:
-    """Noise in octaves, each coarser one stronger, as in photographs; 16 to 235."""
+    """Return noise in octaves, stronger the coarser, as in photographs; nominally 16 to 235."""
     picture = np.zeros((height, width))
     for octave in range(1, 7):
         step = 1 << octave

@@ -1,6 +1,6 @@
-"""Which encoder restores a source's codec, in which pixel format, with which settings.
+"""Choose the encoder, pixel format and settings for an output.
 
-The rule: the source's own codec family at visually transparent quality. Settings are AVOptions.
+The rule is the source's own codec family at visually transparent quality. Settings are AVOptions.
 Knows libav's encoders; knows no files and no streams.
 """
 
@@ -52,7 +52,7 @@ _X26X_PRESETS = (
 
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 
-#: MPEG-1/2/4 and their kin count time in frames: their packets are timed by their number.
+#: MPEG-1/2/4 and related codecs count time in frames: a packet's number is its time.
 FRAME_COUNTING = frozenset(
     [
         "mpeg1video",
@@ -74,10 +74,14 @@ FRAME_COUNTING = frozenset(
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What the caller asks of the encoder; None leaves the choice to the program.
+    """Requested encoder settings; None leaves the choice to the program.
 
-    encoder: a libav encoder name, "auto" or "nvenc". crf: constant quality on the encoder's own
-    scale. bitrate: bits a second. preset and pix_fmt: as the encoder names them.
+    Attributes:
+        encoder: A libav encoder name, "auto" or "nvenc".
+        crf: Constant quality, on the encoder's own scale.
+        bitrate: Bits per second.
+        preset: The encoder's name of a preset.
+        pix_fmt: FFmpeg's name of a pixel format.
     """
 
     encoder: str = "auto"
@@ -89,7 +93,16 @@ class EncodeOptions:
 
 @dataclass
 class Choice:
-    """An encoder, its pixel format and AVOptions; bit_rate None means quality-controlled."""
+    """An encoder, its pixel format and its AVOptions.
+
+    Attributes:
+        encoder: libav's encoder name.
+        codec: libav's canonical name of the codec it writes.
+        pix_fmt: Pixel format.
+        options: AVOptions.
+        bit_rate: Bits per second; None for constant quality.
+        notes: Remarks for the user.
+    """
 
     encoder: str
     codec: str
@@ -100,10 +113,16 @@ class Choice:
 
 
 def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str) -> list[str]:
-    """Encoder names to try, best first, for a source codec (libav's canonical name).
+    """Return encoder names to try, best first.
 
-    asked: `EncodeOptions.encoder`; default: the container's own default encoder or codec.
-    EncoderError when the asked-for encoder is not in this build of libav.
+    Args:
+        source_codec: libav's canonical name.
+        source_pix_fmt: Pixel format of the source.
+        asked: `EncodeOptions.encoder`.
+        default: The container's default encoder or codec.
+
+    Raises:
+        EncoderError: The requested encoder is not in this build of libav.
     """
     if asked == "nvenc":
         asked = _NVENC.get(source_codec, "hevc_nvenc")
@@ -122,7 +141,7 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
         modern.reverse()
     names = [family, *modern, "libvpx-vp9", "libvpx", _ENCODERS.get(default, default)]
     if source_codec in ("huffyuv", "ffvhuff", "utvideo", "magicyuv", "rawvideo", "v210"):
-        names.insert(1, "ffv1")  # what was stored without loss stays without loss
+        names.insert(1, "ffv1")  # lossless sources stay lossless
     return list(dict.fromkeys(name for name in names if _exists(name)))
 
 
@@ -134,10 +153,18 @@ def choose_settings(
     profile: str | None = None,
     side_data: Mapping[str, bytes] | None = None,
 ) -> Choice:
-    """Pixel format and AVOptions for encoder `name`.
+    """Return the pixel format and AVOptions for encoder `name`.
 
-    source_pix_fmt: the format frames arrive in. profile: the source's, for ProRes and DNx.
-    side_data: the first frame's, for HDR. EncoderError for a pixel format that it does not take.
+    Args:
+        name: libav's encoder name.
+        source_pix_fmt: Pixel format of the frames.
+        options: Requested settings.
+        profile: The source's profile, for ProRes and DNx.
+        side_data: Side data of the first frame, for HDR.
+
+    Raises:
+        EncoderError: The encoder does not take the requested pixel format.
+        UsageError: The requested pixel format does not exist.
     """
     notes: list[str] = []
     pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt)
@@ -154,7 +181,7 @@ def choose_settings(
     choice = Choice(name, _codec(name), pix_fmt, settings, options.bitrate, notes)
     if options.bitrate is None:
         if name == "mjpeg" or name in FRAME_COUNTING:
-            # Controlled by the quantiser; the rate only has to be high enough not to interfere.
+            # The quantizer sets the quality; the rate must only be too high to interfere.
             choice.bit_rate = 50_000_000
         elif name == "libvpx":
             choice.bit_rate = 60_000_000
@@ -162,9 +189,9 @@ def choose_settings(
 
 
 def check_preset(encoder: str, preset: str | None) -> None:
-    """EncoderError for a preset that x264 or x265 does not have, by name or number.
+    """Raise EncoderError for a preset, by name or number, that x264 or x265 does not have.
 
-    x264 itself says so on standard error, past libav's log.
+    x264 would report it on standard error, past libav's log.
     """
     if encoder not in _X26X or preset is None or preset in _X26X_PRESETS:
         return
@@ -175,7 +202,7 @@ def check_preset(encoder: str, preset: str | None) -> None:
 
 
 def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:
-    """True when the encoder takes pictures of this size (H.263 and DV take few) with `choice`."""
+    """Return whether the encoder opens for pictures of this size; H.263 and DV take few sizes."""
     try:
         context = cast(VideoCodecContext, CodecContext.create(choice.encoder, "w"))
         context.width, context.height, context.pix_fmt = width, height, choice.pix_fmt
@@ -198,13 +225,13 @@ def _exists(name: str) -> bool:
         return False
 
 
-#: The highest value of the quality scale, by encoder. Others are left out: libsvtav1's depends on
-#: its version, and some have no scale.
+#: Highest value of the quality scale, by encoder. libsvtav1's depends on its version, and some
+#: encoders have no scale.
 _WORST_CRF = {"libx264": 51, "libx264rgb": 51, "libx265": 51, "libvpx": 63, "libvpx-vp9": 63}
 
 
 def check_crf(encoder: str, crf: float | None) -> None:
-    """Raise UsageError for a quality beyond the scale of an encoder, which would clip it."""
+    """Raise UsageError for a quality off the encoder's scale, which the encoder would clip."""
     worst = 51 if encoder.endswith("_nvenc") else _WORST_CRF.get(encoder)
     if crf is not None and worst is not None and not 0 <= crf <= worst:
         raise UsageError(
@@ -233,7 +260,7 @@ def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
     if not formats or source in formats:
         return source
     if source.startswith("yuvj") and source.replace("yuvj", "yuv") in formats:
-        return source.replace("yuvj", "yuv")  # the range goes on as a tag
+        return source.replace("yuvj", "yuv")  # the range remains as a tag
     alpha = any(c.is_alpha for c in VideoFormat(source).components)
     best = av.codec.find_best_pix_fmt_of_list(formats, source, alpha)
     return str(best[0].name) if best[0] else formats[0]
@@ -305,7 +332,7 @@ def _dnx_profile(profile: str | None, pix_fmt: str) -> dict[str, str]:
 
 
 def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str]) -> dict[str, str]:
-    """Mastering display and content light level as the encoder's own option (SMPTE ST 2086)."""
+    """Return mastering display and light level (SMPTE ST 2086) as the encoder's own option."""
     mastering = side_data.get("MASTERING_DISPLAY_METADATA")
     light = side_data.get("CONTENT_LIGHT_LEVEL")
     if not mastering and not light:
@@ -354,10 +381,13 @@ def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str])
 
 
 def side_data_bytes(frame: Any, codec: str) -> dict[str, bytes]:
-    """Raw side data of a frame that `codec` (libav's canonical name) decoded, by libav name.
+    """Return the raw side data of a frame decoded by `codec` (libav's canonical name).
 
-    Empty for pictures: PyAV 18.1 frees the name of an ICC profile, which the frame still owns, and
-    the process aborts. Empty, too, where PyAV has no name for a kind: it then lists none.
+    Empty for still pictures: PyAV 18.1 frees the name of an ICC profile, which the frame still
+    owns, and the process aborts. Also empty if PyAV has no name for some kind: it then lists none.
+
+    Returns:
+        Bytes by libav's name of the kind.
     """
     if codec in _STILLS:
         return {}

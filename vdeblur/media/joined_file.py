@@ -1,7 +1,7 @@
-"""A file that is made of pieces of others, and opens like one: nothing is copied.
+"""Present pieces of several files as a single file, without a copy.
 
-`Joined` is a path wherever the package takes one (its own reader, grafting, verifying); other
-programs and libraries see the first of its files. Knows nothing of what the bytes mean.
+`Joined` works wherever the package takes a path (reading, grafting, verifying); other programs and
+libraries see the first of its files. Knows nothing of the meaning of the bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCK = 1 << 18  # bytes read at once
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of bytes of the joined file: bytes in memory, or all of a chapter's file."""
+    """A run of bytes of the joined file: bytes in memory, or a chapter's whole file."""
 
     start: int
     length: int
@@ -34,10 +34,14 @@ class Piece:
 
 @dataclass
 class Contents:
-    """What a `Joined` is made of.
+    """The parts of a `Joined`.
 
-    pieces follow each other without a gap. chapters and starts: the files in it and the times in
-    seconds at which they begin. damage: what cannot be read; notes: what else a user should know.
+    Attributes:
+        pieces: Runs of bytes, without gaps.
+        damage: Parts that cannot be read.
+        notes: Further remarks for the user.
+        starts: Times in seconds at which the chapters begin.
+        chapters: The chapters' files.
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -50,38 +54,38 @@ class Contents:
 class Joined(_PlainPath):
     """The path of the first of several files, which opens as all of them.
 
-    As a path it names that first file: its folder, suffix, times on disk. Paths derived from it are
-    plain ones. `contents` is set by whoever makes it (`vdeblur.media.mp4.join`).
+    As a path it names that first file: its folder, suffix, times on disk. Derived paths are plain
+    paths. `vdeblur.media.mp4.join` creates it and sets `contents`.
     """
 
     contents: Contents
 
     def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
-        """A plain path: what Python 3.12 on makes derived paths with."""
+        """Return a plain path; Python 3.12 and later derive paths by this method."""
         return Path(*segments)
 
     @property
     def chapters(self) -> list[Path]:
-        """The chapters that are in it."""
+        """The chapters' files."""
         return self.contents.chapters
 
     @property
     def starts(self) -> list[Fraction]:
-        """When each of them begins, in seconds."""
+        """Times in seconds at which the chapters begin."""
         return self.contents.starts
 
     @property
     def damage(self) -> list[str]:
-        """What of the chapters cannot be read, known so far."""
+        """Parts of the chapters that cannot be read, as far as known."""
         return self.contents.damage
 
     @property
     def notes(self) -> list[str]:
-        """What else a user should know of the join."""
+        """Further remarks for the user."""
         return self.contents.notes
 
     def open(self, *arguments: Any, **options: Any) -> Any:
-        """A binary file, read-only, of all chapters."""
+        """Open all chapters as a read-only binary file."""
         contents = getattr(self, "contents", None)
         if contents is None:  # a path derived from this one, before Python 3.12
             return super().open(*arguments, **options)
@@ -89,7 +93,7 @@ class Joined(_PlainPath):
 
 
 class _Reader(io.RawIOBase):
-    """The joined file. What a chapter cannot give (a bad sector) reads as zeros, and is noted."""
+    """The joined file; unreadable bytes (a bad sector) read as zeros, and are noted."""
 
     def __init__(self, contents: Contents) -> None:
         super().__init__()
@@ -114,7 +118,7 @@ class _Reader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase. Up to the end of a piece."""
+        """See io.RawIOBase. Stops at the end of a piece."""
         view = memoryview(buffer).cast("B")
         piece = self._contents.pieces[bisect_right(self._starts, self._at) - 1]
         inside = self._at - piece.start
@@ -155,5 +159,5 @@ class _Reader(io.RawIOBase):
 
 
 def for_libav(path: Path) -> Any:
-    """What av.open takes for a path: its name, or an open file that the caller has to close."""
+    """Return an argument of av.open: the path's name, or an open file for the caller to close."""
     return path.open("rb") if isinstance(path, Joined) else str(path.absolute())
