@@ -1,8 +1,9 @@
 """Merge the highlights (HiLight tags) of a recording's chapters, with their new times.
 
-A GoPro keeps them in moov/udta: HMMT, a count and as many milliseconds (all cameras), and from
-HERO6 on also in GPMF, in the device named "Highlights". Both count from the start of their own
-chapter. Knows boxes and GPMF's key-length-value form (github.com/gopro/gpmf-parser); no files.
+A GoPro stores them in moov/udta: in HMMT, a count followed by that many times in milliseconds (all
+cameras), and from HERO6 on also in GPMF, in the device named "Highlights". Both count from the
+start of their own chapter. Knows boxes and GPMF's key-length-value form
+(github.com/gopro/gpmf-parser); no files.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ def merge_highlights(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
     """Merge the user data of chapters.
 
     Args:
-        first: The payload of the first chapter's udta, whose boxes stay.
-        later: (payload, start of the chapter in milliseconds) of the others, whose highlights are
+        first: The payload of the first chapter's udta, whose boxes are kept.
+        later: (payload, start of the chapter in milliseconds) of the others; their highlights are
             added.
 
     Returns:
@@ -48,7 +49,7 @@ def read_highlights(hmmt: bytes) -> list[int]:
 
 
 def _hmmt(times: list[int], length: int) -> bytes:
-    """An HMMT payload as long as the camera made it, unless it has to grow."""
+    """Build an HMMT payload of `length`, the camera's own, or longer if the times need it."""
     return (struct.pack(f">{1 + len(times)}I", len(times), *times)).ljust(length, b"\0")
 
 
@@ -67,7 +68,7 @@ class _Item:
 
 
 def _parse(data: bytes) -> tuple[list[_Item], int]:
-    """(the items, how many bytes they take); what follows is padding."""
+    """Parse items; return them and their length in bytes, after which there is only padding."""
     items, at = [], 0
     while at + 8 <= len(data) and data[at : at + 4].strip(b"\0"):
         key, kind, size, repeat = struct.unpack_from(">4sBBH", data, at)
@@ -85,7 +86,7 @@ def _write(item: _Item) -> bytes:
     data = b"".join(map(_write, item.items)) if item.kind == 0 else item.data
     size = 1 if item.kind == 0 else item.size
     if item.kind == 0 and len(data) > 0xFFFF:
-        size = 4  # 32-bit words reach four times as far
+        size = 4  # counted in 32-bit words: four times the range
     head = struct.pack(">4sBBH", item.key, item.kind, size, len(data) // max(size, 1))
     return head + data + bytes(-len(data) % 4)
 
@@ -106,7 +107,7 @@ def _gpmf(first: bytes, later: Sequence[tuple[bytes, int]]) -> bytes:
                 items[place] = _add(items[place], _records(shifted))
             end = -1
     if end >= 0:
-        return first  # nothing was added: byte for byte as it was
+        return first  # nothing added: unchanged to the byte
     return b"".join(map(_write, items)).ljust(len(first), b"\0")
 
 
@@ -116,16 +117,15 @@ def _is_highlights(item: _Item) -> bool:
 
 
 def _records(item: _Item) -> list[tuple[bytes, int, bytes]]:
-    """(key, size, data) of the structures below an item; GPMF's type for them is "?"."""
+    """Return (key, size, data) of the structures (GPMF type "?") in an item and its children."""
     found = [(item.key, item.size, item.data)] if item.kind == ord("?") else []
     return found + [record for inside in item.items for record in _records(inside)]
 
 
 def _shift(item: _Item, begin: int) -> _Item:
-    """The highlights of a device, later by `begin` milliseconds.
+    """Delay the highlights of a device by `begin` milliseconds.
 
-    TYPE describes a structure; the 32-bit numbers at its start are the times at which a highlight
-    begins and ends.
+    TYPE describes a structure; its leading 32-bit numbers are the start and end of a highlight.
     """
     types = next((i.data.rstrip(b"\0") for i in item.items if i.key == b"TYPE"), b"L")
     times = min(2, max(1, len(types) - len(types.lstrip(b"L"))))
@@ -144,7 +144,7 @@ def _shift(item: _Item, begin: int) -> _Item:
 
 
 def _add(item: _Item, records: list[tuple[bytes, int, bytes]]) -> _Item:
-    """An item with records behind those of the same key and size."""
+    """Append records to those of the same key and size in an item."""
     items = []
     for inside in item.items:
         if inside.kind == ord("?"):

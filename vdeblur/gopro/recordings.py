@@ -38,8 +38,8 @@ class Name:
     Attributes:
         recording: Identifies the recording; equal for its chapters.
         part: Number of the chapter.
-        loop: The camera records in a loop: it numbers parts on through the card and overwrites the
-            oldest.
+        loop: Whether the camera records in a loop: it numbers parts continuously through the card,
+            and overwrites the oldest.
         first: Number of a recording's first chapter.
     """
 
@@ -66,7 +66,7 @@ class Recording:
 
     Attributes:
         chapters: Its files, in order.
-        missing: Names of chapters that, by the numbers of the others, should be there too.
+        missing: Names of chapters that are absent, by the numbers of the others.
     """
 
     chapters: tuple[Path, ...]
@@ -79,7 +79,7 @@ class Recording:
 
 
 def read_name(path: Path) -> Name | None:
-    """Parse a file name; None for a name no GoPro gives, a photo, a thumbnail or a proxy."""
+    """Parse a file name; None for a photo, a thumbnail, a proxy, or a name unknown to GoPros."""
     if path.suffix.lower() not in _SUFFIXES:
         return None  # .JPG and .GPR, .THM, .LRV, .WAV
     stem = path.stem
@@ -109,7 +109,7 @@ def recordings(files: Iterable[Path]) -> list[Recording]:
     found = []
     for members in groups.values():
         members.sort(key=lambda member: member[0])
-        # A loop goes on from number to number; where numbers stop, another begins.
+        # Numbers of a loop are consecutive; a gap begins another loop.
         runs = [[members[0]]]
         for before, member in itertools.pairwise(members):
             if member[2].loop and member[0] != before[0] + 1:
@@ -127,7 +127,7 @@ def recordings(files: Iterable[Path]) -> list[Recording]:
 def recording_of(file: Path) -> Recording:
     """Return the recording of a chapter, with the other chapters in its folder.
 
-    A file whose name no GoPro gives is a recording by itself.
+    A file without a GoPro name is a recording by itself.
 
     Raises:
         InputError: The file does not exist.

@@ -20,10 +20,10 @@ _MIDDLE = (1080, 1920)  # rows and columns in the middle of the picture that are
 
 
 def sharpness(luma: NDArray[np.generic]) -> float:
-    """Measure how fine the detail of a picture is.
+    """Measure the fineness of a picture's detail.
 
-    The mean difference of neighbors over that of pixels twelve apart, across or down, whichever is
-    lower: motion blurs along one direction. Contrast cancels out.
+    The measure is the mean difference of neighbors over that of pixels twelve apart, horizontally
+    or vertically, whichever is lower: motion blurs along a single direction. Contrast cancels out.
 
     Args:
         luma: (rows, columns), of any range and dtype.
@@ -52,13 +52,13 @@ def measure_sharpness(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Measure the sharpness of frames spread over a video.
 
-    All frames of a short video; of a long one the keyframes, or `frames` of them. Takes out a
-    codec's own ripple: pictures far from their keyframe are coded softer, so each is scaled by the
-    others at its distance.
+    Measures all frames of a short video, and the keyframes, or `frames` of them, of a long one.
+    Compensates the codec's ripple: pictures far from their keyframe are coded softer, so each is
+    scaled by the median of the pictures at the same distance.
 
     Args:
         path: A file, or a `Joined` recording.
-        frames: How many frames to measure, about.
+        frames: Approximate number of frames to measure.
 
     Returns:
         (n,) times in seconds and (n,) sharpness; see `sharpness`.
@@ -73,7 +73,7 @@ def measure_sharpness(
 
 
 def _pictures(path: Path, frames: int) -> Iterator[tuple[float, float, int]]:
-    """(time in seconds, sharpness, frames since the last keyframe)."""
+    """Yield (time in seconds, sharpness, frames since the last keyframe)."""
     source = for_libav(path)
     try:
         with av.open(source) as container:
@@ -114,11 +114,11 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.generic]:
 
 
 def pairwise_agreement(blurred: NDArray[np.bool_], sharp: NDArray[np.float64]) -> float:
-    """Return the share of pairs in which a frame that should be blurred is the less sharp.
+    """Return the share of pairs whose frame predicted as blurred is the less sharp of both.
 
     Args:
-        blurred: (n,), whether a frame should be blurred; pairs have one frame of each kind.
-        sharp: (n,), how sharp it is.
+        blurred: (n,), whether a frame is predicted as blurred; a pair has a frame of each kind.
+        sharp: (n,), measured sharpness.
 
     Returns:
         1 for full agreement, 0.5 for chance, NaN without a pair.
