@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.networks import taps
+from vdeblur.networks.base import traits_of
 from vdeblur.system.files import default_mode
 from vdeblur.system.optional import optional, the_core
 from vdeblur.version import __version__
@@ -136,18 +137,18 @@ def export(
 
 def describe(network: nn.Module) -> dict[str, str]:
     """Return the metadata of an exported network: what it is, and what its input must be."""
+    traits = traits_of(network)
     texts = {
         "version": __version__,
         "network": type(network).__name__,
-        "config": json.dumps(getattr(network, "config", {}), sort_keys=True),
-        "size_multiple": str(getattr(network, "size_multiple", 1)),
+        "config": json.dumps(traits.config, sort_keys=True),
+        "size_multiple": str(traits.size_multiple),
         "parameters_sha256": parameters_sha256(network),
         "input": f"{input_name(network)}: (N, {input_channels(network)}, H, W) float32 RGB in 0..1"
         + (", then its guidance" if input_channels(network) > 3 else ""),
         "output": "restored: the same shape, not clamped",
     }
-    stage = getattr(network, "stage", None)
-    return texts | ({"stage": stage} if stage else {})
+    return texts | ({"stage": traits.stage} if traits.stage else {})
 
 
 def parameters_sha256(network: nn.Module) -> str:
@@ -295,7 +296,7 @@ def random_pictures(count: int, height: int, width: int) -> Tensor:
 def random_input(network: nn.Module, count: int, height: int, width: int) -> Tensor:
     """Return `random_pictures` as the network takes them: with guidance for a guided one."""
     pictures = random_pictures(count, height, width)
-    if not getattr(network, "guided", False):
+    if not traits_of(network).guided:
         return pictures
     return random_guided(pictures)
 
@@ -329,12 +330,12 @@ def random_motion(count: int) -> Tensor:
 
 def input_channels(network: nn.Module) -> int:
     """Return the number of channels of the network's input."""
-    return 3 + taps.CHANNELS if getattr(network, "guided", False) else 3
+    return 3 + taps.CHANNELS if traits_of(network).guided else 3
 
 
 def input_name(network: nn.Module) -> str:
     """Return the name of an exported graph's input."""
-    return "rgb_and_guidance" if getattr(network, "guided", False) else "rgb"
+    return "rgb_and_guidance" if traits_of(network).guided else "rgb"
 
 
 @contextmanager
@@ -450,7 +451,7 @@ def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple
 
     Odd, so that a network that needs a larger multiple than it says fails.
     """
-    multiple = int(getattr(network, "size_multiple", 1))
+    multiple = traits_of(network).size_multiple
 
     def legal(size: int) -> int:
         return (-(-size // multiple) | 1) * multiple
