@@ -320,7 +320,8 @@ def _by_length(
     quiet: bool,
 ) -> dict[int, dict[str, SetScores]]:
     """Return the scores of pans, by length of blur and by the motion that the network receives."""
-    from vdeblur.datasets.pans import LENGTHS, pans
+    from vdeblur.datasets.batches import LENGTHS
+    from vdeblur.datasets.pans import pans
     from vdeblur.evaluation.run import EvalOptions
 
     motions = ("exact motion", "estimated", "no motion") if deblurrer.guided else ("gain",)

@@ -23,7 +23,7 @@ from vdeblur.datasets.motion_errors import MotionErrors
 from vdeblur.datasets.pool import Batch, PoolOptions
 from vdeblur.errors import UsageError
 
-#: Lengths of blur that held-out pairs of known motion have, in pixels.
+#: Lengths of blur in pixels of held-out pairs with known motion, and of the pans that are scored.
 LENGTHS = (2, 4, 8, 16, 32)
 _T = TypeVar("_T")
 

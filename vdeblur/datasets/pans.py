@@ -1,8 +1,8 @@
-"""Synthetic pairs of one length of blur: a camera pans over photographs, with known motion.
+"""Synthetic pairs with a fixed length of blur: a camera pans over photographs, with known motion.
 
-Each photograph becomes a film of three frames in which everything moves alike, along a slight bend.
-The blurred frame is the mean of the pictures while the shutter is open, in linear light. Knows
-photographs and motion; knows no networks and no measures.
+Each photograph becomes a clip of three frames with uniform motion along a slight bend. The blurred
+frame is the mean, in linear light, of the pictures during the exposure. Knows photographs and
+motion; knows no networks and no metrics.
 """
 
 from __future__ import annotations
@@ -26,22 +26,20 @@ from vdeblur.datasets.pictures import read_rgb
 from vdeblur.errors import InputError
 from vdeblur.frames import Frame, PlaneLayout
 
-#: Pixels that a place moves while the shutter is open.
-LENGTHS = (2, 4, 8, 16, 32)
 FRAMES = 3
-SHUTTER = 0.5  # of a frame's time
+SHUTTER = 0.5  # exposure as a share of the frame interval
 _PHOTOGRAPHS = 4
 _WINDOW = 288, 448  # rows and columns, at most
 _LEAST = 96
-_BEND = 0.1  # of the speed, by which it grows sideways in a frame's time
-_MOST_TILT = math.radians(20)  # of the motion, so that low pictures are wide enough
+_BEND = 0.1  # sideways acceleration per frame interval, as a share of the speed
+_MOST_TILT = math.radians(20)  # limit to the long side, so that the picture is large enough
 
 Vector = NDArray[np.float64]  # x, y
-Photograph = tuple[str, Callable[[], Tensor]]  # its name, and a function that reads (1, 3, H, W)
+Photograph = tuple[str, Callable[[], Tensor]]  # name, and a function that reads (1, 3, H, W)
 
 
 def photographs_in(folder: Path) -> list[Photograph]:
-    """Choose a few pictures of a folder, evenly spread.
+    """Choose a few evenly spaced pictures of a folder.
 
     Raises:
         InputError: The folder is missing, or has no pictures.
@@ -66,7 +64,7 @@ def photographs_of(sets: Sequence[PairSet]) -> list[Photograph]:
 
 
 def pans(photographs: Sequence[Photograph], length: int, *, motion: bool) -> PairSet:
-    """Make the film of every photograph.
+    """Make a clip of every photograph.
 
     Args:
         photographs: The photographs. InputError is raised for one that is too small when it is
@@ -99,7 +97,7 @@ def _film(
     def path(frames: float) -> Vector:
         return np.asarray(speed * frames + 0.5 * turn * frames**2)
 
-    # Whole pixels at mid-exposure: the sharp picture is the photograph itself.
+    # At mid-exposure, positions are whole pixels, so that sharp pictures are cut-outs.
     middles = [np.round(path(k + 0.5)) for k in range(FRAMES)]
     margin = length // 2 + 3
     low = np.min(middles, axis=0) - margin
@@ -126,7 +124,7 @@ def _film(
         sharp = photograph[..., y : y + rows, x : x + columns]
         chord = SHUTTER * (speed + turn * (k + 0.5))
         bend = 0.5 * turn * SHUTTER**2
-        # The window follows the path; what it shows goes the other way.
+        # The window follows the path; its content moves in the opposite direction.
         field = -np.concatenate([chord, bend]).astype(np.float32)[:, None, None]
         blurred = _frame(_coded(light), layout, number * FRAMES + k)
         blurred.motion = np.broadcast_to(field, (4, 2, 2)).copy() if motion else None
@@ -137,7 +135,7 @@ def _film(
 
 
 def _kernel(places: list[Vector], reach: int) -> Tensor:
-    """(1, 1, 2·reach + 1, 2·reach + 1): averages a picture shifted to places, bicubically."""
+    """Build the kernel (1, 1, 2·reach + 1, 2·reach + 1) that averages bicubic shifts to places."""
     kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
     for place in places:
         x, y = (math.floor(v) for v in place)
@@ -148,7 +146,7 @@ def _kernel(places: list[Vector], reach: int) -> Tensor:
 
 
 def _cubic(share: float) -> Tensor:
-    """Catmull and Rom's weights of four neighbors, for a place `share` after the second."""
+    """Return the Catmull-Rom weights of four neighbors, for a position `share` past the second."""
     s = share
     weights = (
         -0.5 * s + s**2 - 0.5 * s**3,
@@ -170,7 +168,7 @@ def _coded(linear: Tensor) -> Tensor:
 
 
 def _frame(picture: Tensor, layout: PlaneLayout, number: int) -> Frame:
-    """8-bit planes of (1, 3, H, W)."""
+    """Round (1, 3, H, W) to a frame of 8-bit planes."""
     red, green, blue = picture[0].clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
     planes = tuple(np.ascontiguousarray(plane) for plane in (green, blue, red))
     return Frame(planes, layout, number, Fraction(1, 30), 1)
