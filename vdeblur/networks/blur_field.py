@@ -1,10 +1,10 @@
-"""How did each place move while the shutter was open? Read off one picture.
+"""Estimate the motion during the exposure from a single picture.
 
-A straight blur multiplies the spectrum of a picture with a sinc along the motion: dark stripes
-across it, the closer the longer the blur. Hardly any of that can be seen in the pixels of a patch,
-and nearly all of it in the logarithm of its power spectrum, which a small network reads window by
-window. What windows nearby say is pooled, for blur changes slowly from place to place. Knows
-tensors only.
+A straight blur multiplies the spectrum of a picture by a sinc along the motion, which shows as dark
+stripes across it; the longer the blur, the closer the stripes. The pixels of a patch show little of
+this, but the logarithm of its power spectrum shows most of it. A small network reads that spectrum
+window by window, and the results of nearby windows are pooled, since blur varies slowly over a
+picture. Knows tensors only.
 
 Window spectra for blind motion estimation: M. Cannon, "Blind deconvolution of spatially invariant
 image blurs with phase", IEEE Trans. ASSP 1976; a network over kernels of patches: J. Sun et al.,
@@ -20,19 +20,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Pixels a side of a window, and from one window to the next.
+#: Side of a window and distance between windows, in pixels.
 WINDOW, STEP = 64, 32
-#: Motions that are told apart: directions over half a turn (a blur has no sign), lengths in pixels.
+#: Classes of motion: directions over half a turn (a blur has no sign) and lengths in pixels.
 DIRECTIONS = 16
 LENGTHS = (3.0, 4.5, 6.7, 10.0, 15.0, 22.0, 33.0)
-#: Each direction's lengths, direction by direction; the last class is a blur too short to see.
+#: All lengths of the first direction, then of the next; the last class is a blur too short to see.
 CLASSES = DIRECTIONS * len(LENGTHS) + 1
 _RATIO = math.log(LENGTHS[-1] / LENGTHS[0]) / (len(LENGTHS) - 1)
-_FLOOR = 1e-4  # of power, below which a spectrum is noise
+_FLOOR = 1e-4  # power below which a spectrum is noise
 
 
 class BlurFieldNetwork(nn.Module):
-    """(N, 2, WINDOW, WINDOW / 2) of `spectra` → (N, CLASSES) logits of the window's motion."""
+    """Classifies the motion of windows.
+
+    Maps `spectra`, (N, 2, WINDOW, WINDOW / 2), to logits, (N, CLASSES).
+
+    Args:
+        widths: Channels of the four convolutions.
+    """
 
     def __init__(self, widths: tuple[int, int, int, int] = (16, 32, 48, 64)) -> None:
         super().__init__()
@@ -48,19 +54,20 @@ class BlurFieldNetwork(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Linear(128, CLASSES),
         )
-        #: Log of how often each class was met in training: what is learned is relative to that.
+        #: Log frequency of each class in training, which the logits include.
         self.register_buffer("prior", torch.full((CLASSES,), -math.log(CLASSES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        # Pooling small maps is six times as fast with the channels last.
+        """Return the logits, (N, CLASSES)."""
+        # Pooling small maps is six times as fast in channels-last layout.
         x = x.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.body(x).flatten(1))
         return logits
 
     def evidence(self, x: Tensor) -> Tensor:
-        """(N, 2, …) spectra → (N, CLASSES), log of how much likelier each class made them than all
-        classes together.
+        """Return the log likelihood ratio of each class to all classes together, (N, CLASSES).
+
+        `x` are spectra as for `forward`.
         """
         assert isinstance(self.prior, Tensor)
         return F.log_softmax(self(x), dim=1) - self.prior
@@ -68,7 +75,7 @@ class BlurFieldNetwork(nn.Module):
 
 @cache
 def _rings() -> tuple[Tensor, Tensor, Tensor]:
-    """Of half a spectrum: each value's ring around the middle, the rings' sizes; Hann's window."""
+    """Return the ring of each value of half a spectrum, the values per ring, and a Hann window."""
     down = torch.fft.fftshift(torch.fft.fftfreq(WINDOW))[:, None]
     across = torch.fft.rfftfreq(WINDOW)[None]
     ring = ((down**2 + across**2).sqrt() * WINDOW).round().long().clamp_max(WINDOW // 2).flatten()
@@ -77,8 +84,14 @@ def _rings() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def spectra(windows: Tensor) -> Tensor:
-    """Windows of luma (N, WINDOW, WINDOW) in [0, 1] → what the network sees, (N, 2, WINDOW,
-    WINDOW / 2): the log power of each wave against its ring's mean, and that mean.
+    """Compute the input of `BlurFieldNetwork`.
+
+    Args:
+        windows: Luma, (N, WINDOW, WINDOW) in [0, 1].
+
+    Returns:
+        (N, 2, WINDOW, WINDOW / 2): the log power of each frequency minus the mean of its ring, and
+        that mean times 0.3.
     """
     ring, sizes, hann = (part.to(windows.device) for part in _rings())
     windows = (windows - windows.mean(dim=(1, 2), keepdim=True)) * hann
@@ -91,10 +104,16 @@ def spectra(windows: Tensor) -> Tensor:
 
 
 def class_shares(chords: Tensor) -> Tensor:
-    """Chords (N, 2), x and y in pixels → (N, CLASSES): shares of the nearest classes, together 1.
+    """Distribute motions over the nearest classes.
 
-    Shared linearly by direction and by the logarithm of the length; from the shortest length down
-    to half of it more and more is the last class's.
+    Interpolates linearly in direction and in the logarithm of the length. Below the shortest
+    length, the share of the last class grows; at less than half of that length it is 1.
+
+    Args:
+        chords: (N, 2), x and y in pixels.
+
+    Returns:
+        Shares, (N, CLASSES), which sum to 1.
     """
     length = chords.norm(dim=1)
     turn = torch.atan2(chords[:, 1], chords[:, 0]) % math.pi / math.pi * DIRECTIONS
@@ -118,8 +137,13 @@ def class_shares(chords: Tensor) -> Tensor:
 
 
 def windows_of(luma: Tensor) -> Tensor:
-    """Luma (H, W), sides at least WINDOW → (h, w, WINDOW, WINDOW), window (i, j) around the middle
-    of the square of STEP pixels at (i, j); the picture's edge is reflected.
+    """Cut a picture into overlapping windows.
+
+    Args:
+        luma: (H, W), both at least WINDOW; edges are reflected.
+
+    Returns:
+        (h, w, WINDOW, WINDOW). Window (i, j) is centered on square (i, j) of a grid of STEP pixels.
     """
     height, width = luma.shape
     edge = (WINDOW - STEP) // 2
@@ -129,10 +153,16 @@ def windows_of(luma: Tensor) -> Tensor:
 
 
 def pooled(evidence: Tensor, prior: Tensor, *, reach: float, belief: float) -> Tensor:
-    """Evidence (h, w, CLASSES) of windows → the probability of each class at each place, of the
-    same shape, given all windows around, weighed by a Gaussian of `reach` windows.
+    """Pool the evidence of windows with that of the windows around.
 
-    belief: what a window's evidence counts; overlapping windows say in part the same.
+    Args:
+        evidence: (h, w, CLASSES), by `BlurFieldNetwork.evidence`.
+        prior: Log of the prior probability of each class, (CLASSES,).
+        reach: Standard deviation of the Gaussian weight of windows around, in windows.
+        belief: Weight of the evidence; below 1, since overlapping windows are not independent.
+
+    Returns:
+        Probability of each class for each window, (h, w, CLASSES).
     """
     radius = math.ceil(3 * reach)
     offsets = torch.arange(-radius, radius + 1, device=evidence.device)
@@ -144,10 +174,16 @@ def pooled(evidence: Tensor, prior: Tensor, *, reach: float, belief: float) -> T
 
 
 def mean_chord(probabilities: Tensor) -> Tensor:
-    """Probabilities (h, w, CLASSES) → the chord (2, h, w) in pixels, the mean of the motions.
+    """Return the mean chord of class probabilities.
 
-    Opposite directions are the same and perpendicular ones cancel: where nothing is sure the chord
-    is short, which is safe.
+    Opposite directions are equivalent and perpendicular directions cancel, so that the chord is
+    short, and the correction cautious, where the motion is uncertain.
+
+    Args:
+        probabilities: (h, w, CLASSES).
+
+    Returns:
+        (2, h, w), x and y in pixels.
     """
     angle = torch.arange(DIRECTIONS, device=probabilities.device) * (math.pi / DIRECTIONS)
     length = probabilities.new_tensor(LENGTHS)

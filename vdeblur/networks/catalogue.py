@@ -93,13 +93,13 @@ _CATALOGUE = {
         NetworkSpec(
             "mimo-unet-guided",
             "mimo-unet-guided",
-            "told how each place moved while the shutter was open; near real time without a GPU",
+            "guided by the motion of each pixel during the exposure; near real time without a GPU",
             ships=True,
         ),
         NetworkSpec(
             "mimo-unet-guided-large",
             "mimo-unet-guided",
-            "the same twice as wide and deeper, 3.5 million parameters, for GPUs",
+            "mimo-unet-guided twice as wide, and deeper; 3.5 million parameters; for GPUs",
             {"widths": [32, 80, 160], "blocks": [2, 2, 3]},
             ships=True,
         ),
@@ -122,7 +122,7 @@ _CATALOGUE = {
         NetworkSpec(
             "mimo-unet-plusplus",
             "mimo-unet",
-            "MIMO-UNet+, its weights run with the geometric self-ensemble (Cho et al., ICCV 2021)",
+            "MIMO-UNet+ run with the geometric self-ensemble (Cho et al., ICCV 2021)",
             {"base": 32, "blocks": 20},
             ensemble=True,
             **_MIMO_UNET,
@@ -131,19 +131,19 @@ _CATALOGUE = {
         NetworkSpec(
             "mimo-unet-cfa",
             "mimo-unet-cfa",
-            "MIMO-UNet+ with features aggregated across scales; 16.2 million parameters",
+            "MIMO-UNet+ with cross-scale feature aggregation; 16.2 million parameters",
             {"base": 32, "blocks": 20, "scales": 3},
         ),
         NetworkSpec(
             "mimo-unet-lite",
             "mimo-unet-lite",
-            "MIMO-UNet of depthwise-separable convolutions, for CPUs and laptops",
+            "MIMO-UNet with depthwise-separable convolutions, for CPUs and laptops",
             {"base": 32, "blocks": 4, "unshuffle": 4},
         ),
         NetworkSpec(
             "pss-nsc",
             "pss-nsc",
-            "PSS-NSC as published (Gao et al., CVPR 2019), 3.9 million parameters; colours apart",
+            "PSS-NSC as published (Gao et al., CVPR 2019), 3.9 million parameters; colors apart",
             {"sharing": "both", "base": 32, "units": 4, "scales": 3},
             paper="Gao et al., Dynamic Scene Deblurring with Parameter Selective Sharing and "
             "Nested Skip Connections, CVPR 2019",
@@ -170,7 +170,7 @@ _CATALOGUE = {
                 PublishedScore("HIDE", 30.96, 0.939, "Zamir et al., CVPR 2021"),
             ),
         ),
-        NetworkSpec("identity", "identity", "changes nothing; for tests", trained=False),
+        NetworkSpec("identity", "identity", "returns its input; for tests", trained=False),
     )
 }
 

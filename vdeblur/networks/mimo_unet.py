@@ -25,17 +25,26 @@ from vdeblur.networks.layers import (
 
 
 class MIMOUNet(Network):
-    """MIMO-UNet of any width and depth; base 32 with 8 blocks is the published network, 20 is "+".
+    """MIMO-UNet of any width and depth.
 
-    base: channels at full resolution. blocks: residual blocks per stage. unshuffle: the image is
-    rearranged to 1/unshuffle of its size with unshuffle² times the channels first (Shi et al., CVPR
-    2016, run backwards), which makes the network unshuffle² times cheaper. hidden: channels inside
-    each residual block, the encoder's three stages first, then the decoder's from coarse to fine,
-    where pruning has left fewer than the stage has (`vdeblur.training.pruning`).
+    Base 32 with 8 blocks is the published MIMO-UNet, with 20 blocks MIMO-UNet+.
+
+    Args:
+        base: Channels at full resolution.
+        blocks: Residual blocks per stage.
+        unshuffle: Factor by which the image is first reduced in height and width, with unshuffle²
+            times the channels (Shi et al., CVPR 2016, in reverse). The network becomes unshuffle²
+            times cheaper.
+        hidden: Channels inside each residual block, for pruned networks
+            (`vdeblur.training.pruning`): the encoder's three stages, then the decoder's from coarse
+            to fine. None: as many as the stage has.
+
+    Raises:
+        ValueError: The image has too many channels for `base`, or a number is out of range.
     """
 
     size_divisor = 4  # two halvings; times `unshuffle`
-    # The better its weights, the farther they look: at 32 pixels seams were above half a level.
+    # Better weights use a larger context: with 32 pixels, seams exceeded half an 8-bit level.
     tile_margin = 48
 
     def __init__(
@@ -88,46 +97,46 @@ class MIMOUNet(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels."""
+        """Number of pixels that height and width must be multiples of."""
         return self.size_divisor * self.unshuffle
 
     @property
     def receptive_radius(self) -> int:
-        """No output pixel depends on input more than this many pixels away, in rows or in columns.
+        """Largest distance, in rows or columns, between an output pixel and input it depends on.
 
-        A residual block reaches 2 pixels of its scale, in the encoder and in the decoder, at scales
-        1, 2 and 4: 28 pixels a block; everything else reaches 17.
+        A residual block reaches 2 pixels at its scale. With scales 1, 2 and 4 in encoder and
+        decoder, that is 28 pixels per block; all other layers together reach 17.
         """
         return self.unshuffle * (28 * self.blocks + 17) + self.unshuffle - 1
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in a forward pass, per input pixel; measured on 720p, rounded up."""
+        """Values alive at once in a forward pass per input pixel, measured at 720p, rounded up."""
         return 22 * self.base // self.unshuffle**2 + 24
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        """Restore (N, 3, H, W) RGB in [0, 1]; the result has the same shape and is not clamped."""
         return self._run(x, coarse=False)[-1]
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, as computed before x is added: half precision then rounds no picture.
+        """Return forward(x) − x, (N, 3, H, W), without adding x first.
 
-        (N, 3, H, W) → the same shape; about 0.
+        Half precision then does not round the picture itself.
         """
         return self._run(x, coarse=False, add_images=False)[-1]
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) → restored images at 1/4, 1/2 and full size, as training compares them."""
+        """Return the restored pictures of (N, 3, H, W) at 1/4, 1/2 and full size, for training."""
         quarter, half, full = self._run(x, coarse=True)
         return quarter, half, full
 
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
+        """Zero the output heads, so that the untrained network returns its input."""
         zero_parameters(*self.ConvsOut, self.feat_extract[5])
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Width and rearrangement from the first convolution, depth by counting the blocks."""
+        """Read base and unshuffle off the first convolution, and count the blocks."""
         first = shapes.get("feat_extract.0.main.0.weight", ())
         blocks = {name.split(".")[3] for name in shapes if name.startswith("Encoder.0.layers.")}
         if len(first) != 4 or not blocks or "SCM1.conv.main.0.weight" not in shapes:
@@ -141,11 +150,11 @@ class MIMOUNet(Network):
             for block in range(len(blocks))
         ]
         widths = [base << level for level in (0, 1, 2, 2, 1, 0) for _ in blocks]
-        # A block that is missing is damage, not pruning.
+        # A missing block means damage, not pruning.
         return config | ({"hidden": hidden} if hidden != widths and all(hidden) else {})
 
     def _run(self, x: Tensor, *, coarse: bool, add_images: bool = True) -> list[Tensor]:
-        # The pyramid is made by nearest-neighbour halving, as published.
+        # Nearest-neighbor halving, as published.
         images = [x, F.interpolate(x, scale_factor=0.5)]
         images.append(F.interpolate(images[1], scale_factor=0.5))
         if self.unshuffle > 1:

@@ -1,7 +1,7 @@
-"""MIMO-UNet with cross-scale feature aggregation: MIMO-UNet+ for any number of scales, enhanced.
+"""MIMO-UNet with cross-scale feature aggregation, for any number of scales.
 
-The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring",
-ICCV 2021; what is different stands at each part. No weights are published. Knows tensors only.
+Follows Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", ICCV 2021; each
+part states how it differs. No weights are published. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vdeblur.networks.layers import BasicConv, keep_variance
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel: (N, C, H, W) → the same shape.
+    """Layer normalization over the channels of each pixel: (N, C, H, W) → the same shape.
 
-    As in NAFNet (Chen et al., ECCV 2022). A pixel is normalised by itself alone: a tile computes
-    what the whole picture does, and training does not depend on its batch. Instance normalisation
-    would measure the tile, batch normalisation the batch.
+    As in NAFNet (Chen et al., ECCV 2022). Each pixel is normalized independently, so that a tile
+    gives the same result as the whole picture (instance normalization would not), and training does
+    not depend on the batch (batch normalization would).
     """
 
     def __init__(self, channels: int) -> None:
@@ -31,14 +31,14 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H, W)."""
-        # Channels-last memory is (N, H, W, C) already: nothing is copied.
+        """Normalize (N, C, H, W)."""
+        # Channels-last memory is (N, H, W, C) already, so nothing is copied.
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
         return x.permute(0, 3, 1, 2)
 
 
 class NormBlock(nn.Module):
-    """A residual block that normalises what it sees: x + conv(ReLU(conv(norm(x))))."""
+    """A residual block that normalizes its input: x + conv(ReLU(conv(norm(x))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class NormBlock(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Features of several scales, resized to one, concatenated and convolved."""
+    """Concatenate features of several scales, resized to one size, and convolve them."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class Aggregation(nn.Module):
         )
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Tensors of one size, `in_channels` together → (N, out, H, W)."""
+        """Map tensors of one size, with `in_channels` in total, to (N, out, H, W)."""
         out: Tensor = self.conv(torch.cat(features, dim=1))
         return out
 
 
 class Recalibration(nn.Module):
-    """Squeeze and excitation (Hu et al., CVPR 2018): channels weighed by what all of them mean."""
+    """Squeeze and excitation (Hu et al., CVPR 2018): weights channels by all channels' means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,12 +88,17 @@ class Recalibration(nn.Module):
 class MIMOUNetCFA(Network):
     """MIMO-UNet+ over `scales` scales with aggregation across them.
 
-    base: channels at full resolution, doubled at each halving. blocks: residual blocks per stage.
-    scales: images of the pyramid, full size included; at least 2.
+    `stages`: "full" is the full-resolution output. "fused" is x + Σ w_s · up(Δ_s), where Δ_s is the
+    correction of the head at scale s, enlarged to full size, and the weights w_s sum to 1 at each
+    pixel. Corrections are fused rather than images, since an enlarged coarse image is blurred.
 
-    Stages: "full" is the full-resolution output. "fused" is x + Σ w_s · up(Δ_s): the corrections
-    that the heads of all scales make, brought to full size, with weights that sum to 1 at each
-    pixel. Corrections are fused rather than images, for a coarse image upsampled is a blurred one.
+    Args:
+        base: Channels at full resolution, doubled at each halving.
+        blocks: Residual blocks per stage.
+        scales: Images of the pyramid, including full size; at least 2.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("full", "fused")
@@ -107,7 +112,7 @@ class MIMOUNetCFA(Network):
             raise ValueError(f"scales {scales}: there is nothing to aggregate below 2")
         self.base, self.blocks, self.scales = base, blocks, scales
         self.config = {"base": base, "blocks": blocks, "scales": scales}
-        # Every list runs from the finest scale to the coarsest.
+        # All lists run from the finest scale to the coarsest.
         widths = [base << scale for scale in range(scales)]
 
         def stage(width: int) -> nn.Sequential:
@@ -117,8 +122,8 @@ class MIMOUNetCFA(Network):
             nn.Sequential(BasicConv(3, c, 3), BasicConv(c, c, 3, relu=False)) for c in widths
         )
         self.down = nn.ModuleList(BasicConv(c, 2 * c, 3, stride=2) for c in widths[:-1])
-        # A stage sees its own entry, the finer stage (but the first) and the coarser scale (but the
-        # last).
+        # The input of a stage: its own entry, the finer stage (except the first) and the coarser
+        # scale (except the last).
         self.aggregate = nn.ModuleList(
             Aggregation(c * (1 + (s > 0)) + 2 * c * (s < scales - 1), c)
             for s, c in enumerate(widths)
@@ -140,31 +145,31 @@ class MIMOUNetCFA(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels."""
+        """Number of pixels that height and width must be multiples of."""
         return 1 << (self.scales - 1)
 
     @property
     def receptive_radius(self) -> int | None:
-        """None: recalibration sees the whole picture."""
+        """None, since recalibration depends on the whole picture."""
         return None
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in an inference pass, per input pixel.
+        """Number of values alive at once in an inference pass, per input pixel, rounded up.
 
-        Peak resident memory of fp32 passes at 720p on a CPU, 2 to 4 scales, rounded up: it is
-        reached where the features of all scales meet at full size.
+        From the peak resident memory of fp32 passes at 720p on a CPU with 2 to 4 scales. The peak
+        is where the features of all scales meet at full size.
         """
         return self.base * (2 + (5 << self.scales) // 2) + 24
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        """Restore (N, 3, H, W) RGB in [0, 1]; the result has the same shape and is not clamped."""
         return x + self.correction(x)
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, as computed before x is added: half precision then rounds no picture.
+        """Return forward(x) − x, (N, 3, H, W), without adding x first.
 
-        (N, 3, H, W) → the same shape; about 0.
+        Half precision then does not round the picture itself.
         """
         features = self._features(self._pyramid(x))
         if self.stage == "full":
@@ -173,10 +178,10 @@ class MIMOUNetCFA(Network):
         return self._fuse(self._corrections(features), features[0])
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) → `scales` + 1 restored images: coarse to full size, then the fused one.
+        """Return `scales` + 1 restored pictures of (N, 3, H, W): coarse to full size, then fused.
 
-        Both last ones have full size: a loss over all of them trains the full-resolution head for
-        itself and the fusion's weights beside it, so that one set of weights serves both stages.
+        The last two are full size. A loss over all of them trains both the full-resolution head and
+        the weights of the fusion, so that one set of weights serves both stages.
         """
         images = self._pyramid(x)
         features = self._features(images)
@@ -185,12 +190,12 @@ class MIMOUNetCFA(Network):
         return (*restored[::-1], x + self._fuse(corrections, features[0]))
 
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
+        """Zero the output heads, so that the untrained network returns its input."""
         zero_parameters(*self.heads)
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Width from the first convolution, depth by counting blocks, scales by counting heads."""
+        """Read base off the first convolution, and count blocks and heads (scales)."""
         first = shapes.get("entries.0.0.main.0.weight", ())
         blocks = {name.split(".")[2] for name in shapes if name.startswith("encoder.0.")}
         scales = {name.split(".")[1] for name in shapes if name.startswith("heads.")}
@@ -199,8 +204,8 @@ class MIMOUNetCFA(Network):
         return {"base": first[0], "blocks": len(blocks), "scales": len(scales)}
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
-        # At one half the bicubic kernel is (−3, 19, 19, −3) / 32 (a = −0.75): low-pass enough
-        # without antialiasing, which ONNX has since opset 18 only.
+        # At one half the bicubic kernel is (−3, 19, 19, −3) / 32 (a = −0.75), low-pass enough to do
+        # without antialiasing, which needs ONNX opset 18.
         images = [x]
         for _ in range(self.scales - 1):
             images.append(
@@ -209,7 +214,7 @@ class MIMOUNetCFA(Network):
         return images
 
     def _features(self, images: list[Tensor]) -> list[Tensor]:
-        """What the heads see, from the finest scale to the coarsest."""
+        """Return the inputs of the heads, from the finest scale to the coarsest."""
         scales = range(self.scales)
         entries = [self.entries[s](images[s]) for s in scales]
         encoded: list[Tensor] = []
@@ -222,11 +227,11 @@ class MIMOUNetCFA(Network):
             encoded.append(self.encoder[s](self.aggregate[s](*seen)))
         decoded = [self.decoder[-1](encoded[-1])]
         for s in scales[-2::-1]:
-            # AFF (equation 3) over all scales, recalibrated; then all coarser decoder stages.
+            # The AFF of equation 3 over all scales, recalibrated; then all coarser decoder stages.
             skip = self.skips[s](*(_resize(encoded[t], t - s) for t in scales))
             seen = [self.recalibrate[s](skip)]
             for link, coarser in enumerate(decoded):
-                # The 1×1 convolution goes before the resizing, where it costs a quarter.
+                # The 1×1 convolution precedes the resizing, where it costs a quarter.
                 seen.append(_resize(self.links[s][link](coarser), link + 1))  # type: ignore[index]
             decoded.insert(0, self.decoder[s](self.merge[s](torch.cat(seen, dim=1))))
         return decoded
@@ -246,7 +251,7 @@ class MIMOUNetCFA(Network):
 
 
 def _resize(features: Tensor, doublings: int) -> Tensor:
-    """(N, C, H, W) → 2^doublings times the size: bilinear up, means down."""
+    """Scale (N, C, H, W) by 2^doublings: bilinear enlargement, reduction to means."""
     if doublings == 0:
         return features
     if doublings < 0:

@@ -1,12 +1,11 @@
-"""A MIMO-UNet that is told how each place moved while the shutter was open.
+"""A MIMO-UNet guided by the motion of each pixel during the exposure.
 
-The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring",
-ICCV 2021: an input picture and an output picture at each of three scales. What is new is the
-guidance (`vdeblur.networks.taps`): samples along the motion go through a bank of filters, at first
-Wiener filters for several lengths of blur, and the network decides at each place how much of each
-filter's result to take, besides what it adds by itself. Of a film it also sees the frames before
-and after, each brought to the places of the one at hand. What does not move is not changed. Knows
-tensors only.
+Follows Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", ICCV 2021, with
+an input picture and an output picture at each of three scales, and adds the guidance
+(`vdeblur.networks.taps`). Samples along the motion pass a bank of filters, initialized as Wiener
+filters for several lengths of blur; at each pixel the network weights the result of each filter,
+and adds a correction of its own. In videos it also sees the frames before and after, aligned with
+the current frame. Pixels that do not move are not changed. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -27,17 +26,18 @@ _BANK_LENGTHS = (0.7, 0.85, 1.0, 1.0, 1.0, 1.18, 1.4)
 _BANK_NOISES = (1e-3, 1e-3, 2e-4, 1e-3, 1e-2, 1e-3, 1e-3)
 
 
-#: The share of negative values that activations let through, so that no channel dies.
+#: Negative slope of the activations, so that no channel dies.
 LEAK = 0.1
 
 
-#: Pixels of motion: up to the first a place is left as it is, from the second on it is restored.
+#: Length of motion in pixels: up to the first value a pixel is left unchanged, from the second on
+#: it is fully restored.
 _STILL, _MOVING = 0.5, 2.0
 
 
-#: About the mean of pictures.
+#: Approximate mean of pictures, subtracted from the input.
 _MIDDLE = 0.45
-#: What guidance is made of.
+#: Channels of each part of the guidance.
 _PARTS = [
     taps.SHAPE_CHANNELS,
     len(taps.SLOPES),
@@ -48,8 +48,9 @@ _PARTS = [
 
 
 def _halving(channels: int) -> Tensor:
-    """Weights (12, channels, 2, 2) of a convolution of stride 2 that takes a 2× pixel-unshuffled
-    picture, in the first 12 of its channels, to the same picture at half its size, unshuffled.
+    """Return the weights (12, channels, 2, 2) of a convolution with stride 2 that halves a picture.
+
+    The picture is 2× pixel-unshuffled, before (in the first 12 of the input's channels) and after.
     """
     weights = torch.zeros(12, channels, 2, 2)
     for colour in range(3):
@@ -61,8 +62,9 @@ def _halving(channels: int) -> Tensor:
 
 
 def _packed(rgb: Tensor, coarse: Sequence[Tensor], fine: Sequence[Tensor]) -> Tensor:
-    """Pixel-unshuffled `rgb`, the means of four pixels of `coarse` pictures, and the `fine` ones
-    unshuffled: (N, C, H/2, W/2). float32 on a CPU, by OpenCV: a fifth of the time of torch's own.
+    """Pixel-unshuffle `rgb` and `fine`, and average `coarse` over 2×2 pixels: (N, C, H/2, W/2).
+
+    For float32 on a CPU. OpenCV needs a fifth of torch's time.
     """
     count, _, height, width = rgb.shape
     parts = [(rgb, True), *((part, False) for part in coarse), *((part, True) for part in fine)]
@@ -73,7 +75,7 @@ def _packed(rgb: Tensor, coarse: Sequence[Tensor], fine: Sequence[Tensor]) -> Te
         for part, whole in parts:
             for plane in part[picture].numpy():
                 if whole:
-                    # Of two rows: values in pairs, a pair's first and second to planes apart.
+                    # The even and odd columns of each row go to separate planes.
                     pairs = np.ascontiguousarray(plane).reshape(height // 2, 2, width // 2, 2)
                     for row in (0, 1):
                         cv2.split(pairs[:, row], [next(planes), next(planes)])
@@ -92,25 +94,26 @@ class GuidedBlock(nn.Module):
         self.last = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H, W)."""
+        """Compute the block."""
         out: Tensor = x + self.last(F.leaky_relu(self.first(x), LEAK))
         return out
 
 
 class EvenConv(nn.Conv2d):
-    """A 3×3 convolution which a GPU trains with its input filled up to a multiple of 8 channels.
+    """A 3×3 convolution whose input is padded to a multiple of 8 channels for training on a GPU.
 
-    Of 87 channels forward and backward took an H100 1.37 ms, of 88 0.75 ms (bf16, 32 of 128²).
+    On an H100, forward and backward take 1.37 ms with 87 channels and 0.75 ms with 88 (bf16, batch
+    of 32, 128×128 pixels).
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H, W)."""
+        """Convolve (N, C, H, W) to (N, C', H, W)."""
         if self.training and input.is_cuda:
             return self.filled(input)
         return super().forward(input)
 
     def filled(self, x: Tensor) -> Tensor:
-        """The same, with channels of zeros appended to the input and to the weights."""
+        """Compute the same with channels of zeros appended to the input and to the weights."""
         more = (0, 0, 0, 0, 0, -x.shape[1] % 8)
         return F.conv2d(F.pad(x, more), F.pad(self.weight, more), self.bias, padding=1)
 
@@ -118,8 +121,12 @@ class EvenConv(nn.Conv2d):
 class MIMOUNetGuided(Network):
     """A U-Net over three scales of a 2× pixel-unshuffled picture, guided along the motion.
 
-    widths: channels at the three scales, 1/2, 1/4 and 1/8 of the picture's size. blocks: residual
-    blocks at each scale, on the way down and as many on the way up.
+    Args:
+        widths: Channels at the three scales, 1/2, 1/4 and 1/8 of the picture's size.
+        blocks: Residual blocks at each scale, in the encoder and again in the decoder.
+
+    Raises:
+        ValueError: `widths` or `blocks` are not three numbers of 1 or more.
     """
 
     guided = True
@@ -135,7 +142,7 @@ class MIMOUNetGuided(Network):
         if len(widths) != 3 or len(blocks) != 3 or min(*widths, *blocks) < 1:
             raise ValueError("widths and blocks are three numbers each, 1 or more")
         self.widths, self.blocks = list(widths), list(blocks)
-        # Of the weights that ship, seams at a third of it reached 2.5 levels.
+        # With the shipped weights, seams reached 2.5 8-bit levels at a third of the radius.
         self.tile_margin = self.receptive_radius // 2
         self.config = {"widths": self.widths, "blocks": self.blocks}
         fine, middle, coarse = widths
@@ -160,7 +167,7 @@ class MIMOUNetGuided(Network):
         self.encoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
         self.decoder = nn.ModuleList(stage(w, b) for w, b in zip(widths, blocks, strict=True))
         self.pack, self.unpack = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
-        # A 1×1 convolution and a rearrangement: a doubling of the size that costs no 3×3.
+        # Doubling the size by a 1×1 convolution and a pixel shuffle is cheaper than by a 3×3.
         self.up = nn.ModuleList([nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)])
         self.heads = nn.ModuleList(
             [
@@ -183,59 +190,70 @@ class MIMOUNetGuided(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels."""
+        """Number of pixels that height and width must be multiples of."""
         return 8
 
     @property
     def receptive_radius(self) -> int:
-        """No output pixel depends on input more than this many pixels away, in rows or in columns.
+        """Largest distance, in rows or columns, between an output pixel and input it depends on.
 
-        Samples along the motion are taken before a picture is cut into tiles: they do not count.
+        Samples along the motion do not count, since they are taken before tiles are cut.
         """
         fine, middle, coarse = self.blocks
         return 2 * (2 * 2 * fine + 2) + 4 * (2 * 2 * middle + 2) + 8 * (2 * 2 * coarse + 2) + 16
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in an inference pass, per input pixel, rounded up."""
+        """Number of values alive at once in an inference pass, per input pixel, rounded up."""
         return 2 * taps.CHANNELS + 6 * self.widths[0] // 4 + 60
 
     @staticmethod
     def leaves(motion: Tensor) -> bool:
-        """Whether pictures of such a motion (N, 4, h, w) are left as they are, all over."""
+        """Return whether pictures with this motion, (N, 4, h, w), stay entirely unchanged."""
         return bool((motion[:, :2].square().sum(1) <= _STILL**2).all())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1], or (N, 3 + taps.CHANNELS, H, W) with its guidance, restored;
-        not clamped.
+        """Restore a picture.
+
+        Args:
+            x: (N, 3, H, W) RGB in [0, 1], or (N, 3 + taps.CHANNELS, H, W) with its guidance.
+
+        Returns:
+            (N, 3, H, W), not clamped.
         """
         return x[:, :3] + self.correction(x)
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − RGB, as computed before it is added: half precision then rounds no picture.
+        """Return forward(x) minus the RGB of x, (N, 3, H, W), without adding the RGB first.
 
-        (N, 3 or 3 + taps.CHANNELS, H, W) → (N, 3, H, W); about 0.
+        Half precision then does not round the picture itself.
         """
         packed, moved = self.prepare(x)
         return self.finish(self.trunk(packed), packed, moved)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3 or 3 + taps.CHANNELS, H, W) → what `trunk` takes, (N, C, H/2, W/2), and where
-        anything moves, (N, 1, H, W) from 0 to 1.
+        """Compute the input of `trunk` and the mask of motion.
+
+        Args:
+            x: (N, 3 or 3 + taps.CHANNELS, H, W), as for `forward`.
+
+        Returns:
+            The input of `trunk`, (N, C, H/2, W/2), and the mask, (N, 1, H, W): 0 where nothing
+            moves, 1 where the picture is fully restored.
         """
         rgb, known = x[:, :3], x[:, 3:]
         if not known.shape[1]:
             known = rgb.new_zeros(len(x), taps.CHANNELS, *x.shape[2:])
         shape, slopes, samples, around, directions = torch.split(known, _PARTS, dim=1)
         moved = ((shape[:, :1] * taps.UNIT - _STILL) / (_MOVING - _STILL)).clamp(0, 1)
-        tracing: Any = torch.jit  # it has no types
+        tracing: Any = torch.jit  # without types
         plain = x.device.type == "cpu" and x.dtype == torch.float32
         if plain and not (torch.is_grad_enabled() or tracing.is_tracing()):
-            # Of planes, whatever the input's layout: a flattened part is then a view of it.
+            # Contiguous whatever the layout of the input, so that a flattened part is a view.
             filtered = x.new_empty(len(x), self.bank.out_channels, *x.shape[2:])
             for picture, place in zip(samples, filtered, strict=True):
-                # A product, for a convolution of planes by weights that are channels-last takes
-                # nine times as long.
+                # A matrix product: the convolution of contiguous planes with channels-last weights
+                # takes nine times as long.
                 torch.mm(self.bank.weight.flatten(1), picture.flatten(1), out=place.flatten(1))
             return _packed(rgb - _MIDDLE, (shape, directions), (slopes, filtered, around)), moved
         means = [F.avg_pool2d(part, 2) for part in (shape, directions)]
@@ -244,21 +262,21 @@ class MIMOUNetGuided(Network):
         return torch.cat([unshuffled[0], *means, *unshuffled[1:]], dim=1), moved
 
     def trunk(self, packed: Tensor) -> Tensor:
-        """What `prepare` gives → what `finish` takes, (N, 12 + 4·filters, H/2, W/2).
+        """Compute the input of `finish`, (N, 12 + 4·filters, H/2, W/2), from that of `prepare`.
 
-        All convolutions but the bank are here, and little else.
+        This part holds all convolutions except the bank, and little else.
         """
         head: Tensor = self.heads[0](self._features(packed)[0])
         return head
 
     def finish(self, head: Tensor, packed: Tensor, moved: Tensor) -> Tensor:
-        """What `trunk` and `prepare` give → the correction, (N, 3, H, W)."""
+        """Compute the correction, (N, 3, H, W), from the results of `trunk` and `prepare`."""
         filters = self.bank.out_channels
         start = 12 + taps.SHAPE_CHANNELS + 2 * taps.DIRECTION_CHANNELS + 4 * len(taps.SLOPES)
         filtered = packed[:, start : start + 4 * filters]
         if head.device.type == "cpu":
-            head = head.contiguous()  # sums over planes are twice as fast
-        # All four pixels of a place at once.
+            head = head.contiguous()  # sums over contiguous planes are twice as fast
+        # The four pixels of each unshuffled position at once.
         count, _, height, width = head.shape
         size = (count, -1, 4, height, width)
         share = (head[:, 12:].reshape(size) * filtered.reshape(size)).sum(1, keepdim=True)
@@ -267,7 +285,7 @@ class MIMOUNetGuided(Network):
         return out
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3 or 3 + taps.CHANNELS, H, W) → restored pictures at 1/4, 1/2 and full size."""
+        """Return the restored pictures at 1/4, 1/2 and full size; `x` is as for `forward`."""
         packed, moved = self.prepare(x)
         features = self._features(packed)
         half = F.avg_pool2d(x[:, :3], 2)
@@ -277,12 +295,12 @@ class MIMOUNetGuided(Network):
         return coarse, middle, images[0] + full
 
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
+        """Zero the output heads, so that the untrained network returns its input."""
         zero_parameters(*self.heads)
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Widths from the input convolutions, depths by counting the blocks."""
+        """Read the widths off the input convolutions, and count the blocks."""
         inputs = [shapes.get(f"inputs.{s}.weight", ()) for s in range(3)]
         if any(len(shape) != 4 for shape in inputs) or "bank.weight" not in shapes:
             return None
@@ -293,8 +311,8 @@ class MIMOUNetGuided(Network):
         return {"widths": [shape[0] for shape in inputs], "blocks": [max(b, 1) for b in blocks]}
 
     def _features(self, packed: Tensor) -> list[Tensor]:
-        """What the heads see, from the finest scale on."""
-        # Half the size, and packed again, in one convolution: planes need not be taken apart.
+        """Return the inputs of the heads, from the finest scale to the coarsest."""
+        # One convolution halves the unshuffled picture; shuffling it back is not needed.
         pictures = [packed]
         for channels in (packed.shape[1], 12):
             pictures.append(F.conv2d(pictures[-1], self.halve[:, :channels], stride=2))

@@ -1,8 +1,8 @@
 """MIMO-UNet for CPUs and laptops: depthwise-separable convolutions and channel attention.
 
-The frame is that of Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring",
-ICCV 2021; separable convolutions after Howard et al., "MobileNets", 2017. No weights are published.
-Knows tensors only.
+Follows Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", ICCV 2021, with
+the separable convolutions of Howard et al., "MobileNets", 2017. No weights are published. Knows
+tensors only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from vdeblur.networks.layers import keep_variance
 
 
 class SeparableConv(nn.Sequential):
-    """A convolution of each channel by itself, then a 1×1 convolution over the channels.
+    """A depthwise, then a 1×1 convolution: (N, in, H, W) → (N, out, H/stride, W/stride).
 
-    (N, in, H, W) → (N, out, H/stride, W/stride).
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Side of the depthwise kernel, odd.
+        stride: Stride of the depthwise convolution.
+        relu: Whether ReLU follows.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class SeparableConv(nn.Sequential):
                 stride=stride,
                 padding=kernel // 2,
                 groups=in_channels,
-                bias=False,  # the next one's adds the same
+                bias=False,  # the bias of the 1×1 convolution has the same effect
             ),
             nn.Conv2d(in_channels, out_channels, 1),
         ]
@@ -53,7 +58,7 @@ class SeparableBlock(nn.Module):
     """A residual block: 5×5 depthwise, 1×1, ReLU, 1×1: (N, C, H, W) → the same shape.
 
     It reaches as far as MIMO-UNet's two 3×3 convolutions. On a CPU it takes as long as two 3×3
-    depthwise ones with their 1×1s, and is a layer shorter.
+    separable convolutions, with one layer less.
     """
 
     def __init__(self, channels: int) -> None:
@@ -68,10 +73,10 @@ class SeparableBlock(nn.Module):
 
 
 class AttentiveFusion(nn.Module):
-    """FAM: features of two neighbouring scales, concatenated, their channels weighed, then mixed.
+    """FAM: concatenate the features of two adjacent scales, weight their channels, and mix them.
 
-    The weights come from the means of all channels of both (squeeze and excitation, Hu et al.,
-    CVPR 2018), where MIMO-UNet multiplies the two pixel by pixel (equation 2).
+    The weights derive from the means of all channels (squeeze and excitation, Hu et al., CVPR
+    2018). MIMO-UNet multiplies the two pixel by pixel instead (equation 2).
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,7 +92,7 @@ class AttentiveFusion(nn.Module):
         self.mix = nn.Conv2d(both, channels, 1)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        """Two (N, C, H, W) → (N, C, H, W)."""
+        """Fuse two tensors of (N, C, H, W) into one."""
         both = torch.cat([one, other], dim=1)
         out: Tensor = self.mix(both * self.weigh(self.mean(both)))
         return out
@@ -96,9 +101,15 @@ class AttentiveFusion(nn.Module):
 class MIMOUNetLite(Network):
     """A U-Net over three scales, each with an input image and an output image.
 
-    base: channels at the finest scale, doubled at each halving. blocks: residual blocks per stage.
-    unshuffle: the image is rearranged to 1/unshuffle of its size with unshuffle² times the channels
-    first (Shi et al., CVPR 2016, run backwards), which makes the network unshuffle² times cheaper.
+    Args:
+        base: Channels at the finest scale, doubled at each halving.
+        blocks: Residual blocks per stage.
+        unshuffle: Factor by which the image is first reduced in height and width, with unshuffle²
+            times the channels (Shi et al., CVPR 2016, in reverse). The network becomes unshuffle²
+            times cheaper.
+
+    Raises:
+        ValueError: A number is below 1.
     """
 
     tile_margin = 32
@@ -112,7 +123,7 @@ class MIMOUNetLite(Network):
         image = 3 * unshuffle * unshuffle
         self.base, self.blocks, self.unshuffle = base, blocks, unshuffle
         self.config = {"base": base, "blocks": blocks, "unshuffle": unshuffle}
-        # Every list runs from the finest scale to the coarsest.
+        # All lists run from the finest scale to the coarsest.
         widths = [base, 2 * base, 4 * base]
 
         def stage(width: int) -> nn.Sequential:
@@ -132,50 +143,50 @@ class MIMOUNetLite(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels."""
+        """Number of pixels that height and width must be multiples of."""
         return 4 * self.unshuffle
 
     @property
     def receptive_radius(self) -> int | None:
-        """None: channel attention sees the whole picture."""
+        """None, since channel attention depends on the whole picture."""
         return None
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in an inference pass, per input pixel.
+        """Number of values alive at once in an inference pass, per input pixel, rounded up.
 
-        Peak resident memory of fp32 passes at 720p on a CPU, rounded up.
+        From the peak resident memory of fp32 passes at 720p on a CPU.
         """
         return 13 * self.base // self.unshuffle**2 + 12
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        """Restore (N, 3, H, W) RGB in [0, 1]; the result has the same shape and is not clamped."""
         return x + self.correction(x)
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, as computed before x is added: half precision then rounds no picture.
+        """Return forward(x) − x, (N, 3, H, W), without adding x first.
 
-        (N, 3, H, W) → the same shape; about 0.
+        Half precision then does not round the picture itself.
         """
         return self._head(self._features(_pyramid(x)), 0)
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) → restored images at 1/4, 1/2 and full size, as training compares them."""
+        """Return the restored pictures of (N, 3, H, W) at 1/4, 1/2 and full size, for training."""
         images = _pyramid(x)
         features = self._features(images)
         full, half, quarter = (images[s] + self._head(features, s) for s in range(3))
         return quarter, half, full
 
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
-        # Their last convolutions only: behind a depthwise one of zeros too, no gradient would pass.
+        """Zero the output heads, so that the untrained network returns its input."""
+        # Only the last convolution of each: no gradient would pass a depthwise one of zeros, too.
         for head in self.heads:
             assert isinstance(head, SeparableConv)
             zero_parameters(head[1])
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Width and rearrangement from the first 1×1 convolution, depth by counting the blocks."""
+        """Read base and unshuffle off the first 1×1 convolution, and count the blocks."""
         first = shapes.get("shallow.0.0.1.weight", ())
         blocks = {name.split(".")[2] for name in shapes if name.startswith("encoder.0.")}
         if len(first) != 4 or not blocks or "join.0.mix.weight" not in shapes:
@@ -191,7 +202,7 @@ class MIMOUNetLite(Network):
         return F.pixel_shuffle(delta, self.unshuffle) if self.unshuffle > 1 else delta
 
     def _features(self, images: list[Tensor]) -> list[Tensor]:
-        """What the heads see, from the finest scale to the coarsest."""
+        """Return the inputs of the heads, from the finest scale to the coarsest."""
         if self.unshuffle > 1:
             images = [F.pixel_unshuffle(image, self.unshuffle) for image in images]
         shallow = [self.shallow[s](images[s]) for s in range(3)]
@@ -201,13 +212,13 @@ class MIMOUNetLite(Network):
             encoded.append(self.encoder[s](self.fuse[s - 1](deep, shallow[s])))
         decoded = [self.decoder[2](encoded[2])]
         for s in (1, 0):
-            # The 1×1 convolution goes before the doubling, where it costs a quarter.
+            # The 1×1 convolution precedes the doubling, where it costs a quarter.
             deep = F.interpolate(self.up[s](decoded[0]), scale_factor=2.0)
             decoded.insert(0, self.decoder[s](self.join[s](deep, encoded[s])))
         return decoded
 
 
 def _pyramid(x: Tensor) -> list[Tensor]:
-    """(N, 3, H, W) → itself, its half and its quarter, each pixel the mean of four."""
+    """Return (N, 3, H, W), its half and its quarter size, each pixel the mean of four."""
     half = F.avg_pool2d(x, 2)
     return [x, half, F.avg_pool2d(half, 2)]

@@ -18,19 +18,19 @@ Levels = list[Tensor]  # features at full, half and quarter size
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
-    """A convolution that keeps the size; none of this network has a bias."""
+    """Build a convolution that keeps the size; no convolution of this network has a bias."""
     return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
 
 
 def _halves(x: Tensor, dim: int) -> list[Tensor]:
-    """(…, 2d, …) → two of (…, d, …)."""
-    # Not chunk(2): an exporter cannot know into how many parts that divides a size left open.
+    """Split (…, 2d, …) into two of (…, d, …)."""
+    # Not chunk(2), since exporters cannot tell the number of its parts for a dynamic size.
     half = x.shape[dim] // 2
     return [x.narrow(dim, 0, half), x.narrow(dim, half, half)]
 
 
 class _ChannelAttention(nn.Module):
-    """Each channel weighed by what the means of all channels say (figure 3b)."""
+    """Compute a weight for each channel from the means of all channels (figure 3b)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class _ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the weights of its channels, (N, C, 1, 1), from 0 to 1."""
+        """Return the weights of the channels of (N, C, H, W): (N, C, 1, 1), from 0 to 1."""
         out: Tensor = self.conv_du(self.mean(x))
         return out
 
 
 class _AttentionBlock(nn.Module):
-    """CAB: two convolutions, channel attention and a skip (figure 3b)."""
+    """CAB: two convolutions, channel attention and a skip connection (figure 3b)."""
 
     def __init__(self, channels: int, reduction: int, slope: nn.PReLU) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class _AttentionBlock(nn.Module):
 
 
 class _Halve(nn.Module):
-    """Half the size, then other channels: (N, in, H, W) → (N, out, H/2, W/2)."""
+    """Halve the size, then change the channels: (N, in, H, W) → (N, out, H/2, W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        # Bilinear halving of an even size is this mean exactly.
+        # For even sizes, exactly bilinear halving.
         self.down = nn.Sequential(nn.AvgPool2d(2), _conv(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _Halve(nn.Module):
 
 
 class _Double(nn.Module):
-    """Twice the size and other channels: (N, in, H, W) → (N, out, 2H, 2W)."""
+    """Double the size and change the channels: (N, in, H, W) → (N, out, 2H, 2W)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ class _Double(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Published the other way round. The two commute, and this order costs a quarter.
+        # Published in the opposite order. The two commute, and this order costs a quarter.
         out: Tensor = self.up[0](self.up[1](x))
         return out
 
 
 class _Encoder(nn.Module):
-    """Three levels; with `fusion`, the stage before's features are added (CSFF, section 3.2)."""
+    """Three levels; `fusion` adds the features of the previous stage (CSFF, section 3.2)."""
 
     def __init__(
         self, widths: tuple[int, int, int], reduction: int, slope: nn.PReLU, *, fusion: bool
@@ -111,7 +111,7 @@ class _Encoder(nn.Module):
             self.csff_enc3, self.csff_dec3 = _conv(three, three, 1), _conv(three, three, 1)
 
     def forward(self, x: Tensor, before: tuple[Levels, Levels] | None = None) -> Levels:
-        """(N, C, H, W), the stage before's encoder's and decoder's features → own features."""
+        """Encode (N, C, H, W); `before` are the features of the previous encoder and decoder."""
         one = self.encoder_level1(x)
         if before is not None:
             one = one + self.csff_enc1(before[0][0]) + self.csff_dec1(before[1][0])
@@ -125,7 +125,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Three levels back; what skips over carries a channel attention block (section 3.1)."""
+    """Three levels; skip connections pass a channel attention block (section 3.1)."""
 
     def __init__(self, widths: tuple[int, int, int], reduction: int, slope: nn.PReLU) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Decoder(nn.Module):
         self.up21, self.up32 = _Double(two, one), _Double(three, two)
 
     def forward(self, encoded: Levels) -> Levels:
-        """The encoder's features → the decoder's, of the same shapes."""
+        """Decode the features of the encoder into features of the same shapes."""
         three = self.decoder_level3(encoded[2])
         two = self.decoder_level2(self.up32(three) + self.skip_attn2(encoded[1]))
         one = self.decoder_level1(self.up21(two) + self.skip_attn1(encoded[0]))
@@ -149,7 +149,7 @@ class _Decoder(nn.Module):
 
 
 class _SupervisedAttention(nn.Module):
-    """SAM: a stage's features, weighed for the next one by the stage's image (section 3.3)."""
+    """SAM: weights the features of a stage by its image, for the next stage (section 3.3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class _SupervisedAttention(nn.Module):
         self.conv3 = _conv(3, channels, 1)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """(N, C, H, W) features and the stage's restored image (N, 3, H, W) → (N, C, H, W)."""
+        """Weight features (N, C, H, W) by the restored image of the stage, (N, 3, H, W)."""
         return torch.addcmul(x, self.conv1(x), torch.sigmoid(self.conv3(image)))
 
 
 class _OriginalResolutionBlock(nn.Module):
-    """ORB: channel attention blocks, a convolution and a skip (section 3.1)."""
+    """ORB: channel attention blocks, a convolution and a skip connection (section 3.1)."""
 
     def __init__(self, channels: int, reduction: int, slope: nn.PReLU, blocks: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _OriginalResolutionBlock(nn.Module):
 
 
 class _OriginalResolution(nn.Module):
-    """ORSNet: three blocks at full size; before each follow-up, a level of stage 2 is added."""
+    """ORSNet: three blocks at full size; after each, a level of stage 2 is added."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _OriginalResolution(nn.Module):
         self.conv_enc3, self.conv_dec3 = _conv(one, channels, 1), _conv(one, channels, 1)
 
     def forward(self, x: Tensor, encoded: Levels, decoded: Levels) -> Tensor:
-        """(N, C, H, W) and the features of stage 2 → (N, C, H, W)."""
+        """Process (N, C, H, W) with the features of the encoder and decoder of stage 2."""
         x = self.orb1(x)
         x = x + self.conv_enc1(encoded[0]) + self.conv_dec1(decoded[0])
         x = self.orb2(x)
@@ -216,14 +216,20 @@ class _OriginalResolution(nn.Module):
 class MPRNet(Network):
     """MPRNet of any width and depth; the defaults are the published deblurring network.
 
-    n_feat: channels at full resolution. scale_unetfeats: channels added per level of the U-Nets.
-    scale_orsnetfeats: channels added in the last stage. num_cab: attention blocks in each of its
-    three parts. reduction: by how much channel attention narrows.
+    Stage 1 processes four patches and stage 2 two, as published. The middle rows and columns of the
+    picture are edges to them, and their channel means are those of a patch. Within `share_means`
+    the input is a tile and is not split again, or seams would show in the middle of each tile.
+    Tiles then differ from the whole picture mostly along the middle of the picture.
 
-    Stage 1 sees four patches and stage 2 two, as published: the picture's middle rows and columns
-    are edges to them, and their channel means are those of a patch. Within `share_means` what is
-    seen is a tile, and is not parted again: tiles would show their middles. Tiles then differ from
-    the whole picture mostly along the middle of that.
+    Args:
+        n_feat: Channels at full resolution.
+        scale_unetfeats: Channels added per level of the U-Nets.
+        scale_orsnetfeats: Channels added in the last stage.
+        num_cab: Attention blocks in each of the three parts of the last stage.
+        reduction: Factor by which channel attention reduces the channels.
+
+    Raises:
+        ValueError: `reduction` or `num_cab` is out of range.
     """
 
     stages = ("3", "2", "1")
@@ -250,7 +256,7 @@ class MPRNet(Network):
             "num_cab": num_cab,
             "reduction": reduction,
         }
-        slope = nn.PReLU()  # one parameter, shared by all blocks
+        slope = nn.PReLU()  # a single parameter, shared by all blocks
         widths = (n_feat, n_feat + scale_unetfeats, n_feat + 2 * scale_unetfeats)
         last = n_feat + scale_orsnetfeats
 
@@ -270,44 +276,44 @@ class MPRNet(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this: two patches a side, each halved twice."""
+        """Divisor of height and width: two patches per side, each halved twice."""
         return 8
 
     @property
     def receptive_radius(self) -> None:
-        """None: the means of channel attention are the whole picture's."""
+        """None, since channel attention depends on the whole picture."""
         return None
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in a forward pass, per input pixel.
+        """Number of values alive at once in a forward pass, per input pixel, rounded up.
 
-        The growth of a CPU process in a float32 pass of 768×640, rounded up: 1015 as published.
+        From the growth of a CPU process in a float32 pass of 768×640: 1015 for the published width.
         """
         return 9 * (int(self.config["n_feat"]) + int(self.config["scale_orsnetfeats"]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the prediction of `stage`, same shape; not clamped."""
+        """Restore (N, 3, H, W) RGB in [0, 1] by the stages up to `stage`; not clamped."""
         return x + self._residuals(x)[-1]
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, as computed before x is added: half precision then rounds no picture.
+        """Return forward(x) − x, (N, 3, H, W), without adding x first.
 
-        (N, 3, H, W) → the same shape; about 0.
+        Half precision then does not round the picture itself.
         """
         return self._residuals(x)[-1]
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) → the predictions of stage 1 up to `stage`, each of the same shape."""
+        """Return the restored pictures of stage 1 up to `stage`, each (N, 3, H, W)."""
         return tuple(x + residual for residual in self._residuals(x))
 
     def start_as_identity(self) -> None:
-        """Zero what makes the three images: an untrained network then returns its input."""
+        """Zero the three output layers, so that the untrained network returns its input."""
         zero_parameters(self.sam12.conv2, self.sam23.conv2, self.tail)
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Widths from the first layers of each part, depth by counting the blocks."""
+        """Read the widths off the first layers of each part, and count the blocks."""
         first = shapes.get("shallow_feat1.1.CA.conv_du.0.weight", ())
         down = shapes.get("stage1_encoder.down12.down.1.weight", ())
         tail = shapes.get("tail.weight", ())
@@ -325,12 +331,12 @@ class MPRNet(Network):
         }
 
     def _residuals(self, x: Tensor) -> list[Tensor]:
-        """What the stages add to x, from the first to the chosen one: later ones are not run."""
+        """Return the corrections of the stages up to the chosen one; later ones are not run."""
         last = int(self.stage)
-        # A tile is a patch already, and its own middle is no edge of its neighbour's.
+        # A tile is a patch already; split again, it would have an edge in its middle.
         patches = not cast("_AttentionBlock", self.shallow_feat1[1]).CA.mean.shared
 
-        # Patches travel as a batch: (N, …) is halved into rows (2N, …), these into columns (4N, …).
+        # Patches form a batch: (N, …) is split into rows (2N, …), and these into columns (4N, …).
         def split(x: Tensor, dim: int) -> Tensor:
             return torch.cat(_halves(x, dim), dim=0) if patches else x
 

@@ -1,8 +1,8 @@
 """PSS-NSC: coarse to fine with selective sharing of parameters and nested skip connections.
 
 Architecture: Gao, Tao, Shen, Jia, "Dynamic Scene Deblurring with Parameter Selective Sharing and
-Nested Skip Connections", CVPR 2019. Published for TensorFlow, whose conventions are kept here: its
-'SAME' padding and its bilinear resizing without half-pixel centres. Knows tensors only.
+Nested Skip Connections", CVPR 2019. The published implementation uses TensorFlow, whose conventions
+are kept: 'SAME' padding, and bilinear resizing without half-pixel centers. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vdeblur.networks.base import Network, Shapes, zero_parameters
 
-# Which of the nested blocks are the same: those of all scales, those of one stage.
+# Which nested blocks share parameters: those of all scales, those of the same stage.
 _SHARING = {
     "both": (True, True),
     "scale": (True, False),
@@ -27,7 +27,7 @@ _SHARING = {
 _USES = 2  # nested blocks in a row, in each stage
 _STAGES = {"enc1": 1, "enc2": 2, "enc3": 4, "dec3": 4, "dec2": 2, "dec1": 1}  # × base = channels
 
-# The published names of what a scale has for itself, as g_net/<name>_<scale>/weights.
+# Published names of a scale's own layers, as g_net/<name>_<scale>/weights.
 _PRIVATE = {
     "enc1_1": "enc1",
     "enc2_1": "enc2",
@@ -38,14 +38,14 @@ _PRIVATE = {
 }
 _PRIVATE_NAME = re.compile(r"g_net/(\w+)_(\d+)/(weights|biases)")
 _NESTED_NAME = re.compile(r"g_net/(enc[123]|dec[123])_2/d(\d+)/conv([12])/(weights|biases)")
-# What a TensorFlow checkpoint holds beside the network: the optimiser's.
+# Variables of the optimizer in a TensorFlow checkpoint.
 _OPTIMISER = re.compile(r".*/(Adam|Adam_1|Momentum|ExponentialMovingAverage)|\w+_power|global_step")
 
 
 def _double(x: Tensor) -> Tensor:
-    """(N, C, H, W) → (N, C, 2H, 2W), bilinear with sample i at 2i: TensorFlow's legacy corners.
+    """Enlarge (N, C, H, W) to (N, C, 2H, 2W) bilinearly, as TensorFlow's legacy resizing does.
 
-    What lies between two samples is their mean; beyond the last, the last.
+    Sample i is placed at 2i, and the mean of two samples between them; the last sample is repeated.
     """
     following = F.pad(x, (0, 1, 0, 0), mode="replicate")[..., 1:]
     x = torch.stack([x, (x + following) / 2], dim=-1).flatten(-2)
@@ -54,7 +54,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class _Unit(nn.Module):
-    """Two 3×3 convolutions, the first with a ReLU: what is added to what is there."""
+    """The residual branch of a block: two 3×3 convolutions with a ReLU between them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,27 +67,27 @@ class _Unit(nn.Module):
 
 
 class _Nested(nn.Module):
-    """Units that each see the sum of the input and of all units before."""
+    """Units that each take the sum of the input and of the results of all previous units."""
 
     def __init__(self, channels: int, units: int) -> None:
         super().__init__()
         self.units = nn.ModuleList(_Unit(channels) for _ in range(units))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same shape."""
-        # The nested skips unrolled: a running sum needs none of the earlier results again.
+        """Compute the block: (N, C, H, W) → the same shape."""
+        # The nested skips unrolled: a running sum replaces all earlier results.
         for unit in self.units:
             x = x + unit(x)
         return x
 
 
 class _Scale(nn.Module):
-    """One scale: what it has for itself, the convolutions between the stages and its image's."""
+    """The layers of a scale that are never shared: those between stages, and of the image."""
 
     def __init__(self, base: int) -> None:
         super().__init__()
         self.enc1 = nn.Conv2d(2, base, 3, padding=1)
-        # 'SAME' padding of a stride of 2 over even sizes is below and on the right only.
+        # With stride 2 and even sizes, 'SAME' pads at the bottom and on the right only.
         self.enc2 = nn.Conv2d(base, 2 * base, 3, stride=2)
         self.enc3 = nn.Conv2d(2 * base, 4 * base, 3, stride=2)
         self.dec2 = nn.ConvTranspose2d(4 * base, 2 * base, 4, stride=2, padding=1)
@@ -95,9 +95,14 @@ class _Scale(nn.Module):
         self.image = nn.Conv2d(base, 1, 3, padding=1)
 
     def forward(self, x: Tensor, uses: list[nn.ModuleDict]) -> Tensor:
-        """(N, 2, h, w), the image and the estimate → (N, 1, h, w), what the image lacks.
+        """Compute the correction of the image at this scale.
 
-        uses: the nested blocks of all stages, for the first use in a stage and the next.
+        Args:
+            x: (N, 2, h, w), the image and the estimate from the coarser scale.
+            uses: The nested blocks of all stages, for the first use in a stage and the second.
+
+        Returns:
+            (N, 1, h, w), to add to the image.
         """
 
         def stage(name: str, x: Tensor) -> Tensor:
@@ -118,16 +123,22 @@ class _Scale(nn.Module):
 class PSSNSC(Network):
     """PSS-NSC of any width and depth; the defaults are the published network.
 
-    sharing: which nested blocks have the same parameters. "both": those of all scales, and the two
-    of a stage, as published; "scale": those of all scales; "stage": the two of a stage;
-    "independent": none. base: channels at a scale's own size. units: pairs of convolutions in a
-    nested block. scales: images from coarse to fine, each twice the size of the one before.
+    The network processes each color channel as a separate image.
 
-    Each colour channel is an image of its own to the network.
+    Parameter names: `scales.<i>.enc1 … image` belong to scale i, coarse to fine;
+    `nested.<scale>.<use>.<stage>.units.<k>.conv1|conv2` are the nested blocks, with 0 for <scale>
+    or <use> where blocks are shared. `from_published` translates the TensorFlow names.
 
-    Parameters: `scales.<i>.enc1 … image` are scale i's own, coarse to fine;
-    `nested.<scale>.<use>.<stage>.units.<k>.conv1|conv2` are the nested blocks, <scale> and <use>
-    being 0 where they are shared. `from_published` knows the TensorFlow names.
+    Args:
+        sharing: Which nested blocks share parameters. "both": those of all scales, and the two of a
+            stage, as published; "scale": those of all scales; "stage": the two of a stage;
+            "independent": none.
+        base: Channels at the full size of a scale.
+        units: Pairs of convolutions in a nested block.
+        scales: Images from coarse to fine, each twice the size of the previous.
+
+    Raises:
+        ValueError: `sharing` is unknown, or a number is below 1.
     """
 
     tile_margin = 64
@@ -154,14 +165,14 @@ class PSSNSC(Network):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must be multiples of this many pixels: two halvings a scale."""
+        """Divisor of height and width in pixels: two halvings within the coarsest scale."""
         return 4 << (len(self.scales) - 1)
 
     @property
     def receptive_radius(self) -> int:
-        """No output pixel depends on input more than this many pixels away, in rows or in columns.
+        """Largest distance, in rows or columns, between an output pixel and input it depends on.
 
-        Padding and resizing lean to the right and below: the larger side of all positions.
+        Padding and resizing are asymmetric; this is the maximum over positions and directions.
         """
         reaches = []
         for pixel in range(self.size_multiple):
@@ -171,34 +182,34 @@ class PSSNSC(Network):
 
     @property
     def activations_per_pixel(self) -> int:
-        """Values alive at once in a forward pass, per input pixel: its three colours' together.
+        """Number of values alive at once in a forward pass, per input pixel of three colors.
 
-        The growth of a CPU process in a float32 pass of 640×512, rounded up: 612 at base 32.
+        From the growth of a CPU process in a float32 pass of 640×512, rounded up: 612 at base 32.
         """
         return 13 * int(self.config["base"]) + 200
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB in [0, 1] → the same shape, restored; not clamped."""
+        """Restore (N, 3, H, W) RGB in [0, 1]; the result has the same shape and is not clamped."""
         return self.forward_scales(x)[-1]
 
     def correction(self, x: Tensor) -> Tensor:
-        """forward(x) − x, as computed before x is added: half precision then rounds no picture.
+        """Return forward(x) − x, (N, 3, H, W), without adding x first.
 
-        (N, 3, H, W) → the same shape; about 0.
+        Half precision then does not round the picture itself.
         """
         return self._run(x)[-1][1]
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) → restored images at all scales, coarse to fine, as training compares."""
+        """Return the restored pictures of (N, 3, H, W) at all scales, coarse to fine."""
         return tuple(image + residual for image, residual in self._run(x))
 
     def start_as_identity(self) -> None:
-        """Zero the output heads: an untrained network then returns its input."""
+        """Zero the output heads, so that the untrained network returns its input."""
         zero_parameters(*(cast("_Scale", scale).image for scale in self.scales))
 
     @classmethod
     def config_of(cls, shapes: Shapes) -> dict[str, Any] | None:
-        """Width from the first convolution; depth, scales and sharing by counting."""
+        """Read base off the first convolution; count units, scales and shared blocks."""
         first = shapes.get("scales.0.enc1.weight", ())
         scales = {name.split(".")[1] for name in shapes if name.startswith("scales.")}
         nested = [name.split(".") for name in shapes if name.startswith("nested.")]
@@ -212,12 +223,18 @@ class PSSNSC(Network):
 
     @classmethod
     def from_published(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """TensorFlow's names and layouts → those of this class; those of this class as they are.
+        """Return published TensorFlow tensors under the names and layouts of this class.
 
-        None when there are neither. Weights are (kh, kw, in, out) in TensorFlow and (kh, kw, out,
-        in) if transposed: both become torch's, the axes reversed and the kernel's kept. A ":0" at
-        the end of a name and an optimiser's variables are left out; names that are no part of the
-        network stay, so that the caller can say so.
+        Weights are (kh, kw, in, out) in TensorFlow, and (kh, kw, out, in) for transposed
+        convolutions; the same permutation turns both into torch's layouts. The suffix ":0" of names
+        and the variables of an optimizer are dropped. Other names that are not part of the network
+        are kept, so that the caller can report them.
+
+        Args:
+            tensors: Published tensors, or tensors of this class, which are returned unchanged.
+
+        Returns:
+            The tensors by name; None if they are of neither kind.
         """
         if "scales.0.enc1.weight" in tensors:
             return dict(tensors)
@@ -234,28 +251,28 @@ class PSSNSC(Network):
         return found
 
     def _uses(self, scale: int) -> list[nn.ModuleDict]:
-        """The nested blocks of a scale, for the first use in a stage and the next."""
+        """Return the nested blocks of a scale, for the first use in a stage and the second."""
         uses = cast("nn.ModuleList", self.nested[scale % len(self.nested)])
         return [cast("nn.ModuleDict", uses[use % len(uses)]) for use in range(_USES)]
 
     def _run(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(N, 3, H, W) → the image at each scale and what it lacks, both (N, 3, h, w)."""
+        """Return the image at each scale and its correction, both (N, 3, h, w)."""
         gray = x.flatten(0, 1).unsqueeze(1)
         results = []
         estimate: Tensor | None = None
         for index, scale in enumerate(self.scales):
             step = 1 << (len(self.scales) - 1 - index)
-            # Bilinear shrinking by a whole factor with sample i at i × factor picks these.
+            # TensorFlow's bilinear reduction by an integer factor picks every step-th pixel.
             image = gray[..., ::step, ::step] if step > 1 else gray
-            # Training does not reach back into the coarser scale; the first one's is the image.
+            # No gradient flows into the coarser scale. The coarsest scale starts from the image.
             before = image if estimate is None else _double(estimate.detach())
             residual = scale(torch.cat([image, before], dim=1), self._uses(index))
             estimate = image + residual
             results.append((image, residual))
-        return [(_colours(image), _colours(residual)) for image, residual in results]
+        return [(_colors(image), _colors(residual)) for image, residual in results]
 
     def _seen(self, first: int, last: int) -> tuple[int, int]:
-        """The columns that columns first … last of the output depend on, far from all edges."""
+        """Return the range of columns that output columns first … last depend on, off the edges."""
         low, high = first, last
         for index in range(len(self.scales)):
             step = 1 << index  # from fine to coarse
@@ -265,15 +282,15 @@ class PSSNSC(Network):
         return first, last
 
 
-def _colours(x: Tensor) -> Tensor:
+def _colors(x: Tensor) -> Tensor:
     """(3N, 1, h, w) → (N, 3, h, w)."""
     return x.view(-1, 3, x.shape[2], x.shape[3])
 
 
 def _seen_by_scale(low: int, high: int, reach: int) -> tuple[int, int]:
-    """The columns of a scale's input that columns low … high of its output depend on.
+    """Return the range of input columns of a scale that output columns low … high depend on.
 
-    reach: of the nested blocks of a stage, in columns of their own size.
+    reach: columns that the nested blocks of a stage reach, at the size of the stage.
     """
     low, high = low - 1 - reach, high + 1 + reach  # image, dec1
     fine = low, high
@@ -289,7 +306,7 @@ def _seen_by_scale(low: int, high: int, reach: int) -> tuple[int, int]:
 
 
 def _own_name(published: str) -> str | None:
-    """A parameter's name here; None for one that is no part of the network."""
+    """Translate a published parameter name; None if it is not part of the network."""
     if nested := _NESTED_NAME.fullmatch(published):
         stage, unit, conv, kind = nested.groups()
         place = f"nested.0.0.{stage}.units.{int(unit) - 1}.conv{conv}"

@@ -1,19 +1,18 @@
-"""Samples of a picture along its motion, in lengths of its blur: what a guided network sees.
+"""Guidance channels of a guided network: samples of a picture along its motion.
 
-A straight blur of length L turns a sharp f into g(x) = 1/L ∫ f along the motion. Sampled at
-fractions of L along that line, every direction and every length is the same problem: what undoes
-the blur is one set of weights, the inverse of a box of length 1. `OFFSETS` are the places that
-lower the error of a Wiener filter for such boxes most, chosen one after another (boxes of 0.85 to
-1.18 lengths, pictures of power 1/f², a thousandth of noise): ten on each side do as well as sixteen
-at every eighth of a length.
+A straight blur of length L turns a sharp picture f into g(x) = 1/L ∫ f along the motion. Sampled at
+fractions of L along that line, all directions and lengths become the same problem: a single set of
+weights, the inverse of a box of length 1, undoes the blur. `OFFSETS` were chosen greedily to
+minimize the error of a Wiener filter for such boxes (0.85 to 1.18 lengths, pictures of power 1/f²,
+noise of a thousandth). Ten on each side perform as well as sixteen at every eighth of a length.
 
-A film's neighbouring frames show the same places blurred another way. Each is filtered along its
-own motion (`filtered`) and brought to the places of the frame at hand (`neighbour`); where one is
-sharper, or blurred across, it has what that frame has lost.
+The adjacent frames of a video show the same scene with different blur. Each is filtered along its
+own motion (`filtered`) and aligned with the current frame (`neighbour`). Where it is sharper, or
+blurred in another direction, it holds detail that the current frame has lost.
 
-A motion field says for each place where it went while the shutter was open, as a parabola:
-c + chord·s + bend·s² pixels at the share s = −½ … ½ of the exposure. Four channels, chord x and y,
-then bend x and y. The sign of a chord does not matter, for a blur has none. Knows tensors only.
+A motion field describes the path of each pixel during the exposure as a parabola: c + chord·s +
+bend·s² pixels at the share s = −½ … ½ of the exposure. Its four channels are chord x and y, then
+bend x and y. The sign of a chord does not matter, since a blur has none. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -30,42 +29,47 @@ from torch import Tensor
 
 Floats = NDArray[np.float32]
 
-#: Places along the chord, on both sides, in lengths of the blur.
+#: Positions of samples along the chord, on both sides, in lengths of the blur.
 OFFSETS = (0.3125, 0.375, 0.5, 0.5625, 0.625, 0.6875, 0.75, 1.0625, 1.4375, 1.8125)
-#: Places along the chord where the picture's slope along it is taken: a blur as long as the motion
-#: leaves no slope steeper than the contrast over that length, so that steeper ones tell a sharp
-#: picture from a blurred one.
+#: Positions along the chord where the slope of the picture is measured. A blur as long as the
+#: motion leaves no slope steeper than the contrast over that length, so that a steeper slope
+#: indicates a sharp picture.
 SLOPES = (-0.5, 0.0, 0.5)
 MOTION_CHANNELS = 4
 #: Length, cosine and sine of twice the direction, bend x and y.
 SHAPE_CHANNELS = 5
-#: The shape of the motion, the slopes, then the samples, − before +.
+#: Channels of the frame itself: the motion's shape, the slopes, the samples (− before +).
 OWN_CHANNELS = SHAPE_CHANNELS + len(SLOPES) + 2 * len(OFFSETS)
-#: Shares of noise of the Wiener filters that a neighbour goes through.
+#: Noise shares of the Wiener filters that are applied to a neighboring frame.
 FILTERS = (1e-3, 1e-2)
-#: Of one neighbour: itself and its filtered pictures, minus the frame at hand.
+#: Pictures of each neighbor: itself and its filtered versions, minus the current frame.
 PICTURES = 1 + len(FILTERS)
-#: Of one neighbour, after those of both: length, cosine and sine of twice its motion's direction.
+#: Channels of each neighbor's motion: length, cosine and sine of twice its direction.
 DIRECTION_CHANNELS = 3
-#: The frame's own, then pictures of the frame before and after, then their directions.
+#: All channels: the frame's own, then pictures of the frames before and after, then directions.
 CHANNELS = OWN_CHANNELS + 2 * (PICTURES + DIRECTION_CHANNELS)
-#: Pixels that the shape channels are measured in, so that they are about 1.
+#: Unit of the shape channels in pixels, so that their values are about 1.
 UNIT = 16.0
-# Slopes are times the length, in these pixels, but no longer than that.
+# Slopes are multiplied by the length, at most _SLOPE_LONGEST pixels, in units of _SLOPE_UNIT.
 _SLOPE_UNIT, _SLOPE_LONGEST = 4.0, 24.0
-_LUMA = (0.299, 0.587, 0.114)  # of coded R'G'B'; only to find and follow detail
+_LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of coded R'G'B'; only used to follow detail
 
 
 def luma_of(rgb: Tensor) -> Tensor:
-    """(N, 3, H, W) → (N, 1, H, W), the same kind."""
+    """Return the luma (N, 1, H, W) of RGB (N, 3, H, W), of the same dtype and range."""
     return (rgb * rgb.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def guidance(luma: Tensor, motion: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """What a guided network sees of a frame by itself: (N, OWN_CHANNELS, H, W) float32.
+    """Compute the guidance of a frame from itself and its motion.
 
-    luma: (N, 1, H, W) float32 in [0, 1]. motion: (N, 4, h, w), in pixels of luma whatever its own
-    size; enlarged bilinearly. Where nothing moves all channels are 0. out: where to put it.
+    Args:
+        luma: (N, 1, H, W) float32 in [0, 1].
+        motion: (N, 4, h, w) in pixels of `luma`, whatever its own size; enlarged bilinearly.
+        out: Tensor for the result; None: a new one.
+
+    Returns:
+        (N, OWN_CHANNELS, H, W) float32. All channels are 0 where nothing moves.
     """
     if out is None:
         out = luma.new_empty(len(luma), OWN_CHANNELS, *luma.shape[2:])
@@ -80,10 +84,17 @@ def with_guidance(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """(N, 3, H, W) float32 RGB in [0, 1] and its motion → (N, 3 + CHANNELS, H, W): the input of a
-    guided network. motion None: nothing is known to move. around: what `neighbour` gives of the
-    frames before and after, (N, PICTURES + DIRECTION_CHANNELS, H, W) each; None: there are none.
-    out: where to put it.
+    """Build the input of a guided network.
+
+    Args:
+        rgb: (N, 3, H, W) float32 RGB in [0, 1].
+        motion: (N, 4, h, w) in pixels; None: nothing is known to move.
+        around: Results of `neighbour` for the frames before and after, (N, PICTURES +
+            DIRECTION_CHANNELS, H, W) each; None: there are none.
+        out: Tensor for the result; None: a new one.
+
+    Returns:
+        (N, 3 + CHANNELS, H, W).
     """
     if out is None:
         out = rgb.new_empty(len(rgb), 3 + CHANNELS, *rgb.shape[2:])
@@ -98,7 +109,7 @@ def with_guidance(
 
 
 def place(around: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
-    """Write what `neighbour` gives of the frames before and after, or 0, where it is to be."""
+    """Write the results of `neighbour` for the frames before and after into `out`; 0 for None."""
     if around is None:
         out.zero_()
         return
@@ -109,20 +120,32 @@ def place(around: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
 
 
 def filtered(own: Tensor) -> Tensor:
-    """(N, OWN_CHANNELS, H, W) of `guidance` → (N, len(FILTERS), H, W): what Wiener filters along
-    the motion add to the luma.
+    """Apply the Wiener filters along the motion.
+
+    Args:
+        own: (N, OWN_CHANNELS, H, W), by `guidance`.
+
+    Returns:
+        (N, len(FILTERS), H, W), the corrections of the luma by each filter.
     """
     weights = _wiener().to(own)
     return F.conv2d(own[:, SHAPE_CHANNELS + len(SLOPES) :], weights[:, :, None, None])
 
 
 def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: Tensor) -> Tensor:
-    """What another frame of the film shows of each place: (N, PICTURES + DIRECTION_CHANNELS, H, W).
+    """Align a neighboring frame with the current frame.
 
-    luma, there: (N, 1, H, W) float32 in [0, 1], the frame at hand and the other one. added: what
-    `filtered` gives of the other, motion: (N, 4, h, w) its motion. way: (N, 2, h, w), how far away,
-    x and y in pixels, each place is in the other frame. The pictures are minus the frame at hand;
-    directions are not brought to their places, for they change slowly.
+    Args:
+        luma: The current frame, (N, 1, H, W) float32 in [0, 1].
+        there: The neighboring frame, likewise.
+        added: The result of `filtered` for the neighboring frame.
+        motion: The motion of the neighboring frame, (N, 4, h, w).
+        way: Displacement of each pixel from the current frame to the neighboring one, (N, 2, h, w),
+            x and y in pixels.
+
+    Returns:
+        (N, PICTURES + DIRECTION_CHANNELS, H, W). The current frame is subtracted from the pictures.
+        Directions are not aligned, since they vary slowly.
     """
     size = luma.shape[2:]
     out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
@@ -135,7 +158,7 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
     pictures = torch.cat([there, there + added], dim=1)
     out[:, :PICTURES] = _sampled(pictures, way[:, :1], way[:, 1:], (1.0,)) - luma
     shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
-    for number in range(DIRECTION_CHANNELS):  # one by one: of three, torch takes twice the time
+    for number in range(DIRECTION_CHANNELS):  # one at a time: all three take torch twice the time
         part = shape[:, number : number + 1]
         out[:, PICTURES + number : PICTURES + number + 1] = F.interpolate(
             part, size=size, mode="bilinear", align_corners=False
@@ -164,14 +187,14 @@ def _neighbour_by_opencv(
 
 
 def _direction(x: Tensor, y: Tensor) -> list[Tensor]:
-    """Length, and cosine and sine of twice the direction times the length."""
+    """Return the length, and cosine and sine of twice the direction times the length."""
     length = (x * x + y * y).sqrt()
     safe = length.clamp_min(1e-3)
     return [length, (x * x - y * y) / safe, 2 * x * y / safe]
 
 
 def direction(motion: Tensor) -> Tensor:
-    """(N, 4, h, w) → (N, DIRECTION_CHANNELS, h, w): what is seen of a neighbour's own motion."""
+    """Return the direction channels, (N, DIRECTION_CHANNELS, h, w), of a motion (N, 4, h, w)."""
     return torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
 
 
@@ -181,7 +204,7 @@ def _wiener() -> Tensor:
 
 
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
-    """`guidance`, written where it is to be: it is as large as ten pictures."""
+    """Write `guidance` into `out`, which is as large as ten pictures."""
     if luma.device.type == "cpu" and not motion.requires_grad:
         for parts in zip(luma[:, 0].numpy(), motion.numpy(), out.numpy(), strict=True):
             _guide_by_opencv(*parts)
@@ -194,7 +217,7 @@ def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     length = shape[0]
     safe = length.clamp_min(1e-3)
     out[:, :SHAPE_CHANNELS] = torch.cat(shape, 1) / UNIT
-    # Half of all motions are turned round, so that one line is always sampled in one order.
+    # Motions to the left are reversed, so that a line is always sampled in the same order.
     sign = torch.where(x < 0, -1.0, 1.0)
     x, y = x * sign, y * sign
     u, v = x / safe, y / safe
@@ -210,10 +233,10 @@ def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
 
 
 def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
-    """`_guide` of one picture (H, W), its motion (4, h, w), into (OWN_CHANNELS, H, W).
+    """Compute `_guide` for one picture (H, W) and its motion (4, h, w): (OWN_CHANNELS, H, W).
 
-    OpenCV's remap is five times as fast as torch's grid_sample on a CPU, its places rounded to 1/32
-    of a pixel. Each plane is done with while it is in the cache.
+    OpenCV's remap is five times as fast as torch's grid_sample on a CPU; it rounds positions to
+    1/32 of a pixel. Each plane is completed while it is in the cache.
     """
     luma = np.ascontiguousarray(luma)
     x, y, *bend = (_enlarged(part, luma.shape) for part in motion)
@@ -224,7 +247,7 @@ def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
     across[:] = np.arange(luma.shape[1], dtype=np.float32)
     down[:] = np.arange(luma.shape[0], dtype=np.float32)[:, None]
     here, there, right, below, end = (np.empty_like(luma) for _ in range(5))
-    # OpenCV's own arithmetic: two thirds of the time of NumPy's.
+    # OpenCV's arithmetic takes two thirds of the time of NumPy's.
     np.multiply(length, 1 / UNIT, out=out[0])
     cv2.multiply(cv2.subtract(xx, yy, dst=here), inverse, dst=out[1], scale=1 / UNIT)
     cv2.multiply(cv2.multiply(x, y, dst=here), inverse, dst=out[2], scale=2 / UNIT)
@@ -260,7 +283,7 @@ def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
 
 
 def _enlarged(part: Floats, shape: tuple[int, ...]) -> Floats:
-    """(h, w) → a copy of (H, W), bilinear."""
+    """Return a copy of (h, w), enlarged bilinearly to (H, W)."""
     if part.shape == shape:
         return part.copy()
     size = shape[1], shape[0]
@@ -268,8 +291,10 @@ def _enlarged(part: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Tensor:
-    """`luma` (N, C, H, W) at (x, y), pixels away and (N, 1, H, W), times each of the K places:
-    (N, K·C, H, W). Bilinear; beyond the edges, the edge.
+    """Sample `luma`, (N, C, H, W), bilinearly at displacements; edges are repeated.
+
+    The displacements in pixels are x and y, (N, 1, H, W), times each of the K `places`. Returns
+    (N, K·C, H, W).
     """
     n, channels, height, width = luma.shape
     across = torch.arange(width, device=luma.device, dtype=luma.dtype)
@@ -294,35 +319,55 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
 
 
 def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:
-    """The motion (N, 4, h, w) of a picture that is mirrored left to right and then turned by 90°
-    counter-clockwise `turns` times, as torch.rot90 does.
+    """Transform a motion field along with its picture.
+
+    Args:
+        motion: (N, 4, h, w).
+        turns: Number of counterclockwise quarter turns, as of torch.rot90, after mirroring.
+        mirror: Whether the picture is mirrored left to right.
+
+    Returns:
+        The motion of the transformed picture, (N, 4, h, w) or (N, 4, w, h).
     """
     if mirror:
         motion = motion.flip(3) * motion.new_tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
     for _ in range(turns % 4):
-        # What went right goes up, what went down goes right.
+        # Motion to the right becomes motion upward, and downward becomes rightward.
         motion = torch.rot90(motion, 1, (2, 3))[:, [1, 0, 3, 2]]
         motion = motion * motion.new_tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
     return motion
 
 
 def turned_around(known: Tensor, turns: int, mirror: bool) -> Tensor:
-    """The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H, W), of a
-    picture that is mirrored and turned as `turned` says.
+    """Transform the channels of neighboring frames along with their picture, as `turned` does.
+
+    Args:
+        known: The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H, W).
+        turns: See `turned`.
+        mirror: See `turned`.
+
+    Returns:
+        The channels of the transformed picture.
     """
     known = torch.rot90(known.flip(3) if mirror else known, turns, (2, 3))
-    # Of twice a direction: a mirror turns the sine round, a quarter of a turn both.
+    # For twice the direction, mirroring negates the sine, and a quarter turn negates both.
     cosine, sine = (-1.0) ** turns, (-1.0) ** (turns + mirror)
     signs = [1.0] * (2 * PICTURES) + [1.0, cosine, sine] * 2
     return known * known.new_tensor(signs)[:, None, None]
 
 
 def wiener_bank(lengths: tuple[float, ...], noises: tuple[float, ...]) -> Tensor:
-    """Filters over the samples of `guidance` that undo a blur: (len(lengths), 2·len(OFFSETS)).
+    """Return Wiener filters over the samples of `guidance`.
 
-    Each is the Wiener filter for a box of its length (in lengths of the motion), pictures of power
-    1/f² and white noise of its share of their variance; its weights multiply samples minus the
-    centre, and their sum is what the filter adds to the picture.
+    Each filter assumes pictures of power 1/f². Its weights multiply the samples minus the center;
+    their sum is the correction of the picture.
+
+    Args:
+        lengths: Length of each filter's box blur, in lengths of the motion.
+        noises: Variance of each filter's white noise as a share of the picture's variance.
+
+    Returns:
+        (len(lengths), 2·len(OFFSETS)) float32.
     """
     points, span = 1 << 14, 64.0  # of a periodic line, `span` lengths long
     wave = 2 * np.pi * np.fft.fftfreq(points, span / points)
