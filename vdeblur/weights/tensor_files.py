@@ -1,7 +1,7 @@
-"""A file of weights, of whatever kind → named tensors. Knows no networks and runs no code.
+"""Read named tensors from weights files. Knows no networks, and runs no code from a file.
 
-The kind is told from the content: PyTorch's archives and its older pickles (read weights-only),
-safetensors, NumPy's .npz.
+The content determines the format: PyTorch's archives and older pickles (read weights-only),
+safetensors, or NumPy's .npz.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vdeblur.errors import ModelError
 
-#: Where training programs put the weights they mean to be used, the averaged ones first.
+#: Keys under which training programs store the weights to use, averaged ones first.
 _PREFERRED = (
     "params_ema",
     "ema",
@@ -42,11 +42,11 @@ _PREFERRED = (
     "net",
     "network",
 )
-#: Parts of a parameter's name that DataParallel and torch.compile put in.
+#: Parts of parameter names that DataParallel and torch.compile insert.
 _TRANSPARENT = frozenset({"module", "_orig_mod"})
-#: Attributes under which training programs hold the network, which then begin its names.
+#: Attributes in which training programs hold the network, as prefixes of parameter names.
 _HOLDERS = frozenset({"model", "net", "network", "netG", "net_g", "generator"})
-#: What counters (thop) and TensorFlow's optimisers leave beside the weights.
+#: Variables that counters (thop) and TensorFlow's optimizers store beside the weights.
 _BOOKKEEPING = re.compile(
     r"(^|[./])(total_ops|total_params|Adam(_\d)?|Momentum|beta[12]_power|global_step)$"
 )
@@ -57,8 +57,12 @@ _HARMLESS = frozenset({"torch", "numpy", "collections", "_codecs", "argparse"})
 
 @dataclass(frozen=True)
 class TensorFile:
-    """groups: dictionaries of tensors found in the file, the likeliest first; floating-point ones
-    are float32. metadata: what a safetensors file says of itself.
+    """The content of a weights file.
+
+    Attributes:
+        groups: Dictionaries of tensors found in the file, the likeliest first. Floating-point
+            tensors are float32.
+        metadata: Metadata of a safetensors file.
     """
 
     groups: tuple[dict[str, Tensor], ...]
@@ -66,7 +70,11 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """All tensors of a file, by name; ModelError, in one sentence, when that cannot be."""
+    """Read all tensors of a file.
+
+    Raises:
+        ModelError: The file is missing, unreadable, or holds no plain tensors.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -95,7 +103,7 @@ def read_tensors(path: Path) -> TensorFile:
         content = _torch(path)
     except ModelError:
         raise
-    # Whatever a parser of a foreign file trips over, the file is not what it should be.
+    # Parsers of damaged files raise errors of many types.
     except Exception as error:
         raise _unreadable(path, error) from error
     groups = tuple(_groups(content))
@@ -105,10 +113,10 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def unwrapped(group: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The same tensors under their names without what wrappers put before them, likeliest first.
+    """Yield the tensors under names without the prefixes of wrappers, the likeliest group first.
 
-    `module.Encoder.0.weight` becomes `Encoder.0.weight`; of names that begin with `generator.` and
-    `discriminator.`, each holder's own are given apart, too.
+    `module.Encoder.0.weight` becomes `Encoder.0.weight`. Tensors under a common holder, such as
+    `generator.`, are also yielded as a group of their own.
     """
     bare = {}
     for name, tensor in group.items():
@@ -126,7 +134,7 @@ def unwrapped(group: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _refuse_other_things(path: Path, head: bytes) -> None:
-    """Say what the file is, where a download went wrong in one of the usual ways."""
+    """Raise ModelError for the common results of a failed download."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         raise ModelError(f"{path} is empty: download it again")
@@ -154,13 +162,13 @@ def _npz(path: Path) -> TensorFile:
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             if not _BOOKKEEPING.search(name):
-                # TensorFlow's own names of variables end with their output's number.
+                # TensorFlow's variable names end with the number of their output.
                 tensors[re.sub(r":\d+$", "", name)] = _single(torch.from_numpy(arrays[name]))
     return TensorFile((tensors,))
 
 
 def _torch(path: Path) -> Any:
-    # Beside their tensors, checkpoints carry the options they were trained with and a best score.
+    # Besides tensors, checkpoints hold training options and a best score.
     plain: list[Any] = [argparse.Namespace, np.dtype]
     for kind in (np.float64, np.float32, np.int64):
         rebuild = kind(0).__reduce__()[0]  # NumPy's scalar(), a function
@@ -169,9 +177,9 @@ def _torch(path: Path) -> Any:
         plain.append((rebuild, "numpy.core.multiarray.scalar"))  # as NumPy 1 called it
     allowing = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
     with warnings.catch_warnings(), allowing(plain) if allowing else nullcontext():
-        # Older formats come with warnings of what will become of them.
+        # Older formats cause deprecation warnings.
         warnings.simplefilter("ignore")
-        # An open file: by its name, torch would take .safetensors for what it may not be.
+        # An open file, since torch would judge a .safetensors file by its name.
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -202,7 +210,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
         return ModelError(
             f"{path} is not a readable safetensors file, or is damaged: download it again"
         )
-    # torch names what a pickle wants to call beside tensors, if it is of torch's own kind.
+    # For pickles in torch's own format, the error names the function they would call.
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     wanted = found[1] if found else _wanted_by_pickle(path)
     if wanted:
@@ -217,9 +225,12 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 
 
 def _wanted_by_pickle(path: Path) -> str | None:
-    """The first function that a bare pickle would call, beside what makes tensors; nothing runs."""
+    """Return the first function other than tensor builders that a bare pickle would call.
+
+    Nothing is run.
+    """
     texts: list[str] = []
-    # Not a pickle, or not to its end: what was seen before that counts.
+    # If this is not a complete pickle, the part before the error counts.
     with contextlib.suppress(Exception), path.open("rb") as file:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ("GLOBAL", "INST"):
@@ -227,14 +238,14 @@ def _wanted_by_pickle(path: Path) -> str | None:
             elif opcode.name != "STACK_GLOBAL":
                 texts += [argument] if isinstance(argument, str) else []
                 continue
-            # Python 2's names of modules stand in older protocols.
+            # Older protocols use the module names of Python 2.
             if len(texts) > 1 and texts[-2].partition(".")[0] not in _HARMLESS:
                 return ".".join(texts[-2:])
     return None
 
 
 def stated_config(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """(network family, config) that our safetensors carry; None when they are not there."""
+    """Return network family and config from the metadata of vdeblur's safetensors, or None."""
     try:
         config = json.loads(metadata["config"])
         return (metadata["network"], config) if isinstance(config, dict) else None

@@ -38,7 +38,7 @@ if triton is not None:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _codes(place, there, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Codes as fp32; 16 bits come as int16 of the same bits."""
+        """Load codes as fp32; 16-bit codes are stored as int16 of the same bits."""
         codes = tl.load(place, mask=there, other=0).to(tl.int32)
         if WIDE:
             codes = codes & 0xFFFF
@@ -46,7 +46,7 @@ if triton is not None:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _between(at, count, SHIFT: tl.constexpr, COSITED: tl.constexpr):  # type: ignore[no-untyped-def]
-        """The chroma samples before and after a pixel, edges repeated, and the share of the second.
+        """Return the chroma samples before and after a pixel, and the weight of the second.
 
         See `vdeblur.color._enlarge`.
         """
@@ -118,7 +118,7 @@ if triton is not None:
         delta, sums, height, width, across, step_n, step_c, step_y, step_x, limit,
         BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """Of each block: the sum of absolute values, infinite where a mean is beyond the limit."""
+        """Sum absolute values per block; infinite where a mean exceeds the limit."""
         picture = tl.program_id(1).to(tl.int64)
         block = tl.program_id(0)
         top, left = block // across * BLOCK, block % across * BLOCK
@@ -138,7 +138,7 @@ if triton is not None:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _changed(place, new_place, there, change, top, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Codes + change, clamped and rounded to the nearest even, are stored."""
+        """Store codes + change, clamped and rounded to the nearest even."""
         codes = tl.minimum(tl.maximum(_codes(place, there, WIDE) + change, 0.0), top)
         # Adding 1.5·2²³ leaves no bits for a fraction.
         codes = (codes + 12582912.0) - 12582912.0
@@ -152,7 +152,7 @@ if triton is not None:
         COSITED_X: tl.constexpr, COSITED_Y: tl.constexpr, WIDE: tl.constexpr,
         TOGETHER: tl.constexpr, SAMPLES: tl.constexpr,
     ):  # fmt: skip
-        """Each chroma sample with the pixels of its cell; see `vdeblur.color._reduce`."""
+        """Change each chroma sample and the pixels of its cell; see `vdeblur.color._reduce`."""
         picture = tl.program_id(1).to(tl.int64)
         keep = tl.load(replaced + picture // TOGETHER) != 0
         i = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
@@ -207,7 +207,7 @@ if triton is not None:
 
 
 def available() -> bool:
-    """Whether Triton is installed."""
+    """Return whether Triton is installed."""
     return triton is not None
 
 
@@ -301,7 +301,7 @@ def add_to_planes(
 
 
 def reflects(layout: PlaneLayout, size: tuple[int, int]) -> bool:
-    """Return whether there is enough to reflect; smaller pictures repeat their edge."""
+    """Return whether the padding can reflect the picture; smaller ones repeat their edge."""
     return size[0] < 2 * layout.height and size[1] < 2 * layout.width
 
 
@@ -318,7 +318,7 @@ def in_torch(
 
 
 class Kernels:
-    """Finds out on the first pictures of each layout whether the kernels can be used.
+    """Checks on the first pictures of each layout whether the kernels can be used.
 
     Args:
         note: Called once if they cannot be used, or compute other codes than torch.
@@ -357,7 +357,7 @@ class Kernels:
 def _differs(
     planes: Sequence[Tensor], layout: PlaneLayout, size: tuple[int, int], dtype: torch.dtype
 ) -> str | None:
-    """How the kernels differ from torch, as a sentence's part; None if they do not."""
+    """Describe how the kernels differ from torch, as part of a sentence; None if they agree."""
     got = planes_to_input(planes, layout, size=size, dtype=dtype).float()
     error = float((got - in_torch(planes, layout, size=size, dtype=dtype).float()).abs().max())
     if not error <= 4 * max(torch.finfo(dtype).eps, 1e-6):
@@ -374,7 +374,7 @@ def _differs(
 
 
 def _three(planes: Sequence[Tensor]) -> list[Tensor]:
-    """Three planes for the kernels; gray has one, and the others are then not read."""
+    """Return three planes for the kernels; for gray, the other two are not read."""
     bits = [as_int16(plane).contiguous() for plane in planes]
     return (3 * bits)[:3]
 
@@ -393,7 +393,7 @@ def _constants(layout: PlaneLayout) -> dict[str, int | bool]:
 
 @lru_cache(maxsize=16)
 def _table(layout: PlaneLayout, device: torch.device) -> Tensor:
-    """The layout's 21 coefficients: one argument of a kernel instead of many."""
+    """Return the layout's 21 coefficients as a single kernel argument."""
     to_rgb, offset, to_codes = matrices(layout)
     values = [*sum(to_rgb, ()), *offset, *sum(to_codes, ())]
     return torch.tensor(values, dtype=torch.float32, device=device)

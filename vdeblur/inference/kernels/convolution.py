@@ -49,7 +49,7 @@ _BLOCK_LAUNCHES = (
 
 
 def available() -> bool:
-    """Whether Triton is installed."""
+    """Return whether Triton is installed."""
     return triton is not None
 
 
@@ -61,7 +61,7 @@ if triton is not None:
         CHANNELS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, OUTS: tl.constexpr,
         first_out,
     ):  # fmt: skip
-        """acc += the nine taps of a 3×3 convolution at pixels (y, x) of an NHWC picture."""
+        """Add the nine taps of a 3×3 convolution at pixels (y, x) of an NHWC picture to `acc`."""
         outs = first_out + tl.arange(0, OUTS)
         for tap in range(9):
             ty, tx = y + tap // 3 - 1, x + tap % 3 - 1
@@ -158,7 +158,7 @@ if triton is not None:
                 place = pixel[:, None] * CHANNELS + channels[None, :]
                 acc += tl.load(source + place, mask=inside[:, None], other=0.0).to(tl.float32)
                 tl.store(target + place, acc.to(target.dtype.element_ty), mask=inside[:, None])
-            tl.debug_barrier()  # nobody may write the next tile's middle before all have read this
+            tl.debug_barrier()  # all threads must read this middle before the next is written
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def residual_block(
 
 
 class FusedConv(nn.Module):
-    """A 3×3 `BasicConv` as one kernel, where that is faster."""
+    """A 3×3 `BasicConv` as a single kernel, where that is faster."""
 
     def __init__(self, basic: BasicConv) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class FusedBlock(nn.Module):
             self.register_buffer(f"bias{number}", bias_of(conv))
 
     def ways(self) -> dict[str, Way]:
-        """The ways to compute it in kernels, by name."""
+        """Return the ways to compute the block in kernels, by name."""
         packed1, bias1 = self.get_buffer("packed1"), self.get_buffer("bias1")
         packed2, bias2 = self.get_buffer("packed2"), self.get_buffer("bias2")
 
@@ -380,5 +380,5 @@ def _fits(part: nn.Module) -> bool:
 
 
 def power_of_two_divisor(number: int, limit: int) -> int:
-    """The largest power of two that divides `number`, up to `limit`."""
+    """Return the largest power of two that divides `number`, up to `limit`."""
     return min(number & -number, limit)

@@ -47,7 +47,7 @@ _BLOCK_LAUNCHES = (Launch(64, 4, 1, 528), Launch(128, 8, 1), Launch(64, 4, 3), L
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of codes: its name as a precision, and the least and the greatest code."""
+    """A type of codes: its name as a precision, and its smallest and largest code."""
 
     name: str
     dtype: torch.dtype
@@ -114,7 +114,7 @@ if triton is not None:
         CHANNELS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, OUTS: tl.constexpr,
         ROWS: tl.constexpr, LAST: tl.constexpr, INTEGER: tl.constexpr,
     ):  # fmt: skip
-        """3×3 over codes. LAST: + added, as values; else ReLU, as codes."""
+        """Convolve codes 3×3. LAST: add `added` and store values; else apply ReLU, store codes."""
         index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
         inside = index < pixels
@@ -154,7 +154,7 @@ if triton is not None:
         TILE_COLUMNS: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr,
         INTEGER: tl.constexpr,
     ):  # fmt: skip
-        """As that of `convolution`, on codes: a tile's own, with a ring of 2, are made first."""
+        """Compute a block on codes; the codes of a tile and a ring of 2 are made first."""
         SEEN_WIDE: tl.constexpr = TILE_COLUMNS + 4
         SEEN: tl.constexpr = (TILE_ROWS + 4) * SEEN_WIDE
         WIDE: tl.constexpr = TILE_COLUMNS + 2
@@ -226,7 +226,7 @@ if triton is not None:
                 place = pixel[:, None] * CHANNELS + channels[None, :]
                 values += tl.load(source + place, mask=inside[:, None], other=0.0).to(tl.float32)
                 tl.store(target + place, values.to(target.dtype.element_ty), mask=inside[:, None])
-            tl.debug_barrier()  # nobody may write the next tile's codes before all have read these
+            tl.debug_barrier()  # all threads must read these codes before the next are written
 
 
 class QuantisedConv(nn.Module):
@@ -265,14 +265,14 @@ class QuantisedConv(nn.Module):
         self.register_buffer("bias", bias - off * factors)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Values → codes of this convolution's input, as fp32."""
+        """Convert values to the codes of this convolution's input, as fp32."""
         codes = (x.float() * self.scale.inverse + self.scale.zero).clamp(
             self.kind.low, self.kind.high
         )
         return codes.round() if self.kind.integer else codes.to(self.kind.dtype).float()
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(N, C, H, W) codes as fp32 → (N, out, H, W) fp32: what the kernels compute, in torch."""
+        """Compute (N, out, H, W) fp32 from codes (N, C, H, W) as fp32, like the kernels do."""
         packed = self.get_buffer("codes").float()
         weight = packed.view(3, 3, *packed.shape[1:]).permute(2, 3, 0, 1).contiguous()
         sums = F.conv2d(F.pad(codes, (1, 1, 1, 1), value=self.scale.zero), weight)
@@ -310,7 +310,7 @@ class QuantisedBlock(nn.Module):
         return out.to(x.dtype)
 
     def ways(self) -> dict[str, Way]:
-        """The ways to compute it in kernels, by name."""
+        """Return the ways to compute the block in kernels, by name."""
         _, hidden, channels = self.first.get_buffer("codes").shape
         whole = hidden & (hidden - 1) == 0 and channels & (channels - 1) == 0
 
