@@ -1,4 +1,4 @@
-"""Frames per second of every stage and of the whole, on a clip or on a generated scene.
+"""Measure the frames per second of each step and of the whole, on a clip or a generated scene.
 
 python pipelines/benchmark_fps.py [CLIP] [--model identity] [--device auto] [--frames 120]
 """
@@ -13,7 +13,7 @@ from vdeblur.benchmark import BenchOptions, bench, format_result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clip", nargs="?")
     parser.add_argument("--model", default="mimo-unet-guided")
@@ -29,5 +29,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

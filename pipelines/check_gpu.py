@@ -1,12 +1,13 @@
-"""Everything that needs a CUDA device, in one run: films, tests, kernels, tuning, benchmark, 8 GB.
+"""Run all checks that need a CUDA device: clips, tests, kernels, tuning, benchmark, 8 GB.
 
 python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--weights FILE]
     [--pairs FOLDER]
 
-Each part is a process with a time limit of its own, so that one that fails leaves the others; logs,
-JSON and charts go to --out, and a summary against the bars is printed last. --pairs: blurred and
-sharp pictures as `vdeblur eval` takes them, on which the default network is scored in half
-precision and, with --weights, --model in half precision and in 8 bits, which the default has not.
+Each part is a process with its own time limit, so that a failure does not stop the others. Logs,
+JSON and charts go to --out, and a summary against the targets is printed last. --pairs takes
+blurred and sharp pictures as `vdeblur eval` does; on them, the default network is scored in half
+precision, and with --weights also --model in half precision and in 8 bits (the default network has
+no 8-bit blocks).
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ print(f'3840x2160: {{used / 1e9:.2f}} GB at the peak,', deblurrer.plans, deblurr
 
 
 def main() -> int:
-    """Run the parts one after another; 0 if all of them ended well."""
+    """Run the parts in turn; return 0 if all succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--minutes", type=float, default=9.0)
@@ -226,7 +227,7 @@ def main() -> int:
 
     model = ["--model", args.model]
     quick = ["--backend", "triton", "--rounds", "2"]
-    # The device's own questions first: what time is left goes to the rest.
+    # Checks of the device first; the others share the remaining time.
     results = [
         part("films", ["-c", FILMS], 60),
         part("guided", ["-c", GUIDED], 40),
@@ -267,7 +268,7 @@ def main() -> int:
 
 
 def summary(said: dict[str, Any]) -> str:
-    """A benchmark's figures beside the bars that they are held to."""
+    """Format the figures of a benchmark beside their targets."""
     rates = {name: values["median"] for name, values in said["rates"].items()}
     lines = [
         f"   {said['model']} {said['size']}: {said['backend']} {said['precision']}, "

@@ -1,10 +1,10 @@
-"""How many times as fast as its authors' way backends and precisions run a network on a CPU.
+"""Compare backends and precisions on a CPU with the way a network's authors run it.
 
 python pipelines/compare_backends.py torch:bf16 openvino:bf16:2 [--config base=16 blocks=2]
 
-A way is BACKEND:PRECISION or BACKEND:PRECISION:PICTURES-AT-ONCE. Each is a process of its own, and
-they take turns, so that other programs' work falls on all alike. The authors' way: eager, fp32,
-channels first, one frame, all outputs. Ratios by the clock, and of processor time.
+A way is BACKEND:PRECISION or BACKEND:PRECISION:BATCH. Each runs in its own process, and they take
+turns, so that other load affects all equally. The authors' way is eager, fp32, channels first, a
+single frame, all outputs. Prints ratios of wall time and of processor time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AUTHORS = "authors"
 
 
 def network_of(model: str, config: list[str]) -> Network:
-    """The catalogue's, or an untrained one of this configuration: weights change no speed."""
+    """Build the network untrained, since weights do not affect the speed."""
     if not config:
         found = load_for_speed(model, None)[0]
         assert isinstance(found, Network)
@@ -43,7 +43,7 @@ def network_of(model: str, config: list[str]) -> Network:
 
 
 def serve(args: argparse.Namespace, way: str) -> None:
-    """One way: for each line that comes, the milliseconds a frame took, by clock and processor."""
+    """Serve a way: for each line of input, print the wall and processor milliseconds per frame."""
     network, (width, height) = network_of(args.model, args.config), map(int, args.size.split("x"))
     parts: list[Any] = way.split(":")
     backend, precision, count = parts + ["auto", "1"][len(parts) - 1 :]
@@ -79,7 +79,7 @@ def serve(args: argparse.Namespace, way: str) -> None:
 
 
 def main() -> None:
-    """Run all ways in turn; print a line for each."""
+    """Run all ways in turn and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ways", nargs="+", metavar="WAY")
     parser.add_argument("--model", default=DEFAULT)
@@ -127,5 +127,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

@@ -1,10 +1,11 @@
-"""What each ingredient of a recipe is worth: variants trained on the same batches, side by side.
+"""Measure the effect of changes to a recipe: train variants on the same batches and compare them.
 
 python pipelines/compare_recipes.py DATA --score pairs=PAIRS --steps 600 --out runs \
     "plain" "MSFR loss: loss=l1 + 0.1*msfr" "wider: config.widths=[24,60,120]"
 
-A variant is a name and, after a colon, changes to the recipe with ; between them: its values, the
-network's (config.KEY), init and teacher. Run again to go on: what is trained is only scored.
+A variant is a name and, after a colon, changes to the recipe, separated by semicolons: its values,
+those of the network (config.KEY), init and teacher. A second run continues; trained variants are
+only scored.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from vdeblur.training import (
 
 
 def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:
-    """The name, the changed recipe, and what else is changed (init, teacher)."""
+    """Parse a variant: its name, the changed recipe, and other changes (init, teacher)."""
     name, _, changes = text.partition(":")
     try:
         values = dict(part.strip().split("=", 1) for part in changes.split(";") if part.strip())
@@ -46,7 +47,7 @@ def variant(recipe: Recipe, text: str) -> tuple[str, Recipe, dict[str, str]]:
 
 
 def main() -> None:
-    """Train, score, print a table; OUT/table.json has the same."""
+    """Train and score all variants; print a table and write it to OUT/table.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("variants", nargs="+", metavar="NAME[: KEY=VALUE; …]")
@@ -96,5 +97,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

@@ -1,4 +1,4 @@
-"""Deblur a live picture, spelled out of vdeblur's public names: copy this and change it.
+"""Deblur a live stream with vdeblur's public API: an example to copy and adapt.
 
 python pipelines/deblur_camera.py rtsp://camera/stream out.mkv [--model mimo-unet-guided]
 """
@@ -12,7 +12,7 @@ import vdeblur
 
 
 def main() -> None:
-    """Restore until Ctrl-C (or --seconds); say each second what happens."""
+    """Restore until Ctrl-C (or --seconds), and print the state every second."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="rtsp://…, /dev/video0, screen, test …")
     parser.add_argument("sinks", nargs="*", help="FILE.mkv, FOLDER/, rtmp://… …")
@@ -31,8 +31,8 @@ def main() -> None:
     )
     began = said = time.monotonic()
     try:
-        # Iterating is not needed for the sinks: `stream.wait()` would do. Each frame is an
-        # (H, W, 3) array by frame.rgb(); taking long over one misses frames, and delays nothing.
+        # The sinks do not need this loop: `stream.wait()` would do. frame.rgb() is an (H, W, 3)
+        # array; a slow loop misses frames, but delays nothing.
         for frame in stream:
             now = time.monotonic()
             if args.seconds is not None and now - began > args.seconds:

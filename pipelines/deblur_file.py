@@ -1,4 +1,4 @@
-"""Deblur one file, spelled out of vdeblur's parts: copy this and change it.
+"""Deblur a file with vdeblur's reader, deblurrer and writer: an example to copy and adapt.
 
 python pipelines/deblur_file.py INPUT OUTPUT [--model mimo-unet-guided] [--device auto]
 """
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from vdeblur import Deblurrer, Frame, VdeblurError, VideoReader, VideoWriter
-from vdeblur.motion.guide import Guide
+from vdeblur.motion import Guide
 
 
 def restore(frame: Frame, deblurrer: Deblurrer) -> bool:
-    """Restore the planes of a frame in place; True when the source's picture was kept instead."""
+    """Restore the planes of a frame in place; return True if the source's picture was kept."""
     planes = [torch.from_numpy(np.ascontiguousarray(plane))[None] for plane in frame.planes]
     motion = None if frame.motion is None else torch.from_numpy(frame.motion)[None]
     restored, replaced = deblurrer.restore_planes(planes, frame.layout, motion)
@@ -25,7 +25,7 @@ def restore(frame: Frame, deblurrer: Deblurrer) -> bool:
 
 
 def main() -> None:
-    """Read, restore, write: the frames in order, every other packet as it comes."""
+    """Read, restore and write the frames in order; write all other packets unchanged."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input")
     parser.add_argument("output")
@@ -36,7 +36,7 @@ def main() -> None:
     deblurrer = Deblurrer(args.model, device=args.device)
     replaced = 0
     with VideoReader(args.input) as reader, VideoWriter(args.output, reader) as writer:
-        # Guide tells every frame how its places moved while the shutter was open.
+        # Guide adds the motion during the exposure to every frame.
         for item in Guide().run(reader.items()):
             if isinstance(item, Frame):
                 replaced += restore(item, deblurrer)
@@ -51,5 +51,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

@@ -1,4 +1,4 @@
-"""Restore a GoPro card, spelled out of vdeblur's parts: copy this and change it.
+"""Restore the recordings of a GoPro card with `vdeblur.gopro`: an example to copy and adapt.
 
 python pipelines/restore_gopro.py CARD FOLDER [--model mimo-unet-guided] [--only-blurred 1.5]
 """
@@ -12,14 +12,14 @@ from vdeblur import Deblurrer, VdeblurError, gopro
 
 
 def restore(job: gopro.Job, deblurrer: Deblurrer, only_blurred: float | None) -> str:
-    """Restore one recording; what there is to say about it."""
+    """Restore a recording and return a line about it."""
     if gopro.finished(job):
         return "finished already"
     try:
         report = gopro.restore(
             job, gopro.RestoreOptions(only_blurred=only_blurred), model=deblurrer
         )
-    except VdeblurError as error:  # one recording's trouble is not the card's
+    except VdeblurError as error:  # an error in one recording does not stop the others
         return f"not done: {error}"
     lines = [f"{report.frames - report.unchosen} of {report.frames} frames restored"]
     lines += [f"not kept: {text}" for text in report.lost]
@@ -28,7 +28,7 @@ def restore(job: gopro.Job, deblurrer: Deblurrer, only_blurred: float | None) ->
 
 
 def main() -> None:
-    """Find the recordings, look at their telemetry, restore them one by one."""
+    """Find the recordings, read their telemetry, and restore them in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("card", help="a card, a folder or any chapter of a recording")
     parser.add_argument("folder", type=Path, help="where the restored recordings go")
@@ -46,5 +46,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

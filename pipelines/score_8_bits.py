@@ -1,10 +1,10 @@
-"""What bf16, and int8 and fp8 in residual blocks, cost in quality, on pairs, without such a GPU.
+"""Measure the loss of quality by bf16, and by int8 and fp8 in residual blocks, without such a GPU.
 
 python pipelines/score_8_bits.py PAIRS --weights FILE [--model mimo-unet] [--calibrate CLIP]
 
-The arithmetic is that of the kernels of `vdeblur.inference.kernels.quantised`, in torch, on any
-device; the rest is fp32. Ranges are measured on CLIP, or for each pair on all others. The default
-network has no such blocks.
+Uses the arithmetic of the kernels of `vdeblur.inference.kernels.quantised` in torch, on any device;
+everything else is fp32. Ranges are measured on CLIP, or for each pair on all other pairs. The
+default network has no such blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vdeblur.weights import load
 
 
 def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> Deblurrer:
-    """The network in bf16, or with codes for the ranges of these pictures."""
+    """Return the network in bf16, or with codes for the ranges of these pictures."""
     if kind == "bf16":
         plain = copy.deepcopy(network)
         return Deblurrer(plain, device=device, precision="bf16", backend="torch")
@@ -39,7 +39,7 @@ def coded(network: Network, pictures: list[Tensor], kind: str, device: str) -> D
 
 
 def main() -> None:
-    """Score fp32 and each kind; print a line a pair and kind, and the means."""
+    """Score fp32 and each kind; print a line per pair and kind, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--model", default="mimo-unet")
@@ -80,5 +80,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

@@ -1,12 +1,12 @@
-"""Train the network that reads off a window which way and how far it was blurred.
+"""Train the network that estimates the direction and length of the blur of a window.
 
 python pipelines/train_blur_field.py PHOTOS --out weights.safetensors [--budget 1500] [--seed 0] \
     [--init vdeblur/weights/blur-field.safetensors]
 
-PHOTOS is a folder of sharp photographs; the last ones by name are held out. Each report says the
+PHOTOS is a folder of sharp photographs; the last ones by name are held out. Each report prints the
 median errors of the likeliest direction and length in held-out windows that moved by more than 4
-pixels, and writes the averaged weights in fp16, as `vdeblur.motion.single_picture` loads them. With
---budget 0 the weights of --init are scored.
+pixels, and saves the averaged weights in fp16, as `vdeblur.motion.single_picture` loads them. With
+--budget 0, the weights of --init are only scored.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ RATE, DECAY = Schedule(warmup=0.03), 0.998
 
 
 def windows_of_pairs(batch: Batch, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random windows of the blurred pictures: luma (N · count, WINDOW, WINDOW) in [0, 1], and the
-    mean chord (N · count, 2) of the middle of each.
+    """Cut random windows from the blurred pictures.
+
+    Returns luma, (N · count, WINDOW, WINDOW) in [0, 1], and the mean chord of the middle of each
+    window, (N · count, 2).
     """
     assert batch.motion is not None
     luma = taps.luma_of(batch.blurred.float() / 255)[:, 0]
@@ -78,7 +80,7 @@ def windows_of_pairs(batch: Batch, count: int, generator: torch.Generator) -> tu
 
 
 def turned(windows: Tensor, chords: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All of them transposed, and mirrored, or not; a chord's sign does not matter."""
+    """Randomly transpose and mirror all windows; the sign of a chord does not matter."""
     transposed, across = torch.randint(2, (2, 1), generator=generator)
     windows = windows.transpose(1, 2) if transposed else windows
     field = torch.cat([chords, chords], dim=1)[..., None, None]
@@ -88,7 +90,7 @@ def turned(windows: Tensor, chords: Tensor, generator: torch.Generator) -> tuple
 
 @torch.no_grad()
 def errors(network: BlurFieldNetwork, windows: Tensor, chords: Tensor) -> str:
-    """How far the likeliest class is off, in words."""
+    """Describe the median errors of the likeliest class."""
     seen = windows[chords.norm(dim=1) > 4]
     true = chords[chords.norm(dim=1) > 4]
     likeliest = torch.cat([network(spectra(part)) for part in torch.split(seen, 128)])
@@ -101,7 +103,7 @@ def errors(network: BlurFieldNetwork, windows: Tensor, chords: Tensor) -> str:
 
 
 def save(network: BlurFieldNetwork, chords: Tensor, path: Path) -> None:
-    """Write the weights, and how often each class was met."""
+    """Save the weights, and the frequency of each class."""
     network.prior = class_shares(chords).mean(dim=0).clamp_min(1e-5).log()
     tensors = {
         name: value.contiguous() if name == "prior" else value.half().contiguous()
@@ -112,7 +114,7 @@ def save(network: BlurFieldNetwork, chords: Tensor, path: Path) -> None:
 
 
 def main() -> None:
-    """Make pairs and train on windows of them in turn, in one process and one thread."""
+    """Make pairs and train on their windows in turn, in a single thread."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -173,5 +175,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error

@@ -1,11 +1,11 @@
-"""Train on the GoPro dataset, spelled out of vdeblur's parts: copy this and change it.
+"""Train on the GoPro dataset with vdeblur's parts: an example to copy and adapt.
 
 python pipelines/train_gopro.py GoPro --out weights.safetensors [--recipe mimo-unet-gopro] \
     [--steps 1000 | --budget 540] [--state run.pt] [--device cuda]
 
-GoPro is the folder with train/ and test/ in it; any folder of pairs will do, and synth:PHOTOS for
-blur made from photographs. The same command goes on with a run that was stopped. `vdeblur train` is
-this with more to choose, a model card and curves.
+GoPro is the folder that contains train/ and test/. Any other folder of pairs works as well, and
+synth:PHOTOS synthesizes blur from photographs. The same command resumes a stopped run. `vdeblur
+train` does the same with more options, a model card and curves.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from vdeblur import VdeblurError
 from vdeblur.datasets import DataOptions, open_data
 from vdeblur.errors import OutputError
 from vdeblur.inference.devices import find_device
-from vdeblur.networks import build, spec
-from vdeblur.networks.base import Network
+from vdeblur.networks import Network, build, spec
 from vdeblur.training import (
     Callbacks,
     Progress,
@@ -102,5 +101,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except VdeblurError as error:  # one sentence for the person at the keyboard
+    except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error
