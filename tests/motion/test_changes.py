@@ -36,7 +36,7 @@ def shown(
 @pytest.mark.parametrize("lengths", [(1.0, 2.0), (3.0, 1.5), (6.0, 9.0), (14.0, 10.0)])
 def test_the_length_of_a_blur_that_changes(lengths: tuple[float, float], degrees: float) -> None:
     old, new = (blurred(length, degrees) for length in lengths)
-    found = shown(old, new, lengths, degrees).found()
+    found = shown(old, new, lengths, degrees).fit()
     # Too short rather than too long, where it is a pixel or two.
     assert found.share == pytest.approx(SHARE, rel=0.2)
     assert change_confidence(found) == 1
@@ -50,7 +50,7 @@ def test_windows_that_move_differently_tell_one_share_together() -> None:
         total = seen if total is None else total + seen
     assert total is not None
     assert total.windows == 24
-    assert total.found().share == pytest.approx(SHARE, rel=0.1)
+    assert total.fit().share == pytest.approx(SHARE, rel=0.1)
 
 
 def boxes() -> Floats:
@@ -74,7 +74,7 @@ def test_what_does_not_change_with_the_motion_is_no_blur(picture: str) -> None:
         scene = blurred(7, 30)
     rng = np.random.default_rng(2)
     old, new = (scene + rng.normal(0, 1 / 255, scene.shape).astype(np.float32) for _ in "12")
-    found = shown(old, new, (4.0, 9.0)).found()
+    found = shown(old, new, (4.0, 9.0)).fit()
     assert found.explained < 0.003
     assert found.telling > 0.1
     assert change_confidence(found) == 0
@@ -82,7 +82,7 @@ def test_what_does_not_change_with_the_motion_is_no_blur(picture: str) -> None:
 
 def test_a_motion_that_stays_tells_nothing() -> None:
     old = new = blurred(6, 30)
-    found = shown(old, new, (6.0, 6.0)).found()
+    found = shown(old, new, (6.0, 6.0)).fit()
     assert found.telling < 0.001
     assert change_confidence(found) == 0
     assert math.isfinite(found.share)
@@ -95,14 +95,14 @@ def test_what_a_coder_leaves_is_enough() -> None:
         return np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.float32) / np.float32(255)
 
     old, new = coded(blurred(4, 30)), coded(blurred(9, 30))
-    found = shown(old, new, (4.0, 9.0)).found()
+    found = shown(old, new, (4.0, 9.0)).fit()
     assert found.share == pytest.approx(SHARE, rel=0.15)
     assert change_confidence(found) == 1
 
 
 def test_flat_windows_say_nothing() -> None:
     flat = torch.full((4, 64, 64), 0.5)
-    found = measure_changes(flat, flat, torch.full((4, 2), 3.0), torch.full((4, 2), 9.0)).found()
+    found = measure_changes(flat, flat, torch.full((4, 2), 3.0), torch.full((4, 2), 9.0)).fit()
     assert change_confidence(found) == 0
     assert math.isfinite(found.share)
 
@@ -113,7 +113,7 @@ def test_where_all_turns_fast_more_has_to_be_explained() -> None:
     old, new = (p + rng.normal(0, 0.01, p.shape).astype(np.float32) for p in (old, new))
     ways = [way(length, 30, 24) for length in (3.0, 4.0)]
     windows = [windows_of(old), windows_of(new)]
-    sure, unsure = (measure_changes(*windows, *ways, turning=turning).found() for turning in (0, 1))
+    sure, unsure = (measure_changes(*windows, *ways, turning=turning).fit() for turning in (0, 1))
     assert (sure.turning, unsure.turning) == (0, 1)
     assert sure.share == unsure.share
     assert change_confidence(sure) > change_confidence(unsure)

@@ -492,8 +492,8 @@ def test_ways_are_of_the_same_seconds_where_the_rate_varies() -> None:
         assert moved is not None
         seen = comparison(FrameSample.at(item, movement), after, moved, 2 / FPS)
         assert seen is not None
-        assert seen.found().telling < 0.1
-        assert seen.ways / seen.windows == pytest.approx(6**2, rel=0.1)
+        assert seen.fit().telling < 0.1
+        assert seen.squared_motion / seen.windows == pytest.approx(6**2, rel=0.1)
 
 
 def test_where_hardly_anything_moves_less_than_the_usual_share_is_taken() -> None:
@@ -645,8 +645,8 @@ def test_layouts_are_measured_alike(layout: dict[str, Any]) -> None:
     assert movement is not None
     seen = reading(item, movement, movement.interval_seconds)
     assert seen is not None
-    assert seen.found().share == pytest.approx(0.6, rel=0.1)
-    assert stripe_confidence(seen.found()) == 1
+    assert seen.fit().share == pytest.approx(0.6, rel=0.1)
+    assert stripe_confidence(seen.fit()) == 1
 
 
 @pytest.mark.parametrize("size", [(20, 20), (64, 40), (40, 300)])

@@ -55,14 +55,14 @@ def shown(picture: Floats, way: float, degrees: float, count: int = 24) -> Strip
 @pytest.mark.parametrize("degrees", [0.0, 37.0, 110.0])
 def test_the_length_of_a_blur(length: float, degrees: float) -> None:
     way = length / 0.6
-    found = shown(blurred(length, degrees), way, degrees).found()
+    found = shown(blurred(length, degrees), way, degrees).fit()
     assert found.share == pytest.approx(0.6, rel=0.08)
     assert found.pixels == pytest.approx(length, rel=0.08)
     # Of long ones a window shows few stripes, and less of the first.
     assert found.explained > (0.1 if length < 16 else 0.015)
     assert found.distinct > 0.35
     # A blur has no sign.
-    back = shown(blurred(length, degrees), -way, degrees).found()
+    back = shown(blurred(length, degrees), -way, degrees).fit()
     assert back.share == pytest.approx(found.share, rel=1e-3)
 
 
@@ -72,8 +72,8 @@ def test_windows_of_all_directions_and_lengths_tell_one_share_together() -> None
         parts.append(shown(blurred(length, degrees), length / 0.45, degrees, count=6))
     total = parts[0] + parts[1] + parts[2]
     assert total.windows == 18
-    assert total.found().share == pytest.approx(0.45, rel=0.08)
-    assert total.found().distinct > 0.35
+    assert total.fit().share == pytest.approx(0.45, rel=0.08)
+    assert total.fit().distinct > 0.35
 
 
 @pytest.mark.parametrize("picture", ["sharp", "out of focus", "noise", "blurred across"])
@@ -84,13 +84,13 @@ def test_other_pictures_have_no_stripes(picture: str) -> None:
         "noise": np.random.default_rng(0).normal(0.5, 0.1, SCENE.shape),
         "blurred across": blurred(10, 90),
     }[picture]
-    found = shown(np.asarray(made, np.float32), 15, 0).found()
+    found = shown(np.asarray(made, np.float32), 15, 0).fit()
     assert found.explained < 0.013 or found.distinct < 0.15
 
 
 def test_noise_hides_some_of_them() -> None:
     noise = np.random.default_rng(0).normal(0, 2 / 255, SCENE.shape)
-    found = shown(np.asarray(blurred(10, 30) + noise, np.float32), 20, 30).found()
+    found = shown(np.asarray(blurred(10, 30) + noise, np.float32), 20, 30).fit()
     assert found.share == pytest.approx(0.5, rel=0.1)
     assert found.explained > 0.02
 
@@ -99,7 +99,7 @@ def test_flat_windows_say_nothing() -> None:
     flat = measure_stripes(
         torch.full((2, WINDOW, WINDOW), 0.5), torch.tensor([[9.0, 1.0], [4.0, 4.0]])
     )
-    found = flat.found()
+    found = flat.fit()
     assert math.isfinite(found.share)
     assert found.explained < 0.01
 
@@ -108,5 +108,5 @@ def test_a_share_is_within_what_is_tried() -> None:
     """Also where what explains most is at an end, and no top can be fitted."""
     for way in (3.0, 150.0):
         for degrees in (0.0, 70.0):
-            found = shown(blurred(40, 0), way, degrees).found()
+            found = shown(blurred(40, 0), way, degrees).fit()
             assert 0.09 < found.share < 1.5

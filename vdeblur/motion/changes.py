@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vdeblur.motion.spectra import along, peak, power_left, power_of, signal_of, waves
+from vdeblur.motion.spectra import peak, periods_along, power_left, power_of, signal_of, waves
 from vdeblur.motion.stripes import DEPTH, FEW
 
 #: Shares of the motion that are tried, in steps of their logarithm; those beyond `_LONGEST` only
@@ -48,7 +48,7 @@ class ChangeSums:
     Attributes:
         windows: number of windows.
         turning: number of windows from pictures that turn fast.
-        ways: sum of squared motions in pixels², mean of both pictures.
+        squared_motion: sum of squared motions in pixels², mean of both pictures.
         power: sum of squared changes of the spectra.
         product: (T,), products of these changes with those by a blur of each of the SHARES.
         own: (T,), squares of the latter.
@@ -59,7 +59,7 @@ class ChangeSums:
 
     windows: int
     turning: float
-    ways: float
+    squared_motion: float
     power: Tensor
     product: Tensor
     own: Tensor
@@ -71,7 +71,7 @@ class ChangeSums:
         names = (field.name for field in fields(self))
         return ChangeSums(*(getattr(self, name) + getattr(more, name) for name in names))
 
-    def found(self) -> ChangeFit:
+    def fit(self) -> ChangeFit:
         """Return the share that explains most."""
         own, product = self.own.clamp_min(1e-12), self.product
         power = float(self.power) + _LEAST_POWER * self.windows + 1e-9
@@ -89,7 +89,7 @@ class ChangeSums:
             meant = int(seen.argmin())
             if abs(meant - best) > 1:
                 best, share = meant, float(SHARES[meant])
-        way = math.sqrt(self.ways / max(self.windows, 1))
+        way = math.sqrt(self.squared_motion / max(self.windows, 1))
         pixels = share * way
         short = (_LONG_PIXELS - pixels) / (_LONG_PIXELS - _SHORT_PIXELS)
         short = min(1.0, max(0.0, short))
@@ -168,7 +168,9 @@ def measure_changes(
     seen = level(torch.log((new + noise) / (old + noise)))
     # A blur does not make a wave weaker than the noise.
     depth = (DEPTH + noise / signal).clamp_max(100)
-    of_new, of_old = (power_left(along(ways), SHARES) + depth for ways in (ways_after, ways_before))
+    of_new, of_old = (
+        power_left(periods_along(ways), SHARES) + depth for ways in (ways_after, ways_before)
+    )
     own = level(torch.log(of_new / of_old))
     own_counts = own * counts
     product, squares = (own_counts * seen).sum(2), (own_counts * own).sum(2)

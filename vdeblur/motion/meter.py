@@ -86,7 +86,7 @@ Result = TypeVar("Result", covariant=True)
 class _Seen(Protocol[Result]):
     def __add__(self, more: Any) -> Self: ...
 
-    def found(self) -> Result: ...
+    def fit(self) -> Result: ...
 
 
 class _Readings(Generic[Result]):
@@ -115,7 +115,7 @@ class _Readings(Generic[Result]):
             self._last.clear()
         self.unit, self._anew = unit, False
         self._last.append(seen)
-        self.found = functools.reduce(operator.add, self._last).found()
+        self.found = functools.reduce(operator.add, self._last).fit()
 
 
 class ExposureMeter:
@@ -194,7 +194,7 @@ class ExposureMeter:
             unit = self._stripes.next_unit(interval)
             share = self.seconds(interval) / interval
             seen = reading(frame, movement, unit, turn=turn, share=share)
-            if seen is not None and not _impossible(seen.found(), unit / interval):
+            if seen is not None and not _impossible(seen.fit(), unit / interval):
                 self._stripes.add(seen, unit)
 
     def seconds(self, interval: float) -> float:

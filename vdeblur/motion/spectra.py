@@ -57,7 +57,7 @@ def waves() -> tuple[Tensor, Tensor, Tensor]:
     return down, across, torch.eye(int(ring.max()) + 1)[ring]
 
 
-def along(ways: Tensor) -> Tensor:
+def periods_along(ways: Tensor) -> Tensor:
     """Return the periods of each wave in motions (N, 2), x and y in pixels: (N, B), ≥ 0."""
     down, across, _ = waves()
     return (ways[:, :1] * across + ways[:, 1:] * down).abs()
@@ -67,7 +67,7 @@ def power_left(waves_along: Tensor, shares: Tensor) -> Tensor:
     """Return the share of power that a straight blur leaves of waves: sinc².
 
     Args:
-        waves_along: (N, B), periods of the waves in the motion, as of `along`.
+        waves_along: (N, B), periods of the waves in the motion, as of `periods_along`.
         shares: (T,), lengths of the blur as shares of the motion.
 
     Returns:

@@ -21,8 +21,8 @@ from torch import Tensor
 from vdeblur.motion.spectra import (
     FLOOR,
     WINDOW,
-    along,
     peak,
+    periods_along,
     power_left,
     power_of,
     signal_of,
@@ -57,12 +57,12 @@ class StripeSums:
 
     Attributes:
         windows: number of windows.
-        ways: sum of the lengths of their motions, in pixels.
+        lengths: sum of the lengths of their motions, in pixels.
         coded: the same windows with the noise of a compressed film.
     """
 
     windows: int
-    ways: float
+    lengths: float
     power: Tensor  # ()
     other: Tensor  # (K, K)
     other_power: Tensor  # (K,)
@@ -74,7 +74,7 @@ class StripeSums:
     def __add__(self, more: StripeSums) -> StripeSums:
         return StripeSums(
             self.windows + more.windows,
-            self.ways + more.ways,
+            self.lengths + more.lengths,
             self.power + more.power,
             self.other + more.other,
             self.other_power + more.other_power,
@@ -84,19 +84,19 @@ class StripeSums:
             self.coded + more.coded if self.coded and more.coded else None,
         )
 
-    def found(self) -> StripeFit:
+    def fit(self) -> StripeFit:
         """Return the share that explains most; if that is little, with the noise of compression."""
-        found = self._found()
+        found = self._fit()
         if self.coded is None or found.explained > _LITTLE:
             return found
-        coded = self.coded._found()  # noqa: SLF001 -- an object of this class
+        coded = self.coded._fit()  # noqa: SLF001 -- an object of this class
         alike = abs(math.log(coded.share / found.share)) < _ALIKE
         if not alike or coded.explained <= found.explained:
             return found
         # Noise fills the stripes and makes them narrower, so that the share is the plain fit's.
         return replace(found, explained=coded.explained, distinct=coded.distinct, coded=True)
 
-    def _found(self) -> StripeFit:
+    def _fit(self) -> StripeFit:
         ground = 1e-6 * float(self.power) + 1e-9
         other = self.other + ground * torch.eye(len(self.other))
         inverse = torch.linalg.inv(other)
@@ -110,7 +110,7 @@ class StripeSums:
         highest = float(explained[most])
         around = max(0.0, *(float(explained[end]) for end in ends))
         share = peak(SHARES, explained, most, _STEP)
-        pixels = share * self.ways / max(self.windows, 1)
+        pixels = share * self.lengths / max(self.windows, 1)
         distinct = (highest - around) / max(highest, 1e-6)
         return StripeFit(share, pixels, highest, distinct, self.windows)
 
@@ -145,7 +145,7 @@ def measure_stripes(windows: Tensor, ways: Tensor) -> StripeSums:
         ways: (N, 2), their motion to the next picture, x and y in pixels.
     """
     power, noise = power_of(windows)
-    passed = along(ways)
+    passed = periods_along(ways)
     left = power_left(passed, SHARES)
     plain, coded = (_seen(power, n, ways, passed, left) for n in (noise, noise + _CODED))
     return replace(plain, coded=coded)
