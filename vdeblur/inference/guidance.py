@@ -1,7 +1,7 @@
-"""Make a guided network's input from the pictures of a film (`vdeblur.networks.taps`), each once.
+"""Make a guided network's input from a film (`vdeblur.networks.taps`), each picture's part once.
 
-The samples along a picture's motion cost as much as a part of the network, and both neighbors need
-what follows from them: they are kept in the picture's `vdeblur.motion.neighbours.View`. Knows
+Samples along a picture's motion cost as much as part of the network, and both neighbors use their
+results, which are therefore kept in the picture's `vdeblur.motion.neighbours.View`. Knows
 tensors and views; no files and no networks. Safe to call from several threads.
 """
 
@@ -25,18 +25,18 @@ _AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
 #: float32 values per pixel kept of a film's pictures, beside the network's own: two inputs, of the
 #: current frame and of the next; luma and the filters' additions, of both and of the frame before.
 KEPT_VALUES = 2 * (3 + taps.CHANNELS) + 3 * (1 + len(taps.FILTERS))
-#: Unused inputs that are kept for reuse: as many as are ever computed side by side, and some for
-#: frames to come.
-_MOST_SPARE = 10
+#: Unused inputs kept for reuse: as many as are ever computed in parallel, and a few for the next
+#: frames.
+_MAX_SPARE = 10
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a guided network is given beside N pictures; empty for other networks.
+    """Inputs of a guided network beside N pictures; empty for other networks.
 
     Attributes:
         motion: (N, 4, h, w) in pixels; None if unknown.
-        around: What a film shows around each picture; None if nothing is known of any.
+        around: The neighbors of each picture in a film; None if none has any.
     """
 
     motion: Tensor | None = None
@@ -79,7 +79,7 @@ class Inputs:
         Returns:
             (N, 3 + CHANNELS, H, W) float32.
         """
-        out = self._room((len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:]), torch.float32)
+        out = self._buffer((len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:]), torch.float32)
         return taps.with_guidance(rgb.float(), motion, out=out)
 
     def of(
@@ -93,9 +93,9 @@ class Inputs:
         """Make the input of N pictures of a film.
 
         Args:
-            rgb: Makes the pictures (N, 3, *size); called if one of them has nothing known around.
-            motion: (N, 4, h, w) in pixels, used for such pictures alone.
-            around: What the film shows around each picture.
+            rgb: Makes the pictures (N, 3, *size); called only if a picture has no known neighbors.
+            motion: (N, 4, h, w) in pixels, used only for such pictures.
+            around: The neighbors of each picture in the film.
             size: Height and width that pictures are padded to.
             dtype: Of the result for several pictures.
 
@@ -103,12 +103,12 @@ class Inputs:
             (N, 3 + CHANNELS, *size); float32 for a single picture.
         """
         if len(around) == 1 and around[0] is not None:
-            return self._taken(around[0], size)
-        out = self._room((len(around), 3 + taps.CHANNELS, *size), dtype)
+            return self._input_of(around[0], size)
+        out = self._buffer((len(around), 3 + taps.CHANNELS, *size), dtype)
         pictures: Tensor | None = None
         for number, known in enumerate(around):
             if known is not None:
-                part = self._taken(known, size)
+                part = self._input_of(known, size)
             else:
                 pictures = rgb() if pictures is None else pictures
                 part = self.alone(pictures[number : number + 1], motion[number : number + 1])
@@ -119,7 +119,7 @@ class Inputs:
     def done(self, given: Tensor) -> None:
         """Keep the memory of an input that is no longer needed for the next one.
 
-        A CPU's allocator would fault in every page of so large a piece again, which costs as much
+        A CPU's allocator would fault in every page of such a large block again, which costs as much
         as the samples.
         """
         if given.device.type == "cpu":
@@ -127,21 +127,21 @@ class Inputs:
             key = tuple(given.shape), given.dtype, given.is_inference()
             if key not in self._spare and len(self._spare) > 1:  # of one picture, and of a batch
                 self._spare.clear()
-            self._spare.setdefault(key, deque(maxlen=_MOST_SPARE)).append(given)
+            self._spare.setdefault(key, deque(maxlen=_MAX_SPARE)).append(given)
 
-    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         with suppress(KeyError, IndexError):
             return self._spare[shape, dtype, torch.is_inference_mode_enabled()].pop()
         return torch.empty(shape, dtype=dtype, device=self._device)
 
-    def _taken(self, around: Around, size: tuple[int, int]) -> Tensor:
-        """A frame's own input (1, 3 + CHANNELS, *size), with its neighbors; no longer kept."""
+    def _input_of(self, around: Around, size: tuple[int, int]) -> Tensor:
+        """Return a frame's input (1, 3 + CHANNELS, *size) with its neighbors; keep it no longer."""
         here = around.here
-        # The neighbors first, the frame after last: meanwhile another thread begins the next frame
-        # with the frame after that, and then finds its own input made here.
-        shown = [self._beside(link, size, around.at_hand) for link in around.links]
+        # The neighbors come first, the next frame last: meanwhile another thread begins that frame
+        # with its own next one, and then finds the input of its frame made here.
+        shown = [self._neighbor(link, size, around.at_hand) for link in around.links]
         with here.making:
-            # From here on the input is this caller's alone; the next request makes another.
+            # From here on only this caller owns the input; the next request makes another.
             (luma, _), given = self._shown(here, size), self._given(here, size)
             here.given = None
         sides = [
@@ -154,10 +154,10 @@ class Inputs:
         taps.place((sides[0], sides[1]), given[:, _AROUND])
         return given
 
-    def _beside(
+    def _neighbor(
         self, link: Link | None, size: tuple[int, int], at_hand: bool
     ) -> tuple[Tensor, Tensor] | None:
-        """What is known of a neighbor, if there is one, and time to make it."""
+        """Return luma and filter additions of a neighbor; None without one, or without time."""
         if link is None or (at_hand and not self._is_shown(link[0], size)):
             return None
         return self._shown(link[0], size)
@@ -170,7 +170,7 @@ class Inputs:
         return self._device, size, torch.is_inference_mode_enabled()
 
     def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """A picture's luma (1, 1, *size) in [0, 1], and what filters along its motion add."""
+        """Return a picture's luma (1, 1, *size) in [0, 1] and its filters' additions."""
         with view.making:
             if not self._is_shown(view, size):
                 given = self._given(view, size)
@@ -180,7 +180,7 @@ class Inputs:
             return view.luma, view.added
 
     def _given(self, view: View, size: tuple[int, int]) -> Tensor:
-        """A picture's input (1, 3 + CHANNELS, *size), without its neighbors."""
+        """Return a picture's input (1, 3 + CHANNELS, *size) without its neighbors."""
         with view.making:
             if view.made_for != self._purpose(size):
                 view.given = view.luma = view.added = None
@@ -188,7 +188,7 @@ class Inputs:
             if view.given is None:
                 planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
                 rgb = padded(planes_to_rgb(planes, view.layout), size)
-                given = self._room((1, 3 + taps.CHANNELS, *size), torch.float32)
+                given = self._buffer((1, 3 + taps.CHANNELS, *size), torch.float32)
                 given[:, :3] = rgb
                 view.luma = taps.luma_of(rgb)
                 taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
@@ -196,7 +196,7 @@ class Inputs:
             return view.given
 
     def _field(self, field: Tensor, view: View, size: tuple[int, int]) -> Tensor:
-        """A field (C, h, w) of the picture as (1, C, …) of the padded one, on the device."""
+        """Return a field (C, h, w) of the picture as (1, C, *size) on the device, padded."""
         field = field.to(self._device, non_blocking=True)[None]
         return fitted(field, (view.layout.height, view.layout.width), size)
 

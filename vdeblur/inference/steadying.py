@@ -1,10 +1,10 @@
 """Average away the flicker of a film's restored frames, along the motion.
 
-Each frame is restored by itself, and what a network invents or leaves over differs from frame to
-frame: lettering shimmers though nothing moves but the camera. The frame before, restored and
-steadied already, is warped to the current frame, and where both show the same, the result is a
-weighted mean of both: a recursive filter in time. It lowers the noise of restoration, and so raises
-fidelity too. Where the network left the picture as it was, so does this filter.
+Each frame is restored by itself, so artifacts and residual blur differ from frame to frame:
+lettering shimmers though only the camera moves. The previous frame, already restored and steadied,
+is warped to the current frame; where both agree, the result is their weighted mean: a recursive
+filter in time. It lowers the noise of restoration, and so raises fidelity, too. Places that the
+network left unchanged stay unchanged.
 
 The motion to the frame before was found on blurred pictures. One step of Lucas and Kanade on the
 restored pictures corrects it ("An iterative image registration technique", IJCAI 1981); without it,
@@ -30,21 +30,21 @@ from vdeblur.motion.warping import warp
 
 #: Side in pixels of the cells in which weights and corrections of the motion are computed.
 _CELL = 4
-#: Side in cells of the window they are computed over.
+#: Side in cells of the window over which they are computed.
 _WINDOW = 3
-#: Weight of the frame before where both show the same; the current frame has weight 1.
-_MOST = 2.0
-#: Levels of 255 by which the network changed a place, for half of that weight.
-_CHANGED = 2.0
-#: Levels by which both frames may differ before they count as different things; and the same for
-#: each level that the network changed.
+#: Weight of the previous frame where both agree; the current frame has weight 1.
+_MAX_WEIGHT = 2.0
+#: Change by the network, in levels of 255, at which the weight is half of that.
+_HALF_CHANGE = 2.0
+#: Difference of both frames, in levels, beyond which they count as different things, and its
+#: increase for each level that the network changed.
 _DIFFER, _DIFFER_CHANGED = 1.0, 0.7
-#: Levels by which half of the picture may be lighter or darker than the frame before; beyond, the
-#: light changed (a flash, a fade), and must not be mixed in.
-_LIGHTER = 1.0
-#: Squared slope, in levels per pixel, below which a place says nothing of the motion; and the
+#: Median difference in levels to the previous frame, beyond which the light changed (a flash, a
+#: fade) and must not be mixed in.
+_MAX_LIGHT_CHANGE = 1.0
+#: Squared slope, in levels per pixel, below which a place does not determine the motion; and the
 #: largest correction of the motion, in pixels.
-_FAINT, _FARTHEST = 2.0, 1.0
+_MIN_SLOPE, _MAX_STEP = 2.0, 1.0
 
 
 @torch.no_grad()
@@ -55,12 +55,12 @@ def steadied(
 
     Args:
         planes: (rows, columns) each, restored.
-        layout: What they are.
-        around: What the frame was restored with.
+        layout: Interpretation of the planes.
+        around: The neighbors with which the frame was restored.
 
     Returns:
-        New planes of the same dtype; None if there is nothing to steady: the frame before is not
-        known or was not restored, or the network changed nothing.
+        New planes of the same dtype; None if there is nothing to steady: the previous frame is
+        unknown or was not restored, or the network changed nothing.
     """
     link = None if around is None else around.before
     if around is None or link is None or link[0].restored is None:
@@ -70,30 +70,30 @@ def steadied(
         to_float(each[0], layout.depth) for each in (planes, link[0].restored, around.here.planes)
     )
     size = (-(-layout.height // _CELL), -(-layout.width // _CELL))
-    changed = _around(_resized((now - source.to(now.device)).abs_(), size)[None])[0] / level
+    changed = _local_mean(_resized((now - source.to(now.device)).abs_(), size)[None])[0] / level
     if _on_cpu(now) and not bool(changed.any()):
         return None
-    way = torch.stack([_resized(part, size) for part in link[1].to(now.device)])
-    way = way + _correction(now, before, way, level)
-    (there,) = _brought([before], way, cubic=True)
-    error = there - now
+    flow = torch.stack([_resized(part, size) for part in link[1].to(now.device)])
+    flow = flow + _correction(now, before, flow, level)
+    (warped,) = _warped([before], flow, cubic=True)
+    error = warped - now
     lighter = _resized(error, size).median() / level
-    apart = _around(_resized(error.abs_(), size)[None])[0] / level
-    weight = _MOST * changed / (changed + _CHANGED)
+    apart = _local_mean(_resized(error.abs_(), size)[None])[0] / level
+    weight = _MAX_WEIGHT * changed / (changed + _HALF_CHANGE)
     weight *= torch.exp(-((apart / (_DIFFER + _DIFFER_CHANGED * changed)) ** 2))
-    weight *= _inside(way, layout) * (lighter.abs() <= _LIGHTER)
+    weight *= _inside(flow, layout) * (lighter.abs() <= _MAX_LIGHT_CHANGE)
     share = weight / (1 + weight)
-    result = [_mixed(planes[0], now, there, _resized(share, now.shape), layout)]
+    result = [_mixed(planes[0], now, warped, _resized(share, now.shape), layout)]
     others = [to_float(plane, layout.depth) for plane in planes[1:]]
     if others:
         shape = others[0].shape
         olds = [to_float(plane, layout.depth) for plane in link[0].restored[1:]]
-        per = way.new_tensor([shape[1] / layout.width, shape[0] / layout.height])
-        found = _brought(olds, way * per[:, None, None], cubic=True)
+        per = flow.new_tensor([shape[1] / layout.width, shape[0] / layout.height])
+        found = _warped(olds, flow * per[:, None, None], cubic=True)
         part = _resized(share, shape)
         result += [
-            _mixed(plane, here, there, part, layout)
-            for plane, here, there in zip(planes[1:], others, found, strict=True)
+            _mixed(plane, here, warped, part, layout)
+            for plane, here, warped in zip(planes[1:], others, found, strict=True)
         ]
     return result
 
@@ -101,12 +101,12 @@ def steadied(
 def steadied_in_order(
     planes: Sequence[Tensor], layout: PlaneLayout, around: Sequence[Around | None]
 ) -> list[Tensor]:
-    """Steady the restored planes of frames in their order, and keep them for the frames to follow.
+    """Steady the restored planes of frames in order, and keep them for the next frames.
 
     Args:
         planes: (N, rows, columns) each, restored.
-        layout: What they are.
-        around: What each frame was restored with; the steadied planes are kept in their views.
+        layout: Interpretation of the planes.
+        around: The neighbors of each frame; the steadied planes are kept in their views.
 
     Returns:
         The steadied planes; the same tensors if there was nothing to steady.
@@ -130,53 +130,53 @@ def steadied_in_order(
 
 
 def _mixed(
-    plane: Tensor, here: Tensor, there: Tensor, share: Tensor, layout: PlaneLayout
+    plane: Tensor, here: Tensor, warped: Tensor, share: Tensor, layout: PlaneLayout
 ) -> Tensor:
-    """here + share · (there − here) as codes of the plane's dtype; overwrites `there`."""
-    mixed = there.sub_(here).mul_(share).add_(here).round_()
+    """here + share · (warped − here) as codes of the plane's dtype; overwrites `warped`."""
+    mixed = warped.sub_(here).mul_(share).add_(here).round_()
     return to_codes(mixed.clamp_(0, (1 << layout.depth) - 1), plane.dtype)
 
 
-def _correction(now: Tensor, before: Tensor, way: Tensor, level: float) -> Tensor:
-    """The correction (2, h, w) of the motion in pixels, by one step of least squares.
+def _correction(now: Tensor, before: Tensor, flow: Tensor, level: float) -> Tensor:
+    """Return the correction (2, h, w) of the flow in pixels, by a step of least squares.
 
-    Computed for cells: for pixels it would take much longer.
+    It is computed per cell: per pixel it would take much longer.
     """
-    (there,) = _brought([before], way)
-    mean, error = (there + now).mul_(0.5 / level), (there - now).mul_(1 / level)
+    (warped,) = _warped([before], flow)
+    mean, error = (warped + now).mul_(0.5 / level), (warped - now).mul_(1 / level)
     across, down = torch.zeros_like(mean), torch.zeros_like(mean)
     torch.sub(mean[:, 2:], mean[:, :-2], out=across[:, 1:-1]).mul_(0.5)
     torch.sub(mean[2:], mean[:-2], out=down[1:-1]).mul_(0.5)
     pairs = (across, across), (down, down), (across, down), (across, error), (down, error)
-    size = way.shape[1:]
+    size = flow.shape[1:]
     sums = torch.stack([_resized(one * other, size) for one, other in pairs])
-    xx, yy, xy, xe, ye = _around(sums)
-    xx, yy = xx + _FAINT, yy + _FAINT
+    xx, yy, xy, xe, ye = _local_mean(sums)
+    xx, yy = xx + _MIN_SLOPE, yy + _MIN_SLOPE
     area = xx * yy - xy * xy
     found: Tensor = torch.stack([xy * ye - yy * xe, xy * xe - xx * ye]) / area
-    return found.clamp_(-_FARTHEST, _FARTHEST)
+    return found.clamp_(-_MAX_STEP, _MAX_STEP)
 
 
-def _inside(way: Tensor, layout: PlaneLayout) -> Tensor:
-    """1 for cells whose motion (2, h, w) stays within the picture, else 0: (h, w)."""
-    rows, columns = way.shape[1:]
+def _inside(flow: Tensor, layout: PlaneLayout) -> Tensor:
+    """Return (h, w): 1 for cells whose flow (2, h, w) stays within the picture, else 0."""
+    rows, columns = flow.shape[1:]
     per = layout.width / columns, layout.height / rows
     x, y = (
-        (torch.arange(count, device=way.device) + 0.5) * one
+        (torch.arange(count, device=flow.device) + 0.5) * one
         for count, one in zip((columns, rows), per, strict=True)
     )
-    across, down = way[0] + x, way[1] + y[:, None]
+    across, down = flow[0] + x, flow[1] + y[:, None]
     seen = (across >= 0) & (across <= layout.width) & (down >= 0) & (down <= layout.height)
-    return seen.to(way.dtype)
+    return seen.to(flow.dtype)
 
 
 def _on_cpu(values: Tensor) -> bool:
-    """Whether OpenCV computes it, in a tenth of torch's time."""
+    """Return whether OpenCV computes the values, in a tenth of torch's time."""
     return values.device.type == "cpu"
 
 
-def _around(cells: Tensor) -> Tensor:
-    """The mean (N, h, w) of the cells around each; edges are repeated."""
+def _local_mean(cells: Tensor) -> Tensor:
+    """Return the mean (N, h, w) of the window around each cell; edges are repeated."""
     if _on_cpu(cells):
         size = (_WINDOW, _WINDOW)
         means = [cv2.blur(each.numpy(), size, borderType=cv2.BORDER_REPLICATE) for each in cells]
@@ -186,7 +186,7 @@ def _around(cells: Tensor) -> Tensor:
 
 
 def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (rows, columns): by means where it gets smaller, else bilinear."""
+    """Resize (rows, columns): by area means if it shrinks, else bilinear."""
     smaller = size[0] < values.shape[0]
     if _on_cpu(values):
         kind = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
@@ -197,10 +197,10 @@ def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(whole, size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _brought(planes: Sequence[Tensor], way: Tensor, *, cubic: bool = False) -> list[Tensor]:
-    """Warp planes (rows, columns) by `way` (2, h, w), x and y in pixels; edges are repeated."""
+def _warped(planes: Sequence[Tensor], flow: Tensor, *, cubic: bool = False) -> list[Tensor]:
+    """Warp planes (rows, columns) by `flow` (2, h, w), x and y in pixels; edges are repeated."""
     rows, columns = planes[0].shape
-    x, y = (_resized(part, (rows, columns)) for part in way)
+    x, y = (_resized(part, (rows, columns)) for part in flow)
     if not _on_cpu(x):
         mode = "bicubic" if cubic else "bilinear"
         return list(warp(torch.stack(list(planes))[None], torch.stack([x, y])[None], mode)[0])

@@ -1,8 +1,8 @@
 """Overlap copies with computation: pinned buffers, streams and events around a deblurrer.
 
 On a CUDA device the planes of batch k + 1 are uploaded, and those of batch k − 1 downloaded, while
-batch k is computed. On every other device the same call is a plain one. Knows no files, no threads
-and nothing of the network.
+batch k is computed. On every other device the same call runs synchronously. Knows no files, no
+threads and nothing of the network.
 
     copy-in stream   ── upload 0 ── upload 1 ──────── upload 2 ──
     compute stream              └── restore 0 ── restore 1 ── restore 2
@@ -37,7 +37,7 @@ class BatchDeblurrer(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where `restore_planes` computes."""
+        """Device on which `restore_planes` computes."""
 
     def restore_planes(
         self,
@@ -50,18 +50,18 @@ class BatchDeblurrer(Protocol):
 
         Args:
             planes: On the device.
-            layout: What they are.
+            layout: Interpretation of the planes.
             motion: (N, 4, h, w) in pixels of the luma plane, if known.
-            around: What a film shows around each picture, if known.
+            around: The neighbors of each picture in a film, if known.
 
         Returns:
-            Restored planes on the device, and bool (N,): which pictures were replaced by their
+            Restored planes on the device, and bool (N,): whether a picture was replaced by its
             source.
         """
 
 
 class DeviceOps(Protocol):
-    """The device operations that overlapping takes; streams and events are opaque to the caller.
+    """The device operations that `Overlap` needs; streams and events are opaque to it.
 
     Attributes:
         copy_in: The stream of uploads.
@@ -245,7 +245,7 @@ class Overlap:
             restored, replaced = self.deblurrer.restore_planes(
                 planes, batch.layout, motion_of(batch.frames), around_of(batch.frames)
             )
-            _let_go(batch.frames)
+            _release_views(batch.frames)
             for before, after, same in zip(planes, restored, _by_plane(batch), strict=True):
                 if after is not before:
                     _write_back(after.cpu().numpy(), same)
@@ -320,9 +320,9 @@ class _InFlight:
                     frame.on_device = None  # the device's memory is for work in flight
             motion, around = motion_of(batch.frames), around_of(batch.frames)
             if motion is not None:
-                motion = self._put(motion)
+                motion = self._upload(motion)
             if around is not None:
-                around = [known and known.moved(self._put, self._share) for known in around]
+                around = [known and known.moved(self._upload, self._share) for known in around]
             ops.record(slot.upload[1], ops.copy_in)
         with ops.on(ops.compute):
             ops.wait(ops.compute, slot.upload[1])
@@ -331,7 +331,7 @@ class _InFlight:
             restored, replaced = self._deblurrer.restore_planes(
                 planes, batch.layout, motion, around
             )
-            _let_go(batch.frames)
+            _release_views(batch.frames)
             ops.record(slot.compute[1], ops.compute)
         with ops.on(ops.copy_out):
             ops.wait(ops.copy_out, slot.compute[1])
@@ -344,7 +344,7 @@ class _InFlight:
             ops.record(slot.download[1], ops.copy_out)
         self._pending.append((batch, slot))
 
-    def _put(self, tensor: Tensor) -> Tensor:
+    def _upload(self, tensor: Tensor) -> Tensor:
         """Copy a tensor to the device for the compute stream; issued on the current stream."""
         ops = self._ops
         staged = ops.pinned(tuple(tensor.shape), tensor.dtype)
@@ -425,7 +425,7 @@ def motion_of(frames: Sequence[Frame]) -> Tensor | None:
     return torch.from_numpy(motion)
 
 
-def _let_go(frames: Sequence[Frame]) -> None:
+def _release_views(frames: Sequence[Frame]) -> None:
     """Release the views of frames, which are for work in flight, not for frames to be written."""
     for frame in frames:
         frame.around = None
