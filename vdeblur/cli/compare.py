@@ -1,4 +1,4 @@
-"""vdeblur compare: two videos or pictures beside each other, as a video or as a page."""
+"""vdeblur compare: show two videos or pictures side by side, as a video or a page."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The command `vdeblur`: the only module that prints or exits.
 
-Exit codes: 0 done; 1 an error, said in one sentence (what is asked for is missing, damaged, taken
-or refused here); 2 bad usage (options that could not work anywhere); 3 done, but the source was
-damaged, something differs, or frames stand as in the source because the network's result was
-unsound (said on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
+Exit codes: 0 done; 1 an error, reported in a single sentence (a file or device is missing, damaged,
+taken or refused here); 2 bad usage (options that could not work anywhere); 3 done, but the source
+was damaged, something differs, or frames were kept from the source because the network's result
+was unsound (reported on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Messages for the user of the command, and checks of the files that it is to write."""
+"""Messages for the user of the command, and checks of its output files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def say_report(report: Report, *, quiet: bool) -> None:
 
 
 def check_new_file(path: Path, *, force: bool) -> None:
-    """Raise OutputError if no file can be written at `path`: before hours of work, not after."""
+    """Raise OutputError if `path` cannot be written, before hours of work and not after."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file")
     if not path.parent.is_dir():

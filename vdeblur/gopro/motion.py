@@ -119,7 +119,7 @@ class Turning:
         return middle
 
     def _rays(self, grid: tuple[int, int]) -> tuple[Floats, Floats]:
-        """Directions (3, h, w) of the middles of the places, and those middles (2, h, w)."""
+        """Return directions (3, h, w) of the centers of the places, and the centers (2, h, w)."""
         width, height = self._sensors.size
         y, x = ((np.arange(n) + 0.5) / n - 0.5 for n in grid)
         here = np.stack(np.meshgrid(x * width, y * height))
@@ -131,7 +131,7 @@ class Turning:
         return rays, here
 
     def _moved(self, rays: Floats, turned: Floats) -> Floats:
-        """Where (2, h, w) the places are after the camera has turned by (h, 3), row by row."""
+        """Return positions (2, h, w) after the camera has turned by (h, 3), row by row."""
         # About up, left and backwards in the sensors' order; places turn the other way.
         axis = turned[:, [1, 0, 2]].T[:, :, None]
         angle = np.maximum(np.linalg.norm(axis, axis=0), 1e-12)
@@ -169,7 +169,7 @@ def compare_with_flow(source: Path, sensors: Telemetry) -> Agreement:
                     if isinstance(item, Frame) and movement is not None
                 ]
         except VdeblurError:
-            continue  # a damaged place of the film; the others tell
+            continue  # a damaged part of the film; the others suffice
     return measure_agreement(seen, sensors)
 
 
@@ -229,7 +229,7 @@ def measure_agreement(seen: Iterable[tuple[float, Movement]], sensors: Telemetry
 
 
 def _liveliest(speed: Floats) -> Iterator[int]:
-    """First frames of the stretches in which the camera turns most, without overlap."""
+    """Return the first frames of the stretches of strongest turning, without overlap."""
     sums = np.convolve(speed, np.ones(_LOOK_FRAMES), "valid")
     for _ in range(_LOOKS):
         if not len(sums) or sums.max() <= 0:
@@ -253,7 +253,7 @@ class SensorGuide:
         self._turning = Turning(sensors, agreement.offset_seconds)
 
     def run(self, items: Iterable[Any], *, threads: int = 1) -> Iterator[Any]:
-        """Yield the items in their order, frames with their `motion` and what is `around` them.
+        """Yield the items in order, with `motion` and `around` of the frames set.
 
         Args:
             items: Frames and other items of a reader.

@@ -130,7 +130,7 @@ class Blur:
 
 @dataclass
 class Plan:
-    """What a job reads, and what it will take.
+    """The input of a job, and its estimated cost.
 
     Attributes:
         job: The job.

@@ -31,13 +31,13 @@ _ZFOV, _VFOV, _SROT, _ZOOM = "0x5a464f56", "0x56464f56", "0x53524f54", "0x445a4f
 # lenses of 118°, 94° and 64° across (GoPro's field-of-view table of the HERO4 and HERO5), and the
 # undistorted picture of 92°. Measured on a HERO5's pan, M: 0.585.
 _FOCAL_OF_VIEW = {"W": 0.485, "S": 0.485, "M": 0.607, "N": 0.89, "L": 0.483}
-_MARGIN = 0.1  # seconds for which the first and the last rate hold on: GPMF ends early
+_MARGIN = 0.1  # seconds to extend the first and last rates by, since GPMF ends early
 _ROWS = 9  # places down the picture at which a rolling shutter's blur is computed
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What a recording's sensors say of its blur.
+    """The blur of a recording, by its sensors.
 
     Attributes:
         camera: Maker and model.
@@ -113,7 +113,7 @@ class Telemetry:
 
 @dataclass
 class _Parts:
-    """The chapters' telemetry, before it is put together."""
+    """The chapters' telemetry, before it is merged."""
 
     gyro_times: list[Floats] = field(default_factory=list)
     gyro: list[Floats] = field(default_factory=list)
@@ -206,7 +206,7 @@ def _values(packets: Sequence[Any], group: str, key: str) -> Iterator[Any]:
 
 
 def _gyroscope(packets: Sequence[Any], motion: Sequence[Any]) -> tuple[Floats, Floats]:
-    """(seconds, rad/s about the three axes (n, 3)); from the attitude where there is no more."""
+    """Return (seconds, rad/s about the axes (n, 3)), from the attitude if nothing else exists."""
     known = [item for item in motion if item.get("gyro") is not None]
     if known:
         times = np.array([item["timestamp_ms"] for item in known]) / 1000
@@ -229,7 +229,7 @@ def _gyroscope(packets: Sequence[Any], motion: Sequence[Any]) -> tuple[Floats, F
 
 
 def _packet_times(path: Path, count: int) -> list[float] | None:
-    """When each packet of telemetry begins, in seconds; None without a track of telemetry."""
+    """Return the start of each packet of telemetry in seconds; None without such a track."""
     try:
         tracks = [t for t in read_tracks(path) if t.fourcc in ("gpmd", "rtmd", "djmd", "camm")]
         if not tracks:
@@ -247,7 +247,7 @@ def _packet_times(path: Path, count: int) -> list[float] | None:
 def _exposures(
     packets: Sequence[Any], starts: list[float] | None, fps: Fraction | None
 ) -> tuple[Floats, Floats]:
-    """(seconds, exposure in seconds) of each frame, or as often as the camera records it."""
+    """Return (seconds, exposure in seconds) per frame, or as often as the camera records it."""
     frame = float(1 / fps) if fps else 1 / 30
     found: list[tuple[float, float]] = []
     running = 0.0
@@ -290,7 +290,7 @@ def _first(packets: Sequence[Any], group: str, key: str) -> float | None:
 
 
 def _focal(packets: Sequence[Any], size: tuple[int, int]) -> tuple[float, str]:
-    """Focal length in pixels, and how it is known."""
+    """Return the focal length in pixels, and its source."""
     width, height = size
     for profile in _values(packets, "Lens", "Data"):  # DJI and others: a calibration
         if isinstance(profile, Mapping) and "fisheye_params" in profile:
@@ -317,7 +317,7 @@ def _focal(packets: Sequence[Any], size: tuple[int, int]) -> tuple[float, str]:
 
 
 def _straight(packets: Sequence[Any]) -> bool:
-    """Whether the lens draws straight lines straight: rectilinear, or GoPro's linear view."""
+    """Return whether the lens is rectilinear, such as GoPro's linear view."""
     views = list(_values(packets, "Default", _VFOV))
     if views:
         return str(views[0])[:1] == "L"
@@ -326,7 +326,7 @@ def _straight(packets: Sequence[Any]) -> bool:
 
 
 def _readout(packets: Sequence[Any]) -> float:
-    """Seconds from the first row's exposure to the last row's; 0 if the camera states none."""
+    """Return seconds from the first row's exposure to the last's; 0 if the camera states none."""
     for group, key in (("Default", _SROT), ("Imager", "FrameReadoutTime")):
         if value := _first(packets, group, key):
             return value / 1000 if value < 100 else 0.0  # milliseconds

@@ -72,7 +72,7 @@ def get(data: bytes, *path: bytes) -> bytes | None:
     """Return the payload of the first box at a path of types, or None.
 
     Raises:
-        ValueError: A box on the way is damaged.
+        ValueError: A box along the path is damaged.
     """
     for kind in path:
         found = next((payload for name, payload in children(data) if name == kind), None)
@@ -171,8 +171,8 @@ def missing_bytes(path: str | Path) -> int:
 def cut_torn_moof(path: str | Path) -> None:
     """Cut off the header of a last fragment that is not complete.
 
-    libav opens no file that ends within a `moof`, as a file may on a full disk; of a file that ends
-    within an `mdat` it reads the samples that are there.
+    libav does not open a file that ends within a `moof`, as happens on a full disk; it reads a file
+    that ends within an `mdat` up to its end.
     """
     with Path(path).open("r+b") as file:
         kind, start, missing = _last_box(file)

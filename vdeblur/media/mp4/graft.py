@@ -104,7 +104,7 @@ def _append_uuids(source: BinaryIO, output: Path) -> list[str]:
 
 
 def _copy_tracks(copied: _Copied, output: Path, beside: Path) -> tuple[list[str], bool]:
-    """(what was added, whether the result lies beside the output instead of in it)."""
+    """Copy tracks; return names of additions, and whether the result lies beside the output."""
     with output.open("r+b") as out:
         target = _Target(out, copied)
         if target.fragmented:
@@ -164,7 +164,7 @@ class _Target:
 
 
 def _append(target: _Target) -> None:
-    """`moov` is behind the samples: the new samples take its place (or the end), `moov` follows."""
+    """Put the new samples in place of the last `moov` (or at the end), and `moov` behind them."""
     out, box, last = target.out, target.box, target.last
     at = box.start if box == last else last.end
     if box != last:
@@ -175,7 +175,7 @@ def _append(target: _Target) -> None:
 
 
 def _fill_free_box(target: _Target) -> bool:
-    """Let `moov` grow into the free box behind it; False where that lacks the room."""
+    """Let `moov` grow into the free box behind it; return False if that is too small."""
     out, box, last = target.out, target.box, target.last
     room = box.end - box.start
     after = next(b for b in target.boxes if b.start == box.end)
@@ -191,7 +191,7 @@ def _fill_free_box(target: _Target) -> bool:
 
 
 def _rewrite(target: _Target, beside: Path) -> None:
-    """Write the file anew: everything behind `moov` moves by the bytes that `moov` grows by."""
+    """Rewrite the file; everything behind `moov` moves by the growth of `moov`."""
     out, box, last = target.out, target.box, target.last
     shift = len(target.moov(0, 1)) - (box.end - box.start)
     with beside.open("wb") as fresh:
@@ -284,7 +284,7 @@ class _Copied(NamedTuple):
 
 
 def _same_tracks(source: Sequence[Track], output: Sequence[Track]) -> dict[int, int]:
-    """track_ID in the source → in the output, by handler and rank, if both have as many of it."""
+    """Map track_IDs of the source to the output, by handler and rank, if both have as many."""
     ids: dict[int, int] = {}
     for handler in {track.handler for track in source}:
         left = [track.track_id for track in source if track.handler == handler]
@@ -298,7 +298,7 @@ def _same_tracks(source: Sequence[Track], output: Sequence[Track]) -> dict[int, 
 
 
 class _Rescale(NamedTuple):
-    """From one movie timescale (ticks a second, mvhd) to another, to the nearest tick."""
+    """Converts between movie timescales (ticks per second, mvhd), to the nearest tick."""
 
     new: int
     old: int
@@ -308,7 +308,7 @@ class _Rescale(NamedTuple):
 
 
 def _renumber(trak: bytes, track_id: int, ids: Mapping[int, int]) -> bytes:
-    """A trak with its new track_ID and those of the tracks that it names."""
+    """Return a trak with its new track_ID and the new IDs of the tracks that it refers to."""
     trak = boxes.edit(trak, (b"tkhd",), lambda kind, p: (kind, _tkhd_with_id(p, track_id)))
     # 14496-12, 8.3.3: a tref child is a list of track_IDs, and may be of any type.
     atoms: list[boxes.Box] = []
@@ -328,7 +328,7 @@ def _renumber(trak: bytes, track_id: int, ids: Mapping[int, int]) -> bytes:
 
 
 def _relocate(trak: bytes, rescale: _Rescale, offsets: NDArray[np.int64], *, wide: bool) -> bytes:
-    """A trak in the output's movie timescale, with new chunk offsets."""
+    """Return a trak in the output's movie timescale, with new chunk offsets."""
 
     def stbl(kind: bytes, payload: bytes) -> boxes.Box:
         kept = [atom for atom in boxes.children(payload) if atom[0] not in (b"stco", b"co64")]
@@ -374,7 +374,7 @@ def _elst_in(payload: bytes, rescale: _Rescale) -> bytes:
 
 
 def _mvhd(payload: bytes, longest: int, next_id: int) -> bytes:
-    """`mvhd` with the duration of the longest copied track, if that is longer."""
+    """Return `mvhd` with the duration of the longest copied track, if that is longer."""
     layout, unknown = (">2QIQ", _UNKNOWN_64) if payload[0] else (">4I", boxes.MAX_32)
     end = 4 + struct.calcsize(layout)
     created, modified, scale, ticks = struct.unpack(layout, payload[4:end])

@@ -88,7 +88,7 @@ def restore_headers(source: Path, output: Path) -> None:
 
 
 def _fit(out: BinaryIO, box: boxes.Extent, new: bytes) -> bool:
-    """Write a new box in place of another, free space behind it; False without room."""
+    """Write a new box over another, with free space behind it; return False without room."""
     spare = box.end - box.start - len(new)
     if spare < 0 or 0 < spare < 8:
         return False
@@ -97,7 +97,7 @@ def _fit(out: BinaryIO, box: boxes.Extent, new: bytes) -> bool:
 
 
 def _rewrite(output: Path, body: bytes) -> None:
-    """Write the file anew, with a longer moov in front of its samples, which move accordingly."""
+    """Rewrite the file with a longer moov before its samples, which move accordingly."""
     beside = Path(f"{output}.graft")
     try:
         with boxes.output_errors(output), output.open("rb") as out, beside.open("wb") as fresh:
@@ -117,7 +117,7 @@ def _rewrite(output: Path, body: bytes) -> None:
 def _with_headers(
     trak: bytes, model: bytes, ids: Mapping[int, int], *, same_samples: bool
 ) -> bytes:
-    """An output's trak with the headers of the source's trak, the model.
+    """Return an output's trak with the headers of the source's trak, the model.
 
     ids: track_ID in the source → in the output. same_samples: the samples are the source's, so that
     the source's description fits them.
@@ -169,7 +169,7 @@ def _with_headers(
 
 
 def _with_source_order(moov: bytes, source_moov: bytes, traks: list[bytes]) -> bytes:
-    """moov in the source's order of boxes: its user data and unknown boxes, the output's tracks."""
+    """Order moov as the source does: its user data and unknown boxes, the output's tracks."""
     own = dict(boxes.children(moov))
     atoms: list[boxes.Box] = []
     for kind, payload in boxes.children(source_moov):
@@ -185,7 +185,7 @@ def _with_source_order(moov: bytes, source_moov: bytes, traks: list[bytes]) -> b
 
 
 def _tkhd(payload: bytes, model: bytes) -> bytes:
-    """The source's header with the output's track_ID and duration."""
+    """Return the source's header with the output's track_ID and duration."""
     layout = ">2Q2IQ" if payload[0] else ">5I"
     _, _, track_id, _, ticks = struct.unpack_from(layout, payload, 4)
     created, modified = struct.unpack_from(">2Q" if model[0] else ">2I", model, 4)
@@ -215,7 +215,7 @@ def _mvhd(payload: bytes, model: bytes) -> bytes:
 
 
 def _in_timescale(moov: bytes, scale: int) -> bytes:
-    """moov with another movie timescale, where every duration and edit is a whole number in it."""
+    """Change the movie timescale of moov if every duration and edit is an integer in it."""
     factor = Fraction(scale, movie_timescale(moov))
     inexact = False
 
@@ -256,7 +256,7 @@ def _in_timescale(moov: bytes, scale: int) -> bytes:
 
 
 def _samples(file: BinaryIO, moov: bytes, index: int) -> bytes:
-    """The samples of a small track."""
+    """Return the samples of a small track."""
     chunks: NDArray[np.int64] = chunk_extents(file, moov, index)
     return b"".join(
         block
@@ -266,7 +266,7 @@ def _samples(file: BinaryIO, moov: bytes, index: int) -> bytes:
 
 
 def _top_level_box(file: BinaryIO, kind: bytes) -> bytes:
-    """The first top-level box of a kind, b"" without one."""
+    """Return the first top-level box of a kind; b"" without one."""
     for box in boxes.top_level_boxes(file):
         if box.kind == kind:
             return b"".join(boxes.read_blocks(file, box.start, min(box.end - box.start, 4096)))
@@ -274,7 +274,7 @@ def _top_level_box(file: BinaryIO, kind: bytes) -> bytes:
 
 
 def _write_brand(out: BinaryIO, brand: bytes) -> None:
-    """Write the source's ftyp over the output's, where that and a free box behind it have room."""
+    """Write the source's ftyp over the output's, if that and a free box behind it have room."""
     found = list(boxes.top_level_boxes(out))
     if not brand or not found or found[0].kind != b"ftyp":
         return

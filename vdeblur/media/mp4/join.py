@@ -230,7 +230,7 @@ def _join_moovs(
     places: list[int],
     merge_udta: MergeUdta | None,
 ) -> bytes:
-    """The index of all chapters; places: where the bytes of each begin."""
+    """Build the index of all chapters; places: where the bytes of each begin."""
     first = parts[0]
     scale = movie_timescale(first.moov)
     notes: list[str] = []
@@ -283,7 +283,7 @@ def _join_traks(
     places: list[int],
     movie_scale: int,
 ) -> tuple[bytes, int]:
-    """A track of all chapters, and its duration in the movie's timescale."""
+    """Return a track of all chapters, and its duration in the movie's timescale."""
     samples = [part.samples[index] for part, index in pieces]
     offsets = [s.chunks + places[parts.index(p)] for (p, _), s in zip(pieces, samples, strict=True)]
     whole = starts[-1] + parts[-1].seconds
@@ -328,7 +328,7 @@ def _join_traks(
 
 
 def _ticks_cut_off(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
-    """Ticks that a track's edit list cuts off, such as an encoder's priming.
+    """Return the ticks that a track's edit list cuts off, such as an encoder's priming.
 
     Negative where an empty edit delays the track.
     """
@@ -342,7 +342,7 @@ def _ticks_cut_off(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
 
 
 def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
-    """The durations of a track's samples, so that each chapter's begin with its picture.
+    """Return durations of a track's samples that start each chapter's with its picture.
 
     The last sample of a chapter lasts until the next chapter begins: GoPro's telemetry, for
     example, claims a second more than it has. follows: the track is sound, which goes on without a
@@ -372,7 +372,7 @@ def _aligned(tables: list[Table], begins: list[int], *, follows: bool) -> Table:
 def _join_tables(
     stbl: bytes, samples: list[_SampleTables], durations: Table, offsets: list[Table]
 ) -> bytes:
-    """stbl of the first chapter with the tables of all; other tables that name samples go."""
+    """Put the tables of all chapters into the first stbl; drop others that refer to samples."""
     sizes = np.concatenate([s.sizes for s in samples])
     per_chunk = np.concatenate([s.per_chunk for s in samples])
     entries = np.concatenate([s.entries for s in samples])
@@ -413,7 +413,7 @@ def _check_same_coding(first: _Chapter, part: _Chapter, index: int, other: int) 
 
 
 def _description(stsd: bytes) -> bytes:
-    """stsd without the bit rates, which differ from chapter to chapter."""
+    """Return stsd without the bit rates, which differ from chapter to chapter."""
     result = bytearray(stsd)
     for name in (b"btrt", b"esds"):
         at = result.find(name)
@@ -434,7 +434,7 @@ def _description(stsd: bytes) -> bytes:
 
 
 def _join_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
-    """The first chapter's edit list, its last edit as long as those of all chapters.
+    """Return the first chapter's edit list, its last edit extended over all chapters.
 
     ticks: the length of the whole track, for chapters without an edit list.
     """
@@ -455,7 +455,7 @@ def _join_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> 
 
 
 def _edits(elst: bytes) -> list[tuple[int, int, int]]:
-    """(duration, media time, rate) of each edit; a media time of -1 is a pause."""
+    """Parse (duration, media time, rate) of each edit; a media time of -1 is a pause."""
     layout = ">QqI" if elst[0] else ">IiI"
     count = min(struct.unpack_from(">I", elst, 4)[0], (len(elst) - 8) // struct.calcsize(layout))
     rows = elst[8 : 8 + count * struct.calcsize(layout)]
@@ -463,7 +463,7 @@ def _edits(elst: bytes) -> list[tuple[int, int, int]]:
 
 
 def _note_own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
-    """A note of a later chapter's own boxes that have no place in the joined file."""
+    """Note a later chapter's own boxes that have no place in the joined file."""
     of_first = dict(parse_maker_boxes(first.moov))
     of_part = dict(parse_maker_boxes(part.moov))
     merged = {b"HMMT", b"free"}
@@ -480,7 +480,7 @@ def _note_own_boxes(first: _Chapter, part: _Chapter) -> list[str]:
 
 
 def _note_timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fraction]) -> list[str]:
-    """A note if the time code of a chapter does not continue that of the chapter before."""
+    """Note a chapter whose time code does not continue that of the previous chapter."""
     codes = [_timecode(chapter) for chapter in (parts[0], part)]
     if None in codes:
         return []
@@ -499,7 +499,7 @@ def _note_timecode_gap(parts: list[_Chapter], part: _Chapter, starts: list[Fract
 
 
 def _timecode(part: _Chapter) -> tuple[int, float] | None:
-    """(frame number, frames a second) of a chapter's first picture, by its tmcd track."""
+    """Read (frame number, frames per second) of a chapter's first picture from its tmcd track."""
     for track, trak, samples in zip(part.tracks, part.traks, part.samples, strict=True):
         if track.fourcc != "tmcd" or not len(samples.sizes) or samples.sizes[0] != 4:
             continue
@@ -518,7 +518,7 @@ def _timecode(part: _Chapter) -> tuple[int, float] | None:
 
 
 def _runs(box: bytes | None, count: int, *, signed: bool = False) -> Table:
-    """An stts or ctts as a value per sample; samples that it leaves out repeat its last."""
+    """Expand an stts or ctts to a value per sample; samples beyond it repeat the last value."""
     table = np.frombuffer(box or bytes(8), ">u4", offset=8)
     table = table[: len(table) // 2 * 2].reshape(-1, 2)
     numbers = table[:, 0].astype(np.int64)
@@ -550,7 +550,7 @@ def _chunk_runs(per_chunk: Table, entries: Table) -> bytes:
 
 
 def _with_duration(payload: bytes, ticks: int, *, at: int = 16) -> bytes:
-    """mvhd, mdhd or tkhd with another duration; at: its place in version 0.
+    """Set the duration of an mvhd, mdhd or tkhd; at: its position in version 0.
 
     Before the duration stand creation and modification time and one or two 32-bit fields.
     """
