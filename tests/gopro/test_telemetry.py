@@ -319,7 +319,7 @@ def test_without_the_package_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "telemetry_parser", None)
     code, _, err = run("gopro", shaken.chapters[0], "-o", tmp_path, "--only-blurred")
-    assert code == 2
+    assert code == 1
     assert "pip install 'vdeblur[gopro]'" in err
     assert not list(tmp_path.iterdir())
     code, out, _ = run("gopro", shaken.chapters[0], "-o", tmp_path, "--plan")

@@ -58,7 +58,8 @@ def say_report(report: Report, *, quiet: bool) -> None:
     for line in report.lost:
         say(f"  not kept: {line}")
     if report.replaced:
-        say(f"  {report.replaced} frames stand as in the source: the network's result was unsound")
+        count = f"{report.replaced} frame{'s are' if report.replaced != 1 else ' is'}"
+        say(f"  {count} left as in the source: the network's result was unsound")
     for line in report.damage:
         say(f"  damaged source: {line}")
     for line in report.differences:
