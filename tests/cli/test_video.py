@@ -462,7 +462,7 @@ def test_a_film_of_unsound_results_is_not_called_done(
     monkeypatch.setattr(NetworkPass, "_tiled", lambda self, seen, tile: seen[:, :3] * 0 + 1)
     code, _, err = run(clip, "-o", tmp_path / "a.mkv", model=False)
     assert code == 3
-    assert "6 frames stand as in the source" in err
+    assert "6 frames are left as in the source" in err
 
 
 def test_a_film_does_not_go_into_one_picture(tmp_path: Path, clip: Path, run: Run) -> None:
