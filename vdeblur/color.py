@@ -2,7 +2,9 @@
 
 Covers matrices, ranges, depths, chroma grids and sitings, and fields. A correction travels back,
 not a picture: a change of RGB becomes a change of the planes, so a zero change leaves every code
-as it was, in every format. Knows tensors on any device; no files, no networks, no numpy.
+as it was, in every format. On CUDA, the same arithmetic runs in the Triton kernels of
+`vdeblur/inference/kernels/color.py`; change both. Knows tensors on any device; no files, no
+networks, no numpy.
 
 Sources: ITU-R BT.601-7, BT.709-6 and BT.2020-2; ITU-T H.273 (07/2024) sections 8.3 and 8.7 for the
 other matrices, the code ranges and the chroma sites.

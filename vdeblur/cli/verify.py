@@ -40,7 +40,9 @@ def add(commands: Commands) -> None:
         "--duration", type=seconds, metavar="TIME", help="OUT is a part of IN with this length"
     )
     check.add_argument(
-        "--quick", action="store_true", help="compare only packets, without decoding"
+        "--quick",
+        action="store_true",
+        help="compare packets; decode only the first frame of each video stream",
     )
     check.add_argument("--json", action="store_true", help="print the checks as JSON")
     check.set_defaults(run=_run)

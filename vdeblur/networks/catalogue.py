@@ -1,7 +1,7 @@
 """The catalogue of networks: names, specifications, and how each is built.
 
-A network is a module with a `Network` class, a line in FAMILIES and an entry here. Knows no files:
-`vdeblur.weights` reads weights.
+A network is a module with a subclass of `Network`, a line in FAMILIES and an entry here. Knows no
+files: `vdeblur.weights` reads weights.
 """
 
 from __future__ import annotations

@@ -5,8 +5,27 @@
     outcome = run_recipe(recipe_of("mimo-unet-guided"), RunSettings("synth:photos", Path("run")))
 
 `run_recipe` opens the data, builds the network, trains, scores and writes into a folder; `train`
-is the loop alone, for a network and batches of your own. Knows no command line and no video. Names
-are loaded on first use. Needs the `train` extra.
+is the loop alone, for a network and batches of your own.
+
+The modules:
+
+    run             a whole run: data, network, training, scores, weights with their card
+    trainer         the training loop
+    options         what a caller passes to a run, and what it returns
+    recipes         how networks are trained, as data
+    losses          losses over the outputs of a network
+    schedules       learning rates over a run
+    distillation    outputs of a large network as second targets
+    pruning         cuts channels inside residual blocks
+    dead_channels   counts, avoids and revives dead channels
+    divergence      detects training that runs away
+    validation      held-out pairs, scored during training
+    state           the state file from which a run resumes
+    processes       the processes of a run under torchrun
+    model_card      weights files and their cards
+    run_log         `metrics.jsonl` and TensorBoard
+
+Knows no command line and no video. Names are loaded on first use. Needs the `train` extra.
 """
 
 from __future__ import annotations

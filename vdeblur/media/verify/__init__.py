@@ -8,6 +8,13 @@
 compare what a deblurred copy must not change: every frame's time and form, every packet of the
 other streams, tags, chapters, attachments, telemetry. Knows nothing of how the output was made, and
 never compares the picture itself, which is meant to change.
+
+Adding a check: put its name into `CHECKS` (`checks`), in the place where it is reported. If it
+needs a new fact of a file, add a field to `ProbedFile` or `ProbedStream` (`probe`), which is read
+there. Write a checker, a function that takes a `Match` and yields one `Finding` under that name, in
+the module of its kind (`streams`, `times`, `pictures`, `container`), and list it in `_CHECKERS`
+(`run`). Add an entry to `DAMAGE` in `tests/media/test_verify.py`: a damaged output, and the name
+that must fail.
 """
 
 from __future__ import annotations
