@@ -12,7 +12,7 @@ import torch
 
 # Two threads on a machine that is busy wait for each other: twenty times slower at these sizes.
 torch.set_num_threads(1)
-# Converting networks takes seconds a network; test_backends.py asks for it.
+# Converting networks takes seconds a network; tests/inference/test_runtimes.py asks for it.
 os.environ["VDEBLUR_BACKEND"] = "torch"
 # "auto" would be bf16 on CPUs that have it.
 os.environ["VDEBLUR_PRECISION"] = "fp32"

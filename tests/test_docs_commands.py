@@ -55,7 +55,8 @@ def shell_lines(text: str) -> Iterator[tuple[int, str]]:
         if line.lstrip().startswith("```"):
             fence = "" if fence else line.strip()[3:] or "text"
             continue
-        if fence == "sh" or (not fence and re.match(r" {4}(python3|vdeblur)", line)):
+        shell = fence in ("sh", "powershell")
+        if shell or (not fence and re.match(r" {4}(python3|vdeblur)", line)):
             while line.endswith("\\"):
                 line = line[:-1] + lines[number]
                 number += 1
@@ -287,4 +288,4 @@ def test_the_programs_of_the_pages_exist() -> None:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
     for program in set(re.findall(r"\b(?:pipelines|tests|samples)/[\w/]+\.py", text)):
         # The one that the page on adding a network asks its reader to write.
-        assert program == "tests/test_plain.py" or (ROOT / program).is_file(), program
+        assert program == "tests/networks/test_plain.py" or (ROOT / program).is_file(), program
