@@ -21,10 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vdeblur import Deblurrer, VdeblurError
-from vdeblur.benchmark.run import load_for_speed
-from vdeblur.errors import UsageError
-from vdeblur.inference.export import random_motion
+from vdeblur import Deblurrer, UsageError, VdeblurError
+from vdeblur.benchmark import load_for_speed
+from vdeblur.inference import random_motion
 from vdeblur.networks import DEFAULT, Network, build, taps
 
 AUTHORS = "authors"

@@ -17,10 +17,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from vdeblur import VdeblurError
-from vdeblur.errors import UsageError
-from vdeblur.inference.devices import find_device
-from vdeblur.networks.cost import operations
+from vdeblur import UsageError, VdeblurError
+from vdeblur.inference import find_device
+from vdeblur.networks import operations
 from vdeblur.training import (
     Recipe,
     RunOptions,

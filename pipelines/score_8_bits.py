@@ -16,9 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vdeblur import Deblurrer, VdeblurError
+from vdeblur import Deblurrer, InputError, ModelError, VdeblurError
 from vdeblur.datasets import open_pairs
-from vdeblur.errors import InputError, ModelError
 from vdeblur.evaluation import psnr
 from vdeblur.inference.calibration import samples_of, to_tensor
 from vdeblur.inference.kernels.quantised import KINDS, blocks_of, measure_ranges, quantise

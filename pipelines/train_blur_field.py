@@ -22,12 +22,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vdeblur import VdeblurError
+from vdeblur import OutputError, VdeblurError
 from vdeblur.datasets import Batch, BlurOptions, DataOptions, PoolOptions, open_data
 from vdeblur.datasets.camera_motion import MOTION_STEP
 from vdeblur.datasets.motion_errors import NO_ERRORS
 from vdeblur.datasets.pool import turned_vectors
-from vdeblur.errors import OutputError
 from vdeblur.motion.single_picture import blur_field_network
 from vdeblur.networks import taps
 from vdeblur.networks.blur_field import (

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from vdeblur import VdeblurError
+from vdeblur import OutputError, VdeblurError
 from vdeblur.datasets import DataOptions, open_data
-from vdeblur.errors import OutputError
-from vdeblur.inference.devices import find_device
+from vdeblur.inference import find_device
 from vdeblur.networks import Network, build, spec
 from vdeblur.training import (
     Callbacks,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vdeblur.benchmark.report import format_result, format_sweep
     from vdeblur.benchmark.result import BenchResult, Rates
-    from vdeblur.benchmark.run import BenchOptions, bench
+    from vdeblur.benchmark.run import BenchOptions, bench, load_for_speed
     from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
 
 __all__ = [
@@ -30,13 +30,14 @@ __all__ = [
     "bench",
     "format_result",
     "format_sweep",
+    "load_for_speed",
     "tune",
 ]
 
 _HOMES = {
     "report": ("format_result", "format_sweep"),
     "result": ("BenchResult", "Rates"),
-    "run": ("BenchOptions", "bench"),
+    "run": ("BenchOptions", "bench", "load_for_speed"),
     "sweep": ("Sweep", "Trial", "TuneOptions", "tune"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

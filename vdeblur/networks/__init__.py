@@ -32,6 +32,7 @@ from vdeblur.networks.catalogue import (
     spec,
 )
 from vdeblur.networks.global_mean import GlobalMean, share_means
+from vdeblur.networks.cost import operations
 from vdeblur.networks.identity import Identity
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PublishedScore",
     "build",
     "names",
+    "operations",
     "share_means",
     "spec",
 ]
