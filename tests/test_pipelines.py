@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import runpy
@@ -45,6 +46,24 @@ def test_public_names() -> None:
     errors = importlib.import_module("vdeblur.errors")
     for name in ("InputError", "OutputError", "Cancelled"):
         assert issubclass(getattr(errors, name), vdeblur.VdeblurError)
+
+
+# Programs for developers, which time or train parts of the package by themselves.
+OF_THE_INSIDE = {"check_gpu.py", "score_8_bits.py", "train_blur_field.py"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines").glob("[a-z]*.py")), ids=lambda p: p.name
+)
+def test_pipelines_import_public_names(path: Path) -> None:
+    if path.name in OF_THE_INSIDE:
+        return
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vdeblur":
+            face = importlib.import_module(node.module or "")
+            names = {alias.name for alias in node.names}
+            modules = {"gopro"} if node.module == "vdeblur" else {"taps"}
+            assert names <= {*face.__all__, *modules}, f"{node.module}: {names}"
 
 
 def test_deblur_file(tmp_path: Path) -> None:

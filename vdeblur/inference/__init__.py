@@ -26,5 +26,31 @@ The modules:
     kernels/       Triton kernels for CUDA devices
 
 Knows tensors, frames in memory, devices and the user's cache; no files, no video containers, no
-live sources.
+live sources. Names are loaded on first use.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.inference.devices import find_device
+    from vdeblur.inference.export import random_motion
+
+__all__ = ["Deblurrer", "find_device", "random_motion"]
+
+_HOME = {"Deblurrer": "deblurrer", "find_device": "devices", "random_motion": "export"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

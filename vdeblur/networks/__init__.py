@@ -31,8 +31,8 @@ from vdeblur.networks.catalogue import (
     names,
     spec,
 )
-from vdeblur.networks.global_mean import GlobalMean, share_means
 from vdeblur.networks.cost import operations
+from vdeblur.networks.global_mean import GlobalMean, share_means
 from vdeblur.networks.identity import Identity
 
 __all__ = [
