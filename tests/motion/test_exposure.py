@@ -603,7 +603,7 @@ class Said:
     def __add__(self, more: Said) -> Said:
         return self
 
-    def found(self) -> StripeFit:
+    def fit(self) -> StripeFit:
         return StripeFit(self.share, 10.0, self.explained, self.distinct, self.windows)
 
 
