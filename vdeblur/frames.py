@@ -1,7 +1,7 @@
 """Value types that pass between the parts: frames of Y'CbCr, RGB or gray planes with their times.
 
-Knows no files, no networks, no threads. `Frame.carrier` is opaque to every part but the reader and
-the writer: the decoded `av.VideoFrame`, whose memory the planes share.
+Knows no files, no networks, no threads. `Frame.source_frame` is opaque to every part but the reader
+and the writer: the decoded `av.VideoFrame`, whose memory the planes share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ChromaSiting = Literal["left", "center", "topleft"]
 class PlaneLayout:
     """Interpretation of a frame's planes.
 
-    An alpha plane is not part of the layout: it stays with the carrier, unchanged.
+    An alpha plane is not part of the layout: it stays with the source frame, unchanged.
 
     Attributes:
         width: Columns of the luma plane.
@@ -78,7 +78,7 @@ class Frame:
         time_base: Seconds per unit.
         duration: Time on screen, in units of `time_base`; 0 if unknown.
         stream: Index of the stream in its file.
-        carrier: The decoder's own frame, for the writer.
+        source_frame: The decoder's own frame, for the writer.
     """
 
     planes: tuple[Plane, ...]
@@ -87,7 +87,7 @@ class Frame:
     time_base: Fraction
     duration: int = 0
     stream: int = 0
-    carrier: Any = None
+    source_frame: Any = None
     #: The same picture in GPU memory: decoded hardware planes, or tensors (rows, columns) of the
     #: layout (see `vdeblur.inference.gpu_frames`).
     on_device: Any = None

@@ -182,7 +182,7 @@ def shown(number: int) -> QueuedFrame:
     for plane in picture.planes:
         plane.update(dice.integers(16, 235, plane.buffer_size, np.uint8).tobytes())
     layout = PlaneLayout(640, 360)
-    frame = Frame((), layout, number, Fraction(1, 25), carrier=picture)
+    frame = Frame((), layout, number, Fraction(1, 25), source_frame=picture)
     return QueuedFrame(frame, 0.0, 0.0)
 
 

@@ -118,7 +118,7 @@ def _describe(path: Path) -> dict[str, Any]:
         info = reader.info
         stream: Any = reader.container.streams[reader.video_streams[0]]
         frame = next(iter(reader), None) if still or path.suffix.lower() != ".webm" else None
-        turned = bool(int(getattr(frame.carrier, "rotation", 0)) % 180) if frame else False
+        turned = bool(int(getattr(frame.source_frame, "rotation", 0)) % 180) if frame else False
         ratio = float(stream.sample_aspect_ratio or 1)
     size = (round(info.width * ratio), info.height)
     web = still and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -163,9 +163,9 @@ def _for_the_web(path: Path, target: Path, still: bool) -> Path:
 def _even(frame: Frame) -> Frame:
     """Scale by less than a pixel, to the even size that H.264 in 4:2:0 needs."""
     width, height = (max(2, n // 2 * 2) for n in (frame.layout.width, frame.layout.height))
-    picture = frame.carrier.reformat(width, height)
+    picture = frame.source_frame.reformat(width, height)
     picture.duration = frame.duration
-    return replace(frame, carrier=picture)
+    return replace(frame, source_frame=picture)
 
 
 def _mime(path: Path) -> str:

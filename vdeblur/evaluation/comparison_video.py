@@ -124,7 +124,7 @@ def compare_video(
             held.append(item)
             if isinstance(item, Frame) and item.stream == shown:
                 # Of several videos the reader knows the first frames ahead: this one has grown.
-                first_frames[shown] = item.carrier
+                first_frames[shown] = item.source_frame
                 break
         with VideoWriter(
             output,
@@ -220,13 +220,13 @@ class _Compositor:
                 target[:, :at], target[:, at:] = a[:, :at], b[:, at:]
         self._letter(planes_of(picture), layout, (width, height), place)
         for name in ("color_range", "colorspace", "color_primaries", "color_trc", "time_base"):
-            setattr(picture, name, getattr(before.carrier, name))
+            setattr(picture, name, getattr(before.source_frame, name))
         picture.pts, picture.duration = before.pts, before.duration
-        return replace(before, planes=planes_of(picture), layout=layout, carrier=picture)
+        return replace(before, planes=planes_of(picture), layout=layout, source_frame=picture)
 
     def _set_size(self, frame: Frame) -> None:
-        self.format = _without_alpha(planar_format(frame.carrier.format.name))
-        self._rotation = int(getattr(frame.carrier, "rotation", 0)) % 360
+        self.format = _without_alpha(planar_format(frame.source_frame.format.name))
+        self._rotation = int(getattr(frame.source_frame, "rotation", 0)) % 360
         pixel = VideoFormat(self.format, 64, 64)
         self._kind: Literal["yuv", "rgb", "gray"] = "rgb" if pixel.is_rgb else "yuv"
         if len(pixel.components) == 1:
@@ -249,15 +249,15 @@ class _Compositor:
 
     def _planes(self, frame: Frame, like: Frame | None) -> list[NDArray[Any]]:
         """Bring a frame's planes upright, to this size and format, in the colours of `like`."""
-        rotation = int(getattr(frame.carrier, "rotation", 0)) % 360
+        rotation = int(getattr(frame.source_frame, "rotation", 0)) % 360
         width, height = self._width, self._height
         if (rotation - self._rotation) % 180:
             width, height = height, width
-        carrier, layout = frame.carrier, frame.layout
+        source_frame, layout = frame.source_frame, frame.layout
         colours = like is not None and (layout.matrix, layout.full_range, layout.kind) != (
             like.layout.matrix, like.layout.full_range, like.layout.kind,
         )  # fmt: skip
-        if (carrier.width, carrier.height, carrier.format.name) != (
+        if (source_frame.width, source_frame.height, source_frame.format.name) != (
             width, height, self.format,
         ) or colours:  # fmt: skip
             conversion = {}
@@ -266,8 +266,8 @@ class _Compositor:
                 conversion = color_arguments(
                     "src", layout.matrix, full_range=layout.full_range
                 ) | color_arguments("dst", target.matrix, full_range=target.full_range)
-            carrier = carrier.reformat(width, height, self.format, **conversion)
-        return [np.rot90(plane, rotation // 90) for plane in planes_of(carrier)]
+            source_frame = source_frame.reformat(width, height, self.format, **conversion)
+        return [np.rot90(plane, rotation // 90) for plane in planes_of(source_frame)]
 
     def _line(self, time: float, width: int) -> int:
         """The line's place in pixels: a multiple of 8, for subsampled chroma."""

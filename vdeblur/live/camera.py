@@ -275,7 +275,7 @@ class Camera:
 
     def _encode(self, queued: QueuedFrame) -> None:
         began = time.monotonic()
-        picture: av.VideoFrame = queued.frame.carrier
+        picture: av.VideoFrame = queued.frame.source_frame
         before = None
         if queued.restored is not None:
             before = self._viewers.before(picture)

@@ -99,7 +99,7 @@ class Preview:
     ) -> None:
         """See `Viewer.picture`."""
         if self._pairs.watched:
-            after = frame.frame.carrier
+            after = frame.frame.source_frame
             self._pairs.of(camera).put(side_by_side(after if before is None else before, after))
 
     def signal(self, camera: int, state: str) -> None:

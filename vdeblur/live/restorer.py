@@ -151,7 +151,7 @@ class LiveGuide:
             # A copy: the frame may be restored before it is measured.
             seen = 3 if frame.layout.kind == "rgb" else 1
             planes = (*(p.copy() for p in frame.planes[:seen]), *frame.planes[seen:])
-            still = replace(frame, planes=planes, carrier=None, on_device=None)
+            still = replace(frame, planes=planes, source_frame=None, on_device=None)
             self._under_way = self._meters.submit(
                 self._measure, self._meter, still, movement, before
             )
@@ -222,7 +222,9 @@ def _reduced(frame: Frame, size: int) -> Frame:
         for plane, shape in zip(frame.planes, smaller.shapes, strict=True)
     )
     motion = None if frame.motion is None else frame.motion / np.float32(size)
-    return replace(frame, planes=planes, layout=smaller, carrier=None, motion=motion, around=None)
+    return replace(
+        frame, planes=planes, layout=smaller, source_frame=None, motion=motion, around=None
+    )
 
 
 def _add_enlarged(frame: Frame, small: Frame, before: Sequence[Any], size: int) -> None:

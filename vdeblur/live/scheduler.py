@@ -161,7 +161,9 @@ class Scheduler:
         began = self.clock()
         # Copies: the frame itself may leave untouched while the network is at work.
         frames = [
-            replace(p.frame, planes=tuple(_copied(plane) for plane in p.frame.planes), carrier=None)
+            replace(
+                p.frame, planes=tuple(_copied(plane) for plane in p.frame.planes), source_frame=None
+            )
             for _, p in chosen
         ]
         for _, p in chosen:

@@ -152,7 +152,7 @@ class Stream:
             frame.frame.time_seconds,
             frame.state == "done",
             latency,
-            copy_of(frame.frame.carrier),
+            copy_of(frame.frame.source_frame),
         )
         with self._changed:
             if len(self._frames) >= self.WAITING:

@@ -97,7 +97,7 @@ def frame_of(
         time_base=time_base,
         duration=picture.duration or 0,
         stream=stream,
-        carrier=picture,
+        source_frame=picture,
     )
 
 

@@ -173,7 +173,7 @@ class VideoReader:
                         if not clip.contains(seconds):
                             continue
                         frame.pts -= clip.shift[index]
-                        frame.carrier.pts = frame.pts
+                        frame.source_frame.pts = frame.pts
                     self.frame_times.setdefault(index, array("q")).append(frame.pts)
                     yield frame
                 if clip.end is not None and len(ended) == len(self.video_streams):

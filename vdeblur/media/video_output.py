@@ -123,7 +123,7 @@ class VideoOutput:
         earlier, self._waiting = self._waiting, frame
         if earlier is None:
             return []
-        earlier.duration = earlier.carrier.duration = frame.pts - earlier.pts
+        earlier.duration = earlier.source_frame.duration = frame.pts - earlier.pts
         return self._encode(earlier)
 
     def flush(self) -> list[av.Packet[Any]]:
@@ -133,7 +133,7 @@ class VideoOutput:
         return packets + self._timed(self.stream.encode(None))
 
     def _encode(self, frame: Frame) -> list[av.Packet[Any]]:
-        picture: av.VideoFrame = frame.carrier
+        picture: av.VideoFrame = frame.source_frame
         if picture.format.name != self.choice.pix_fmt or self.conversion:
             duration = picture.duration
             picture = picture.reformat(format=self.choice.pix_fmt, **self.conversion)

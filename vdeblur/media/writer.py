@@ -156,7 +156,7 @@ class VideoWriter:
             return
         self._held.append(item)
         if isinstance(item, Frame):
-            self._first.setdefault(item.stream, item.carrier)
+            self._first.setdefault(item.stream, item.source_frame)
         if set(self.reader.video_streams) <= set(self._first) or len(self._held) >= _HELD_ITEMS:
             self._start()
 
