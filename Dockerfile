@@ -4,10 +4,10 @@
 #   docker build --tag vdeblur .
 #   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/videos" vdeblur video ride.mp4
 #
-# On x86-64 PyPI's torch brings CUDA, which makes the image several times as large. PyTorch's own index of
-# CPU builds makes it small; PyTorch's installation page has its address:
+# On x86-64 torch as it comes brings CUDA, which makes the image several times as large. PyTorch's builds for
+# CPUs make it small; PyTorch's installation page has their address:
 #
-#   docker build --build-arg TORCH_INDEX=ADDRESS --tag vdeblur .
+#   docker build --build-arg PIP_EXTRA_INDEX_URL=ADDRESS --tag vdeblur .
 #
 # Cameras over SRT or RIST need an installed ffmpeg, which is not in here.
 
@@ -21,15 +21,13 @@ COPY vdeblur ./vdeblur
 RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim
-ARG TORCH_INDEX=
+ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
 COPY constraints.txt /usr/share/vdeblur/
-# torch is most of the image: a layer of its own, which a change of vdeblur leaves as it is. From its own
-# index comes torch alone, and what it needs with everything else below.
-RUN python3 -m pip install -c /usr/share/vdeblur/constraints.txt \
-        ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch
+# torch is most of the image: a layer of its own, which a change of vdeblur leaves as it is.
+RUN python3 -m pip install -c /usr/share/vdeblur/constraints.txt torch
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip install -c /usr/share/vdeblur/constraints.txt "$(ls /wheels/*.whl)[live,openvino]"
 

@@ -40,7 +40,7 @@ def test_public_names() -> None:
         assert value.__name__ == name
         assert value.__module__.startswith("vdeblur.")
         assert name in dir(vdeblur)
-    assert set(vdeblur._HOME) == set(vdeblur.__all__)
+    assert {n for names in vdeblur._HOMES.values() for n in names} == set(vdeblur.__all__)
     with pytest.raises(AttributeError, match="no attribute"):
         _ = vdeblur.deblur_everything
     errors = importlib.import_module("vdeblur.errors")

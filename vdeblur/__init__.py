@@ -12,10 +12,10 @@ the logger "vdeblur", which is silent until the program that imports it configur
 
 from __future__ import annotations
 
-import importlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vdeblur import lazy
 from vdeblur.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -94,19 +94,8 @@ _HOMES = {
     "media.verify": ("Check", "verify"),
     "media.writer": ("VideoWriter",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"vdeblur.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

@@ -13,8 +13,9 @@ videos; knows no training and no speed. Names are loaded on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.evaluation.comparison_page import compare_page
@@ -46,16 +47,5 @@ _HOMES = {
     "run": ("EvalOptions", "evaluate"),
     "scores": ("PairScore", "SetScores"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

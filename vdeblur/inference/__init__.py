@@ -31,8 +31,9 @@ live sources. Names are loaded on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.inference.deblurrer import Deblurrer
@@ -41,16 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Deblurrer", "find_device", "random_motion"]
 
-_HOME = {"Deblurrer": "deblurrer", "find_device": "devices", "random_motion": "export"}
+_HOMES = {
+    "deblurrer": ("Deblurrer",),
+    "devices": ("find_device",),
+    "export": ("random_motion",),
+}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

@@ -39,8 +39,9 @@ The public names, loaded on first use:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.live.encoding import LiveEncoding
@@ -88,16 +89,5 @@ _HOMES = {
     "sources.source": ("SourceOptions",),
     "stream": ("LiveFrame", "Stream", "deblur_stream"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

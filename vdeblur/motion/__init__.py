@@ -26,8 +26,9 @@ loaded on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
@@ -59,16 +60,5 @@ _HOMES = {
     "neighbours": ("with_neighbours",),
     "single_picture": ("estimate_motion", "estimate_motions"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

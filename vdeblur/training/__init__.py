@@ -30,8 +30,9 @@ Knows no command line and no video. Names are loaded on first use. Needs the `tr
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.training.dead_channels import start_well
@@ -57,7 +58,6 @@ _HOMES = {
     "trainer": ("train",),
     "validation": ("Validation", "ValidationScores", "validation_of"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "RECIPES",
@@ -81,14 +81,4 @@ __all__ = [
     "with_values",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)

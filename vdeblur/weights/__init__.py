@@ -21,8 +21,9 @@ Names are loaded on first use: the user's own weights can be listed without torc
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vdeblur import lazy
 
 if TYPE_CHECKING:
     from vdeblur.weights.loading import Loaded, load, load_network
@@ -30,22 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "load", "load_network", "save_weights", "write_card"]
 
-_HOME = {
-    "Loaded": "loading",
-    "load": "loading",
-    "load_network": "loading",
-    "save_weights": "saving",
-    "write_card": "saving",
+_HOMES = {
+    "loading": (
+        "Loaded",
+        "load",
+        "load_network",
+    ),
+    "saving": (
+        "save_weights",
+        "write_card",
+    ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy.loader(__name__, _HOMES)
