@@ -48,17 +48,35 @@ def test_public_names() -> None:
         assert issubclass(getattr(errors, name), vdeblur.VdeblurError)
 
 
+FACES = sorted(
+    f"vdeblur.{path.parent.name}"
+    for path in (ROOT / "vdeblur").glob("*/__init__.py")
+    if "lazy.loader" in path.read_text("utf-8")
+)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_names_of_folders(name: str) -> None:
+    face = importlib.import_module(name)
+    assert sorted(n for names in face._HOMES.values() for n in names) == sorted(face.__all__)
+    modules = {path.stem for path in (ROOT / name.replace(".", "/")).iterdir()}
+    assert not modules & set(face.__all__), "a module hides the name when it is imported"
+    for public in face.__all__:
+        assert getattr(face, public) is not None
+        assert public in dir(face)
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = face.nothing_of_the_kind
+
+
 # Programs for developers, which time or train parts of the package by themselves.
 OF_THE_INSIDE = {"check_gpu.py", "score_8_bits.py", "train_blur_field.py"}
+PROGRAMS = {path.name for path in (ROOT / "pipelines").glob("[a-z]*.py")} - OF_THE_INSIDE
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "pipelines").glob("[a-z]*.py")), ids=lambda p: p.name
-)
-def test_pipelines_import_public_names(path: Path) -> None:
-    if path.name in OF_THE_INSIDE:
-        return
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_pipelines_import_public_names(program: str) -> None:
+    source = (ROOT / "pipelines" / program).read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vdeblur":
             face = importlib.import_module(node.module or "")
             names = {alias.name for alias in node.names}
