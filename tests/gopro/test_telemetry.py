@@ -285,7 +285,7 @@ def test_the_command_passes_its_options_on(
         given.append(options)
         raise InputError("enough")
 
-    monkeypatch.setattr("vdeblur.gopro.restoring.restore", restore)
+    monkeypatch.setattr(gopro, "restore", restore)
     options = ("--exposure", "1/60", "--only-blurred", "2", "--focal", "300", "--allow-missing")
     run("gopro", shaken.chapters[0], "-o", tmp_path, *options, "--force", "--crf", "20")
     assert given == [
