@@ -127,7 +127,7 @@ def default_output(source: str | Path) -> str:
     path = Path(source)
     output = path.with_name(f"{path.stem}_deblurred{path.suffix}")
     try:
-        format_name(output, "")
+        format_name(output, "", source=path)
     except OutputError:
         output = output.with_suffix(".mkv")
     return str(output)

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 _VIDEO_SUFFIXES = frozenset(
     [
+        ".360",
         ".3g2",
         ".3gp",
         ".avi",
         ".flv",
+        ".insv",
         ".m2ts",
         ".m4v",
         ".mkv",

@@ -87,13 +87,20 @@ _ISO = ("mp4", "mov", "3gp", "3g2", "ipod", "f4v")
 _UNVERIFIABLE = ("image2", "yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf", "gif")
 
 
-def format_name(destination: str | Path, source_format: str, asked: str | None = None) -> str:
+def format_name(
+    destination: str | Path,
+    source_format: str,
+    asked: str | None = None,
+    *,
+    source: Path | None = None,
+) -> str:
     """Return libav's name of the muxer for an output.
 
     Args:
         destination: A path, whose suffix decides, or "-", which has the source's own pipe format.
         source_format: libav's name of the source's demuxer.
         asked: A muxer's name that goes before both; None for none.
+        source: The source's file; cameras name MP4 files .insv, .LRV or .360, which no muxer knows.
 
     Raises:
         OutputError: There is no such muxer, or none for the suffix.
@@ -111,6 +118,8 @@ def format_name(destination: str | Path, source_format: str, asked: str | None =
                 f"{destination} has no extension to choose a container by: add one such as .mkv"
             )
         name = _FORMATS.get(suffix) or _muxer_of(suffix)
+        if not name and source is not None and suffix == source.suffix.lower():
+            name = _iso_muxer(source)
     try:
         ContainerFormat(name, "w")
     except ValueError as error:
@@ -128,6 +137,13 @@ def _muxer_of(suffix: str) -> str:
             if suffix[1:] in form.extensions and candidate not in ("ipod", "psp", "ismv"):
                 return candidate
     return ""
+
+
+def _iso_muxer(source: Path) -> str:
+    """The muxer that makes a file like this one, if it is an MP4 or MOV by its content; else ""."""
+    if not boxes.is_iso(source):
+        return ""
+    return "mov" if boxes.brand(source) == b"qt  " else "mp4"
 
 
 @dataclass(frozen=True)
@@ -153,9 +169,16 @@ class Container:
     equal_times: bool
 
     @classmethod
-    def of(cls, destination: str | Path, source_format: str, asked: str | None = None) -> Self:
+    def of(
+        cls,
+        destination: str | Path,
+        source_format: str,
+        asked: str | None = None,
+        *,
+        source: Path | None = None,
+    ) -> Self:
         """Choose the container of an output; arguments and errors are those of `format_name`."""
-        name = format_name(destination, source_format, asked)
+        name = format_name(destination, source_format, asked, source=source)
         flags = ContainerFormat(name, "w").flags
 
         def has(flag: str) -> bool:

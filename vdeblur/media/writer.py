@@ -24,7 +24,8 @@ from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.libav_errors import reported
 from vdeblur.media.losses import Losses
-from vdeblur.media.mp4.graft import graft
+from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.graft import graft, trailer_name
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.output_file import OutputFile
 from vdeblur.media.reader import VideoReader
@@ -78,7 +79,7 @@ class VideoWriter:
         self._display_matrix = display_matrix
         self._losses = Losses()
         self._demuxer: str = reader.container.format.name
-        self._container = Container.of(destination, self._demuxer, format)
+        self._container = Container.of(destination, self._demuxer, format, source=reader.path)
         self.converts = not self._container.is_written_by(self._demuxer) or (
             reader.path is not None
             and reader.path.suffix.lower() != Path(destination).suffix.lower()
@@ -318,13 +319,27 @@ class VideoWriter:
                 avi.time_sound_by_frames(self.temporary, self._copied.framed_sound())
         elif self.reader.path and self.reader.iso and self._container.iso and self.temporary:
             self._graft(self.reader.path, self.temporary)
+        self._lose_trailer()
+
+    def _lose_trailer(self) -> None:
+        """State the loss of what lies behind the last box of an MP4, where it is not copied."""
+        whole, path = self.reader.options.whole, self.reader.path
+        if path is None or not self.reader.iso or (whole and self._container.iso):
+            return
+        with boxes.open_input(path) as file:
+            name = trailer_name(file)
+        if name is not None:
+            why = f"{self._container.name} has no place for it" if whole else "it is of the whole"
+            self._losses.lose(f"{name}: {why}")
 
     def _graft(self, source: Path, output: Path) -> None:
         streams = [index for index in self.reader.roles if self._is_grafted(index)]
         tracks = [self.reader.tracks[index].index for index in streams]
         try:
             with reported(self.destination):
-                grafted = graft(source, output, track_indices=tracks)
+                grafted = graft(
+                    source, output, track_indices=tracks, trailer=self.reader.options.whole
+                )
         except InputError as error:
             # Hours of restored frames are not thrown away for a damaged telemetry track.
             self._losses.lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")

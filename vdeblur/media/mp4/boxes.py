@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,7 +24,13 @@ MAX_32 = (1 << 32) - 1
 MAX_MOOV = 1 << 29
 
 _CHUNK = 1 << 20
+_MAX_BOXES = 1 << 20  # of a file or of a payload: more are damage
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"}
+#: Boxes at the top level that a muxer writes anew, or that refer to samples by their places.
+STRUCTURE = frozenset(
+    b"ftyp styp moov mdat moof mfra sidx ssix prft emsg pdin meta free skip wide pnot".split()
+)
+_PADDING = (b"free", b"skip", b"wide")
 
 
 class Extent(NamedTuple):
@@ -54,11 +60,14 @@ def children(data: bytes) -> list[Box]:
     Raises:
         ValueError: A box does not fit in the payload.
     """
-    found, at = [], 0
+    found: list[Box] = []
+    at = 0
     while at + 8 <= len(data):
+        if len(found) == _MAX_BOXES:
+            raise ValueError(f"there are more than {_MAX_BOXES} boxes in one")
         size, kind = struct.unpack_from(">I4s", data, at)
         start = 8
-        if size == 1:
+        if size == 1 and at + 16 <= len(data):
             size, start = struct.unpack_from(">Q", data, at + 8)[0], 16
         size = size or len(data) - at
         if size < start or at + size > len(data):
@@ -158,14 +167,45 @@ def moov_first(path: str | Path) -> bool:
     return False
 
 
+def brand(path: str | Path) -> bytes:
+    """Return the major brand of a file: b"qt  " for QuickTime, also without an `ftyp` box.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    with open_input(path) as file:
+        head = file.read(12)
+    return head[8:12] if head[4:8] == b"ftyp" else b"qt  "
+
+
 def missing_bytes(path: str | Path) -> int:
     """Return how many bytes the last top-level box claims behind the end of a cut-off file.
+
+    Bytes that are no box are none that is cut off, and padding is no loss.
 
     Raises:
         OSError: The file cannot be read.
     """
     with _open(path) as file:
-        return _last_box(file)[2]
+        length, missing = file_length(file), 0
+        with suppress(ValueError):
+            for box, claimed in _extents(file):
+                missing = 0 if box.kind in _PADDING else max(0, claimed - length)
+    return missing
+
+
+def trailer(file: BinaryIO) -> tuple[int, int]:
+    """Return the place and the number of the bytes behind the last box of a file; (…, 0) for none.
+
+    Insta360 keeps its gyroscope there, Samsung the data of its gallery.
+
+    Raises:
+        ValueError: A box is damaged, and no complete `moov` precedes it.
+    """
+    end, seen_moov = 0, False
+    for box in top_level_boxes(file):
+        end, seen_moov = box.end, seen_moov or box.kind == b"moov"
+    return (end, file_length(file) - end) if seen_moov else (end, 0)
 
 
 def cut_torn_moof(path: str | Path) -> None:
@@ -186,8 +226,16 @@ def top_level_boxes(file: BinaryIO) -> Iterator[Extent]:
     Raises:
         ValueError: A box is damaged, and no complete `moov` precedes it.
     """
+    for box, _ in _extents(file):
+        yield box
+
+
+def _extents(file: BinaryIO) -> Iterator[tuple[Extent, int]]:
+    """Yield the top-level boxes and where each claims to end; see `top_level_boxes`."""
     at, length, seen_moov = 0, file_length(file), False
-    while at + 8 <= length:
+    for _ in range(_MAX_BOXES):
+        if at + 8 > length:
+            return
         file.seek(at)
         head = file.read(16)
         size, kind = struct.unpack_from(">I4s", head)
@@ -195,13 +243,22 @@ def top_level_boxes(file: BinaryIO) -> Iterator[Extent]:
         if size == 1 and len(head) == 16:
             size, start = struct.unpack_from(">Q", head, 8)[0], 16
         end = at + size if size else length
+        known = kind in STRUCTURE or kind == b"uuid"
+        if seen_moov and not known and (end > length or not _is_type(kind)):
+            return  # what lies behind a complete file need not be boxes
         if end < at + start or (kind == b"moov" and end > length):
-            if seen_moov:  # junk behind a complete file is no reason to refuse it
+            if seen_moov:
                 return
             raise ValueError(f"box {type_name(kind)!r} at byte {at} has a size of {size}")
         seen_moov |= kind == b"moov"
-        yield Extent(kind, at, start, min(end, length), size == 0)
+        yield Extent(kind, at, start, min(end, length), size == 0), end
         at = end
+    raise ValueError(f"there are more than {_MAX_BOXES} boxes")
+
+
+def _is_type(kind: bytes) -> bool:
+    """Whether four bytes look like a type: printable, perhaps behind QuickTime's ©."""
+    return all(32 <= byte < 127 for byte in kind.removeprefix(b"\xa9"))
 
 
 def read_moov(file: BinaryIO) -> tuple[Extent, bytes]:

@@ -32,6 +32,8 @@ from vdeblur.media.mp4.tracks import (
 )
 
 _UNKNOWN_64 = (1 << 64) - 1  # a 64-bit duration that is not known
+# The last bytes of what cameras put behind the last box; places in it count from its end.
+_TRAILERS = {b"8db42d694ccc418790edff439fe026bf": "Insta360's ", b"SEFT": "Samsung's "}
 
 
 def graft(
@@ -40,12 +42,14 @@ def graft(
     *,
     track_indices: Sequence[int],
     udta: bool = True,
+    trailer: bool = True,
 ) -> list[str]:
     """Copy whole tracks and the maker's udta boxes of a source into a muxed output, in place.
 
     Sample data goes into a new `mdat`; each `trak` gets a new track_ID and new chunk offsets. A
     tref entry stays if the output has the track that it names (same handler, same rank). Boxes of a
-    type that the output's udta has already are left out. Top-level uuid boxes are appended.
+    type that the output's udta has already are left out. A maker's top-level boxes (uuid, and types
+    that no muxer writes) are appended, and so is what lies behind the last box.
 
     Args:
         source: The file to copy from.
@@ -53,6 +57,7 @@ def graft(
             `mdat` and no `free` box beside it has the room, the file is rewritten beside itself.
         track_indices: `Track.index` of the source's tracks to copy.
         udta: Copy the maker's boxes, too.
+        trailer: Copy what lies behind the last box, too.
 
     Returns:
         What was added, such as `["udta FIRM", "track fdsc"]`.
@@ -74,14 +79,31 @@ def graft(
                 added, rewritten = _copy_tracks(copied, Path(output), beside)
                 if rewritten:
                     beside.replace(output)
-                added += _append_uuids(src, Path(output))
+                added += _append_boxes(src, Path(output), trailer=trailer)
             finally:
                 beside.unlink(missing_ok=True)
     return added
 
 
-def _append_uuids(source: BinaryIO, output: Path) -> list[str]:
-    """Append the source's top-level uuid boxes (XMP, Exif …; 14496-12, 11.1) to the output."""
+def trailer_name(file: BinaryIO) -> str | None:
+    """Name what lies behind the last box of a file for a report; None for nothing.
+
+    Raises:
+        ValueError: A box is damaged, and no complete `moov` precedes it.
+    """
+    at, size = boxes.trailer(file)
+    if not size:
+        return None
+    tail = b"".join(boxes.read_blocks(file, at + max(0, size - 32), min(size, 32)))
+    maker = next((name for end, name in _TRAILERS.items() if tail.endswith(end)), "")
+    return f"{maker}trailer of {size} bytes behind the last box"
+
+
+def _append_boxes(source: BinaryIO, output: Path, *, trailer: bool) -> list[str]:
+    """Append the source's top-level boxes that no muxer writes, and what lies behind them.
+
+    Those are uuid boxes (XMP, Exif …; 14496-12, 11.1) and types that a maker chose.
+    """
 
     def head(file: BinaryIO, box: boxes.Extent) -> bytes:
         """Header and extended type."""
@@ -89,14 +111,18 @@ def _append_uuids(source: BinaryIO, output: Path) -> list[str]:
         return file.read(24)
 
     with output.open("r+b") as out:
-        known = {head(out, box) for box in boxes.top_level_boxes(out) if box.kind == b"uuid"}
+        known = {head(out, box) for box in boxes.top_level_boxes(out)}
         added: list[str] = []
         for box in boxes.top_level_boxes(source):
-            size = box.end - box.start
-            if box.kind == b"uuid" and size <= boxes.MAX_MOOV and head(source, box) not in known:
+            if box.kind not in boxes.STRUCTURE and head(source, box) not in known:
                 out.seek(0, os.SEEK_END)
-                boxes.copy_bytes(source, out, box.start, size)
-                added.append("uuid")
+                boxes.copy_bytes(source, out, box.start, box.end - box.start)
+                added.append(boxes.type_name(box.kind))
+        if trailer and (name := trailer_name(source)) is not None:
+            at, size = boxes.trailer(source)
+            out.seek(0, os.SEEK_END)
+            boxes.copy_bytes(source, out, at, size)
+            added.append(name)
     return added
 
 

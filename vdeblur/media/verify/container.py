@@ -81,6 +81,13 @@ def check_maker_boxes(match: Match) -> Iterator[Finding]:
             problems.append(f"{name} is missing")
         elif _box_text(kind, box) not in have[kind]:
             problems.append(f"{name} differs")
+    size, digest = match.source.trailer
+    if size and not match.source.partial:
+        names.append(f"{size} bytes behind the last box")
+        if match.output.trailer[0] != size:
+            problems.append(f"the {size} bytes behind the last box are missing")
+        elif match.output.trailer[1] != digest:
+            problems.append("the bytes behind the last box differ")
     yield Finding("maker boxes", problems, listed(names))
 
 

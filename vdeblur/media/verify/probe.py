@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import statistics
 import struct
 from array import array
 from bisect import bisect_right
@@ -162,6 +163,20 @@ class ProbedStream:
         times = zip(self.pts, self.durations, strict=True)
         return max((p + max(d, 0) for p, d in times if p != UNKNOWN), default=0) * self.time_base
 
+    @property
+    def whole_span(self) -> tuple[Fraction, Fraction] | None:
+        """Begin of the first packet and end of the last in seconds; None without times.
+
+        Every packet of sound counts in full: the last one may be stated shorter, where an edit list
+        or a discard padding cuts it.
+        """
+        known = [(p, d) for p, d in zip(self.pts, self.durations, strict=True) if p != UNKNOWN]
+        if not known:
+            return None
+        usual = statistics.mode(d for _, d in known) if self.kind == "audio" else 0
+        end = max(p + max(d, usual) for p, d in known)
+        return min(known)[0] * self.time_base, end * self.time_base
+
 
 @dataclass
 class ProbedFile:
@@ -180,6 +195,7 @@ class ProbedFile:
         iso: Whether it is an MP4 or MOV.
         moov_first: Whether its `moov` precedes the samples.
         maker: (type, box) of the maker's boxes in moov/udta.
+        trailer: (bytes, SHA-256) of what lies behind the last box of an MP4; (0, "") for nothing.
         partial: Only a part of the streams was kept (`excerpt`): `ProbedStream.whole` and `maker`
             are still those of the file.
     """
@@ -196,6 +212,7 @@ class ProbedFile:
     iso: bool = False
     moov_first: bool = False
     maker: list[tuple[bytes, bytes]] = field(default_factory=list)
+    trailer: tuple[int, str] = (0, "")
     partial: bool = False
 
     def of(self, *kinds: str) -> list[ProbedStream]:
@@ -238,10 +255,22 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
                 iso=iso,
                 moov_first=iso and boxes.moov_first(path),
                 maker=read_maker_boxes(path) if iso else [],
+                trailer=_trailer(path) if iso else (0, ""),
             )
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} is not a video that can be read ({reason})") from error
+
+
+def _trailer(path: Path) -> tuple[int, str]:
+    with boxes.open_input(path) as file:
+        at, size = boxes.trailer(file)
+        if not size:
+            return 0, ""
+        digest = hashlib.sha256()
+        for block in boxes.read_blocks(file, at, size):
+            digest.update(block)
+    return size, digest.hexdigest()
 
 
 def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:

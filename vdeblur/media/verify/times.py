@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
 
 from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match, begin_seconds, shown_times
+from vdeblur.media.verify.probe import ProbedStream
 from vdeblur.media.verify.ticks import duration_problem, first_time, increasing, time_problem
 from vdeblur.media.verify.wording import change, in_seconds
 
@@ -69,23 +70,38 @@ def check_duration(match: Match) -> Iterator[Finding]:
         yield Finding("duration", [], in_seconds(b))
         return
     frame = max((new.frame_seconds for _, new in match.videos), default=Fraction(1, 25))
-    ends = [
-        max((s.end_seconds for s in streams), default=Fraction(0))
-        for streams in (
-            [s for s in match.kept if s.kind in ("video", "audio")],
-            output.of("video", "audio"),
-        )
+    played = [
+        [s for s in match.kept if s.kind in ("video", "audio")],
+        output.of("video", "audio"),
     ]
     begins = [source.start_seconds or Fraction(0), output.start_seconds or Fraction(0)]
-    before, after = (end - begin for end, begin in zip(ends, begins, strict=True))
+    before, after = (
+        max((s.end_seconds for s in streams), default=Fraction(0)) - begin
+        for streams, begin in zip(played, begins, strict=True)
+    )
+    # Another container need not state the priming of a sound's encoder nor where its last packet is
+    # cut: what counts is then the whole of all packets.
+    whole = before
+    if not match.same_family:
+        whole, after = map(_whole_seconds, played)
+    close = b is None or (a is not None and abs(b - a) <= 2 * frame)
     problems = []
     # A cut-off source claims more than it has: what it has is then what counts.
     # An edit list may end in the middle of a frame, and libav then states one frame more.
-    if b is not None and all(abs(b - x) > 2 * frame for x in (a, before) if x is not None):
+    if b is not None and not close and not before - 2 * frame <= b <= whole + 2 * frame:
         problems.append(change(a if a is not None else before, b))
-    elif abs(before - after) > frame and not any(s.reordered for s in source.of("video")):
-        problems.append(f"{change(before, after)} of sound and picture")
+    elif abs(whole - after) > frame and not any(s.reordered for s in source.of("video")):
+        problems.append(f"{change(whole, after)} of sound and picture")
     yield Finding("duration", problems, in_seconds(b if b is not None else after))
+
+
+def _whole_seconds(streams: Sequence[ProbedStream]) -> Fraction:
+    """From the first packet to the end of the last, each as long as packets of its stream are."""
+    spans = [s.whole_span for s in streams if len(s.pts)]
+    known = [span for span in spans if span is not None]
+    if not known:
+        return Fraction(0)
+    return max(end for _, end in known) - min(begin for begin, _ in known)
 
 
 def check_offsets(match: Match) -> Iterator[Finding]:
@@ -104,6 +120,8 @@ def check_offsets(match: Match) -> Iterator[Finding]:
             slack = _OFFSET_TOLERANCE
             if (source.time_base, first.time_base) != (output.time_base, other.time_base):
                 slack += max(output.time_base, other.time_base)
+            if match.output.family == "avi" != match.source.family:
+                slack += first.frame_seconds  # AVI counts frames from 0, and states no other times
             if abs((a - base) - (b - base_out)) > slack:
                 problems.append(f"{source.name}: {change(a - base, b - base_out)}")
             elif source.kind == "audio":
