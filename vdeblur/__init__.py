@@ -13,6 +13,8 @@ the logger "vdeblur", which is silent until the program that imports it configur
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from vdeblur import lazy
@@ -97,5 +99,15 @@ _HOMES = {
 
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# torch's runtime reads this once, when torch is imported. By default, its threads spin while they
+# wait for each other, and take the cores from encoders and other programs.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+elif "OMP_WAIT_POLICY" not in os.environ:
+    logging.getLogger(__name__).info(
+        "torch was imported before vdeblur: its waiting threads keep the cores busy, which is slow "
+        "next to other programs; import vdeblur first, or set OMP_WAIT_POLICY=PASSIVE"
+    )
 
 __getattr__, __dir__ = lazy.loader(__name__, _HOMES)

@@ -655,15 +655,25 @@ def test_a_deblurrer_on_a_cpu_fuses_and_gives_the_same() -> None:
     assert torch.allclose(deblurrer(images), plain(images), rtol=0, atol=1e-5)
 
 
-def test_the_command_keeps_torchs_threads_from_spinning() -> None:
+def test_importing_vdeblur_keeps_torchs_threads_from_spinning() -> None:
     """OpenMP's runtime reads its settings once, when torch is imported."""
     code = (
         "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None);"
-        "from vdeblur.cli.main import main;"
-        "main([]); print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+        "import vdeblur; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False PASSIVE"
+
+
+def test_it_is_said_if_torch_was_imported_too_early() -> None:
+    code = (
+        "import logging, os, sys; os.environ.pop('OMP_WAIT_POLICY', None);"
+        "logging.basicConfig(level=logging.INFO); sys.modules['torch'] = logging;"
+        "import vdeblur; print('OMP_WAIT_POLICY' in os.environ)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert "torch was imported before vdeblur" in done.stderr
 
 
 def test_networks_that_come_and_go_leave_signals_alone(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -140,31 +140,119 @@ def fetch(url: str, **headers: str) -> bytes:
         return data
 
 
-def test_another_address_needs_its_token() -> None:
-    with Preview("0.0.0.0:0") as preview:
+def status(
+    preview: Preview,
+    path: str = "/",
+    *,
+    method: str = "GET",
+    body: bytes | str | None = None,
+    token: str | None = None,
+    **headers: str,
+) -> int:
+    """What the server answers to a request as no library would make it."""
+    client = http.client.HTTPConnection("127.0.0.1", preview.port, timeout=10)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    if token is None:
+        names["Authorization"] = f"Bearer {preview.token}"
+    try:
+        client.request(method, path + (f"?token={token}" if token else ""), body, names)
+        answer = client.getresponse()
+        if answer.getheader("Content-Type", "").startswith("multipart/"):
+            return answer.status
+        answer.read()
+        assert answer.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+        assert answer.getheader("X-Frame-Options") == "DENY"
+        assert answer.getheader("Cache-Control") == "no-store"
+        assert "frame-ancestors 'none'" in answer.getheader("Content-Security-Policy", "")
+        assert answer.getheader("Access-Control-Allow-Origin") is None
+        return answer.status
+    finally:
+        client.close()
+
+
+ROUTES = ["/stats", "/stream.mjpeg?camera=1", "/offer"]
+
+
+@pytest.mark.parametrize("address", ["0", "0.0.0.0:0"])
+def test_no_picture_without_the_token(address: str) -> None:
+    with Preview(address, webrtc=False) as preview:
         assert len(preview.token) >= 20
-        here = preview.url.replace("0.0.0.0", "127.0.0.1")
-        assert b"vdeblur" in fetch(here)
-        bare = here.partition("?")[0]
-        for url in (bare, f"{bare}stats", f"{bare}stream.mjpeg?camera=1&token=wrong"):
-            with pytest.raises(urllib.error.HTTPError, match="403") as refused:
-                fetch(url)
-            refused.value.close()
+        assert bool(preview.reach) == (address != "0")
+        assert b"vdeblur" in fetch(preview.url.replace("0.0.0.0", "127.0.0.1"))
+        assert status(preview, token="") == 200  # the page by itself holds nothing
+        for token in ("", "wrong", preview.token[:-1], "%ff"):
+            assert status(preview, "/stats", token=token) == 403
+            assert status(preview, "/stream.mjpeg", token=token) == 403
+            assert status(preview, "/offer", method="POST", body=b"{}", token=token) == 403
+        assert status(preview, "/stats", token=preview.token) == 200
+        assert status(preview, "/stats") == 200
 
 
-def test_a_page_of_elsewhere_cannot_read_it() -> None:
-    with Preview("0") as preview:
-        facts: dict[str, Any] = json.loads(fetch(f"{preview.url}stats"))
+@pytest.mark.parametrize(
+    ("headers", "page"),
+    [
+        ({"Origin": "https://other.example", "Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Origin": "https://other.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        ({"Sec_Fetch_Site": "same-site"}, 403),  # another port of this machine
+        (
+            {
+                "Sec_Fetch_Site": "cross-site",
+                "Sec_Fetch_Mode": "navigate",
+                "Sec_Fetch_Dest": "iframe",
+            },
+            403,
+        ),
+        (
+            {
+                "Sec_Fetch_Site": "cross-site",
+                "Sec_Fetch_Mode": "navigate",
+                "Sec_Fetch_Dest": "document",
+            },
+            200,
+        ),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1"}, 403),
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": "127.0.0.1:{port}.evil.example"}, 403),
+        ({"Host": "127.0.0.1:{port}@evil.example"}, 403),
+        ({"Host": "localhost.evil.example:{port}"}, 403),
+        ({"Host": ""}, 403),
+    ],
+)
+def test_requests_of_other_pages_are_refused(headers: dict[str, str], page: int) -> None:
+    """Even if they know the token."""
+    with Preview("0", webrtc=False) as preview:
+        sent = {name: value.format(port=preview.port) for name, value in headers.items()}
+        assert status(preview, **sent) == page
+        for path in ROUTES:
+            method = "POST" if path == "/offer" else "GET"
+            assert status(preview, path, method=method, **sent) == 403, path
+
+
+def test_own_requests_are_answered() -> None:
+    with Preview("0", webrtc=False) as preview:
+        for host in (f"127.0.0.1:{preview.port}", f"LocalHost:{preview.port}"):
+            own = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+            assert status(preview, "/stats", **own) == 200
+        for path in ("/etc/passwd", "/stream.mjpeg?camera=99", "/stream.mjpeg?camera=%d9%a1"):
+            assert status(preview, path) == 404
+        for method, path in (("POST", "/"), ("OPTIONS", "/offer"), ("GET", "/offer")):
+            assert status(preview, path, method=method) == 405
+        facts: dict[str, Any] = json.loads(fetch(preview.url.replace("?", "stats?")))
         assert facts["cameras"] == []
-        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
-            fetch(preview.url, Host="evil.example")
-        refused.value.close()
-        for path in ("etc/passwd", "stream.mjpeg?camera=99"):
-            with pytest.raises(urllib.error.HTTPError, match="404") as missing:
-                fetch(preview.url + path)
-            missing.value.close()
     with pytest.raises(UsageError, match="PORT, such"):
         Preview("somewhere")
+
+
+def test_a_host_other_than_loopback_is_named_by_its_number_or_name() -> None:
+    with Preview("0.0.0.0:0", webrtc=False) as preview:
+        for host in ("192.168.1.9:8080", "[fd00::1]:8080", "localhost", socket.gethostname()):
+            assert status(preview, "/stats", Host=host) == 200, host
+        assert status(preview, "/stats", Host="rebound.example") == 403
 
 
 def test_nothing_is_taken_while_nobody_looks() -> None:
@@ -214,7 +302,7 @@ def connected(preview: Preview, request: str) -> socket.socket:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(10)
     client.connect(("127.0.0.1", preview.port))
-    client.sendall(request.encode())
+    client.sendall(request.format(token=preview.token, port=preview.port).encode())
     return client
 
 
@@ -230,14 +318,14 @@ def ended(client: socket.socket) -> bool:
     return True
 
 
-STREAM = "GET /stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+STREAM = "GET /stream.mjpeg?token={token} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
 
 
 def test_a_viewer_that_takes_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vdeblur.live.preview_server._PATIENCE", 1.5)
     with Preview("0", webrtc=False) as preview, running(preview) as took:
         stuck = connected(preview, STREAM)
-        with urllib.request.urlopen(f"{preview.url}stream.mjpeg", timeout=10) as quick:
+        with urllib.request.urlopen(preview.url.replace("?", "stream.mjpeg?"), timeout=10) as quick:
             pictures = 0
             while pictures < 30:
                 pictures += quick.readline().startswith(b"Content-Length")
@@ -262,8 +350,15 @@ def test_the_end_waits_for_no_viewer() -> None:
         stuck.close()
 
 
-@pytest.mark.parametrize("request_", ["", "GET / HTTP/1.1\r\nHost: 127", "POST /offer HTTP/1.1\r\n"
-    "Host: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "",
+        "GET / HTTP/1.1\r\nHost: 127",
+        "POST /offer?token={token} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n[",
+    ],
+)
 def test_a_client_that_says_nothing_is_disconnected(
     request_: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,23 +370,58 @@ def test_a_client_that_says_nothing_is_disconnected(
         assert b"vdeblur" in fetch(preview.url)
 
 
+def offer(preview: Preview, body: bytes, kind: str = "application/json") -> int:
+    return status(preview, "/offer", method="POST", body=body, Content_Type=kind)
+
+
 def test_offers_that_are_none_leave_nothing_behind() -> None:
     pytest.importorskip("aiortc")
     with Preview("0") as preview:
         offers: list[Any] = [{"sdp": "v=0", "type": "answer"}, {"type": "offer"}, {"camera": 99}]
-        for offer in [*offers, [], 3]:
+        offers += [{"sdp": SDP, "type": "offer", "camera": wrong} for wrong in ("1", True, 1e9)]
+        many = SDP + "m=video 9 UDP/TLS/RTP/SAVPF 96\r\n" * 50
+        offers += [{"sdp": many, "type": "offer"}, {"sdp": "m=video \r\n" + "a\r\n" * 2000,
+                                                    "type": "offer"}]  # fmt: skip
+        for wrong in [*offers, [], 3]:
             for _ in range(20):  # more than may call at once
-                body = json.dumps(offer).encode()
-                with pytest.raises(urllib.error.HTTPError, match="400") as refused:
-                    urllib.request.urlopen(f"{preview.url}offer", body, timeout=10)
-                assert b"too many" not in refused.value.read()
-                assert refused.value.headers["Server"] == "vdeblur"
-                refused.value.close()
+                assert offer(preview, json.dumps(wrong).encode()) == 400
+        for nested in (b"[" * 60_000, b'{"a":' * 10_000, b"\xff", b""):
+            assert offer(preview, nested) == 400
+        assert offer(preview, b"x" * (1 << 19)) == 413
+        body = json.dumps({"sdp": SDP, "type": "offer"}).encode()
+        for kind in ("text/plain;charset=UTF-8", "application/x-www-form-urlencoded"):
+            assert offer(preview, body, kind) == 415
         assert not preview.wants_before()
-        for body in (b"x" * (1 << 19),):
-            with pytest.raises(urllib.error.HTTPError, match="404") as refused:
-                urllib.request.urlopen(f"{preview.url}offer", body, timeout=10)
-            refused.value.close()
+
+
+SDP = "\r\n".join(
+    [
+        *("v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0", "a=group:BUNDLE 0"),
+        *("m=video 9 UDP/TLS/RTP/SAVPF 96", "c=IN IP4 127.0.0.1", "a=recvonly", "a=mid:0"),
+        *("a=rtcp-mux", "a=rtpmap:96 VP8/90000"),
+        "a=candidate:1 1 udp 2130706431 {host} {port} typ host",
+        *("a=end-of-candidates", "a=ice-ufrag:abcd", "a=ice-pwd:" + "a" * 32),
+        *("a=fingerprint:sha-256 " + ":".join(["AA"] * 32), "a=setup:passive", ""),
+    ]
+)
+
+
+def test_a_viewer_that_never_connects_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a packet sent to an address of the offer that is not the viewer's own."""
+    pytest.importorskip("aiortc")
+    monkeypatch.setattr("vdeblur.live.preview_server._CONNECTING", 1.0)
+    with Preview("0") as preview, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.2", 0))
+        sdp = SDP.format(host="127.0.0.2", port=other.getsockname()[1])
+        body = json.dumps({"sdp": sdp, "type": "offer", "camera": 1}).encode()
+        codes = [offer(preview, body) for _ in range(17)]
+        assert codes == [200] * 16 + [503]
+        assert preview.wants_before()
+        peers.until(lambda: not preview.wants_before(), 20)
+        assert offer(preview, body) == 200
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1500)
 
 
 def test_without_aiohttp_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

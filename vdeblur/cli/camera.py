@@ -159,8 +159,8 @@ def _add_status_options(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const="127.0.0.1:8090",
         metavar="[HOST:]PORT",
-        help="serve a page with the picture before and after (default 127.0.0.1:8090); a HOST "
-        "other than this machine gets an address with a token",
+        help="serve a page with the picture before and after (default 127.0.0.1:8090), to "
+        "whoever has its address, which holds a token",
     )
     watch.add_argument("--json", action="store_true", help="print JSON lines on standard output")
     watch.add_argument("--metrics", metavar="HOST:PORT", help="for Prometheus: 127.0.0.1:9464")
@@ -279,6 +279,8 @@ def _live(args: argparse.Namespace) -> int:
         if preview is not None:
             preview.snapshot = session.snapshot
             speaker.say(f"preview: {preview.url}")
+            if preview.reach:
+                speaker.say(f"  note: {preview.reach}")
         return _until_stopped(args, session, speaker)
 
 

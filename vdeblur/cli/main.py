@@ -48,9 +48,6 @@ class _Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    # torch reads this when a command imports it. Its threads spin while they wait for each other,
-    # and take the cores from an encoder or another program.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     interrupted = False
 
     def terminate(number: int, frame: FrameType | None) -> None:

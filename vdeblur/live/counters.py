@@ -6,14 +6,18 @@ Memory is bounded: of times, only the last minute is kept. Knows no libav.
 from __future__ import annotations
 
 import json
+import socket
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol, cast
 
 from vdeblur.errors import UsageError
+from vdeblur.live.access import HEADERS, Access
 from vdeblur.system.masking import masked
 
 
@@ -142,7 +146,7 @@ class JsonLines:
     def line(self, kind: str, details: dict[str, Any]) -> None:
         """Write a line of type `kind` with the present time and the details."""
         content = {"type": kind, "time": round(time.time(), 3), **details}
-        text = json.dumps(content, ensure_ascii=False, default=str)
+        text = json.dumps(content, default=str)
         with self._lock:
             self._output.write(text + "\n")
             self._output.flush()
@@ -160,6 +164,8 @@ def host_port(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
 class Prometheus:
     """Serves metrics for Prometheus at `url`, from a snapshot per request.
 
+    Without a token, since they hold counts and no picture; pages in a browser get nothing.
+
     Args:
         address: `PORT` or `HOST:PORT`; port 0 is any free one.
         snapshot: Returns the counts and times of all cameras.
@@ -176,22 +182,95 @@ class Prometheus:
         registry = client.CollectorRegistry()
         registry.register(_Collector(core, snapshot))
         host, port = host_port(address)
+        server = _MetricsServer6 if ":" in host else _MetricsServer
         try:
-            self._server, self._thread = client.start_http_server(
-                port, addr=host, registry=registry
-            )
+            self._server = server((host, port), _MetricsHandler)
         except OSError as error:
             raise UsageError(
                 f"`metrics={address}` cannot be had ({error.strerror}): name another port"
             ) from error
         self.port = int(self._server.server_port)
+        self._server.access = Access(host, self.port, any_name=True)
+        self._server.metrics = lambda: client.generate_latest(registry)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
         """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(2)
+
+
+class _MetricsServer(ThreadingHTTPServer):
+    """Answers each connection on a thread; no more than 16 at once."""
+
+    daemon_threads, block_on_close = True, False
+    access: Access
+    metrics: Callable[[], bytes]
+
+    def __init__(self, *arguments: Any) -> None:
+        self._places = threading.BoundedSemaphore(16)
+        super().__init__(*arguments)
+
+    def server_bind(self) -> None:
+        """Bind; does not ask the name service for the name of the address, which may take long."""
+        if sys.platform != "win32":  # where it would let another program take the port
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread, or disconnect."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and free the place."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that leaves is no error."""
+
+
+class _MetricsServer6(_MetricsServer):
+    address_family = socket.AF_INET6
+
+
+class _MetricsHandler(BaseHTTPRequestHandler):
+    timeout = 10  # seconds without a byte
+    server: _MetricsServer
+    server_version, sys_version = "vdeblur", ""
+
+    def do_GET(self) -> None:
+        """Send the metrics, unless a browser's page asks."""
+        status, text = 200, b""
+        if reason := self.server.access.refusal(cast(Mapping[str, str], self.headers)):
+            status, text = 403, f"{reason}\n".encode()
+        elif self.path.partition("?")[0] not in ("/", "/metrics"):
+            status, text = 404, b"there is no such page\n"
+        else:
+            text = self.server.metrics()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        for name, value in HEADERS.items():
+            if name != "Server":
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
 
 
 _COUNTERS = {

@@ -17,13 +17,16 @@ from typing import Any, Self
 import av
 
 from vdeblur.errors import OutputError
+from vdeblur.live.access import Access
 from vdeblur.live.counters import Snapshot, host_port
 from vdeblur.live.frame_line import QueuedFrame
 from vdeblur.live.preview_pairs import NewestPairs, side_by_side
 from vdeblur.system.optional import installed, optional
 
-#: Hosts at which only programs of this machine can connect.
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_REACH = (
+    "other computers can connect to the preview, too: whoever has this address with its token sees "
+    "the picture, and nothing is encrypted"
+)
 
 
 class Preview:
@@ -36,8 +39,8 @@ class Preview:
         webrtc: Whether to offer WebRTC, if aiortc is installed.
 
     Attributes:
-        url: Where the page is. On a host other than this machine itself, it contains a token,
-            without which every request is refused.
+        url: Where the page is, with the token without which no picture is sent.
+        reach: Who else can connect, as a sentence; empty if only programs of this machine can.
         snapshot: Returns the counts to show; set it to `Session.snapshot`.
 
     Raises:
@@ -50,7 +53,7 @@ class Preview:
         optional("aiohttp", extra="live", purpose="the preview's page")
         from vdeblur.live.preview_server import PreviewServer
 
-        self.token = "" if host in LOOPBACK else secrets.token_urlsafe(18)
+        self.token = secrets.token_urlsafe(18)
         self.snapshot: Callable[[], Sequence[Snapshot]] = list
         self._pairs = NewestPairs()
         try:
@@ -61,11 +64,13 @@ class Preview:
             ) from error
         self.port = int(listener.getsockname()[1])
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+        self.url = f"http://{name}:{self.port}/?token={self.token}"
+        access = Access(host, self.port)
+        self.reach = "" if access.local else _REACH
         self._server = PreviewServer(
             listener,
             self._pairs,
-            hosts=frozenset() if self.token else LOOPBACK,
+            access=access,
             token=self.token,
             stats=self.stats,
             webrtc=webrtc and installed("aiortc"),

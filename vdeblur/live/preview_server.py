@@ -1,16 +1,19 @@
 """The preview's server: page, counts, JPEG pictures and WebRTC, in one thread with an event loop.
 
 Imports aiohttp, so `preview` imports it only when it is needed; aiortc is imported with the first
-WebRTC call. Every request is checked before anything else: see `_allowed`.
+WebRTC call. Every request is checked before anything else: see `_refusal`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -19,12 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from vdeblur.live.access import HEADERS, Access
 from vdeblur.live.encoding import copy_of
 from vdeblur.live.preview_pairs import NewestPairs
 from vdeblur.system.optional import optional
@@ -32,8 +35,12 @@ from vdeblur.system.optional import optional
 _BOUNDARY = "vdeblur"
 #: Seconds that a client may send nothing, or take nothing, before it is disconnected.
 _PATIENCE = 10.0
-#: Bytes of a WebRTC offer at most.
-_MAX_OFFER = 1 << 18
+#: Seconds that a WebRTC viewer has from its offer to its connection.
+_CONNECTING = 20.0
+#: Bytes of a WebRTC offer at most; browsers send about 6,000.
+_MAX_OFFER = 1 << 16
+#: Connections, and viewers of JPEG pictures, at once.
+_MOST_CONNECTIONS, _MOST_STREAMS = 128, 32
 
 # Silent unless the program configures logging: messages of aiohttp may contain addresses, and
 # viewers that leave in the middle of a picture are no errors.
@@ -47,9 +54,9 @@ class PreviewServer:
     Args:
         listener: A listening socket; closed with the server.
         pairs: The pictures.
-        hosts: If not empty, the host names that a request may be addressed to. A page elsewhere
-            may point a name of its own at this machine (DNS rebinding); its Host header shows it.
-        token: If not empty, every request must carry it as the query parameter `token`.
+        access: Decides which requests are answered.
+        token: Every request but that for the page itself, which holds no picture, must carry it:
+            as `Authorization: Bearer TOKEN`, or as the query parameter `token`.
         stats: Returns the counts of all cameras.
         webrtc: Whether WebRTC is offered.
     """
@@ -59,14 +66,16 @@ class PreviewServer:
         listener: socket.socket,
         pairs: NewestPairs,
         *,
-        hosts: frozenset[str],
+        access: Access,
         token: str,
         stats: Callable[[], list[dict[str, Any]]],
         webrtc: bool,
     ) -> None:
         self._listener, self._pairs, self._stats = listener, pairs, stats
-        self._hosts, self._token, self._webrtc = hosts, token, webrtc
+        self._access, self._token, self._webrtc = access, token, webrtc
         self._page = resources.files("vdeblur.live").joinpath("preview.html").read_bytes()
+        self._policy = _content_policy(self._page.decode())
+        self._streams = 0
         self._calls: _Calls | None = None
         self._closing = threading.Event()
         self._started = threading.Event()
@@ -121,7 +130,7 @@ class PreviewServer:
         handlers = runner.server
         assert handlers is not None
         server = await self._loop.create_server(
-            lambda: self._watched(handlers()), sock=self._listener
+            lambda: self._watched(handlers(), len(handlers.connections)), sock=self._listener
         )
         self._started.set()
         await self._end.wait()
@@ -139,8 +148,11 @@ class PreviewServer:
 
     # -- access ----------------------------------------------------------------------------------
 
-    def _watched(self, connection: web.RequestHandler) -> asyncio.Protocol:
-        """Disconnect a client that connects and sends no request; aiohttp would wait for ever."""
+    def _watched(self, connection: web.RequestHandler, others: int) -> asyncio.Protocol:
+        """Disconnect a client that connects and sends no request; aiohttp would wait for ever.
+
+        At once where there are too `others` already.
+        """
 
         def disconnect() -> None:
             del self._unheard[id(connection)]
@@ -148,7 +160,8 @@ class PreviewServer:
                 connection.transport.abort()
 
         assert self._loop is not None
-        self._unheard[id(connection)] = self._loop.call_later(_PATIENCE, disconnect)
+        patience = _PATIENCE if others < _MOST_CONNECTIONS else 0.0
+        self._unheard[id(connection)] = self._loop.call_later(patience, disconnect)
         return connection
 
     @web.middleware
@@ -157,51 +170,65 @@ class PreviewServer:
         if timer is not None:
             timer.cancel()
         response: web.StreamResponse
-        if not self._allowed(request):
-            response = web.Response(
-                status=403, text="not without the token of the printed address\n"
-            )
+        if reason := self._refusal(request):
+            response = web.Response(status=403, text=f"{reason}\n")
         else:
             try:
                 response = await handler(request)
-            except (web.HTTPNotFound, web.HTTPMethodNotAllowed):
+            except web.HTTPNotFound:
                 response = web.Response(status=404, text="there is no such page\n")
+            except web.HTTPMethodNotAllowed as error:
+                allowed = {"Allow": ", ".join(sorted(error.allowed_methods))}
+                text = "this page has no such method\n"
+                response = web.Response(status=405, headers=allowed, text=text)
         # Sent here, since aiohttp would wait for ever for a client that does not read.
         async with _patience(request):
             await response.prepare(request)
             await response.write_eof()
         return response
 
-    def _allowed(self, request: web.Request) -> bool:
-        if self._token:
+    def _refusal(self, request: web.Request) -> str:
+        """Return why a request is refused; empty if it is not."""
+        page = request.path == "/" and request.method == "GET"
+        if reason := self._access.refusal(request.headers, page=page):
+            return reason
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer":
             given = request.query.get("token", "")
-            return hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
-        try:
-            host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
-        except ValueError:
-            return False
-        return host in self._hosts
+        same = hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
+        return "" if page or same else "not without the token of the printed address"
 
     # -- pages -----------------------------------------------------------------------------------
 
     async def _get_page(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._page, content_type="text/html", charset="utf-8")
+        response = web.Response(body=self._page, content_type="text/html", charset="utf-8")
+        response.headers["Content-Security-Policy"] = self._policy
+        return response
 
     async def _get_stats(self, request: web.Request) -> web.Response:
         facts = {"webrtc": self._webrtc, "cameras": await self._work(self._stats)}
         return web.json_response(facts)
 
     async def _get_stream(self, request: web.Request) -> web.StreamResponse:
-        """Send JPEG after JPEG, the newest each time: a slow viewer sees fewer, not later ones."""
         camera = request.query.get("camera", "1")
-        if not camera.isdigit() or not await self._is_camera(int(camera)):
+        if not re.fullmatch("[0-9]{1,4}", camera) or not await self._is_camera(int(camera)):
             return web.Response(status=404, text="there is no such camera\n")
+        if self._streams >= _MOST_STREAMS:
+            return web.Response(status=503, text="too many viewers\n")
+        self._streams += 1
+        try:
+            return await self._send_pictures(request, int(camera))
+        finally:
+            self._streams -= 1
+
+    async def _send_pictures(self, request: web.Request, camera: int) -> web.StreamResponse:
+        """Send JPEG after JPEG, the newest each time: a slow viewer sees fewer, not later ones."""
         response = web.StreamResponse(
             headers={"Content-Type": f"multipart/x-mixed-replace; boundary={_BOUNDARY}"}
         )
         response.force_close()
         await response.prepare(request)
-        newest, number = self._pairs.of(int(camera)), 0
+        newest, number = self._pairs.of(camera), 0
         with self._pairs.looking():
             while not self._closing.is_set():
                 number, pair = await newest.after(number)
@@ -219,18 +246,28 @@ class PreviewServer:
 
     async def _post_offer(self, request: web.Request) -> web.Response:
         """Answer the WebRTC offer of a browser."""
-        if not self._webrtc or (request.content_length or 0) > _MAX_OFFER:
+        if not self._webrtc:
             raise web.HTTPNotFound
+        # A page elsewhere can send only the types of forms without being asked for its origin.
+        if request.content_type != "application/json":
+            return web.Response(status=415, text="an offer is application/json\n")
         try:
             async with asyncio.timeout(_PATIENCE):
                 offer = json.loads(await request.read())
-            camera = int(offer.get("camera", 1))
+            camera, sdp = offer.get("camera", 1), offer["sdp"]
+            if offer["type"] != "offer" or type(camera) is not int or not isinstance(sdp, str):
+                raise ValueError("it is no offer")
             if not await self._is_camera(camera):
                 raise ValueError(f"there is no camera {camera}")
+            sdp = _offered(sdp, viewer=request.remote or "")
             if self._calls is None:
                 self._calls = _Calls(self._pairs, self._closing)
             async with asyncio.timeout(15):
-                answer = await self._calls.answer(offer, camera)
+                answer = await self._calls.answer(sdp, camera)
+        except web.HTTPRequestEntityTooLarge:
+            return web.Response(status=413, text="an offer is smaller\n")
+        except _TooMany:
+            return web.Response(status=503, text="too many viewers\n")
         except Exception as error:  # of the browser's making: it falls back to JPEG
             return web.Response(status=400, text=f"{type(error).__name__}\n")
         return web.json_response(answer)
@@ -256,9 +293,52 @@ async def _patience(request: web.Request) -> AsyncIterator[None]:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Server"] = "vdeblur"
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Content-Security-Policy", _NOTHING)
+
+
+# For answers other than the page: should one ever be shown as a page, it may do nothing.
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+
+def _content_policy(page: str) -> str:
+    """Return the page's Content-Security-Policy: its own script and style, and nothing else."""
+    sources = []
+    for tag in ("script", "style"):
+        found = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(f.encode()).digest()).decode() for f in found]
+        sources.append(f"; {tag}-src " + " ".join(f"'sha256-{digest}'" for digest in digests))
+    return _NOTHING + "".join(sources) + "; connect-src 'self'; img-src blob:; media-src blob:"
+
+
+def _offered(sdp: str, *, viewer: str) -> str:
+    """Return the offer of one video, without addresses other than that of the viewer itself.
+
+    ICE sends packets to every address (candidate) of an offer, so an offer could have this machine
+    probe others. Addresses that are left out are not needed: a viewer sends first, and is answered.
+
+    Raises:
+        ValueError: It offers anything else.
+    """
+    lines = sdp.splitlines()
+    media = [line for line in lines if line.startswith("m=")]
+    if len(media) != 1 or not media[0].startswith("m=video ") or len(lines) > 1000:
+        raise ValueError("an offer has one video")
+    kept, addresses = [], 0
+    for line in lines:
+        if line.startswith("a=candidate:"):
+            words = line.split()
+            addresses += 1
+            if len(words) < 8 or words[4] != viewer or addresses > 32:
+                continue
+        elif line.startswith("a=end-of-candidates"):
+            continue  # its own will be seen when it sends
+        kept.append(line)
+    return "\r\n".join(kept) + "\r\n"
+
+
+class _TooMany(Exception):
+    """All places are taken."""
 
 
 class _Calls:
@@ -270,12 +350,13 @@ class _Calls:
         self._rtc = optional("aiortc", extra="live", purpose="WebRTC in the preview")
         self._pairs, self._closing = pairs, closing
         self._connections: set[Any] = set()
+        self._timers: set[asyncio.Task[None]] = set()
 
-    async def answer(self, offer: dict[str, Any], camera: int) -> dict[str, str]:
-        """Return the answer to a browser's offer."""
+    async def answer(self, sdp: str, camera: int) -> dict[str, str]:
+        """Return the answer to a browser's offer; `_TooMany` if all places are taken."""
         rtc = self._rtc
         if len(self._connections) >= self.MOST:
-            raise RuntimeError("too many viewers")
+            raise _TooMany
         # No STUN server: viewers are on this machine or its network, and nobody else is asked.
         connection = rtc.RTCPeerConnection(rtc.RTCConfiguration(iceServers=[]))
         self._connections.add(connection)
@@ -291,10 +372,16 @@ class _Calls:
             if connection.connectionState in ("failed", "closed", "disconnected"):
                 await close()
 
+        async def expire() -> None:
+            await asyncio.sleep(_CONNECTING)
+            if connection.connectionState != "connected":
+                await close()
+
+        timer = asyncio.create_task(expire())
+        self._timers.add(timer)
+        timer.add_done_callback(self._timers.discard)
         try:
-            await connection.setRemoteDescription(
-                rtc.RTCSessionDescription(str(offer["sdp"]), str(offer["type"]))
-            )
+            await connection.setRemoteDescription(rtc.RTCSessionDescription(sdp, "offer"))
             connection.addTrack(track)
             await connection.setLocalDescription(await connection.createAnswer())
         except BaseException:
@@ -307,6 +394,8 @@ class _Calls:
 
     async def close(self) -> None:
         """Close all connections, within five seconds."""
+        for timer in list(self._timers):
+            timer.cancel()
         closing = [connection.close() for connection in list(self._connections)]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
