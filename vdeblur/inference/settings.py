@@ -44,6 +44,7 @@ DTYPES = {
 Size = tuple[int, int]  # height, width
 KeyParts = dict[str, str]
 _KIND = "tuned"
+_LARGEST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:
 def _read(folder: Path) -> dict[Size, Setting]:
     """The settings in a folder, without damaged ones."""
     settings: dict[Size, Setting] = {}
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
         lines = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         for name, values in lines.items():
             with suppress(ValueError, TypeError):
@@ -275,7 +276,7 @@ def _sound(setting: Setting) -> bool:
         setting.backend in runtimes.RUNTIMES
         and setting.precision in ("fp32", "fp16", "bf16")
         and type(setting.batch) is int
-        and setting.batch >= 1
+        and 1 <= setting.batch <= _LARGEST_BATCH
         and (tile is None or (type(tile) is int and tile >= MIN_TILE))
         and type(rate) in (int, float)
         and math.isfinite(rate)

@@ -13,6 +13,7 @@ from typing import Any
 from vdeblur.errors import ModelError
 from vdeblur.networks.base import Network
 from vdeblur.networks.identity import Identity
+from vdeblur.networks.limits import check_config
 from vdeblur.networks.mimo_unet import MIMOUNet
 from vdeblur.networks.mimo_unet_cfa import MIMOUNetCFA
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
@@ -215,8 +216,10 @@ def build(name: str, config: Mapping[str, Any] | None = None) -> Network:
     entry = spec(name)
     chosen = dict(entry.config if config is None else config)
     try:
+        check_config(chosen)
         return FAMILIES[entry.family](**chosen)
-    except (TypeError, ValueError) as error:
+    # torch reports a size below 0 by a RuntimeError.
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelError(
             f"a {entry.family} network cannot have the config {chosen}: {error}"
         ) from error

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from vdeblur.errors import ModelError
 from vdeblur.networks.global_mean import GlobalMean
+from vdeblur.networks.limits import limited_building
 from vdeblur.system.optional import installed
+
+#: What networks may have beyond their weights: parameters, and numbers in them.
+_FEW_PARAMETERS, _FEW_VALUES = 1000, 20_000_000
 
 
 class ZooNetwork(nn.Module):
@@ -82,7 +86,10 @@ def load_from_zoo(tensors: Mapping[str, Tensor]) -> ZooNetwork | None:
     if spandrel is None:
         return None
     try:
-        descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
+        # Some tables, such as of positions, are parameters that files leave out.
+        values = 4 * sum(tensor.numel() for tensor in tensors.values()) + _FEW_VALUES
+        with limited_building(2 * len(tensors) + _FEW_PARAMETERS, values):
+            descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
     # spandrel raises its own error for unknown networks, and any other for unusual variants.
     except Exception:
         return None

@@ -132,6 +132,12 @@ def _loaded(path: Path, entry: NetworkSpec | None) -> Loaded:
             f"{path} holds numbers that are not finite in {len(wild)} of {len(found.tensors)} "
             f"tensors ({wild[0]} first): its training failed, use an earlier checkpoint"
         )
+    whole = [name for name, tensor in found.tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise ModelError(
+            f"{path} holds whole numbers in {len(whole)} of {len(found.tensors)} tensors "
+            f"({whole[0]} first): quantized weights are not read, use those in fp32 or fp16"
+        )
     notes: tuple[str, ...] = ()
     chosen = entry if entry is not None and entry.family == found.family else found.entry
     if entry is not None:

@@ -35,7 +35,7 @@ def checked_weights(path: Path) -> Path:
     """
     try:
         expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelError(
             f"{path} has no readable model card beside it: reinstall vdeblur"
         ) from error

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from vdeblur.networks import NetworkSpec, catalogue, names, spec
-from vdeblur.weights.tensor_files import unwrapped
+from vdeblur.networks.limits import check_config, limited_building
+from vdeblur.weights.tensor_files import shortened, unwrapped
+
+#: Parameters that a network may lack in a file that is damaged, at least.
+_FEW_PARAMETERS = 1000
+#: Numbers in all parameters: 100 GB in fp32.
+_MOST_VALUES = 25_000_000_000
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,12 @@ class Found:
     def misfits(self) -> str:
         """Return counts of what does not fit, with the first of each kind by name."""
         shapes = [
-            f"{n}: {_shape(has)} instead of {_shape(right)}" for n, has, right in self.misshaped
+            f"{shortened(n)}: {_shape(has)} instead of {_shape(right)}"
+            for n, has, right in self.misshaped
         ]
         parts = [
-            f"{len(items)} {what} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
+            f"{len(items)} {what} ({', '.join(map(shortened, items[:3]))}"
+            f"{', …' if len(items) > 3 else ''})"
             for what, items in (
                 ("missing", self.missing),
                 ("too many", self.extra),
@@ -134,7 +142,10 @@ def fit(
         chosen = catalogue.FAMILIES[family].config_of(received) if config is None else dict(config)
         if chosen is None:
             return None
-        with torch.device("meta"):
+        check_config(chosen)
+        # A damaged file may lack some tensors, but hardly most of them.
+        most = 2 * len(own) + _FEW_PARAMETERS
+        with torch.device("meta"), limited_building(most, _MOST_VALUES):
             network = catalogue.FAMILIES[family](**chosen)
     # These are shapes that no such network can have.
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError):
@@ -147,10 +158,11 @@ def fit(
     return Found(
         family,
         dict(network.config),
-        own,
+        {name: tensor for name, tensor in own.items() if name in expected},
         fitting,
         missing=tuple(name for name in expected if name not in received),
-        extra=tuple(name for name in received if name not in expected),
+        # Counters, such as of averages and batches, are no weights.
+        extra=tuple(n for n, shape in received.items() if n not in expected and shape),
         misshaped=tuple(
             (name, received[name], expected[name])
             for name in both

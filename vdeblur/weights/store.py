@@ -5,13 +5,15 @@ They lie in `weights` in the data folder (`vdeblur.system.folders.data_folder`).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
+import errno
 import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from dataclasses import replace as replaced
 from pathlib import Path
 
@@ -76,6 +78,8 @@ def stored_weights() -> list[StoredWeights]:
     """Return all readable records, sorted by name."""
     found = []
     for record in sorted(weights_folder().glob("*.json")):
+        if not record.is_file():  # reading a pipe would wait
+            continue
         try:
             found.append(_read_record(record))
         except ModelError:
@@ -110,8 +114,10 @@ def locate(weights: Path | str) -> Path:
         ModelError: there is neither, or the copy is not the file that was added.
     """
     path = Path(weights)
-    if path.exists():
-        return path
+    # Names that no file can have: with a NUL, or too long.
+    with contextlib.suppress(OSError, ValueError):
+        if path.exists():
+            return path
     entry = find_weights(str(weights))
     if entry is not None:
         return _checked(entry)
@@ -219,10 +225,13 @@ def _files_of(name: str) -> list[Path]:
 def _read_record(record: Path) -> StoredWeights:
     try:
         entry = StoredWeights(**json.loads(record.read_text(encoding="utf-8")))
+        types = {field.name: int if field.name == "size_bytes" else str for field in fields(entry)}
+        if any(type(getattr(entry, name)) is not kind for name, kind in types.items()):
+            raise TypeError("a value of another type")
         if "://" in entry.source:  # records of earlier versions hold addresses with their secrets
             entry = replaced(entry, source=masked_download(entry.source))
         sound = entry.name == record.stem and Path(entry.file).name == entry.file
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise ModelError(
@@ -233,6 +242,8 @@ def _read_record(record: Path) -> StoredWeights:
 
 def _checked(entry: StoredWeights) -> Path:
     try:
+        if entry.path.exists() and not entry.path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
         digest = sha256_of(entry.path)
     except OSError as error:
         raise ModelError(
