@@ -40,7 +40,8 @@ from vdeblur import (
     deblur_frames,
     deblur_video,
 )
-from vdeblur.deblur import default_output, motion_threads
+from vdeblur.deblur import motion_threads
+from vdeblur.media.default_names import default_output
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 

@@ -20,16 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.gpu_frames import adopt
 from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
-from vdeblur.media.containers import format_name
+from vdeblur.media.default_names import default_output
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, Expectations, verify
@@ -116,23 +116,6 @@ def motion_threads(device: torch.device) -> int:
     return min(max(1, cores // 2), _MOST_MOTION_THREADS)
 
 
-def default_output(source: str | Path) -> str:
-    """Return the default output of a source: `ride_deblurred.mp4` for `ride.mp4`.
-
-    A pattern keeps its number, `-` stays a pipe, and a container that cannot be written becomes
-    Matroska.
-    """
-    if str(source) == "-":
-        return "-"
-    path = Path(source)
-    output = path.with_name(f"{path.stem}_deblurred{path.suffix}")
-    try:
-        format_name(output, "", source=path)
-    except OutputError:
-        output = output.with_suffix(".mkv")
-    return str(output)
-
-
 def deblur_video(
     source: str | Path,
     output: str | Path | None = None,
@@ -168,7 +151,8 @@ def deblur_video(
     Args:
         source: A video file, a PNG or JPEG, an image pattern (`frames/%05d.png`, with `framerate`
             and `start_number`), or `-` for standard input.
-        output: The destination; None for `default_output(source)`.
+        output: The destination; None for `default_output(source)`, which names a part by its
+            times.
         model: A name of the catalog, a module, or a `Deblurrer`, which then sets weights, device,
             precision, tile and strength. None for the network that the weights belong to, or
             mimo-unet-guided without weights.
@@ -202,7 +186,6 @@ def deblur_video(
     """
     # Long: half of it is the signature and its documentation.
     began = time.monotonic()
-    destination = default_output(source) if output is None else output
     # Most calls need only these keywords, so they stay beside the object that holds them.
     read = ReadOptions.of(
         read,
@@ -212,6 +195,8 @@ def deblur_video(
         start_number=start_number,
         hwaccel=hwaccel,
     )
+    if output is None:
+        output = default_output(source, start=read.start, duration=read.duration)
     deblurrer = Deblurrer.of(
         model, weights=weights, device=device, precision=precision, tile=tile, strength=strength
     )
@@ -219,14 +204,12 @@ def deblur_video(
     asked = exposure_of(exposure)  # likewise for the exposure
     guide = guide or Guide(asked)
     guided = getattr(deblurrer, "guided", False) and not deblurrer.changes_nothing
-    report = Report(str(source), str(destination))
+    report = Report(str(source), str(output))
     notes_of_run = deblurrer.notes.begin_run()
     chosen = _Chosen(choose)
     with (
         VideoReader(source, read, on_device=deblurrer.device.type == "cuda") as reader,
-        VideoWriter(
-            destination, reader, encode=encode, overwrite=overwrite, format=format
-        ) as writer,
+        VideoWriter(output, reader, encode=encode, overwrite=overwrite, format=format) as writer,
     ):
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         with ExitStack() as running:
@@ -417,7 +400,11 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
     Returns:
         Differences from the source, and properties that the requested container cannot keep.
     """
-    if not reader.options.whole or is_pattern(str(writer.destination)) or not writer.verifiable:
+    if (
+        not reader.options.whole
+        or writes_sequence(writer.destination, reader.source)
+        or not writer.verifiable
+    ):
         return [], []
     assert reader.path is not None
     assert writer.temporary is not None

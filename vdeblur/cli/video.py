@@ -140,7 +140,7 @@ def _film_of(inputs: Sequence[str]) -> str | None:
 
 
 def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, str]]:
-    from vdeblur.deblur import default_output
+    from vdeblur.media.default_names import default_output
 
     if output is None:
         yield from ((name, default_output(name)) for name in inputs)

@@ -23,6 +23,8 @@ from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
+from vdeblur.media.joined_file import for_libav
+from vdeblur.media.opening import open_container
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 
@@ -137,7 +139,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _times(path: Path) -> list[float]:
     """The start of each frame in seconds, as browsers count them: from the file's own start."""
-    with av.open(str(path)) as container:
+    with open_container(for_libav(path)) as container:
         start = (container.start_time or 0) / av.time_base
         stream = container.streams.video[0]
         stamps = sorted(

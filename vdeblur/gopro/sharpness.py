@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.opening import open_container
 
 _FAR = 12  # pixels: longer blurs count as blurs of this length
 _MIDDLE = (1080, 1920)  # rows and columns in the middle of the picture that are measured
@@ -76,7 +77,7 @@ def _pictures(path: Path, frames: int) -> Iterator[tuple[float, float, int]]:
     """Yield (time in seconds, sharpness, frames since the last keyframe)."""
     source = for_libav(path)
     try:
-        with av.open(source) as container:
+        with open_container(source) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             count = stream.frames or frames + 1

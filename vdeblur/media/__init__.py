@@ -8,6 +8,9 @@ The modules:
     reader            a file, image sequence or pipe → decoded frames, and the packets of all
                       other streams
     read_options      how a source is read, and which part of it
+    names             names of files as libav gets them; addresses, pipes and devices
+    default_names     names of outputs that nobody gave
+    input_formats     the formats that libav may read: none that reads other files
     opening           opens a source with libav, with hardware decoding where possible
     stream_roles      what becomes of each stream of a source
     pixel_formats     planes of each format that libav decodes; the meaning of color tags

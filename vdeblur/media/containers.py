@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,18 @@ _FORMATS = {
     ".265": "hevc",
 }
 
+_SOUND_OR_TEXT = "has no room for pictures"
+_DIGESTS = "writes digests or times of frames, and no film"
+_NETWORK = "sends to a network address, and makes no file"
+# Muxers that take frames and write no film, which neither flags nor default codecs tell.
+_NO_FILMS = {
+    **dict.fromkeys(("crc", "framecrc", "framehash", "framemd5", "hash", "md5"), _DIGESTS),
+    **dict.fromkeys(("streamhash", "uncodedframecrc", "mkvtimestamp_v2"), _DIGESTS),
+    **dict.fromkeys(("aiff", "flac", "mp3"), _SOUND_OR_TEXT),  # covers only
+    **dict.fromkeys(("rtp", "rtp_mpegts", "rtsp", "sap", "whip"), _NETWORK),
+    "null": "writes nothing",
+}
+
 # Muxers of the formats that are piped, by demuxer.
 _PIPE_FORMATS = {
     "yuv4mpegpipe": "yuv4mpegpipe",
@@ -103,7 +117,7 @@ def format_name(
         source: The source's file; cameras name MP4 files .insv, .LRV or .360, which no muxer knows.
 
     Raises:
-        OutputError: There is no such muxer, or none for the suffix.
+        OutputError: There is no such muxer, or none for the suffix, or it writes no video file.
     """
     if asked is not None:
         name = asked
@@ -126,7 +140,25 @@ def format_name(
         raise OutputError(
             f"no container is known for {asked or destination}: use .mp4, .mov, .mkv, .webm or .ts"
         ) from error
+    what = str(destination) if asked is None else f"`format={asked}`"
+    wrong = _wrong_with(name)
+    if name == "image2" and not is_image(destination):
+        wrong = "names pictures by a number, as in frames/%05d.png"
+    if wrong is not None:
+        raise OutputError(f"{what} {wrong}: use .mp4, .mov, .mkv, .webm or .ts")
     return name
+
+
+@functools.cache
+def _wrong_with(name: str) -> str | None:
+    """Say why a muxer of libav writes no film into a file of its own; None if it does."""
+    form = ContainerFormat(name, "w")
+    if name in _NO_FILMS:
+        return _NO_FILMS[name]
+    if form.flags & cast(int, FormatFlags.no_file.value | FormatFlags.no_streams.value):
+        return None if name == "image2" else "is no single file of a film"
+    with io.BytesIO() as nowhere, av.open(nowhere, "w", format=name) as scratch:
+        return None if scratch.default_video_codec != "none" else _SOUND_OR_TEXT
 
 
 def _muxer_of(suffix: str) -> str:
@@ -176,8 +208,17 @@ class Container:
         asked: str | None = None,
         *,
         source: Path | None = None,
+        is_sequence: bool | None = None,
     ) -> Self:
-        """Choose the container of an output; arguments and errors are those of `format_name`."""
+        """Choose the container of an output.
+
+        Args:
+            destination: As of `format_name`, whose errors are raised.
+            source_format: As of `format_name`.
+            asked: As of `format_name`.
+            source: As of `format_name`.
+            is_sequence: Pictures are numbered; None is as the name says.
+        """
         name = format_name(destination, source_format, asked, source=source)
         flags = ContainerFormat(name, "w").flags
 
@@ -188,7 +229,7 @@ class Container:
             name,
             Path(destination).suffix.lower(),
             is_image(destination),
-            is_pattern(destination),
+            is_pattern(destination) if is_sequence is None else is_sequence,
             global_header=has("global_header"),
             negative_times=has("ts_negative"),
             equal_times=has("ts_nonstrict"),

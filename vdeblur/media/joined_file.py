@@ -15,6 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vdeblur.media.names import libav_name
+
 if sys.platform == "win32":
     from pathlib import WindowsPath as _PlainPath
 else:
@@ -160,4 +162,4 @@ class _Reader(io.RawIOBase):
 
 def for_libav(path: Path) -> Any:
     """Return an argument of av.open: the path's name, or an open file for the caller to close."""
-    return path.open("rb") if isinstance(path, Joined) else str(path.absolute())
+    return path.open("rb") if isinstance(path, Joined) else libav_name(path)

@@ -6,12 +6,13 @@ Knows how opening fails; knows no streams.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import av
 import av.container
@@ -19,11 +20,13 @@ import av.error
 from av.codec.hwaccel import HWAccel, HWDeviceType
 
 from vdeblur.errors import InputError, UsageError
-from vdeblur.media.image_sequences import first_number, is_pattern
+from vdeblur.media.image_sequences import first_number, is_pattern, libav_pattern
+from vdeblur.media.input_formats import readable_formats, refused_kind
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import read_tracks
+from vdeblur.media.names import check_source, descriptor_of, is_read_once
 from vdeblur.media.pipes import InputPipe
 from vdeblur.media.pixel_formats import software_format
 from vdeblur.media.read_options import ReadOptions
@@ -33,6 +36,7 @@ _log = logging.getLogger(__name__)
 # What a device that is missing raises depends on its kind, in spite of allow_software_fallback.
 _FAILURES = (av.error.FFmpegError, OSError, ValueError, NotImplementedError)
 _SPOOL_BYTES = 1 << 20  # read at once
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid")
 
 
 @dataclass
@@ -48,7 +52,7 @@ class OpenSource:
 
     container: av.container.InputContainer
     start_number: int | None = None
-    file: IO[bytes] | None = None
+    file: IO[bytes] | InputPipe | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -58,8 +62,11 @@ def name_of(source: str | Path) -> str:
 
 
 def path_of(source: str | Path) -> Path | None:
-    """Return the file on disk of a source, or None for a pipe or an image pattern."""
-    if str(source) == "-" or is_pattern(source):
+    """Return the file on disk of a source, or None for a pipe or an image pattern.
+
+    None also stands for a path that is a pipe, such as `/dev/stdin`: nothing may look at it first.
+    """
+    if str(source) == "-" or is_pattern(source) or is_read_once(source):
         return None
     return source if isinstance(source, Path) else Path(source)
 
@@ -81,17 +88,15 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
     settings: dict[str, str] = {}
     number = options.start_number
     file: Any
-    if path is not None:
-        _check_path(path)
-        file = for_libav(path)
-    elif str(source) == "-":
-        file = _standard_input()
-    else:
-        file, form = str(source), "image2"
+    if is_pattern(source):
+        file, form = libav_pattern(source), "image2"
         if number is None:
-            number = first_number(file)  # libav itself looks at 0 to 4 only
+            number = first_number(str(source))  # libav itself looks at 0 to 4 only
         settings = {"framerate": str(options.framerate or 25), "start_number": str(number)}
-    kept = None if isinstance(file, str | InputPipe) else cast("IO[bytes]", file)
+    else:
+        check_source(source, once=True)
+        file = _pipe(source) if path is None else for_libav(path)
+    kept = None if isinstance(file, str) else file
     notes: list[str] = []
     container = None
     try:
@@ -110,14 +115,29 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
 
 
 def open_container(
-    file: Any, form: str | None, settings: dict[str, str], acceleration: HWAccel | None
+    file: Any,
+    form: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    acceleration: HWAccel | None = None,
 ) -> av.container.InputContainer:
-    """Open a file, or a Python file, with libav."""
+    """Open a file with libav, which reads nothing but it.
+
+    Args:
+        file: What `for_libav` returns, or a Python file.
+        form: libav's name of the format; None finds it.
+        settings: Options of the format.
+        acceleration: The device that decodes.
+    """
+    confined = {
+        "format_whitelist": readable_formats(),
+        "protocol_whitelist": "file",
+        "pattern_type": "none" if form is None else "sequence",  # the name is that of a file
+    }
     container: av.container.InputContainer = av.open(
         file,
         "r",
         format=form,
-        options=dict(settings),
+        options=confined | dict(settings or {}),
         hwaccel=acceleration,
         metadata_errors="surrogateescape",
     )
@@ -183,7 +203,13 @@ def _on_the_cpu(
             + (" and `start_number`" if form == "image2" else "")
         ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, av.error.InvalidDataError) and _lacks_index(path_of(source)):
+        path = path_of(source)
+        if path is not None and (kind := refused_kind(path)) is not None:
+            raise InputError(
+                f"{name} is {kind}, which names other files or addresses, and those are not "
+                "followed: give the video files themselves"
+            ) from error
+        if isinstance(error, av.error.InvalidDataError) and _lacks_index(path):
             raise InputError(
                 f"{name} has lost its index (moov box): the recording was cut off; "
                 "repair it with a tool such as untrunc first"
@@ -194,21 +220,6 @@ def _on_the_cpu(
         ) from error
 
 
-def _check_path(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give a video file")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty (0 bytes): copy or record it again")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: check the path") from error
-    except PermissionError as error:
-        raise InputError(f"{path} may not be read: check its permissions") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-
-
 def _lacks_index(path: Path | None) -> bool:
     """Tell whether a file is an MP4 without a readable moov box."""
     try:
@@ -217,17 +228,33 @@ def _lacks_index(path: Path | None) -> bool:
         return True
 
 
-def _standard_input() -> Any:
-    """Standard input as a pipe, or spooled to a file without a name where libav has to seek."""
-    pipe = InputPipe(sys.stdin.fileno())
-    head = pipe.peek(12)
-    if not head:
-        raise InputError("standard input is empty: pipe a video into vdeblur")
-    if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return pipe
-    # An MP4 needs its index, which may come last.
-    spool = tempfile.TemporaryFile()  # noqa: SIM115
-    while part := pipe.read(_SPOOL_BYTES):
-        spool.write(part)
-    spool.seek(0)
+def _pipe(source: str | Path) -> Any:
+    """A pipe as it is, or spooled to a file without a name where libav has to seek."""
+    pipe = InputPipe(_descriptor(source))
+    try:
+        head = pipe.peek(12)
+        if not head:
+            raise InputError(f"{name_of(source)} is empty: pipe a video into vdeblur")
+        if head[4:8] not in _ISO_BOXES:
+            return pipe
+        # An MP4 needs its index, which may come last.
+        spool = tempfile.TemporaryFile()  # noqa: SIM115
+        while part := pipe.read(_SPOOL_BYTES):
+            spool.write(part)
+        spool.seek(0)
+    except BaseException:
+        pipe.close()
+        raise
+    pipe.close()
     return spool
+
+
+def _descriptor(source: str | Path) -> int:
+    """Open a pipe; what this process has open is not opened again, which sockets refuse."""
+    number = descriptor_of(source)
+    if str(source) == "-":
+        number = sys.stdin.fileno()
+    try:
+        return os.open(source, os.O_RDONLY) if number is None else os.dup(number)
+    except OSError as error:
+        raise InputError(f"{name_of(source)} cannot be read ({error.strerror})") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vdeblur.errors import OutputError
-from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.image_sequences import libav_pattern, writes_sequence
 from vdeblur.media.libav_errors import output_error
+from vdeblur.media.names import libav_name
 from vdeblur.media.pipes import OutputPipe
 from vdeblur.system.files import default_mode
 
@@ -44,6 +45,8 @@ class OutputFile:
         overwrite: bool,
     ) -> None:
         self.destination, self._overwrite = destination, overwrite
+        #: The output is a sequence of pictures.
+        self.is_pattern = writes_sequence(destination, source)
         self.temporary: Path | None = None
         if str(destination) == "-":
             return
@@ -79,18 +82,13 @@ class OutputFile:
         self.temporary = temporary
 
     @property
-    def is_pattern(self) -> bool:
-        """True for a sequence of images."""
-        return is_pattern(self.destination)
-
-    @property
     def target(self) -> Any:
         """What libav opens for writing."""
         if self.temporary is None:
             return OutputPipe(sys.stdout.buffer)
         if self.is_pattern:
-            return str(self.temporary / Path(self.destination).name)
-        return str(self.temporary)
+            return libav_pattern(self.temporary / Path(self.destination).name)
+        return libav_name(self.temporary)
 
     def files(self) -> list[Path]:
         """Return the files that are written, under their temporary names."""

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 class InputPipe:
-    """Read a file descriptor, with what was read last to be read again on request.
+    """Read a file descriptor of its own, with what was read last to be read again on request.
 
     Not through Python's buffered reader: a thread that waits in it holds a lock, and the
     interpreter aborts if it cannot take the lock at exit.
@@ -19,6 +19,12 @@ class InputPipe:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._head = descriptor, b""
         self._kept: bytearray | None = None  # everything read since `remember`
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
     def peek(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end, and leave them to be read."""

@@ -25,7 +25,7 @@ from vdeblur.media.frame_factory import FrameFactory, to_host
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.opening import name_of, open_source, path_of
+from vdeblur.media.opening import name_of, open_container, open_source, path_of
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 from vdeblur.media.read_options import Clip, ReadOptions
 from vdeblur.media.stream_roles import streams_of
@@ -280,7 +280,7 @@ class VideoReader:
         frames: dict[int, av.VideoFrame] = {}
         try:
             again = for_libav(cast(Path, self.path))
-            with av.open(again) as container:
+            with open_container(again) as container:
                 for packet in container.demux(*(container.streams[i] for i in self.video_streams)):
                     index = packet.stream.index
                     if index in frames:

@@ -8,8 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import av
+import av.container
 import numpy as np
 from numpy.typing import NDArray
+
+from vdeblur.errors import InputError
+from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.joined_file import for_libav
+from vdeblur.media.opening import open_container, open_source, path_of
+from vdeblur.media.read_options import ReadOptions
 
 #: Pictures that are taken of all sources together; ranges hardly change beyond.
 COUNT = 24
@@ -22,11 +29,12 @@ def sample_frames(sources: Sequence[str | Path], *, count: int = COUNT) -> list[
     A source that cannot be read twice, or at all (a pipe, a damaged file), yields no pictures:
     restoring it reports what is wrong with it.
     """
-    readable = [source for source in sources if str(source) != "-"][:count]
+    # What can be read only once is read by the restoration itself.
+    readable = [s for s in sources if path_of(s) is not None or is_pattern(s)][:count]
     pictures = []
     for source in readable:
         share = max(1, count // len(readable))
-        with suppress(av.FFmpegError, OSError, ValueError, IndexError):
+        with suppress(av.FFmpegError, OSError, ValueError, IndexError, InputError):
             frames = _keyframes(source, share)
             if len(frames) < share / 2:  # a short clip, or one of few keyframes
                 frames = _first_frames(source, share)
@@ -34,10 +42,17 @@ def sample_frames(sources: Sequence[str | Path], *, count: int = COUNT) -> list[
     return pictures
 
 
+def _opened(source: str | Path) -> av.container.InputContainer:
+    path = path_of(source)
+    if path is None:
+        return open_source(source, ReadOptions(), on_device=False).container
+    return open_container(for_libav(path))
+
+
 def _keyframes(source: str | Path, count: int) -> list[av.VideoFrame]:
     """Keyframes at or before evenly spread times, each once: none that need others are decoded."""
     found: dict[int | None, av.VideoFrame] = {}
-    with av.open(str(source)) as container:
+    with _opened(source) as container:
         video = container.streams.video[0]
         video.codec_context.skip_frame = "NONKEY"
         for part in range(count if container.duration else 1):  # pictures have no duration
@@ -52,7 +67,7 @@ def _keyframes(source: str | Path, count: int) -> list[av.VideoFrame]:
 
 def _first_frames(source: str | Path, count: int) -> list[av.VideoFrame]:
     """Frames spread over the first _DECODED of a source."""
-    with av.open(str(source)) as container:
+    with _opened(source) as container:
         video = container.streams.video[0]
         # Matroska does not count its frames.
         seconds = (container.duration or 0) / 1_000_000

@@ -21,12 +21,13 @@ from vdeblur.media import avi, image_metadata
 from vdeblur.media.containers import Container, container_tags, muxer_options
 from vdeblur.media.copied_streams import CopiedStreams
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.image_sequences import is_image
+from vdeblur.media.image_sequences import is_image, writes_sequence
 from vdeblur.media.libav_errors import reported
 from vdeblur.media.losses import Losses
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft, trailer_name
 from vdeblur.media.mp4.tracks import sample_times
+from vdeblur.media.names import check_destination
 from vdeblur.media.output_file import OutputFile
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.stream_roles import label_of
@@ -79,7 +80,14 @@ class VideoWriter:
         self._display_matrix = display_matrix
         self._losses = Losses()
         self._demuxer: str = reader.container.format.name
-        self._container = Container.of(destination, self._demuxer, format, source=reader.path)
+        check_destination(destination)
+        self._container = Container.of(
+            destination,
+            self._demuxer,
+            format,
+            source=reader.path,
+            is_sequence=writes_sequence(destination, reader.source),
+        )
         self.converts = not self._container.is_written_by(self._demuxer) or (
             reader.path is not None
             and reader.path.suffix.lower() != Path(destination).suffix.lower()

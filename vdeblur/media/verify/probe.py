@@ -27,6 +27,8 @@ from vdeblur.media.encoders import side_data_bytes
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
+from vdeblur.media.names import check_source
+from vdeblur.media.opening import open_container
 from vdeblur.media.verify.ticks import UNKNOWN
 
 # Names of FFmpeg's demuxers → the container that they read; within a family, packets come back as
@@ -230,12 +232,11 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     Raises:
         InputError: The file cannot be read, or holds no media.
     """
+    check_source(path)
     path = path if isinstance(path, Path) else Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file: give a video file")
     iso = boxes.is_iso(path)
     try:
-        with av.open(for_libav(path), metadata_errors="surrogateescape") as container:
+        with open_container(for_libav(path)) as container:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
             errors = _read_packets(container, streams, full=full)

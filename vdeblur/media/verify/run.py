@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vdeblur.errors import InputError
+from vdeblur.media.names import check_source, is_address
 from vdeblur.media.verify import container, pictures, streams, times
 from vdeblur.media.verify.checks import (
     BY_CONTAINER,
@@ -88,8 +89,8 @@ def verify(
     unknown = expected.failing - set(CHECKS)
     if unknown:
         raise ValueError(f"known_losses has {sorted(unknown)}, which are names of no check")
-    if not Path(output).is_file():
-        raise InputError(f"{output} is not a file: give the output that is to be verified")
+    if is_address(output) or not Path(output).is_file():
+        check_source(output)
     old = probe(source, full=not quick)
     try:
         new = probe(output, full=not quick)
