@@ -18,6 +18,7 @@ from vdeblur.errors import OutputError
 from vdeblur.media.image_sequences import is_image, is_pattern
 from vdeblur.media.losses import Losses
 from vdeblur.media.mp4 import boxes
+from vdeblur.media.picture_formats import PNG, format_of_name
 
 if TYPE_CHECKING:
     from vdeblur.media.reader import VideoReader
@@ -87,6 +88,8 @@ _NO_FILMS = {
     **dict.fromkeys(("rtp", "rtp_mpegts", "rtsp", "sap", "whip"), _NETWORK),
     "null": "writes nothing",
 }
+# Muxers of other devices' MP4, and of pictures, whose formats `picture_formats` knows.
+_NEVER = ("ipod", "psp", "ismv", "image2", "image2pipe")
 
 # Muxers of the formats that are piped, by demuxer.
 _PIPE_FORMATS = {
@@ -123,8 +126,14 @@ def format_name(
         name = asked
     elif str(destination) == "-":
         name = _PIPE_FORMATS.get(source_format, "matroska")
-    elif is_image(destination):
-        name = "image2"
+    elif (form := format_of_name(destination)) is not None:
+        if form.encoder is None:
+            raise OutputError(
+                f"{destination}: pictures in the format {form.name} are not written; name one such "
+                "as .png, .tif or .jpg"
+            )
+        animated = form is PNG and source_format == "apng" and not is_pattern(destination)
+        name = "apng" if animated else "image2"
     else:
         suffix = Path(destination).suffix.lower()
         if not suffix:
@@ -166,7 +175,7 @@ def _muxer_of(suffix: str) -> str:
     for candidate in sorted(av.format.formats_available):
         with contextlib.suppress(ValueError):
             form = ContainerFormat(candidate, "w")
-            if suffix[1:] in form.extensions and candidate not in ("ipod", "psp", "ismv"):
+            if suffix[1:] in form.extensions and candidate not in _NEVER:
                 return candidate
     return ""
 
@@ -228,8 +237,8 @@ class Container:
         return cls(
             name,
             Path(destination).suffix.lower(),
-            is_image(destination),
-            is_pattern(destination) if is_sequence is None else is_sequence,
+            name == "image2",
+            name == "image2" and (is_pattern(destination) if is_sequence is None else is_sequence),
             global_header=has("global_header"),
             negative_times=has("ts_negative"),
             equal_times=has("ts_nonstrict"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.media.containers import format_name
-from vdeblur.media.image_sequences import number_of
+from vdeblur.media.image_sequences import is_image, number_of
 from vdeblur.media.names import about_address, is_address, is_descriptor, is_read_once
 
 
@@ -17,8 +17,8 @@ def default_output(
     """Return the default output of a source: `ride_deblurred.mp4` for `ride.mp4`.
 
     A part has its times in its name: `ride_5s-7.5s_deblurred.mp4`, and `ride_5s-end_deblurred.mp4`
-    to the end. A pattern keeps its number, `-` stays a pipe, and a container that cannot be written
-    becomes Matroska.
+    to the end. A pattern keeps its number, `-` stays a pipe, a container that cannot be written
+    becomes Matroska, and a picture stays one of its format.
 
     Args:
         source: A path, an image pattern or "-".
@@ -47,7 +47,8 @@ def default_output(
     try:
         format_name(output, "", source=None if is_read_once(path) else path)
     except OutputError:
-        output = output.with_suffix(".mkv")
+        if not is_image(output):
+            output = output.with_suffix(".mkv")
     return str(output)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, cast
@@ -21,6 +21,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
 from vdeblur.errors import EncoderError, UsageError
+from vdeblur.media.picture_formats import PICTURE_CODECS, WRITTEN_FORMATS
 
 # libav names some encoders differently from the codec they write.
 _ENCODERS = {
@@ -34,7 +35,9 @@ _ENCODERS = {
     "webp": "libwebp",
 }
 
-_STILLS = frozenset({"png", "apng", "mjpeg", "webp", "tiff", "jpegxl", "jpeg2000", "gif"})
+#: Encoders of pictures.
+PICTURE_CODERS = frozenset(form.encoder for form in WRITTEN_FORMATS)
+_STILLS = PICTURE_CODECS | {"apng", "jpegxl", "gif"}
 
 _X26X = frozenset({"libx264", "libx264rgb", "libx265"})
 _X26X_PRESETS = (
@@ -152,6 +155,9 @@ def choose_settings(
     *,
     profile: str | None = None,
     side_data: Mapping[str, bytes] | None = None,
+    source_codec: str = "",
+    lossless: bool = False,
+    suffix: str = "",
 ) -> Choice:
     """Return the pixel format and AVOptions for encoder `name`.
 
@@ -161,22 +167,32 @@ def choose_settings(
         options: Requested settings.
         profile: The source's profile, for ProRes and DNx.
         side_data: Side data of the first frame, for HDR.
+        source_codec: libav's canonical name of the source's codec, for pictures.
+        lossless: The source is a picture that is coded without loss.
+        suffix: Of the output's name, for pictures.
 
     Raises:
         EncoderError: The encoder does not take the requested pixel format.
         UsageError: The requested pixel format does not exist.
     """
     notes: list[str] = []
-    pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt)
+    pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt, source_codec, lossless=lossless)
     before, after = VideoFormat(source_pix_fmt), VideoFormat(pix_fmt)
-    if options.pix_fmt is None and (
+    if options.pix_fmt is None and after.has_palette and not before.has_palette:
+        notes.append(f"full colors: {name} has at most 256, in {pix_fmt}")
+    elif options.pix_fmt is None and (
         after.components[0].bits < before.components[0].bits
         or after.chroma_width(64) < before.chroma_width(64)
         or after.chroma_height(64) < before.chroma_height(64)
         or len(after.components) < len(before.components)
+        or any(c.is_alpha for c in before.components) > any(c.is_alpha for c in after.components)
     ):
         notes.append(f"{name} has no {source_pix_fmt}: written as {pix_fmt}")
     settings = _quality(name, options, profile, pix_fmt)
+    if name == "libwebp" and lossless and options.crf is None:
+        settings = {"lossless": "1", "quality": "75"}  # the quality is effort here
+    elif name == "jpeg2000" and suffix != ".jp2":
+        settings["format"] = "j2k"  # a bare codestream
     settings.update(_hdr(name, side_data or {}, settings))
     choice = Choice(name, _codec(name), pix_fmt, settings, options.bitrate, notes)
     if options.bitrate is None:
@@ -186,6 +202,20 @@ def choose_settings(
         elif name == "libvpx":
             choice.bit_rate = 60_000_000
     return choice
+
+
+def gray_jpeg(picture: av.VideoFrame, choice: Choice) -> bytes:
+    """Return a picture in 8-bit gray as a JPEG of one component, which libav does not make.
+
+    Args:
+        picture: In the format gray.
+        choice: Of encoder mjpeg, whose quantizer scale becomes a quality.
+    """
+    import cv2
+
+    quality = round(100 - 2 * float(choice.options.get("qmax", 2)))
+    _, data = cv2.imencode(".jpg", picture.to_ndarray(), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
 
 
 def check_preset(encoder: str, preset: str | None) -> None:
@@ -218,6 +248,25 @@ def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:
     return True
 
 
+def takes_format(encoder: str, pix_fmt: str | None) -> bool:
+    """Return whether an encoder lists a pixel format, or lists none."""
+    formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or [] if f]
+    return not formats or pix_fmt in formats
+
+
+def odd_size_problem(choice: Choice, width: int, height: int) -> str | None:
+    """Return why an encoder takes no pictures of an odd size, which it would print itself."""
+    pixel = VideoFormat(choice.pix_fmt)
+    across, down = 64 // (pixel.chroma_width(64) or 64), 64 // (pixel.chroma_height(64) or 64)
+    if choice.encoder not in _X26X or (width % across == 0 and height % down == 0):
+        return None
+    return (
+        f"{choice.encoder} takes pictures of even width and height only in {choice.pix_fmt}, and "
+        f"these are {width}x{height}: choose `encoder` libsvtav1 or libvpx-vp9, or `pix_fmt` "
+        "yuv444p"
+    )
+
+
 def _exists(name: str) -> bool:
     try:
         return bool(av.codec.Codec(name, "w").is_encoder)
@@ -243,7 +292,9 @@ def _codec(encoder: str) -> str:
     return str(av.codec.Codec(encoder, "w").canonical_name)
 
 
-def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
+def _pixel_format(
+    encoder: str, source: str, asked: str | None, source_codec: str, *, lossless: bool
+) -> str:
     formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or [] if f]
     if asked is not None:
         try:
@@ -257,6 +308,15 @@ def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
                 f"{encoder} does not take pixel format {asked}: choose from {', '.join(formats)}"
             )
         return asked
+    if encoder in PICTURE_CODERS:
+        if encoder == "mjpeg" and not _traits(source)[2]:
+            return "gray"  # see `gray_jpeg`
+        if encoder == "libwebp":
+            formats = ["bgra"] if lossless else ["yuv420p", "yuva420p"]
+        elif encoder == "jpeg2000":
+            formats = [f for f in formats if not f.startswith("ya")]  # OpenJPEG's readers refuse it
+        own = source_codec == _codec(encoder) == "jpeg2000"
+        return _picture_format(formats, source, yuv=encoder in ("mjpeg", "libwebp") or own)
     if not formats or source in formats:
         return source
     if source.startswith("yuvj") and source.replace("yuvj", "yuv") in formats:
@@ -264,6 +324,52 @@ def _pixel_format(encoder: str, source: str, asked: str | None) -> str:
     alpha = any(c.is_alpha for c in VideoFormat(source).components)
     best = av.codec.find_best_pix_fmt_of_list(formats, source, alpha)
     return str(best[0].name) if best[0] else formats[0]
+
+
+def _picture_format(formats: Sequence[str], source: str, *, yuv: bool) -> str:
+    """The format of a picture's coder that keeps most of `source`, and is no larger than it must.
+
+    Y'CbCr is left out unless `yuv`: few programs read it in formats of RGB.
+    """
+    if source in formats and (yuv or _traits(source)[3] or not _traits(source)[2]):
+        return source
+    alpha, bits, color, rgb, across, down = _traits(source)
+
+    def loss(name: str) -> tuple[object, ...]:
+        b = _traits(name)
+        return (
+            color and not b[2],
+            alpha and not b[0],
+            max(0, bits - b[1]),
+            max(0, b[4] - across) + max(0, b[5] - down),
+            rgb != b[3] and color,
+            b[2] and not color,
+            b[0] and not alpha,
+            b[1] - bits,
+            across + down - b[4] - b[5],
+        )
+
+    usable = [f for f in formats if _is_plain(f) and (yuv or _traits(f)[3] or not _traits(f)[2])]
+    return min(usable or formats, key=loss)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a format has at least 8 bits a component, without a palette."""
+    pixel = VideoFormat(name)
+    return not pixel.has_palette and all(c.bits >= 8 for c in pixel.components)
+
+
+def _traits(name: str) -> tuple[bool, int, bool, bool, int, int]:
+    """(alpha, bits, has color, RGB, columns and rows of a chroma sample)."""
+    pixel = VideoFormat(name)
+    return (
+        any(c.is_alpha for c in pixel.components),
+        max(c.bits for c in pixel.components),
+        pixel.has_palette or len(pixel.components) > 2,
+        pixel.is_rgb or pixel.has_palette,
+        64 // (pixel.chroma_width(64) or 64),
+        64 // (pixel.chroma_height(64) or 64),
+    )
 
 
 def _quality(
@@ -278,7 +384,7 @@ def _quality(
     if name in ("libx264", "libx264rgb"):
         wanted = {"preset": preset or "medium", "crf": level(16)}
     elif name == "libx265":
-        wanted = {"preset": preset or "medium", "crf": level(17), "x265-params": "log-level=error"}
+        wanted = {"preset": preset or "medium", "crf": level(17), "x265-params": "log-level=none"}
     elif name == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints its settings otherwise
         wanted = {"preset": preset or "8", "crf": level(18)}
@@ -301,6 +407,12 @@ def _quality(
         wanted = {"quality": "film3+"}
     elif name == "libwebp":
         wanted = {"quality": level(95)}
+    elif name == "tiff":
+        wanted = {"compression_algo": "deflate"}
+    elif name == "jpeg2000":
+        wanted = {"pred": "dwt53"}  # without loss
+    elif name == "sgi":
+        wanted = {"rle": "0"}  # Pillow does not read libav's
     elif name == "mjpeg" or name in FRAME_COUNTING - {"dvvideo", "gif", "apng"}:
         wanted = {"qmin": level(2), "qmax": level(2)}
         if name == "mjpeg":

@@ -6,9 +6,10 @@ Knows pictures of libav in memory; knows no files and no packets.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
+import numpy as np
 
 from vdeblur.frames import Frame
 from vdeblur.media.damage import Damage
@@ -101,6 +102,13 @@ def frame_of(
     )
 
 
+def _has_alpha(picture: av.VideoFrame) -> bool:
+    """Whether a color that a picture uses of its palette is transparent."""
+    used = np.unique(np.frombuffer(cast(Any, picture.planes[0]), np.uint8))
+    alpha = np.frombuffer(cast(Any, picture.planes[1]), np.uint8)[3:1024:4]
+    return bool(alpha[used].min() < 255)
+
+
 class FrameFactory:
     """Make the frames of one stream of a file: of one size and format, with increasing times.
 
@@ -119,6 +127,8 @@ class FrameFactory:
         self._codec: str = stream.codec_context.codec.canonical_name
         self._size = first.width, first.height
         self._format = planar_format(first.format.name)
+        if first.format.has_palette and not _has_alpha(first):
+            self._format = "rgb24"
         self._time_base: Fraction = stream.time_base or first.time_base or Fraction(1, 90000)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self._step = max(1, round(1 / (rate * self._time_base)))

@@ -72,7 +72,8 @@ def _jpeg_segments(data: bytes) -> list[bytes]:
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == 0xDA:
             break
-        if 0xE0 <= marker <= 0xEF or marker == 0xFE:
+        # Adobe's APP14 says how the components of the old picture were coded.
+        if (0xE0 <= marker <= 0xEF and marker != 0xEE) or marker == 0xFE:
             kept.append(data[at : at + 2 + length])
         at += 2 + length
     return kept

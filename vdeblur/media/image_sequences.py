@@ -6,16 +6,18 @@ import glob
 import re
 from pathlib import Path
 
+from vdeblur.media.picture_formats import PICTURE_SUFFIXES, WRITTEN_SUFFIXES
+
 #: Suffixes, in lower case, of the still images that are read and written.
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+IMAGE_SUFFIXES = WRITTEN_SUFFIXES
 
 # `%%` stands for a percent sign. A letter after `%d` makes it a part of a word: 50%discount.png.
 _NUMBER = re.compile(r"(?<!%)(?:%%)*(%(?:(?:0?(\d+))d|d(?![a-zA-Z])))")
 
 
 def is_image(path: str | Path) -> bool:
-    """Tell whether a name is that of a PNG or JPEG, or of a pattern of them."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Tell whether a name is that of a picture, or of a pattern of them."""
+    return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
 def is_pattern(path: str | Path) -> bool:

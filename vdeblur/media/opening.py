@@ -27,6 +27,7 @@ from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.names import check_source, descriptor_of, is_read_once
+from vdeblur.media.picture_formats import check_picture, is_readable_demuxer
 from vdeblur.media.pipes import InputPipe
 from vdeblur.media.pixel_formats import software_format
 from vdeblur.media.read_options import ReadOptions
@@ -95,6 +96,8 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
         settings = {"framerate": str(options.framerate or 25), "start_number": str(number)}
     else:
         check_source(source, once=True)
+        if path is not None:
+            check_picture(path)
         file = _pipe(source) if path is None else for_libav(path)
     kept = None if isinstance(file, str) else file
     notes: list[str] = []
@@ -107,6 +110,7 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
         if container is None:
             container = _on_the_cpu(source, file, form, settings)
             _log.debug("decoding %s on the CPU, format %s", source, container.format.name)
+        _check_kind(container, name_of(source))
     except BaseException:
         if kept is not None:
             kept.close()
@@ -218,6 +222,17 @@ def _on_the_cpu(
             f"{name} is not a video that can be read ({reason(error)}): "
             "give a video file, an image or an image pattern"
         ) from error
+
+
+def _check_kind(container: av.container.InputContainer, name: str) -> None:
+    """Refuse pictures that are read but not restored."""
+    demuxer = container.format.name
+    if not is_readable_demuxer(demuxer):
+        container.close()
+        raise InputError(
+            f"{name} is a picture in the format {demuxer.removesuffix('_pipe')}, which is not "
+            "restored: convert it to PNG or 16-bit TIFF in RGB first"
+        )
 
 
 def _lacks_index(path: Path | None) -> bool:

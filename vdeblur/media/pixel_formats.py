@@ -15,6 +15,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace
 
 from vdeblur.frames import ChromaSiting, Matrix, Plane, PlaneLayout
+from vdeblur.media.picture_formats import PICTURE_CODECS
 
 # AVColorSpace (ITU-T H.273 MatrixCoefficients) of each matrix.
 _COLORSPACES: dict[Matrix, int] = {
@@ -60,7 +61,7 @@ _PLANAR = {
     "gbrpf32le": "gbrp16le",
     "gbrapf32le": "gbrap16le",
 }
-_STILLS = frozenset({"mjpeg", "png", "jpegls", "bmp", "tiff", "gif", "webp"})
+_STILLS = PICTURE_CODECS | {"gif", "apng"}
 
 
 def planar_format(name: str) -> str:

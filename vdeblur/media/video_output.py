@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, cast
 
 import av
@@ -25,17 +26,22 @@ from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.containers import Container, copy_tags
 from vdeblur.media.encoders import (
     FRAME_COUNTING,
+    PICTURE_CODERS,
     Choice,
     EncodeOptions,
     candidates,
     check_crf,
     check_preset,
     choose_settings,
+    gray_jpeg,
+    odd_size_problem,
     opens,
     side_data_bytes,
+    takes_format,
 )
 from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
+from vdeblur.media.picture_formats import format_of_name
 from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
 
 _log = logging.getLogger(__name__)
@@ -57,6 +63,7 @@ class VideoSource:
         first: The first frame, in the format in which frames arrive.
         layout: Of its planes.
         is_image: The source is a picture or a sequence of pictures.
+        lossless: It is a picture that is coded without loss.
         variable: Frames of an MP4 that becomes an MP4 last differently long.
         display_matrix: How players turn the pictures, nine numbers of FFmpeg's
             AV_PKT_DATA_DISPLAYMATRIX; None is what the first frame says.
@@ -69,6 +76,7 @@ class VideoSource:
     is_image: bool
     variable: bool
     display_matrix: Sequence[int] | None = None
+    lossless: bool = False
 
     @property
     def codec(self) -> str:
@@ -149,6 +157,12 @@ class VideoOutput:
                 self._begin = frame.pts
         self._times[cast(int, picture.pts)] = (frame.pts, frame.duration)
         self.frames += 1
+        if (self.choice.encoder, self.choice.pix_fmt) == ("mjpeg", "gray"):
+            packet = av.Packet(gray_jpeg(picture, self.choice))
+            packet.stream, packet.is_keyframe = self.stream, True
+            packet.pts = packet.dts = picture.pts
+            packet.time_base = picture.time_base
+            return self._timed([packet])
         return self._timed(self.stream.encode(picture))
 
     def _timed(self, packets: list[av.Packet[Any]]) -> list[av.Packet[Any]]:
@@ -191,18 +205,28 @@ def add_video(
     if encode.pix_fmt is not None:
         names = names[:1]  # the codec's own encoder takes it, or says what it takes
         losses.known.add("pixel format")
+    plays = encode
     if source.is_image and container.name != "image2" and encode.encoder == "auto":
         # Pictures become a film that players play: not PNG or JPEG in a video container.
-        names = [name for name in names if name not in ("png", "mjpeg")] or names
-        if first.format.is_rgb and first.width % 2 == first.height % 2 == 0:
+        names = [name for name in names if name not in PICTURE_CODERS] or names
+        if first.format.is_rgb and container.name not in ("apng", "gif"):
             deep = first.format.components[0].bits > 8
             small = "yuv420p10le" if deep else "yuv420p"
-            encode = replace(encode, pix_fmt=encode.pix_fmt or small)
-    profile = source.stream.codec_context.profile
-    choices = [
-        choose_settings(name, first.format.name, encode, profile=profile, side_data=side)
-        for name in names
-    ]
+            plays = replace(encode, pix_fmt=encode.pix_fmt or small)
+    settings = partial(
+        choose_settings,
+        source_pix_fmt=first.format.name,
+        profile=source.stream.codec_context.profile,
+        side_data=side,
+        source_codec=codec,
+        lossless=source.lossless,
+        suffix=container.suffix,
+    )
+    takes = [name for name in names if plays is encode or takes_format(name, plays.pix_fmt)]
+    choices = [settings(name, options=plays) for name in takes]
+    if plays is not encode:
+        # An odd size that no encoder here takes in 4:2:0.
+        choices += [settings(name, options=encode) for name in names]
     if codec in ("vp9", "av1"):
         # These encoders lack depths and chroma that their codecs have: one that keeps every bit
         # and every sample goes before the codec's own.
@@ -219,7 +243,23 @@ def add_video(
         )
     for note in choice.notes:
         losses.lose(note, "pixel format")
+    if container.name == "image2":
+        _note_colors(source, choice, losses)
     return _configure(stream, container, source, choice, side, losses)
+
+
+def _note_colors(source: VideoSource, choice: Choice, losses: Losses) -> None:
+    """Say what becomes of a picture's kind of color."""
+    before, after = source.first.format, VideoFormat(choice.pix_fmt)
+    if software_format(source.stream) == "pal8":
+        losses.lose(f"the palette: written in full colors ({choice.pix_fmt})", "pixel format")
+    elif before.is_rgb != after.is_rgb or len(before.components) != len(after.components):
+        losses.known.add("pixel format")
+        losses.known.add("matrix coefficients")
+        if choice.codec == source.codec:
+            losses.lose(f"{source.codec} in {before.name}: written in {choice.pix_fmt}")
+    if (source.layout.kind != "rgb") != (not after.is_rgb) or choice.encoder == "libwebp":
+        losses.known.add("colour range")
 
 
 def _encoder_names(
@@ -236,9 +276,23 @@ def _encoder_names(
     names = candidates(source.codec, source.first.format.name, asked, output.default_video_codec)
     if container.name in ("ogg", "ogv") and asked == "auto":
         return ["libvpx"]  # the only coding of video that libav both encodes and puts in Ogg
-    if container.name == "image2" and asked == "auto":
-        return ["png" if container.suffix == ".png" else "mjpeg"]
+    if container.name == "image2":
+        return [_picture_coder(container, source, asked)]
     return names
+
+
+def _picture_coder(container: Container, source: VideoSource, asked: str) -> str:
+    """The encoder of the format that the output's name says."""
+    form = format_of_name("picture" + container.suffix)
+    name = form.encoder if form is not None and form.encoder is not None else "mjpeg"
+    if name == "ppm" and container.suffix == ".pnm" and len(source.layout.shapes) == 1:
+        name = "pgm"
+    if asked not in ("auto", name):
+        raise EncoderError(
+            f"{container.suffix} pictures are not made by encoder {asked}: leave `encoder` out, or "
+            "name the output after the format that you want"
+        )
+    return name
 
 
 def _pick(
@@ -251,12 +305,15 @@ def _pick(
     """Add a stream by the first encoder that takes the pictures and fits the container."""
     first = source.first
     size = first.width, first.height
-    refusals = []
+    refusals, problems = [], []
     for choice in choices:
         name = choice.encoder
         check_preset(name, encode.preset)
         check_crf(name, encode.crf)
-        if len(choices) > 1 and not opens(choice, *size, source.rate):
+        odd = odd_size_problem(choice, *size)
+        if odd is not None:
+            problems.append(odd)
+        elif len(choices) > 1 and not opens(choice, *size, source.rate):
             profile = source.stream.codec_context.profile
             plain = choose_settings(name, first.format.name, EncodeOptions(), profile=profile)
             if encode != EncodeOptions() and opens(plain, *size, source.rate):
@@ -271,6 +328,9 @@ def _pick(
         else:
             _log.info("%s cannot hold what encoder %s makes", container.name, name)
         refusals.append(name)
+    if problems:
+        raise EncoderError(problems[0])
+    refusals = list(dict.fromkeys(refusals))
     raise EncoderError(
         f"{container.name} cannot hold video by {' or '.join(refusals)}: "
         "choose another extension such as .mkv, or another `encoder`"
@@ -320,6 +380,8 @@ def _configure(
         counting = 1 / source.rate.limit_denominator(65535)
     context.width, context.height = source.first.width, source.first.height
     context.pix_fmt = choice.pix_fmt
+    if (choice.encoder, choice.pix_fmt) == ("mjpeg", "gray"):
+        context.pix_fmt = "yuvj420p"  # of the stream only: `gray_jpeg` codes the pictures
     context.framerate = source.rate
     stream.time_base = source.time_base
     context.time_base = counting or source.time_base
@@ -393,15 +455,25 @@ def _conversion(container: Container, source: VideoSource, choice: Choice) -> di
     """How to convert pictures whose kind of color the encoder does not take, else nothing."""
     before, after = source.first.format, VideoFormat(choice.pix_fmt)
     layout = source.layout
-    jpeg = choice.encoder == "mjpeg"
-    if before.is_rgb and not after.is_rgb and layout.kind == "rgb":
-        matrix = "bt601" if jpeg else default_matrix(source.first.width, source.first.height)
-        return color_arguments("dst", matrix, full_range=jpeg)
+    # JFIF and the YCC of JPEG 2000 and TIFF have full range, WebP has not; all are BT.601.
+    picture = container.name == "image2"
+    full = picture and choice.encoder != "libwebp"
+    if layout.kind == "rgb":
+        if not before.is_rgb or after.is_rgb:
+            return {}
+        if len(after.components) < 3:  # gray
+            return color_arguments("dst", "bt601", full_range=True)
+        size = source.first.width, source.first.height
+        return color_arguments(
+            "dst", "bt601" if picture else default_matrix(*size), full_range=full
+        )
     own = color_arguments("src", layout.matrix, full_range=layout.full_range)
-    if after.is_rgb and not before.is_rgb and layout.kind == "yuv":
+    if after.is_rgb and not before.is_rgb:
         return own | {"dst_color_range": int(ColorRange.JPEG)}
-    if container.name == "image2" and jpeg and not source.is_image:
-        return own | color_arguments("dst", "bt601", full_range=True)  # JFIF
+    if picture and len(after.components) < 3:
+        return own | color_arguments("dst", "bt601", full_range=True)
+    if picture and (layout.kind == "gray" or (layout.matrix, layout.full_range) != ("bt601", full)):
+        return own | color_arguments("dst", "bt601", full_range=full)
     return {}
 
 
@@ -421,7 +493,7 @@ def _set_reordering(options: dict[str, str], encoder: str, delay: int, reorders:
     if not reorders:
         if encoder == "libx265":
             options["x265-params"] = options.get("x265-params", "") + ":bframes=0"
-        elif encoder not in ("rawvideo", "png"):
+        elif encoder != "rawvideo" and encoder not in PICTURE_CODERS:
             options["bf"] = "0"
     elif encoder == "mpeg4":
         options["bf"] = "2"

@@ -25,6 +25,8 @@ MAX_MOOV = 1 << 29
 
 _CHUNK = 1 << 20
 _MAX_BOXES = 1 << 20  # of a file or of a payload: more are damage
+# Major brands of HEIF and AVIF pictures (ISO/IEC 23008-12), which have `meta` in place of `moov`.
+_PICTURE_BRANDS = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"}
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"}
 #: Boxes at the top level that a muxer writes anew, or that refer to samples by their places.
 STRUCTURE = frozenset(
@@ -142,14 +144,16 @@ def type_name(kind: bytes) -> str:
 def is_iso(path: str | Path) -> bool:
     """Return whether a file starts as ISO base media or QuickTime does; False without a file.
 
+    A HEIF or AVIF picture does not count: it has no moov box and no tracks.
+
     Raises:
         InputError: The file cannot be read.
     """
     if not Path(path).is_file():
         return False
     with open_input(path) as file:
-        head = file.read(8)
-    return len(head) == 8 and head[4:] in _FIRST_BOXES
+        head = file.read(12)
+    return len(head) >= 8 and head[4:8] in _FIRST_BOXES and head[8:] not in _PICTURE_BRANDS
 
 
 def moov_first(path: str | Path) -> bool:

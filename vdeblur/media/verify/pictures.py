@@ -65,7 +65,7 @@ def _pixel(name: str) -> tuple[int, int, int, bool, bool, bool]:
     """(bits, columns and rows a chroma sample covers, alpha, RGB, has chroma)."""
     pixel = VideoFormat(name)
     bits = max(component.bits for component in pixel.components)
-    chroma = any(component.is_chroma for component in pixel.components)
+    chroma = len(pixel.components) > 2
     across, down = 64 // pixel.chroma_width(64), 64 // pixel.chroma_height(64)
     alpha = any(component.is_alpha for component in pixel.components)
     return bits, across, down, alpha, pixel.is_rgb or pixel.has_palette, chroma
