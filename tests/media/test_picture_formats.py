@@ -209,7 +209,7 @@ def test_refusals(tmp_path: Path) -> None:
         saved(tmp_path / "float.tif", GRAY.convert("F")): "floating-point",
         saved(tmp_path / "jpeg.tif", RGB, compression="jpeg"): "compression 7",
         saved(tmp_path / "big.tif", RGB, big_tiff=True): "BigTIFF",
-        saved(tmp_path / "pages.tif", RGB, save_all=True, append_images=[GRAY]): "2 pages",
+        saved(tmp_path / "pages.tif", RGB, save_all=True, append_images=[GRAY.copy()]): "2 pages",
         saved(tmp_path / "la.tga", GRAY_ALPHA): "gray with alpha",
         saved(tmp_path / "icon.ico", RGB): "ICO",
         saved(tmp_path / "moving.webp", frames[0], **moving): "animated WebP",
