@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.helpers.clips import picture, write_frames
 from vdeblur import EncodeOptions, EncoderError, InputError, OutputError, deblur_video
-from vdeblur.deblur import default_output
+from vdeblur.media.default_names import default_output
 from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_image
 from vdeblur.media.picture_formats import check_picture, is_lossless
 
@@ -101,7 +101,7 @@ def test_dpx_keeps_its_depth(tmp_path: Path, pix_fmt: str) -> None:
             frames.append(next(container.decode(video=0)))
     assert frames[0].format.name == frames[1].format.name
     pairs = zip(frames[0].planes, frames[1].planes, strict=True)
-    assert all(bytes(a) == bytes(b) for a, b in pairs)  # type: ignore[call-overload]
+    assert all(bytes(a) == bytes(b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

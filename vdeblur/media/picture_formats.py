@@ -159,8 +159,10 @@ def check_picture(path: Path) -> None:
         raise InputError(f"{path} {problem}: convert it to PNG or 16-bit TIFF in RGB first")
 
 
-def is_lossless(path: Path) -> bool | None:
+def is_lossless(path: Path | None) -> bool | None:
     """Return whether a picture is coded without loss; None if the file does not say."""
+    if path is None or path.suffix.lower() not in PICTURE_SUFFIXES:
+        return None
     form = format_of_content(path)
     with path.open("rb") as file:
         if form is WEBP:

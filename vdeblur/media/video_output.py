@@ -62,7 +62,6 @@ class VideoSource:
         demuxer: libav's name of the source's format.
         first: The first frame, in the format in which frames arrive.
         layout: Of its planes.
-        is_image: The source is a picture or a sequence of pictures.
         lossless: It is a picture that is coded without loss.
         variable: Frames of an MP4 that becomes an MP4 last differently long.
         display_matrix: How players turn the pictures, nine numbers of FFmpeg's
@@ -73,10 +72,14 @@ class VideoSource:
     demuxer: str
     first: av.VideoFrame
     layout: PlaneLayout
-    is_image: bool
     variable: bool
     display_matrix: Sequence[int] | None = None
     lossless: bool = False
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the source is a picture or a sequence of pictures."""
+        return self.demuxer == "image2" or self.demuxer.endswith("_pipe")
 
     @property
     def codec(self) -> str:

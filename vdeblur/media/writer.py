@@ -21,7 +21,7 @@ from vdeblur.media import avi, image_metadata
 from vdeblur.media.containers import Container, container_tags, muxer_options
 from vdeblur.media.copied_streams import CopiedStreams
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.image_sequences import is_image, writes_sequence
+from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import reported
 from vdeblur.media.losses import Losses
 from vdeblur.media.mp4 import boxes
@@ -29,7 +29,7 @@ from vdeblur.media.mp4.graft import graft, trailer_name
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.names import check_destination
 from vdeblur.media.output_file import OutputFile
-from vdeblur.media.picture_formats import PICTURE_CODECS, is_lossless
+from vdeblur.media.picture_formats import is_lossless
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.stream_roles import label_of
 from vdeblur.media.video_output import VideoOutput, VideoSource, add_video
@@ -272,15 +272,9 @@ class VideoWriter:
             self._demuxer,
             first,
             self.reader.info.layout,
-            is_image=self._demuxer.endswith("_pipe")
-            or is_image(self.reader.source)
-            or (
-                stream.codec_context.codec.canonical_name in PICTURE_CODECS
-                and self._demuxer == "image2"
-            ),
             variable=self._is_variable(stream.index),
             display_matrix=self._display_matrix if is_first else None,
-            lossless=self.reader.path is not None and is_lossless(self.reader.path) is True,
+            lossless=is_lossless(self.reader.path) is True,
         )
         video = add_video(self._output, self._container, source, self._encode_options, self._losses)
         self._videos[stream.index] = video
