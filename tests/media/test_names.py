@@ -13,7 +13,7 @@ from tests.helpers.clips import png, read_frames, scene, write_frames
 from vdeblur import EncodeOptions, InputError, OutputError, UsageError, VideoReader, deblur_video
 from vdeblur.media.containers import format_name
 from vdeblur.media.default_names import default_output, part_of_name
-from vdeblur.media.image_sequences import is_pattern, libav_pattern, source_picture
+from vdeblur.media.image_sequences import is_pattern, numbered
 from vdeblur.media.input_formats import readable_formats
 from vdeblur.media.names import check_source, descriptor_of, is_address
 from vdeblur.media.sample_frames import sample_frames
@@ -107,8 +107,8 @@ def test_patterns(tmp_path: Path) -> None:
     assert not is_pattern("100%done/x.png")
     assert not is_pattern("a%%03d.png")
     assert is_pattern("100%done/%d.png")
-    assert libav_pattern("/100%done/5%_%03d.png") == "file:/100%%done/5%%_%03d.png"
-    assert source_picture("a%d/%4d.png", Path("b_12.png")) == Path("a%d/0012.png")
+    assert numbered("/100%done/5%_%03d.png", 7) == "/100%done/5%_007.png"
+    assert numbered("a%d/%4d.png", 12) == "a%d/0012.png"
     (tmp_path / "a%03d.png").touch()
     assert not is_pattern(tmp_path / "a%03d.png")
 

@@ -30,7 +30,7 @@ from tests.helpers.clips import (
 )
 from vdeblur import Frame, InputError, VideoReader, deblur_video
 from vdeblur.media.image_sequences import is_image, is_pattern
-from vdeblur.media.opening import open_container
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
 
 
@@ -242,11 +242,11 @@ def test_a_device_that_cannot_be_shared_is_asked_for_a_decoder_of_its_own_then_n
     source = write_frames(tmp_path / "clip.mkv", (scene(n) for n in range(3)))
     opened, asked = open_container, []
 
-    def refused(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
+    def refused(file: Any, *, acceleration: Any = None) -> Any:
         asked.append(acceleration and (acceleration.is_hw_owned, acceleration.options))
         if acceleration is not None:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        return opened(file, form, options, acceleration)
+        return opened(file, acceleration=acceleration)
 
     monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
     with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
@@ -275,8 +275,8 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
             found[-1].duration = frame.duration
         return found
 
-    def accelerated(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
-        container = opened(file, form, options, None)
+    def accelerated(file: Any, *, acceleration: Any = None) -> Any:
+        container = opened(file)
         if acceleration is not None:
             for stream in container.streams.video:
                 stream.codec_context.pix_fmt = "cuda"
@@ -329,8 +329,8 @@ def test_a_pipe_is_read_from_its_beginning_after_acceleration_has_failed(
     source = write_frames(tmp_path / "a.mkv", (scene(n) for n in range(3)))
     opened = open_container
 
-    def refused(file: Any, form: Any, options: Any, acceleration: Any) -> Any:
-        container = opened(file, form, options, None)
+    def refused(file: Any, *, acceleration: Any = None) -> Any:
+        container = opened(file)
         if acceleration is not None:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return container

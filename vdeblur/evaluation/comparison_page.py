@@ -23,8 +23,8 @@ from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
-from vdeblur.media.opening import open_container
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 

@@ -13,8 +13,8 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
-from vdeblur.media.opening import open_container
 
 _FAR = 12  # pixels: longer blurs count as blurs of this length
 _MIDDLE = (1080, 1920)  # rows and columns in the middle of the picture that are measured

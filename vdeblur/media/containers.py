@@ -300,12 +300,6 @@ def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> 
             options["avoid_negative_ts"] = "disabled"  # before a wrap of 33 bits, times are
         if container.suffix in (".mts", ".m2ts"):
             options["mpegts_m2ts_mode"] = "1"
-    elif container.name == "image2":
-        if container.is_sequence:
-            number = reader.start_number
-            options["start_number"] = "1" if number is None else str(number)
-        else:
-            options["update"] = "1"
     elif container.name == "yuv4mpegpipe":
         options["strict"] = "-1"  # depths above 8 bits
     return options

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+from av.video.format import VideoFormat
 
 from vdeblur.frames import Frame
 from vdeblur.media.damage import Damage
@@ -135,6 +136,7 @@ class FrameFactory:
         self._damage = damage
         self._decoding_times = decoding_times
         self._noted: tuple[int, int] | None = None  # the size of the last reported change
+        self._formats = {first.format.name}  # those that are known, or reported
         self._next: int | None = None
         self._last = 0
 
@@ -147,6 +149,16 @@ class FrameFactory:
                 f"the picture changes from {self._size[0]}x{self._size[1]} to "
                 f"{size[0]}x{size[1]} at {picture.time or 0:.2f} s: scaled to the first"
             )
+        form = picture.format.name
+        if form not in self._formats:
+            self._formats.add(form)
+            if picture.format.has_palette:
+                form = "rgba" if _has_alpha(picture) else "rgb24"
+            if _loses(form, self._format):
+                self._damage.note(
+                    f"the picture changes from {self._format} to {form} at "
+                    f"{picture.time or 0:.2f} s: converted to the first"
+                )
         return frame_of(
             picture,
             pts=self._time(picture),
@@ -167,3 +179,15 @@ class FrameFactory:
         self._last = pts
         self._next = pts + (picture.duration or self._step)
         return pts
+
+
+def _loses(before: str, after: str) -> bool:
+    """Whether pixel format `after` cannot hold all of `before`."""
+    a, b = VideoFormat(before), VideoFormat(after)
+    return (
+        a.components[0].bits > b.components[0].bits
+        or a.chroma_width(64) > b.chroma_width(64)
+        or a.chroma_height(64) > b.chroma_height(64)
+        or (a.has_palette or len(a.components) > 2) > (len(b.components) > 2)
+        or any(c.is_alpha for c in a.components) > any(c.is_alpha for c in b.components)
+    )

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import glob
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
+from vdeblur.errors import InputError
 from vdeblur.media.picture_formats import PICTURE_SUFFIXES, WRITTEN_SUFFIXES
 
 #: Suffixes, in lower case, of the still images that are read and written.
@@ -13,6 +19,10 @@ IMAGE_SUFFIXES = WRITTEN_SUFFIXES
 
 # `%%` stands for a percent sign. A letter after `%d` makes it a part of a word: 50%discount.png.
 _NUMBER = re.compile(r"(?<!%)(?:%%)*(%(?:(?:0?(\d+))d|d(?![a-zA-Z])))")
+# More numbers missing at once than this, and than there are pictures: another file's number.
+_LONGEST_GAP = 1000
+_FEWEST_OF_STEPS = 3  # pictures whose numbers show that they go in steps
+_NAMED = 4  # gaps that a message names
 
 
 def is_image(path: str | Path) -> bool:
@@ -43,41 +53,15 @@ def number_of(pattern: str | Path) -> str | None:
     return None if found is None else found[1]
 
 
-def libav_pattern(pattern: str | Path) -> str:
-    """Return the pattern by which libav finds the pictures, whatever characters are in it."""
-    path = Path(pattern).absolute()
-    found = _NUMBER.search(path.name)
-    assert found is not None  # is_pattern
-    folder = str(path.parent / "_")[:-1].replace("%", "%%")
-    before, after = (_single(t) for t in (path.name[: found.start(1)], path.name[found.end(1) :]))
-    return f"file:{folder}{before.replace('%', '%%')}{found[1]}{after.replace('%', '%%')}"
+def numbered(pattern: str, number: int) -> str:
+    """Return the name that a pattern has for a number: `%05d` pads with zeros, `%%` is a percent.
 
-
-def first_number(pattern: str) -> int:
-    """Find the lowest number of a pattern for which a file exists; 0 if there is none."""
-    if not is_pattern(pattern):
-        return 0
-    before, _, after = _split(pattern)
-    numbers = []
-    for name in glob.glob(glob.escape(before) + "*" + glob.escape(after)):  # noqa: PTH207
-        digits = name[len(before) : len(name) - len(after)]
-        if digits.isdigit():
-            numbers.append(int(digits))
-    return min(numbers, default=0)
-
-
-def source_picture(source: str, output: Path) -> Path | None:
-    """Find the picture from which `output` was made: `source`, or that of its number in a pattern.
-
-    None where `source` is a pattern and the name of `output` has no number.
+    Args:
+        pattern: An image2 pattern.
+        number: Not negative.
     """
-    if not is_pattern(source):
-        return Path(source)
-    digits = re.findall(r"\d+", output.stem)
-    if not digits:
-        return None
-    before, width, after = _split(source)
-    return Path(f"{before}{int(digits[-1]):0{width}d}{after}")
+    before, width, after = _split(pattern)
+    return f"{before}{number:0{width}d}{after}"
 
 
 def _reads_as_pattern(path: str | Path) -> bool:
@@ -96,3 +80,131 @@ def _split(pattern: str) -> tuple[str, int, str]:
 
 def _single(text: str) -> str:
     return text.replace("%%", "%")
+
+
+@dataclass(frozen=True)
+class NumberedPictures:
+    """The pictures of a pattern that exist.
+
+    The time of a picture is its number's, so that a missing one leaves a gap in time and no
+    picture takes another's place. Numbers that all go in steps, such as 10, 20, 30, count one a
+    step.
+
+    Attributes:
+        pattern: An image2 pattern.
+        numbers: Of the pictures, ascending.
+        step: From one number to the next where none is missing.
+        first: The number at time 0.
+    """
+
+    pattern: str
+    numbers: Sequence[int]
+    step: int
+    first: int
+
+    @classmethod
+    def find(cls, pattern: str, start_number: int | None = None) -> Self:
+        """Look for the pictures of a pattern.
+
+        Args:
+            pattern: An image2 pattern.
+            start_number: Lower numbers are left out; None leaves out none.
+
+        Raises:
+            InputError: There is none, or their numbers jump too far to be those of one sequence.
+        """
+        found, others = _numbers_of(pattern)
+        numbers = sorted(n for n in found if start_number is None or n >= start_number)
+        if not numbers:
+            raise InputError(f"{pattern} was not found: " + _advice(found, others, start_number))
+        steps = [after - before for before, after in pairwise(numbers)]
+        step = math.gcd(*steps) if len(numbers) >= _FEWEST_OF_STEPS else 1
+        pictures = cls(pattern, numbers, step, numbers[0] if start_number is None else start_number)
+        for before, after in pairwise(numbers):
+            if (after - before) // step > max(_LONGEST_GAP, len(numbers)):
+                raise InputError(
+                    f"the numbers of {pattern} jump from {before} to {after}: move pictures that "
+                    "do not belong to the sequence to another folder"
+                )
+        return pictures
+
+    def path(self, number: int) -> Path:
+        """Return the file of a number."""
+        return Path(numbered(self.pattern, number))
+
+    def ticks(self, number: int) -> int:
+        """Return the time of a number, in frames from the first."""
+        return (number - self.first) // self.step
+
+    def number(self, ticks: int) -> int:
+        """Return the number of a time, in frames from the first."""
+        return self.first + ticks * self.step
+
+    @property
+    def length(self) -> int:
+        """Frames from the first number to the last, with those that are missing."""
+        return self.ticks(self.numbers[-1]) + 1
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of names and numbers."""
+        notes = []
+        if self.step > 1:
+            few = ", ".join(str(n) for n in self.numbers[:3])
+            notes.append(f"the pictures are numbered in steps of {self.step} ({few} …)")
+        others = [name for number, name in _numbers_of(self.pattern)[1] if number >= self.first]
+        if others:
+            notes.append(
+                f"not part of {self.pattern}, whose numbers have other digits: {_some(others)}"
+            )
+        return notes
+
+    def gaps(self) -> str | None:
+        """Return in words which numbers are missing; None if none is."""
+        runs = [
+            (before + self.step, after - self.step)
+            for before, after in pairwise([self.first - self.step, *self.numbers])
+            if after - before > self.step
+        ]
+        if not runs:
+            return None
+        count = sum((last - first) // self.step + 1 for first, last in runs)
+        names = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+        noun = "picture" if count == 1 else "pictures"
+        return (
+            f"{self.pattern} has no {noun} {_some(names)}: "
+            "those after a gap keep their numbers and times"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Join a few names, and count the others."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _numbers_of(pattern: str) -> tuple[list[int], list[tuple[int, str]]]:
+    """Find the numbers for which a file exists, and files whose number has other digits.
+
+    A number has one name in a pattern: 7 is `007.png` in `%03d.png`, and `7.png` is no part of it.
+    """
+    before, width, after = _split(pattern)
+    numbers, others = [], []
+    for name in glob.glob(glob.escape(before) + "*" + glob.escape(after)):  # noqa: PTH207
+        digits = name[len(before) : len(name) - len(after)]
+        if re.fullmatch("[0-9]+", digits):
+            number = int(digits)
+            if digits == f"{number:0{width}d}":
+                numbers.append(number)
+            else:
+                others.append((number, Path(name).name))
+    return numbers, sorted(others)
+
+
+def _advice(
+    found: Sequence[int], others: Sequence[tuple[int, str]], start_number: int | None
+) -> str:
+    if found:
+        return f"its numbers end at {max(found)}, and `start_number` is {start_number}"
+    if others:
+        return f"there is {others[0][1]}, whose number has other digits: check the pattern"
+    return "check the path"

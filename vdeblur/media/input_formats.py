@@ -1,4 +1,4 @@
-"""The formats that libav may read: those whose films lie in the file itself.
+"""Opens files with libav, in formats whose films lie in the file itself.
 
 A playlist or a script names other files and addresses, so that a film from a stranger would have
 libav open what only its reader may see.
@@ -7,10 +7,13 @@ libav open what only its reader may see.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
+import av.container
+from av.codec.hwaccel import HWAccel
 from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
 
@@ -57,3 +60,30 @@ def refused_kind(path: Path) -> str | None:
     except OSError:
         return None
     return next((what for begin, what in _HEADS if head.startswith(begin)), None)
+
+
+def open_container(
+    file: Any,
+    settings: Mapping[str, str] | None = None,
+    acceleration: HWAccel | None = None,
+) -> av.container.InputContainer:
+    """Open a file with libav, which reads nothing but it.
+
+    Args:
+        file: What `for_libav` returns, or a Python file.
+        settings: Options of the format.
+        acceleration: The device that decodes.
+    """
+    confined = {
+        "format_whitelist": readable_formats(),
+        "protocol_whitelist": "file",
+        "pattern_type": "none",  # the name is that of a file
+    }
+    container: av.container.InputContainer = av.open(
+        file,
+        "r",
+        options=confined | dict(settings or {}),
+        hwaccel=acceleration,
+        metadata_errors="surrogateescape",
+    )
+    return container

@@ -9,25 +9,25 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import av
 import av.container
 import av.error
 from av.codec.hwaccel import HWAccel, HWDeviceType
 
 from vdeblur.errors import InputError, UsageError
-from vdeblur.media.image_sequences import first_number, is_pattern, libav_pattern
-from vdeblur.media.input_formats import readable_formats, refused_kind
+from vdeblur.media.image_sequences import NumberedPictures, is_pattern
+from vdeblur.media.input_formats import open_container, refused_kind
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.names import check_source, descriptor_of, is_read_once
 from vdeblur.media.picture_formats import check_picture, is_readable_demuxer
+from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pipes import InputPipe
 from vdeblur.media.pixel_formats import software_format
 from vdeblur.media.read_options import ReadOptions
@@ -46,13 +46,13 @@ class OpenSource:
 
     Attributes:
         container: The libav input container.
-        start_number: Number of the first picture of an image sequence, else None.
+        pictures: Decodes the pictures of an image sequence; None for other sources.
         file: A Python file that libav reads from, to be closed after the container.
         notes: What a user should know of the opening.
     """
 
     container: av.container.InputContainer
-    start_number: int | None = None
+    pictures: PictureReader | None = None
     file: IO[bytes] | InputPipe | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -84,73 +84,43 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
         InputError: The source is missing, empty, unreadable or no video.
         UsageError: The type of device is unknown.
     """
-    path = path_of(source)
-    form: str | None = None
-    settings: dict[str, str] = {}
-    number = options.start_number
-    file: Any
     if is_pattern(source):
-        file, form = libav_pattern(source), "image2"
-        if number is None:
-            number = first_number(str(source))  # libav itself looks at 0 to 4 only
-        settings = {"framerate": str(options.framerate or 25), "start_number": str(number)}
-    else:
-        check_source(source, once=True)
-        if path is not None:
-            check_picture(path)
-        file = _pipe(source) if path is None else for_libav(path)
+        return _open_sequence(str(source), options)
+    path = path_of(source)
+    file: Any
+    check_source(source, once=True)
+    if path is not None:
+        check_picture(path)
+    file = _pipe(source) if path is None else for_libav(path)
     kept = None if isinstance(file, str) else file
     notes: list[str] = []
     container = None
     try:
         if options.hwaccel and options.hwaccel != "none":
-            container = _accelerated(file, form, settings, options.hwaccel, on_device)
+            container = _accelerated(file, options.hwaccel, on_device)
             if container is None:
                 notes.append(f"no {options.hwaccel} decoder here: decoding on the CPU")
         if container is None:
-            container = _on_the_cpu(source, file, form, settings)
+            container = _on_the_cpu(source, file)
             _log.debug("decoding %s on the CPU, format %s", source, container.format.name)
         _check_kind(container, name_of(source))
     except BaseException:
         if kept is not None:
             kept.close()
         raise
-    return OpenSource(container, number, kept, notes)
+    return OpenSource(container, None, kept, notes)
 
 
-def open_container(
-    file: Any,
-    form: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    acceleration: HWAccel | None = None,
-) -> av.container.InputContainer:
-    """Open a file with libav, which reads nothing but it.
-
-    Args:
-        file: What `for_libav` returns, or a Python file.
-        form: libav's name of the format; None finds it.
-        settings: Options of the format.
-        acceleration: The device that decodes.
-    """
-    confined = {
-        "format_whitelist": readable_formats(),
-        "protocol_whitelist": "file",
-        "pattern_type": "none" if form is None else "sequence",  # the name is that of a file
-    }
-    container: av.container.InputContainer = av.open(
-        file,
-        "r",
-        format=form,
-        options=confined | dict(settings or {}),
-        hwaccel=acceleration,
-        metadata_errors="surrogateescape",
-    )
-    return container
+def _open_sequence(pattern: str, options: ReadOptions) -> OpenSource:
+    pictures = NumberedPictures.find(pattern, options.start_number)
+    notes = pictures.notes()
+    if options.hwaccel and options.hwaccel != "none":
+        notes.append(f"pictures are not decoded by {options.hwaccel}: decoding on the CPU")
+    reader = PictureReader(pictures, {"framerate": str(options.framerate or 25)})
+    return OpenSource(reader.container, reader, None, notes)
 
 
-def _accelerated(
-    file: Any, form: str | None, settings: dict[str, str], hwaccel: str, on_device: bool
-) -> av.container.InputContainer | None:
+def _accelerated(file: Any, hwaccel: str, on_device: bool) -> av.container.InputContainer | None:
     """Open with a decoder of a device; None where none can be had, with `file` at its beginning."""
     pipe = file if isinstance(file, InputPipe) else None
     if pipe is not None:
@@ -158,7 +128,7 @@ def _accelerated(
     try:
         for acceleration in _accelerations(hwaccel, on_device and hwaccel == "cuda"):
             try:
-                container = open_container(file, form, settings, acceleration)
+                container = open_container(file, acceleration=acceleration)
             except _FAILURES as error:  # an error of the file itself comes again on the CPU
                 _log.info("decoding by %s is refused: %s", hwaccel, error)
             else:
@@ -193,19 +163,14 @@ def _accelerations(hwaccel: str, on_device: bool) -> Iterator[HWAccel]:
     yield HWAccel(device_type=hwaccel, allow_software_fallback=True)
 
 
-def _on_the_cpu(
-    source: str | Path, file: Any, form: str | None, settings: dict[str, str]
-) -> av.container.InputContainer:
+def _on_the_cpu(source: str | Path, file: Any) -> av.container.InputContainer:
     name = name_of(source)
     try:
-        return open_container(file, form, settings, None)
+        return open_container(file)
     except PermissionError:
         raise InputError(f"{name} may not be read: check its permissions") from None
     except FileNotFoundError as error:
-        raise InputError(
-            f"{name} was not found: check the path"
-            + (" and `start_number`" if form == "image2" else "")
-        ) from error
+        raise InputError(f"{name} was not found: check the path") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         path = path_of(source)
         if path is not None and (kind := refused_kind(path)) is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vdeblur.errors import OutputError
-from vdeblur.media.image_sequences import libav_pattern, writes_sequence
+from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import output_error
 from vdeblur.media.names import libav_name
 from vdeblur.media.pipes import OutputPipe
@@ -86,8 +86,6 @@ class OutputFile:
         """What libav opens for writing."""
         if self.temporary is None:
             return OutputPipe(sys.stdout.buffer)
-        if self.is_pattern:
-            return libav_pattern(self.temporary / Path(self.destination).name)
         return libav_name(self.temporary)
 
     def files(self) -> list[Path]:

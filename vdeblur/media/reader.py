@@ -19,13 +19,18 @@ from av.codec.context import CodecContext
 from av.codec.context import Flags as CodecFlags
 from av.video.codeccontext import VideoCodecContext
 
+from vdeblur.errors import InputError
 from vdeblur.frames import Frame, VideoInfo
 from vdeblur.media.damage import Damage
 from vdeblur.media.frame_factory import FrameFactory, to_host
+from vdeblur.media.image_sequences import is_image
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
+from vdeblur.media.metadata import carry
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.opening import name_of, open_container, open_source, path_of
+from vdeblur.media.opening import name_of, open_source, path_of
+from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 from vdeblur.media.read_options import Clip, ReadOptions
 from vdeblur.media.stream_roles import streams_of
@@ -55,7 +60,7 @@ class VideoReader:
         name: What messages call the source.
         path: The file on disk, or None for a pipe or an image sequence.
         options: How it is read.
-        start_number: Number of the first picture of an image sequence.
+        pictures: The numbered pictures of an image sequence; None for other sources.
         container: The libav input container: the writer's template.
         info: The first video stream.
         roles: What becomes of each stream, by its index (see `vdeblur.media.stream_roles`).
@@ -100,7 +105,12 @@ class VideoReader:
         self._reached = 0.0  # seconds: the latest end of any packet so far
         opened = open_source(source, self.options, on_device=on_device)
         self.notes = opened.notes
-        self.start_number = opened.start_number
+        self._pictures = opened.pictures
+        self.pictures = opened.pictures.pictures if opened.pictures is not None else None
+        is_picture = self.path is not None and is_image(self.path)
+        # Orientation of a single picture, and whether its file is cut off
+        self._picture = carry.inspect(cast(Path, self.path).read_bytes()) if is_picture else None
+        self._clipped = 0  # ticks that the times of an image sequence are shifted by
         self._container, self._file = opened.container, opened.file
         try:
             streams = streams_of(self._container, self.path, self.name, self.damage)
@@ -112,7 +122,9 @@ class VideoReader:
                 if (decoder := _prepare_decoder(self._container.streams[index])) is not None
             }
             first = self._container.streams[self.video_streams[0]]
-            self.info = _info_of(first, self._container.duration, self.options)
+            self.info = _info_of(first, self._container.duration, self.options, opened.pictures)
+            if is_picture and not self.info.width:
+                raise InputError(f"no picture of {self.name} could be decoded: the file is damaged")
             several = len(self.video_streams) > 1 and self.path is not None
             self.first_frames = self._peek() if several else {}
         except BaseException:
@@ -157,6 +169,9 @@ class VideoReader:
         ended: set[int] = set()
         if clip.start:
             self._seek(clip)
+        if self._pictures is not None:
+            yield from self._sequence(self._pictures, clip)
+            return
         for packet in self._packets():
             index = packet.stream.index
             role = self.roles.get(index, "dropped")
@@ -182,7 +197,41 @@ class VideoReader:
                 yield packet
         self._check_complete()
 
+    def picture_of(self, pts: int) -> tuple[int | None, Path] | None:
+        """Return the number and the file of the picture that a frame was; None if not of a picture.
+
+        Args:
+            pts: Of the frame, in ticks.
+        """
+        if self.pictures is not None:
+            number = self.pictures.number(pts + self._clipped)
+            return number, self.pictures.path(number)
+        return (None, self.path) if self.path is not None and is_image(self.path) else None
+
+    @property
+    def orientations(self) -> list[int]:
+        """EXIF orientations of the pictures of a source, the first one's first; none of a film."""
+        if self._pictures is not None:
+            return list(self._pictures.orientations)
+        return [] if self._picture is None else [self._picture[0]]
+
     # -- reading ---------------------------------------------------------------------------------
+
+    def _sequence(self, pictures: PictureReader, clip: Clip) -> Iterator[Frame]:
+        """The frames of an image sequence; each belongs to its number, so none is retimed."""
+        stream = self._container.streams[self.video_streams[0]]
+        self._clipped = clip.shift.get(stream.index, 0)
+        factories: dict[int, FrameFactory] = {}
+        for ticks, picture in pictures.frames(self.damage):
+            seconds = float(ticks * pictures.time_base)
+            if clip.is_over(seconds):
+                return
+            if clip.contains(seconds):
+                frame = self._frame(picture, stream, factories)
+                frame.pts -= self._clipped
+                frame.source_frame.pts = frame.pts
+                self.frame_times.setdefault(stream.index, array("q")).append(frame.pts)
+                yield frame
 
     def _frame(
         self, decoded: av.VideoFrame, stream: Any, factories: dict[int, FrameFactory]
@@ -261,6 +310,8 @@ class VideoReader:
         """Note a source that ends before the end that it states."""
         if self.path is None:
             return
+        if self._picture is not None and self._picture[1]:
+            self.damage.note(f"{self.path.name} is cut off: its end is missing")
         if self.iso:
             missing = boxes.missing_bytes(self.path)
             if missing:
@@ -309,16 +360,25 @@ def _prepare_decoder(stream: Any) -> VideoCodecContext | None:
     return decoder
 
 
-def _info_of(stream: Any, container_duration: int | None, options: ReadOptions) -> VideoInfo:
+def _info_of(
+    stream: Any,
+    container_duration: int | None,
+    options: ReadOptions,
+    sequence: PictureReader | None,
+) -> VideoInfo:
     """Describe a stream, or the part of it that is read; container_duration: in microseconds."""
     context = stream.codec_context
     pix_fmt = software_format(stream) or "yuv420p"
     seconds = None
-    if stream.duration:
+    if sequence is not None:
+        seconds = float(sequence.pictures.length * sequence.time_base)
+    elif stream.duration:
         seconds = float(stream.duration * stream.time_base)
     elif container_duration:
         seconds = container_duration / av.time_base
     count = stream.frames or None
+    if sequence is not None:
+        count = len(sequence.pictures.numbers)
     if not options.whole:
         whole = seconds or 0.0
         part = max(0.0, whole - (options.start or 0.0))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from vdeblur.errors import InputError
 from vdeblur.media.image_sequences import is_pattern
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
-from vdeblur.media.opening import open_container, open_source, path_of
+from vdeblur.media.opening import open_source, path_of
 from vdeblur.media.read_options import ReadOptions
 
 #: Pictures that are taken of all sources together; ranges hardly change beyond.

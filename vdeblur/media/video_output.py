@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -65,7 +64,7 @@ class VideoSource:
         lossless: It is a picture that is coded without loss.
         variable: Frames of an MP4 that becomes an MP4 last differently long.
         display_matrix: How players turn the pictures, nine numbers of FFmpeg's
-            AV_PKT_DATA_DISPLAYMATRIX; None is what the first frame says.
+            AV_PKT_DATA_DISPLAYMATRIX; None if they are upright.
     """
 
     stream: Any
@@ -420,12 +419,8 @@ def _configure(
     elif container.name == "mov" and choice.codec == source.codec:
         with contextlib.suppress(ValueError):
             context.codec_tag = coding.codec_tag
-    matrix = source.display_matrix
-    said = side.get("DISPLAYMATRIX")
-    if matrix is None and said and len(said) >= 36:
-        matrix = struct.unpack("<9i", said[:36])
-    if matrix is not None:
-        stream.set_display_matrix(matrix)
+    if source.display_matrix is not None:
+        stream.set_display_matrix(source.display_matrix)
     copy_tags(stream, source.stream, container, source.demuxer)
     try:
         context.open(strict=False)

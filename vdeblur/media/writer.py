@@ -7,6 +7,7 @@ not restored is copied. Knows libav; knows no torch, no CUDA, no network.
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +18,21 @@ import av.container
 
 from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame
-from vdeblur.media import avi, image_metadata
+from vdeblur.media import avi
 from vdeblur.media.containers import Container, container_tags, muxer_options
 from vdeblur.media.copied_streams import CopiedStreams
-from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.encoders import EncodeOptions, side_data_bytes
 from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import reported
 from vdeblur.media.losses import Losses
+from vdeblur.media.metadata import exif
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft, trailer_name
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.names import check_destination
 from vdeblur.media.output_file import OutputFile
 from vdeblur.media.picture_formats import is_lossless
+from vdeblur.media.picture_output import PictureOutput
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.stream_roles import label_of
 from vdeblur.media.video_output import VideoOutput, VideoSource, add_video
@@ -96,6 +99,7 @@ class VideoWriter:
         self._output: av.container.OutputContainer | None = None
         self._videos: dict[int, VideoOutput] = {}
         self._copied: CopiedStreams | None = None
+        self._pictures: PictureOutput | None = None
         self._first = {**reader.first_frames, **(first_frames or {})}
         self._held: list[Frame | av.Packet[Any]] = []
         self._finished = False
@@ -200,7 +204,10 @@ class VideoWriter:
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         assert self._output is not None
         for packet in packets:
-            self._output.mux(packet)
+            if self._pictures is not None:
+                self._pictures.write(packet)
+            else:
+                self._output.mux(packet)
 
     def _copy(self, packet: av.Packet[Any]) -> None:
         assert self._copied is not None
@@ -236,6 +243,10 @@ class VideoWriter:
         for stream in source.streams:
             self._add(stream, self._copied)
         self.stream_map.update(self._copied.stream_map)
+        if self._container.name == "image2":
+            index = self.reader.video_streams[0]
+            matrix = self._display_matrix or _turn_of(self.reader, index, self._first.get(index))
+            self._pictures = PictureOutput(self._file, self.reader, self._losses, matrix)
         self._output.start_encoding()
 
     def _add(self, stream: Any, copied: CopiedStreams) -> None:
@@ -273,7 +284,8 @@ class VideoWriter:
             first,
             self.reader.info.layout,
             variable=self._is_variable(stream.index),
-            display_matrix=self._display_matrix if is_first else None,
+            display_matrix=(is_first and self._display_matrix)
+            or _turn_of(self.reader, stream.index, first),
             lossless=is_lossless(self.reader.path) is True,
         )
         video = add_video(self._output, self._container, source, self._encode_options, self._losses)
@@ -319,27 +331,19 @@ class VideoWriter:
         self._complete()
 
     def _complete(self) -> None:
-        """Add what libav's muxers cannot write: maker's boxes and tracks, picture metadata."""
-        if self._container.name == "image2":
-            with reported(self.destination):
-                image_metadata.copy_metadata(str(self.reader.source), self._file.files())
-        elif self._container.name == "avi" and self.temporary and self._copied:
+        """Add what libav's muxers cannot write: maker's boxes and tracks."""
+        if self._pictures is not None:
+            self._pictures.close()
+        elif len(set(self.reader.orientations)) > 1:
+            self._losses.lose(
+                "EXIF orientations: the pictures have several, and the film has the first one's"
+            )
+        if self._container.name == "avi" and self.temporary and self._copied:
             with reported(self.destination):
                 avi.time_sound_by_frames(self.temporary, self._copied.framed_sound())
         elif self.reader.path and self.reader.iso and self._container.iso and self.temporary:
             self._graft(self.reader.path, self.temporary)
-        self._lose_trailer()
-
-    def _lose_trailer(self) -> None:
-        """State the loss of what lies behind the last box of an MP4, where it is not copied."""
-        whole, path = self.reader.options.whole, self.reader.path
-        if path is None or not self.reader.iso or (whole and self._container.iso):
-            return
-        with boxes.open_input(path) as file:
-            name = trailer_name(file)
-        if name is not None:
-            why = f"{self._container.name} has no place for it" if whole else "it is of the whole"
-            self._losses.lose(f"{name}: {why}")
+        _lose_trailer(self.reader, self._container, self._losses)
 
     def _graft(self, source: Path, output: Path) -> None:
         streams = [index for index in self.reader.roles if self._is_grafted(index)]
@@ -387,3 +391,24 @@ class VideoWriter:
             with contextlib.suppress(Exception):
                 self._output.close()
         self._file.remove()
+
+
+def _turn_of(reader: VideoReader, index: int, first: av.VideoFrame | None) -> Sequence[int] | None:
+    """Return how players turn the pictures of a source's stream, as its first picture says."""
+    if reader.orientations:
+        return exif.display_matrix(reader.orientations[0])
+    codec = reader.container.streams[index].codec_context.codec.canonical_name
+    said = side_data_bytes(first, codec).get("DISPLAYMATRIX", b"") if first is not None else b""
+    return struct.unpack("<9i", said[:36]) if len(said) >= 36 else None
+
+
+def _lose_trailer(reader: VideoReader, container: Container, losses: Losses) -> None:
+    """State the loss of what lies behind the last box of an MP4, where it is not copied."""
+    whole, path = reader.options.whole, reader.path
+    if path is None or not reader.iso or (whole and container.iso):
+        return
+    with boxes.open_input(path) as file:
+        name = trailer_name(file)
+    if name is not None:
+        why = f"{container.name} has no place for it" if whole else "it is of the whole"
+        losses.lose(f"{name}: {why}")

@@ -24,11 +24,11 @@ from av.video.reformatter import ColorRange
 
 from vdeblur.errors import InputError
 from vdeblur.media.encoders import side_data_bytes
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
-from vdeblur.media.opening import open_container
 from vdeblur.media.verify.ticks import UNKNOWN
 
 # Names of FFmpeg's demuxers → the container that they read; within a family, packets come back as
