@@ -18,7 +18,7 @@ from vdeblur.cli.options import (
     add_strength_option,
     deblurrer_of,
 )
-from vdeblur.cli.output import in_options, say
+from vdeblur.cli.output import say, told
 from vdeblur.cli.values import bitrate, file_size, live_duration, picture_size, rate
 from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
@@ -278,7 +278,7 @@ def _live(args: argparse.Namespace) -> int:
             speaker.say(f"metrics: {prometheus.url}")
         if preview is not None:
             preview.snapshot = session.snapshot
-            speaker.say(f"preview: {preview.url}")
+            speaker.say(f"preview: {preview.url}", mask=False)  # with its token
             if preview.reach:
                 speaker.say(f"  note: {preview.reach}")
         return _until_stopped(args, session, speaker)
@@ -358,12 +358,12 @@ class _Speaker:
 
     def _json(self, kind: str, facts: dict[str, Any]) -> None:
         if (lines := self._lines) is not None:
-            self._put(lambda: lines.line(kind, in_options(facts)))
+            self._put(lambda: lines.line(kind, told(facts)))
 
-    def say(self, text: str) -> None:
-        """Write a line for people."""
+    def say(self, text: str, *, mask: bool = True) -> None:
+        """Write a line for people; see `vdeblur.cli.output.say`."""
         if not self._quiet:
-            self._put(lambda: say(text))
+            self._put(lambda: say(text, mask=mask))
 
     def event(self, name: str, **facts: Any) -> None:
         """Write an event; may be called on any thread."""

@@ -19,6 +19,7 @@ from vdeblur.cli.output import in_options, print_json, say, say_report
 from vdeblur.cli.values import pixels
 from vdeblur.errors import OutputError, UsageError, VdeblurError
 from vdeblur.system.allocator import keep_pages
+from vdeblur.system.printable import printable
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -200,7 +201,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
     threshold = args.only_blurred or _THRESHOLD
     for job in jobs:
         names = ", ".join(chapter.name for chapter in job.chapters)
-        print(f"{names} -> {job.output}")
+        print(printable(f"{names} -> {job.output}"))
         if not args.overwrite and finished(job):
             print("  finished already")
             continue
@@ -211,7 +212,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
         except UsageError:
             raise
         except (VdeblurError, OSError) as error:
-            print(in_options(f"  cannot be done: {error}"))
+            print(printable(in_options(f"  cannot be done: {error}")))
             worst = 1
             continue
         share = 1.0
@@ -224,23 +225,24 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
             estimate(plan, deblurrer, encode=encode, share=share)
             measured[kind] = plan
         for line in _lines(plan, deblurrer):
-            print(in_options(f"  {line}"))
+            print(printable(in_options(f"  {line}")))
         seconds += plan.seconds or 0.0
         needed += plan.output_bytes or 0
         if plan.blur is not None:
             picture = job.output.with_name(f"{job.chapters[0].stem}_blur.png")
             try:
                 plan.blur.draw(picture, names)
-                print(f"  plot: {picture}")
+                print(printable(f"  plot: {picture}"))
             except UsageError as error:  # the plan is worth having without it
-                print(in_options(f"  not plotted: {error}"))
+                print(printable(in_options(f"  not plotted: {error}")))
         worst = worst or (3 if plan.damage else 0)
     if seconds:
         folder = jobs[0].output.parent
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
-        print(f"in all: about {span(seconds)}, {size(needed)}; {size(free)} are free in {folder}")
+        total = f"in all: about {span(seconds)}, {size(needed)}; {size(free)} are free in {folder}"
+        print(printable(total))
         if free < needed:
             say(f"vdeblur: that is too little space in {folder}: choose another folder with -o")
             worst = 1

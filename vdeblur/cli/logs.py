@@ -9,9 +9,11 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from vdeblur.errors import OutputError
-from vdeblur.system.masking import masked
+from vdeblur.system.masking import masked, masked_message
+from vdeblur.system.printable import printable
 from vdeblur.version import __version__
 
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -34,11 +36,19 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 
 class _Masked(logging.Formatter):
-    """Formats records, tracebacks included, without the passwords of the addresses in them."""
+    """Formats records, tracebacks included, without passwords and control characters."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one or several lines."""
-        return masked(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the record in one line."""
+        return printable(masked_message(super().formatMessage(record)))
+
+    def formatException(self, *arguments: Any) -> str:
+        """Return a traceback in several lines."""
+        return printable(masked_message(super().formatException(*arguments)), lines=True)
+
+    def formatStack(self, stack_info: str) -> str:
+        """Return a stack in several lines."""
+        return printable(masked_message(super().formatStack(stack_info)), lines=True)
 
 
 class _File(logging.FileHandler):
@@ -75,7 +85,8 @@ def logging_to(verbose: int, file: str | None, words: Sequence[str]) -> Iterator
     if handlers:
         logger.setLevel(min(handler.level or logging.DEBUG for handler in handlers))
     _log.info("vdeblur %s, Python %s, %s", __version__, sys.version.split()[0], platform.platform())
-    _log.info("arguments: %s", " ".join(words))
+    # Word by word: a password may hold spaces.
+    _log.info("arguments: %s", " ".join(masked(word.replace(" ", "%20")) for word in words))
     try:
         yield
     finally:

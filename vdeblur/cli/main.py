@@ -9,6 +9,7 @@ was unsound (reported on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -34,7 +35,10 @@ from vdeblur.cli import (
 from vdeblur.cli.flags import flags_of
 from vdeblur.cli.logs import add_log_options, logging_to
 from vdeblur.cli.output import name_options, say
+from vdeblur.cli.streams import mask_tracebacks, printable_streams
 from vdeblur.errors import MissingPackageError, UsageError, VdeblurError
+from vdeblur.system.masking import masked_message
+from vdeblur.system.printable import printable
 from vdeblur.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -64,8 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Under nohup, the command continues to ignore SIGHUP.
     stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
     previous = {stop: signal.signal(stop, terminate) for stop in stops}
+    if arguments is None:
+        mask_tracebacks()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    streams = contextlib.ExitStack()
+    streams.enter_context(printable_streams())
     try:
         return _run(arguments)
     except VdeblurError as error:
@@ -95,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("vdeblur: stopped; nothing unfinished was left behind")
         return 130
     finally:
+        streams.close()
         for stop, handler in previous.items():
             signal.signal(stop, handler)
 
@@ -121,7 +130,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports bad usage in one line; --help has the usage of a command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        text = printable(masked_message(f"{self.prog}: {message}; see {self.prog} --help"))
+        self.exit(2, f"{text}\n")
 
     def commands(self) -> Iterator[_Parser]:
         """Yield the parsers below this one that have no further subcommands."""

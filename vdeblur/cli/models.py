@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.output import say
 from vdeblur.errors import ModelError, UsageError
+from vdeblur.system.printable import printable
 
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
@@ -231,7 +232,7 @@ def _details(facts: dict[str, Any]) -> str:
             ("weights here", facts["weights"] or _how_to_get(facts)),
         ]
     width = max(len(label) for label, _ in rows)
-    lines = [f"  {label:<{width}}  {text}" for label, text in rows if text]
+    lines = [printable(f"  {label:<{width}}  {text}") for label, text in rows if text]
     return "\n".join([facts["name"], *lines])
 
 
@@ -253,7 +254,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     from tabulate import tabulate
 
     alignment = ["right" if i in right else "left" for i in range(len(header))]
-    table = tabulate([header, *rows], (), "plain", colalign=alignment, disable_numparse=True)
+    cells = [[printable(cell) for cell in line] for line in (header, *rows)]
+    table = tabulate(cells, (), "plain", colalign=alignment, disable_numparse=True)
     return "\n".join(line.rstrip() for line in table.splitlines())
 
 

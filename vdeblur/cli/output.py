@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from vdeblur.cli.flags import with_flags
 from vdeblur.errors import OutputError
+from vdeblur.system.masking import masked_message
+from vdeblur.system.printable import printable
 
 if TYPE_CHECKING:
     from vdeblur.deblur import Report
@@ -32,16 +34,31 @@ def in_options(value: _T) -> _T:
     return with_flags(value, _flags)
 
 
-def say(text: str) -> None:
-    """Print one message to standard error; parameters of the library become options."""
-    # File names may hold bytes that are not UTF-8.
-    text = in_options(text).encode(errors="backslashreplace").decode()
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, *, mask: bool = True) -> None:
+    """Print one message, in one line, to standard error; parameters become options.
+
+    Args:
+        text: the message; control characters in it are shown.
+        mask: whether to hide passwords and keys of addresses.
+    """
+    text = in_options(text)
+    print(printable(masked_message(text) if mask else text), file=sys.stderr, flush=True)
+
+
+def told(value: _T) -> _T:
+    """Return a text or report for the user: options for parameters, no secrets of addresses."""
+    if isinstance(value, str):
+        return masked_message(in_options(value))  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return [told(item) for item in value]  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {key: told(item) for key, item in value.items()}  # type: ignore[return-value]
+    return value
 
 
 def print_json(report: dict[str, Any], file: TextIO | None = None) -> None:
     """Print a report as one line of JSON, to standard output by default."""
-    print(json.dumps(in_options(report)), file=file)
+    print(json.dumps(told(report)), file=file)
 
 
 def say_report(report: Report, *, quiet: bool) -> None:

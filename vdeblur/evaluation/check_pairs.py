@@ -19,6 +19,7 @@ from vdeblur.datasets.layouts import PairFiles, picture_size, recognise
 from vdeblur.datasets.pictures import load_picture
 from vdeblur.errors import InputError
 from vdeblur.evaluation.metrics import psnr
+from vdeblur.system.printable import printable
 
 _GAMMAS = np.arange(1.0, 3.01, 0.1)
 
@@ -316,7 +317,7 @@ def format_facts(facts: FolderFacts) -> str:
                 lines.append(f"  {len(found)} {kind}, the first: {found[0]}")
         if split.measured:
             lines += [f"  {line}" for line in _measured_lines(split)]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _measured_lines(split: SplitFacts) -> list[str]:

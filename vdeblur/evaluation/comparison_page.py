@@ -106,7 +106,7 @@ def compare_page(
         "sources": links,
     }
     # "</" would end the script that the facts stand in.
-    encoded = json.dumps(facts, ensure_ascii=False).replace("</", "<\\/")
+    encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     name = title or f"{Path(before).name} · {Path(after).name}"
     text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
     write_bytes(page, text.encode())

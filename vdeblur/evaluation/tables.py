@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from tabulate import tabulate
 
 from vdeblur.evaluation.scores import Rows, SetScores, mean_of
+from vdeblur.system.printable import printable
 
 #: Lines of cells, the heading first. The first column holds names, all others numbers.
 Table = list[list[str]]
@@ -126,12 +128,16 @@ def _cell(values: dict[str, float], name: str, columns: dict[str, tuple[str, _Fo
 
 def as_text(table: Table) -> str:
     """Lay a table out in columns, names to the left, numbers to the right."""
-    return tabulate(table, (), "plain", colalign=_alignment(table), disable_numparse=True)
+    cells = [[printable(cell) for cell in line] for line in table]
+    return tabulate(cells, (), "plain", colalign=_alignment(table), disable_numparse=True)
 
 
 def as_markdown(table: Table) -> str:
     """Write a table in GitHub's Markdown."""
-    heading, *lines = ([cell.replace("|", "\\|") for cell in line] for line in table)
+    heading, *lines = (
+        [html.escape(printable(cell), quote=False).replace("|", "\\|") for cell in line]
+        for line in table
+    )
     return tabulate(lines, heading, "pipe", colalign=_alignment(table), disable_numparse=True)
 
 

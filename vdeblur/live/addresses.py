@@ -8,10 +8,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from vdeblur.errors import UsageError
-from vdeblur.system.masking import masked, without_password
+from vdeblur.system.masking import hide, host_of, masked
 
 #: Protocols and devices that PyAV's wheels lack; an installed ffmpeg reads or writes them.
 FFMPEG_SCHEMES = {"srt", "rist"}
@@ -25,17 +24,21 @@ SinkKind = Literal["file", "hls", "pipe", "push", "ffmpeg", "virtual"]
 def resolve(address: str) -> str:
     """Replace `env:NAME` by the environment variable's value; return other addresses unchanged.
 
+    What is secret of the address is hidden from messages from here on.
+
     All users of a machine can read a command line, but not the environment of a process.
 
     Raises:
         UsageError: If the variable is not set.
     """
     if not address.startswith("env:"):
+        hide(address)
         return address
     name = address[4:]
     value = os.environ.get(name)
     if not value:
         raise UsageError(f"{address}: the environment variable {name} is not set: export it first")
+    hide(value)
     return value
 
 
@@ -90,11 +93,8 @@ def unknown_host(address: str) -> str:
 
     libav reports this as an input/output error. Asks the name service, which may take seconds.
     """
-    host = ""
+    host = host_of(address) if scheme_of(address) in _NETWORK else ""
     try:
-        if scheme_of(address) in _NETWORK:
-            # Without the password, since one that contains @ and / would be split in the middle.
-            host = urlsplit(without_password(address)).hostname or ""
         if host:
             socket.getaddrinfo(host, None)
     except (OSError, ValueError):  # ValueError: not a valid name

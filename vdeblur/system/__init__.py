@@ -6,6 +6,7 @@ cache           results that can be made again
 memory          free memory, and the most that was used
 masking         addresses without their passwords and tokens
 optional        optional packages
+printable       texts without control characters
 workers         threads with bounded queues
 thread_shares   threads that share torch's and OpenCV's; the only module here that needs torch
 allocator       tuning of glibc's allocator

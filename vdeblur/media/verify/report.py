@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vdeblur.media.verify.checks import EXCUSES, Check
+from vdeblur.system.printable import printable
 
 
 def format_checks(checks: Sequence[Check]) -> str:
@@ -15,7 +16,7 @@ def format_checks(checks: Sequence[Check]) -> str:
     for check in checks:
         lost = check.passed and check.detail.startswith(EXCUSES)
         mark = "lost" if lost else "ok" if check.passed else "FAIL"
-        lines.append(f"{mark:<5} {check.name:<{width}}  {check.detail}".rstrip())
+        lines.append(f"{mark:<5} {check.name:<{width}}  {printable(check.detail)}".rstrip())
     failed = sum(not check.passed for check in checks)
     losses = sum(line.startswith("lost ") for line in lines)
     total = f"{len(checks)} checks"
