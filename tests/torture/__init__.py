@@ -1,0 +1,4 @@
+"""Torture: random damage, kills, signals, full disks and failing system calls, judged.
+
+Run `python -m tests.torture --minutes 60`; docs/reliability.md explains the table that it prints.
+"""
