@@ -28,7 +28,7 @@ from tests.helpers.clips import (
     scene,
     write_frames,
 )
-from vdeblur import Frame, InputError, VideoReader, deblur_video
+from vdeblur import Cancelled, Frame, InputError, VideoReader, deblur_video
 from vdeblur.media.image_sequences import is_image, is_pattern
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
@@ -341,3 +341,14 @@ def test_a_pipe_is_read_from_its_beginning_after_acceleration_has_failed(
         with VideoReader("-", hwaccel="cuda", on_device=True) as reader:
             assert len(list(reader)) == 3
             assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
+
+
+def test_a_source_that_is_closed_ends_whoever_still_reads_it(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "in.mkv", [picture(n) for n in range(6)])
+    reader = VideoReader(path)
+    frames = iter(reader)
+    first = next(frames)
+    reader.close()
+    with pytest.raises(Cancelled):
+        next(frames)
+    assert first.planes[0].any()

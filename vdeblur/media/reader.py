@@ -34,9 +34,11 @@ from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 from vdeblur.media.read_options import Clip, ReadOptions
 from vdeblur.media.stream_roles import streams_of
+from vdeblur.system.closing import ClosingGuard
 
 # Demuxers of containers that state their duration, and end without an error where they are cut off.
 _STATE_DURATION = {"matroska", "webm", "avi", "flv"}
+_PATIENCE_SECONDS = 1.0  # for a read that does not return, before the source is left open
 _TRUNCATED_SECONDS = 0.25  # less than stated: a frame or a packet of sound may be
 
 
@@ -102,6 +104,7 @@ class VideoReader:
         )
         self.damage = Damage()
         self.frame_times: dict[int, array[int]] = {}
+        self._guard = ClosingGuard()
         self._reached = 0.0  # seconds: the latest end of any packet so far
         opened = open_source(source, self.options, on_device=on_device)
         self.notes = opened.notes
@@ -144,6 +147,9 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the source. Frames that were read stay valid."""
+        self._guard.close(self._close, _PATIENCE_SECONDS)
+
+    def _close(self) -> None:
         self._container.close()
         if self._file is not None:
             self._file.close()
@@ -164,6 +170,16 @@ class VideoReader:
 
         Packets that cannot be decoded are counted in `damage` and passed over.
         """
+        items = self._items()
+        while True:
+            with self._guard.in_use():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
+    def _items(self) -> Iterator[Frame | av.Packet[Any]]:
         clip = Clip.of(self.options, self._container)
         factories: dict[int, FrameFactory] = {}
         ended: set[int] = set()

@@ -36,8 +36,10 @@ from vdeblur.media.picture_output import PictureOutput
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.stream_roles import label_of
 from vdeblur.media.video_output import VideoOutput, VideoSource, add_video
+from vdeblur.system.closing import ClosingGuard
 
 _HELD_ITEMS = 4096  # that wait for the first frame of every video stream
+_PATIENCE_SECONDS = 5.0  # for an encoder or a pipe that does not return, before it is left open
 _VARIES = 1.2  # longest to shortest duration of frames from which on their rate is variable
 
 
@@ -103,6 +105,7 @@ class VideoWriter:
         self._first = {**reader.first_frames, **(first_frames or {})}
         self._held: list[Frame | av.Packet[Any]] = []
         self._finished = False
+        self._guard = ClosingGuard()
         self._file = OutputFile(
             destination, source=reader.source, source_path=reader.path, overwrite=overwrite
         )
@@ -165,6 +168,10 @@ class VideoWriter:
             EncoderError: The encoder is missing, or refuses the settings.
             OutputError: The output cannot be written.
         """
+        with self._guard.in_use():
+            self._take(item)
+
+    def _take(self, item: Frame | av.Packet[Any]) -> None:
         if self._output is not None:
             self._write(item)
             return
@@ -283,7 +290,7 @@ class VideoWriter:
             self._demuxer,
             first,
             self.reader.info.layout,
-            variable=self._is_variable(stream.index),
+            variable=_is_variable(self.reader, self._container, stream.index),
             display_matrix=(is_first and self._display_matrix)
             or _turn_of(self.reader, stream.index, first),
             lossless=is_lossless(self.reader.path) is True,
@@ -291,17 +298,6 @@ class VideoWriter:
         video = add_video(self._output, self._container, source, self._encode_options, self._losses)
         self._videos[stream.index] = video
         self.stream_map[stream.index] = video.stream.index
-
-    def _is_variable(self, index: int) -> bool:
-        """Whether an MP4 goes to an MP4 and its pictures' durations vary (the last apart)."""
-        track = self.reader.tracks.get(index)
-        if track is None or not self._container.iso or self.reader.path is None:
-            return False
-        runs = sample_times(self.reader.path, track.index)
-        if runs and runs[-1][0] == 1:
-            runs = runs[:-1]
-        lengths = [length for _, length in runs]
-        return bool(lengths) and max(lengths) > _VARIES * min(lengths)
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -387,10 +383,13 @@ class VideoWriter:
     def abort(self) -> None:
         """Close without completing and remove the temporary file."""
         self._finished = True
+        self._guard.close(self._close_unfinished, _PATIENCE_SECONDS)
+        self._file.remove()
+
+    def _close_unfinished(self) -> None:
         if self._output is not None:
             with contextlib.suppress(Exception):
                 self._output.close()
-        self._file.remove()
 
 
 def _turn_of(reader: VideoReader, index: int, first: av.VideoFrame | None) -> Sequence[int] | None:
@@ -412,3 +411,15 @@ def _lose_trailer(reader: VideoReader, container: Container, losses: Losses) -> 
     if name is not None:
         why = f"{container.name} has no place for it" if whole else "it is of the whole"
         losses.lose(f"{name}: {why}")
+
+
+def _is_variable(reader: VideoReader, container: Container, index: int) -> bool:
+    """Whether an MP4 goes to an MP4 and its pictures' durations vary (the last apart)."""
+    track = reader.tracks.get(index)
+    if track is None or not container.iso or reader.path is None:
+        return False
+    runs = sample_times(reader.path, track.index)
+    if runs and runs[-1][0] == 1:
+        runs = runs[:-1]
+    lengths = [length for _, length in runs]
+    return bool(lengths) and max(lengths) > _VARIES * min(lengths)
