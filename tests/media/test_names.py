@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.helpers.clips import png, read_frames, scene, write_frames
 from vdeblur import EncodeOptions, InputError, OutputError, UsageError, VideoReader, deblur_video
@@ -95,10 +97,8 @@ def test_a_sequence_in_a_folder_of_any_name(
     ]
 
 
-def picture_of_noise() -> object:
+def picture_of_noise() -> NDArray[np.uint8]:
     """A picture of 16 by 16 pixels."""
-    import numpy as np
-
     return np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8)
 
 

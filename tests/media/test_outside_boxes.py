@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.clips import MP4, PLAIN, failed, make
 from vdeblur.cli.main import main
-from vdeblur.deblur import deblur_video, default_output
+from vdeblur.deblur import deblur_video
+from vdeblur.media.default_names import default_output
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.verify import verify
 
