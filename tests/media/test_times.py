@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
-from tests.helpers.clips import MP4, PLAIN, failed, make
+from tests.helpers.clips import MP4, PLAIN, Audio, Media, failed, make
 from vdeblur.deblur import deblur_video
+from vdeblur.media.timeline import Timeline
 from vdeblur.media.verify import verify
 
 EVEN = replace(PLAIN, rotation=None, pts=tuple(n * 3000 for n in range(30)), last_duration=3000)
@@ -38,3 +41,127 @@ def test_less_sound_is_a_difference(tmp_path: Path) -> None:
     source = make(tmp_path / "source.mp4", longer)
     output = make(tmp_path / "output.mkv", replace(longer, audio=()))
     assert "duration" in failed(verify(source, output, conversion=True))
+
+
+# --- parts on clocks of their own, joined byte by byte --------------------------------------------
+
+
+TS = replace(SOUND, suffix=".ts", audio=(Audio(disposition=0),))
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def part(path: Path, media: Media = TS, *, later: float = 0.0) -> Path:
+    """A file of one second, whose clock begins at some seconds."""
+    shifted = replace(
+        media,
+        pts=tuple(p + round(later * 90_000) for p in media.pts),
+        audio=tuple(replace(a, shift=a.shift + later) for a in media.audio),
+        options={"preset": "ultrafast", "g": "15"} if media.codec == "libx264" else {},
+        muxing={"mpegts_copyts": "1"} if path.suffix == ".ts" else {},
+    )
+    return make(path, shifted)
+
+
+def times(path: Path, kind: str) -> list[float]:
+    """Times of pictures or of packets of sound in seconds, in order."""
+    found = []
+    with av.open(str(path)) as container:
+        for packet in container.demux():
+            if packet.stream.type != kind:
+                continue
+            items = packet.decode() if kind == "video" else [packet] * bool(packet.size)
+            found += [float(item.pts * item.time_base) for item in items]
+    return found
+
+
+#: Seconds at which the clocks of the parts begin; a part of None has no sound.
+JOINS: dict[str, tuple[float | None, ...]] = {
+    "the same clock again": (1.4, 1.4),
+    "three parts": (1.4, 1.4, 1.4),
+    "an earlier clock": (100.0, 1.4),
+    "a later clock": (1.4, 100.0),
+    "a clock of hours later": (1.4, 90_000.0),
+    "around the wrap of 33 bits": (95_443.2, 95_443.2),
+    "behind the wrap of 33 bits": (95_443.2, 1.4, 1.4),
+    "a silent part between": (1.4, None, 1.4),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_a_joined_part_follows_the_one_before(tmp_path: Path, name: str) -> None:
+    silent = replace(TS, audio=())
+    files = [
+        part(tmp_path / f"{n}.ts", silent if at is None else TS, later=at or 1.4)
+        for n, at in enumerate(JOINS[name])
+    ]
+    source, output = joined(tmp_path / "joined.ts", *files), tmp_path / "output.ts"
+    report = deblur_video(source, output, model="identity")
+    assert not report.differences
+    pictures, sound = times(output, "video"), times(output, "audio")
+    assert len(pictures) == 30 * len(files)
+    steps = np.diff(pictures)
+    limit = 1.1 if name == "behind the wrap of 33 bits" else 0.12
+    assert steps.min() > 0.03
+    assert steps.max() < limit
+    # Sound stays with its picture: all parts are shifted as one.
+    own = [times(file, "audio")[0] - times(file, "video")[0] for file in (files[0], files[-1])]
+    assert abs((sound[0] - pictures[0]) - own[0]) < 1e-3
+    count = len(sound) // sum(at is not None for at in JOINS[name])
+    assert abs((sound[-count] - pictures[-30]) - own[-1]) < 1e-3
+    assert not failed(verify(source, output))
+    # That the check can fail: parts that lie over each other.
+    if len(set(JOINS[name])) == 1:
+        worse = part(tmp_path / "worse.ts", replace(TS, pts=tuple(range(0, 180_000, 3000))))
+        assert "timestamps" in failed(verify(source, worse))
+
+
+@pytest.mark.parametrize("suffix", [".mpg", ".mkv"])
+def test_joined_files_of_other_kinds(tmp_path: Path, suffix: str) -> None:
+    own = replace(TS, suffix=suffix, audio=(Audio(codec="mp2", disposition=0),))
+    if suffix == ".mpg":  # smaller pictures share packets, and a time
+        own = replace(own, codec="mpeg2video", options={"qmin": "1", "qmax": "1"}, size=(352, 288))
+    file = part(tmp_path / f"part{suffix}", own)
+    source, output = joined(tmp_path / f"joined{suffix}", file, file), tmp_path / f"o{suffix}"
+    assert not deblur_video(source, output, model="identity").differences
+    steps = np.diff(times(output, "video"))
+    assert len(steps) == 59
+    assert 0.03 < steps.min() <= steps.max() < 0.12
+
+
+@pytest.mark.parametrize("read", [(0.5, 1.0), (1.2, None)])
+def test_a_part_over_a_join(tmp_path: Path, read: tuple[float, float | None]) -> None:
+    files = [part(tmp_path / f"{n}.ts", later=at) for n, at in enumerate((50.0, 1.4))]
+    source, output = joined(tmp_path / "joined.ts", *files), tmp_path / "output.ts"
+    start, duration = read
+    report = deblur_video(source, output, model="identity", start=start, duration=duration)
+    assert not report.differences
+    assert report.frames == pytest.approx((duration or 0.8) * 30, abs=2)
+    assert not failed(verify(source, output, start=start, duration=duration))
+
+
+def test_gaps_that_are_no_joins_stay(tmp_path: Path) -> None:
+    # Stills beside sound that goes on; five seconds without anything; sound with a stray time.
+    stills = part(tmp_path / "stills.ts", replace(TS, pts=(0, 9000, 12_000, 1_800_000)))
+    quiet = [part(tmp_path / f"{n}.ts", later=at) for n, at in enumerate((1.4, 7.0))]
+    lines = {"stills": stills, "quiet": joined(tmp_path / "quiet.ts", *quiet)}
+    for name, source in lines.items():
+        with av.open(str(source)) as container:
+            raw = [(p.stream.index, p.pts) for p in container.demux() if p.size]
+        with av.open(str(source)) as container:
+            line = [
+                (p.stream.index, p.pts) for p in Timeline(container, container.demux()) if p.size
+            ]
+        assert line == raw, name
+
+
+def test_another_flv_behind_the_first_is_said(tmp_path: Path) -> None:
+    file = part(tmp_path / "part.flv", replace(TS, suffix=".flv", audio=(Audio(),)))
+    report = deblur_video(
+        joined(tmp_path / "joined.flv", file, file), tmp_path / "o.mkv", model="identity"
+    )
+    assert any("another FLV file begins" in line for line in report.damage)
+    assert not deblur_video(file, tmp_path / "one.mkv", model="identity").damage

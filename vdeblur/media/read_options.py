@@ -86,6 +86,11 @@ class Clip:
         """Tell whether the part has ended at a time of the source."""
         return self.end is not None and seconds - self.origin >= self.end - _TOLERANCE
 
+    def is_behind(self, packet: av.Packet[Any]) -> bool:
+        """Tell whether a packet lies behind the end of the part."""
+        at = packet.pts if packet.pts is not None else packet.dts
+        return at is not None and self.is_over(float(at * packet.time_base))
+
     def take(self, packet: av.Packet[Any]) -> bool:
         """Shift the times of a packet; False if it lies outside the part. One without is kept."""
         at = packet.pts if packet.pts is not None else packet.dts

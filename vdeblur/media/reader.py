@@ -34,11 +34,14 @@ from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 from vdeblur.media.read_options import Clip, ReadOptions
 from vdeblur.media.stream_roles import streams_of
+from vdeblur.media.timeline import RESTARTING, Timeline
 from vdeblur.system.closing import ClosingGuard
 
 # Demuxers of containers that state their duration, and end without an error where they are cut off.
 _STATE_DURATION = {"matroska", "webm", "avi", "flv"}
 _PATIENCE_SECONDS = 1.0  # for a read that does not return, before the source is left open
+_FLV_TAIL = 1 << 16  # bytes from the last packet of an FLV, in which another file would begin
+_PACKETS_BEHIND = 1000  # of other streams, that are read behind the last picture of a part
 _TRUNCATED_SECONDS = 0.25  # less than stated: a frame or a packet of sound may be
 
 
@@ -106,6 +109,7 @@ class VideoReader:
         self.frame_times: dict[int, array[int]] = {}
         self._guard = ClosingGuard()
         self._reached = 0.0  # seconds: the latest end of any packet so far
+        self._place = -1  # of the last packet in the file
         opened = open_source(source, self.options, on_device=on_device)
         self.notes = opened.notes
         self._pictures = opened.pictures
@@ -183,6 +187,9 @@ class VideoReader:
         clip = Clip.of(self.options, self._container)
         factories: dict[int, FrameFactory] = {}
         ended: set[int] = set()
+        # Sound may lie behind the pictures of its time.
+        sound = {s.index for s in self._container.streams.audio if self.roles[s.index] == "copy"}
+        behind = 0
         if clip.start:
             self._seek(clip)
         if self._pictures is not None:
@@ -192,9 +199,7 @@ class VideoReader:
             index = packet.stream.index
             role = self.roles.get(index, "dropped")
             if role == "video":
-                if index in ended:
-                    continue
-                for picture in self._decode(packet, index):
+                for picture in () if index in ended else self._decode(packet, index):
                     frame = self._frame(picture, packet.stream, factories)
                     if clip.is_part:
                         seconds = float(frame.pts * frame.time_base)
@@ -207,10 +212,14 @@ class VideoReader:
                         frame.source_frame.pts = frame.pts
                     self.frame_times.setdefault(index, array("q")).append(frame.pts)
                     yield frame
-                if clip.end is not None and len(ended) == len(self.video_streams):
-                    return
+            elif index in sound and clip.is_behind(packet):
+                sound.discard(index)
             elif packet.size and (role == "cover" or (role == "copy" and clip.take(packet))):
                 yield packet
+            if clip.end is not None and len(ended) == len(self.video_streams):
+                behind += 1
+                if not sound or behind > _PACKETS_BEHIND:
+                    return
         self._check_complete()
 
     def picture_of(self, pts: int) -> tuple[int | None, Path] | None:
@@ -265,8 +274,8 @@ class VideoReader:
 
     def _seek(self, clip: Clip) -> None:
         """Go to a keyframe before the clip, where the source can be sought."""
-        # MPEG-TS seeks are late or impossible (no index): it is decoded from its beginning.
-        if self.path is None or "mpegts" in self._container.format.name:
+        # MPEG-TS seeks are late or impossible (no index, and a clock that may begin again).
+        if self.path is None or self._container.format.name in RESTARTING:
             return
         # One second earlier: an open GOP's leading frames need what precedes them.
         target = int((clip.origin + max(0.0, clip.start - 1.0)) * av.time_base)
@@ -276,7 +285,7 @@ class VideoReader:
             self.notes.append("the source cannot be sought: reading up to `start`")
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
-        packets = self._container.demux()
+        packets = Timeline(self._container, self._container.demux())
         while True:
             try:
                 packet = next(packets)
@@ -293,6 +302,7 @@ class VideoReader:
                     flush.stream = self._container.streams[index]
                     yield flush
                 return
+            self._place = packet.pos if packet.pos is not None and packet.size else self._place
             at = packet.pts if packet.pts is not None else packet.dts
             if at is not None:
                 end = float((at + (packet.duration or 0)) * packet.time_base)
@@ -334,6 +344,14 @@ class VideoReader:
                 self.damage.note(
                     f"the source is cut off: {missing} bytes that its index names are not there"
                 )
+        if self._container.format.name == "flv" and self._place >= 0:
+            with self.path.open("rb") as file:
+                file.seek(self._place)
+                if b"FLV\x01" in file.read(_FLV_TAIL):
+                    self.damage.note(
+                        f"another FLV file begins behind {self._reached:.2f} s, which libav does "
+                        "not read: restore the parts one by one"
+                    )
         states = _STATE_DURATION & set(self._container.format.name.split(","))
         stated = (self._container.duration or 0) / av.time_base
         if states and self.options.whole and self._reached < stated - _TRUNCATED_SECONDS:

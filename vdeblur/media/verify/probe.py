@@ -29,6 +29,7 @@ from vdeblur.media.joined_file import for_libav
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
+from vdeblur.media.timeline import Timeline
 from vdeblur.media.verify.ticks import UNKNOWN
 
 # Names of FFmpeg's demuxers → the container that they read; within a family, packets come back as
@@ -315,7 +316,7 @@ def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
 def _read_packets(container: Any, streams: Sequence[ProbedStream], *, full: bool) -> int:
     """Fill in packets and frames; return how often reading itself failed."""
     field_order = _FieldOrder()
-    packets = container.demux()
+    packets = Timeline(container, container.demux())
     while True:
         try:
             packet = next(packets, None)

@@ -101,10 +101,12 @@ def _packet_problems(
         pairs = np.stack([np.frombuffer(s.digests, np.uint64, both) for s in (source, output)])
         number = int(np.flatnonzero(pairs[0] != pairs[1])[0])
         yield "packet data", f"packet {number}: the bytes differ"
-    problem = time_problem(source.pts, source.time_base, output.pts, output.time_base, "packet")
+    # An MPEG program stream states the time of some packets only.
+    bases, rounded = (source.time_base, output.time_base), match.source.family == "mpeg"
+    problem = time_problem(source.pts, bases[0], output.pts, bases[1], "packet", rounded=rounded)
     if not problem and match.same_family:
         problem = time_problem(
-            source.dts, source.time_base, output.dts, output.time_base, "packet", "dts "
+            source.dts, bases[0], output.dts, bases[1], "packet", "dts ", rounded=rounded
         )
     if problem:
         yield "packet timestamps", problem

@@ -45,6 +45,8 @@ def time_problem(
     b_base: Fraction,
     what: str,
     prefix: str = "",
+    *,
+    rounded: bool = False,
 ) -> str | None:
     """Describe the first time that differs: "frame 17: 5672 -> 5673 (1/90000)".
 
@@ -55,12 +57,15 @@ def time_problem(
         b_base: Seconds a tick of the output's.
         what: "frame" or "packet".
         prefix: Precedes the times, such as "dts ".
+        rounded: Some times are computed, and may be a tick off.
 
     Returns:
         None where all times are equal.
     """
     delta, unit, exact = _deltas(a, a_base, b, b_base)
     slack = 0 if exact else max(a_base, b_base) / 2 / unit
+    if rounded:
+        slack = max(a_base, b_base) / unit
     wrong = np.flatnonzero(np.abs(delta) > float(slack))
     if len(wrong):
         first = int(wrong[0])
