@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -73,7 +74,9 @@ def times(path: Path, kind: str) -> list[float]:
         for packet in container.demux():
             if packet.stream.type != kind:
                 continue
-            items = packet.decode() if kind == "video" else [packet] * bool(packet.size)
+            items: list[Any] = [packet] * bool(packet.size)
+            if kind == "video":
+                items = list(packet.decode())
             found += [float(item.pts * item.time_base) for item in items]
     return found
 
