@@ -248,7 +248,7 @@ def _live(args: argparse.Namespace) -> int:
     steps = degrade_steps(args.degrade) if args.degrade else []
     options = _options(args)
     with contextlib.ExitStack() as stack:
-        speaker = stack.enter_context(_Speaker(args))
+        speaker = stack.enter_context(Speaker(args))
         viewers: list[Viewer] = []
         preview = None
         if args.preview:
@@ -265,6 +265,7 @@ def _live(args: argparse.Namespace) -> int:
             precision=args.precision,
             backend=args.backend,
         )
+        speaker.device = str(getattr(restorer.deblurrer, "device", "")).partition(":")[0]
         session = Session(
             *(args.sources, args.output, restorer),
             options=options,
@@ -284,7 +285,7 @@ def _live(args: argparse.Namespace) -> int:
         return _until_stopped(args, session, speaker)
 
 
-def _until_stopped(args: argparse.Namespace, session: Session, speaker: _Speaker) -> int:
+def _until_stopped(args: argparse.Namespace, session: Session, speaker: Speaker) -> int:
     every = args.every or (1.0 if args.json else 10.0)
     left = args.duration
     missing: list[str] = []
@@ -320,7 +321,7 @@ def _until_stopped(args: argparse.Namespace, session: Session, speaker: _Speaker
                 speaker.say(f"left behind, since it did not end: {', '.join(stuck)}")
 
 
-class _Speaker:
+class Speaker:
     """Writes the messages to the user on a thread of its own.
 
     A terminal that is held (Ctrl-S), or a reader that has stopped, must not delay the picture.
@@ -332,6 +333,9 @@ class _Speaker:
 
         self._lines = JsonLines(_Unbuffered()) if args.json else None
         self._quiet, self._several = args.quiet, len(args.sources) > 1
+        self._degrade = bool(args.degrade)
+        #: The device of the network, for hints.
+        self.device = ""
         self._reasons: dict[
             object, str
         ] = {}  # the last one of each camera, not repeated for each retry
@@ -360,9 +364,9 @@ class _Speaker:
         if (lines := self._lines) is not None:
             self._put(lambda: lines.line(kind, told(facts)))
 
-    def say(self, text: str, *, mask: bool = True) -> None:
-        """Write a line for people; see `vdeblur.cli.output.say`."""
-        if not self._quiet:
+    def say(self, text: str, *, mask: bool = True, always: bool = False) -> None:
+        """Write a line for people, unless --quiet; see `vdeblur.cli.output.say`."""
+        if always or not self._quiet:
             self._put(lambda: say(text, mask=mask))
 
     def event(self, name: str, **facts: Any) -> None:
@@ -376,8 +380,33 @@ class _Speaker:
             self._reasons[camera] = facts["reason"]
         elif name == "connected":
             self._reasons.pop(camera, None)
-        if text := _said(name, facts, self._several):
+        if name == "few_restored":
+            # What is not done is said even if --quiet, as with files.
+            counts = f"only {facts['restored']} of {facts['frames']} frames were restored in the "
+            counts += f"last {facts['seconds']:.0f} s, {facts['passed']} passed"
+            counts += f", {facts['dropped']} dropped" if facts["dropped"] else ""
+            text = _whose(facts, self._several) + counts + self._hint(facts)
+            self.say(text, always=True)
+        elif text := _said(name, facts, self._several):
             self.say(text)
+
+    def _hint(self, facts: dict[str, Any]) -> str:
+        """Return why few frames are restored, and what to change."""
+        ways = ["a smaller picture of the camera (--size for devices)"]
+        if facts["dropped"] > facts["passed"]:
+            return f": the encoder is too slow: try --preset ultrafast, or {ways[0]}"
+        if not facts["level_name"].startswith("mimo-unet-lite"):
+            ways.insert(0, "a faster network (--model mimo-unet-lite)")
+        if not self._degrade:
+            ways.insert(0, "--degrade")
+        if self.device == "cpu":
+            ways.append("a GPU")
+        if facts["network_ms"] > 0.8 * facts.get("limit_ms", float("inf")):
+            ways.append(f"--max-latency {2 * facts['network_ms']:.0f}ms")
+        where = " on this CPU" if self.device == "cpu" else ""
+        took = f"{facts['network_ms']:.0f} ms per frame" if facts["network_ms"] else "too long"
+        reason = f": {facts['level_name']} takes {took}{where}"
+        return f"{reason}: try {', '.join(ways[:-1])} or {ways[-1]}"
 
     def status(self, cameras: list[Snapshot]) -> None:
         """Write the state of all cameras."""
@@ -390,8 +419,11 @@ class _Speaker:
         """Write the totals of the run, and the sinks that were not connected at its end."""
         for status in cameras:
             self._json("end", status)
-            if self._lines is None and status["received"]:
-                self.say(_sum(status, self._several))
+            share = status["restored_share"]
+            few = share is not None and share < 0.5 and status["received"] >= 100
+            if (self._lines is None or few) and status["received"]:
+                text = _sum(status, self._several) + (self._hint(status) if few else "")
+                self.say(text, always=few)
         if missing and any(status["received"] for status in cameras):
             self.say(f"not connected at the end: {', '.join(missing)}")
 
@@ -436,7 +468,7 @@ def _status(status: Snapshot, several: bool) -> str:
 def _sum(status: Snapshot, several: bool) -> str:
     """Return the totals of a run as one line."""
     parts = [
-        f"{status['received']} frames came: {status['restored']} restored, "
+        f"{status['received']} frames came: {status['restored']} restored{_percent(status)}, "
         f"{status['passed']} passed, {status['dropped']} dropped"
     ]
     if status["outages"]:
@@ -446,6 +478,11 @@ def _sum(status: Snapshot, several: bool) -> str:
     if status["exposure_ms"] is not None:
         parts.append(f"the shutter was open for about {_exposure(status)} in the end")
     return (_whose(status, several) or "in all: ") + "; ".join(parts)
+
+
+def _percent(status: Snapshot) -> str:
+    share = status["restored_share"]
+    return f" ({100 * share:.2g} %)" if share is not None and share < 0.5 else ""
 
 
 def _exposure(status: Snapshot) -> str:
@@ -465,6 +502,9 @@ def _said(name: str, facts: dict[str, Any], several: bool) -> str:
         "sink_gone": "{sink}: {reason} (again in {seconds} s)",
         "sink_back": "{sink}: back",
         "sink_ended": "{sink}: {reason}",
+        "sink_drops": "{sink}: it takes less than comes, {dropped} packets were dropped so far: "
+        "set a lower --bitrate, or check the connection",
+        "restored_again": "{restored} of {frames} frames were restored in the last {seconds:.0f} s",
         "level": "the network is now {level} ({share:.0%} of the frames were restored)",
         "motion_failed": "motion is not looked at any more: {reason}",
         "network_failed": "the network failed, frames pass untouched: {reason}",

@@ -22,6 +22,7 @@ from vdeblur.live.counters import CameraCounters
 from vdeblur.live.encoding import Chunk, PictureEncoder, Sound
 from vdeblur.live.frame_line import FrameLine, LineEvent, QueuedFrame, write_back
 from vdeblur.live.options import SessionOptions
+from vdeblur.live.pace import Pace
 from vdeblur.live.protocols import EventHandler, Guide, Viewer
 from vdeblur.live.sinks.files import FileSink, HlsSink
 from vdeblur.live.sinks.servers import FfmpegSink, PipeSink, PushSink
@@ -92,6 +93,7 @@ class Camera:
         self._on_event = on_event
         self.counters = CameraCounters(masked(address))
         self.line = FrameLine(options.max_latency, capacity=64, guided=guide is not None)
+        self._pace = Pace(self.line)
         self.receiver = Receiver(
             address, self, options=options.source, retry=options.retry, limit=options.max_latency
         )
@@ -216,6 +218,8 @@ class Camera:
 
     def _encode_all(self) -> None:
         while True:
+            if changed := self._pace.judge():
+                self.event(changed[0], **changed[1])
             item = self.line.next()
             if isinstance(item, QueuedFrame):
                 self._encode(item)

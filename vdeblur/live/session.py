@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 from vdeblur.errors import UsageError
 from vdeblur.live.addresses import Scene, numbered, resolve, sink_kind, source_kind
@@ -72,8 +73,9 @@ class Session:
             if len(set(chosen)) < len(chosen):
                 raise UsageError("the same sink is named twice: name each once")
             self.cameras.append(
-                Camera(number, source, chosen, self.options, viewers, on_event, guide())
+                Camera(number, source, chosen, self.options, viewers, self._event, guide())
             )
+        self._on_event = on_event
         self.scheduler = Scheduler(
             restorer,
             [camera.line for camera in self.cameras],
@@ -83,6 +85,14 @@ class Session:
         )
         #: Whether `stop` has finished everything; False until then.
         self.complete = False
+
+    def _event(self, name: str, **details: Any) -> None:
+        """Pass a camera's event on; add what the network has to do with it."""
+        if name in ("few_restored", "restored_again"):
+            scheduler = self.scheduler
+            details["network_ms"] = round(scheduler.seconds_a_call() * 1000, 1)
+            details["level_name"] = scheduler.restorer.levels[scheduler.level]
+        self._on_event(name, **details)
 
     def __enter__(self) -> Session:
         self.scheduler.start()

@@ -7,6 +7,7 @@ from typing import Any
 
 from vdeblur.live.camera import Camera
 from vdeblur.live.counters import Snapshot, quantiles_ms
+from vdeblur.live.frame_line import FrameLine
 from vdeblur.live.scheduler import Scheduler
 from vdeblur.live.sinks.sink import Sink
 
@@ -31,6 +32,7 @@ def snapshot_of(camera: Camera, scheduler: Scheduler) -> Snapshot:
         "encoded": counters.encoded,
         "restored": line.restored,
         "passed": line.passed,
+        "restored_share": _share(line),
         "dropped": line.dropped,
         "late": line.late,
         "corrupt": counters.corrupt,
@@ -50,6 +52,11 @@ def snapshot_of(camera: Camera, scheduler: Scheduler) -> Snapshot:
         "stage_ms": {name: quantiles_ms(recent) for name, recent in counters.stages.items()},
         "sinks": [_sink(sink) for sink in camera.sinks],
     }
+
+
+def _share(line: FrameLine) -> float | None:
+    left = line.restored + line.passed + line.dropped
+    return round(line.restored / left, 4) if left else None
 
 
 def _exposure_ms(camera: Camera) -> float | None:

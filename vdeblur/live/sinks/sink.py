@@ -105,7 +105,7 @@ class Sink:
         self._base = 0
         self._last: dict[str, int] = {}
         self._backoff = Backoff(0.5, options.retry_cap)
-        self._again_at = 0.0
+        self._again_at = self._tell_drops_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"sink {self.name}", daemon=True)
 
     # -- for subclasses --------------------------------------------------------------------------
@@ -162,22 +162,30 @@ class Sink:
 
     def offer(self, chunk: Chunk) -> None:
         """Take a chunk without waiting; if too many wait, drop all up to the next keyframe."""
+        if self._offer(chunk) and time.monotonic() > self._tell_drops_at:
+            self._tell_drops_at = time.monotonic() + 60
+            self.on_event("sink_drops", sink=self.name, dropped=self.dropped)
+
+    def _offer(self, chunk: Chunk) -> bool:
+        """Take a chunk; return whether others were dropped although the sink is connected."""
+        full = False
         with self._changed:
             if self._waiting_bytes > _WAITING_BYTES or len(self._items) >= _WAITING:
                 kept = [item for item in self._items if isinstance(item, _Begin)]
                 self.dropped += len(self._items) - len(kept)
                 self._items = deque(kept[-1:])
                 self._waiting_bytes = 0
-                self._skipping = True
+                self._skipping, full = True, self.connected
                 self.keyframe()
             if self._skipping:
                 if not (chunk.kind == "video" and chunk.keyframe):
                     self.dropped += 1
-                    return
+                    return full
                 self._skipping = False
             self._items.append(chunk)
             self._waiting_bytes += len(chunk.data)
             self._changed.notify()
+        return full
 
     def end(self) -> None:
         """Write what waits, finish, and end the thread."""
