@@ -17,6 +17,7 @@ from av.format import Flags as FormatFlags
 from vdeblur.errors import OutputError
 from vdeblur.media.image_sequences import is_image, is_pattern
 from vdeblur.media.losses import Losses
+from vdeblur.media.metadata import loops
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.picture_formats import PNG, format_of_name
 
@@ -255,6 +256,11 @@ class Container:
         return self.iso or self.name == "matroska"
 
     @property
+    def has_rotation(self) -> bool:
+        """True if players are told how to turn pictures; those of a picture are, by EXIF."""
+        return self.iso or self.is_image or self.name in ("matroska", "webm")
+
+    @property
     def verifiable(self) -> bool:
         """True if the container states times and streams."""
         return self.name not in _UNVERIFIABLE
@@ -302,7 +308,23 @@ def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> 
             options["mpegts_m2ts_mode"] = "1"
     elif container.name == "yuv4mpegpipe":
         options["strict"] = "-1"  # depths above 8 bits
+    if demuxer in ("gif", "apng") and reader.path is not None and not container.is_image:
+        options |= _loop_options(container, loops.plays_of(reader.path), losses)
     return options
+
+
+def _loop_options(container: Container, plays: int | None, losses: Losses) -> dict[str, str]:
+    """Return the options that make an animation play as often as its source, 0 for endlessly."""
+    if plays is None:
+        return {}
+    if container.name == "gif":
+        return {"loop": str({0: 0, 1: -1}.get(plays, min(plays - 1, 65535)))}
+    if container.name == "apng":
+        return {"plays": str(min(plays, 65535))}
+    if plays != 1:
+        often = f"{plays} times" if plays else "endlessly"
+        losses.lose(f"loop count: the source plays {often}, and {container.name} has none")
+    return {}
 
 
 def _iso_options(reader: VideoReader, losses: Losses) -> dict[str, str]:

@@ -116,7 +116,7 @@ class NumberedPictures:
         found, others = _numbers_of(pattern)
         numbers = sorted(n for n in found if start_number is None or n >= start_number)
         if not numbers:
-            raise InputError(f"{pattern} was not found: " + _advice(found, others, start_number))
+            raise InputError(_not_found(pattern, found, others, start_number))
         steps = [after - before for before, after in pairwise(numbers)]
         step = math.gcd(*steps) if len(numbers) >= _FEWEST_OF_STEPS else 1
         pictures = cls(pattern, numbers, step, numbers[0] if start_number is None else start_number)
@@ -200,11 +200,17 @@ def _numbers_of(pattern: str) -> tuple[list[int], list[tuple[int, str]]]:
     return numbers, sorted(others)
 
 
-def _advice(
-    found: Sequence[int], others: Sequence[tuple[int, str]], start_number: int | None
+def _not_found(
+    pattern: str, found: Sequence[int], others: Sequence[tuple[int, str]], start_number: int | None
 ) -> str:
     if found:
-        return f"its numbers end at {max(found)}, and `start_number` is {start_number}"
+        return (
+            f"{pattern} was not found: its numbers end at {max(found)}, and `start_number` is "
+            f"{start_number}"
+        )
     if others:
-        return f"there is {others[0][1]}, whose number has other digits: check the pattern"
-    return "check the path"
+        return (
+            f"{pattern} was not found: there is {others[0][1]}, whose number has other digits: "
+            "check the pattern"
+        )
+    return f"{pattern} was not found: check the path"

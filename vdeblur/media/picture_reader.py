@@ -46,6 +46,7 @@ class PictureReader:
         time_base: Seconds from one number to the next.
         orientations: EXIF orientations of the pictures so far, with their number; the first is that
             of `container`.
+        metadata: Kinds of metadata of that first picture, in words.
 
     Raises:
         InputError: No picture can be decoded.
@@ -68,6 +69,7 @@ class PictureReader:
                 self._magic = data[:_MAGIC]
                 self._decode(path, data)
                 self.orientations = Counter({carry.inspect(data)[0]: 0})
+                self.metadata = carry.read(data).names
             except _FAILURES as error:
                 first = first or f"{pictures.path(number)}: {reason(error)}"
             else:

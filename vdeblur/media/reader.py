@@ -66,6 +66,7 @@ class VideoReader:
         path: The file on disk, or None for a pipe or an image sequence.
         options: How it is read.
         pictures: The numbered pictures of an image sequence; None for other sources.
+        picture_metadata: Kinds of metadata of a picture, or of a sequence's first, in words.
         container: The libav input container: the writer's template.
         info: The first video stream.
         roles: What becomes of each stream, by its index (see `vdeblur.media.stream_roles`).
@@ -116,7 +117,11 @@ class VideoReader:
         self.pictures = opened.pictures.pictures if opened.pictures is not None else None
         is_picture = self.path is not None and is_image(self.path)
         # Orientation of a single picture, and whether its file is cut off
-        self._picture = carry.inspect(cast(Path, self.path).read_bytes()) if is_picture else None
+        self._picture: tuple[int, bool] | None = None
+        self.picture_metadata = [] if opened.pictures is None else opened.pictures.metadata
+        if is_picture:
+            data = cast(Path, self.path).read_bytes()
+            self._picture, self.picture_metadata = carry.inspect(data), carry.read(data).names
         self._clipped = 0  # ticks that the times of an image sequence are shifted by
         self._container, self._file = opened.container, opened.file
         try:

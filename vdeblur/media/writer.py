@@ -285,14 +285,18 @@ class VideoWriter:
             )
             return
         is_first = stream.index == self.reader.video_streams[0]
+        matrix = (is_first and self._display_matrix) or _turn_of(self.reader, stream.index, first)
+        if matrix and not self._container.has_rotation:
+            self._losses.lose(
+                f"rotation: {self._container.name} has no place for it", "display matrix"
+            )
         source = VideoSource(
             stream,
             self._demuxer,
             first,
             self.reader.info.layout,
             variable=_is_variable(self.reader, self._container, stream.index),
-            display_matrix=(is_first and self._display_matrix)
-            or _turn_of(self.reader, stream.index, first),
+            display_matrix=matrix,
             lossless=is_lossless(self.reader.path) is True,
         )
         video = add_video(self._output, self._container, source, self._encode_options, self._losses)
@@ -330,10 +334,8 @@ class VideoWriter:
         """Add what libav's muxers cannot write: maker's boxes and tracks."""
         if self._pictures is not None:
             self._pictures.close()
-        elif len(set(self.reader.orientations)) > 1:
-            self._losses.lose(
-                "EXIF orientations: the pictures have several, and the film has the first one's"
-            )
+        else:
+            _lose_picture_metadata(self.reader, self._losses)
         if self._container.name == "avi" and self.temporary and self._copied:
             with reported(self.destination):
                 avi.time_sound_by_frames(self.temporary, self._copied.framed_sound())
@@ -423,3 +425,13 @@ def _is_variable(reader: VideoReader, container: Container, index: int) -> bool:
         runs = runs[:-1]
     lengths = [length for _, length in runs]
     return bool(lengths) and max(lengths) > _VARIES * min(lengths)
+
+
+def _lose_picture_metadata(reader: VideoReader, losses: Losses) -> None:
+    """State what is lost of pictures that become a film."""
+    if len(set(reader.orientations)) > 1:
+        losses.lose(
+            "EXIF orientations: the pictures have several, and the film has the first one's"
+        )
+    if reader.picture_metadata:
+        losses.lose(f"{', '.join(reader.picture_metadata)} of the source: not in a film")

@@ -24,8 +24,10 @@ from av.video.reformatter import ColorRange
 
 from vdeblur.errors import InputError
 from vdeblur.media.encoders import side_data_bytes
+from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.metadata import carry, exif
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
@@ -241,6 +243,8 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
             errors = _read_packets(container, streams, full=full)
+            if is_image(path):
+                _turn(streams, carry.inspect(path.read_bytes())[0])
             return ProbedFile(
                 path=path,
                 family=_FAMILIES.get(container.format.name, container.format.name),
@@ -391,6 +395,15 @@ def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
         look["colour range"] = int(ColorRange.JPEG if wide else ColorRange.MPEG)
     for name, value in look.items():
         stream.looks.setdefault(name, Runs()).add(value)
+
+
+def _turn(streams: Sequence[ProbedStream], orientation: int) -> None:
+    """Set how the frames of a picture file are turned: EXIF data tell, and no side data."""
+    for stream in streams:
+        matrix = exif.display_matrix(orientation)
+        turned = Runs()
+        turned.add(_matrix(None if matrix is None else struct.pack("<9i", *matrix)))
+        stream.looks["display matrix"] = turned
 
 
 class _FieldOrder:
