@@ -102,7 +102,7 @@ _PIPE_FORMATS = {
 
 _ISO = ("mp4", "mov", "3gp", "3g2", "ipod", "f4v")
 # Without times or without a file of its own: `verify` has nothing to compare.
-_UNVERIFIABLE = ("image2", "yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf", "gif")
+_UNVERIFIABLE = ("yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf", "gif")
 
 
 def format_name(

@@ -253,6 +253,8 @@ def add_video(
 def _note_colors(source: VideoSource, choice: Choice, losses: Losses) -> None:
     """Say what becomes of a picture's kind of color."""
     before, after = source.first.format, VideoFormat(choice.pix_fmt)
+    if len(before.components) > 2 >= len(after.components):
+        losses.known.add("picture colours")
     if software_format(source.stream) == "pal8":
         losses.lose(f"the palette: written in full colors ({choice.pix_fmt})", "pixel format")
     elif before.is_rgb != after.is_rgb or len(before.components) != len(after.components):

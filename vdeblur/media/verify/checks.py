@@ -20,6 +20,8 @@ CHECKS = (
     "picture size",
     "sample aspect ratio",
     "pixel format",
+    "picture coding",
+    "picture colours",
     "colour range",
     "colour primaries",
     "transfer characteristics",
@@ -60,6 +62,8 @@ ESSENTIAL = frozenset(
         "packet data",
         "A/V offset",
         "picture size",
+        "picture coding",
+        "picture colours",
     }
 )
 #: What both ISO files (MP4, MOV) and Matroska can express.

@@ -32,13 +32,14 @@ from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
 from vdeblur.media.timeline import Timeline
+from vdeblur.media.verify.stills import StillFacts, mean_colors, still_facts
 from vdeblur.media.verify.ticks import UNKNOWN
 
 # Names of FFmpeg's demuxers → the container that they read; within a family, packets come back as
 # they went in.
-_FAMILIES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "matroska"}
+_FAMILIES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "matroska", "image2": "picture"}
 #: Families that can express `checks.OF_BOTH`.
-CAPABLE = frozenset(_FAMILIES.values())
+CAPABLE = frozenset({"mp4", "matroska"})
 
 # Tags that muxers and demuxers write about themselves.
 _MUXER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "software"} | {
@@ -56,6 +57,10 @@ _MUXER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "
     "material_package_umid",
     "file_package_umid",
 }
+
+
+# Code points (ITU-T H.273) that are sRGB's, or written by coders of sRGB pictures for it.
+_SRGB = {"colour primaries": {0, 1}, "transfer characteristics": {0, 1, 4, 6, 8, 13}}
 
 
 class Runs:
@@ -125,6 +130,7 @@ class ProbedStream:
         frame_pts: Times of the decoded frames, in ticks.
         frame_durations: Durations of the decoded frames, in ticks.
         looks: Name of a check → what each decoded frame says for it.
+        colors: Mean colors of parts of the first frame of a picture file.
         errors: Packets and frames that are damaged.
     """
 
@@ -149,6 +155,7 @@ class ProbedStream:
     frame_pts: array[int] = field(default_factory=lambda: array("q"))
     frame_durations: array[int] = field(default_factory=lambda: array("q"))
     looks: dict[str, Runs] = field(default_factory=dict)
+    colors: tuple[int, ...] | None = None
     errors: int = 0
 
     @property
@@ -203,6 +210,7 @@ class ProbedFile:
         trailer: (bytes, SHA-256) of what lies behind the last box of an MP4; (0, "") for nothing.
         partial: Only a part of the streams was kept (`excerpt`): `ProbedStream.whole` and `maker`
             are still those of the file.
+        still: Facts of a picture file; None for a film.
     """
 
     path: Path
@@ -219,6 +227,28 @@ class ProbedFile:
     maker: list[tuple[bytes, bytes]] = field(default_factory=list)
     trailer: tuple[int, str] = (0, "")
     partial: bool = False
+    still: StillFacts | None = None
+
+    def leave_out_film(self) -> None:
+        """Leave out what files of films state and pictures do not: an AVIF is an MP4 to libav."""
+        self.duration_seconds = None
+        for stream in self.streams:
+            stream.metadata, stream.disposition = {}, 0
+            stream.durations = array("q", bytes(8 * len(stream.durations)))
+
+    def leave_out_coding(self) -> None:
+        """Leave out how a picture's format codes colors, which mean the same in another format.
+
+        The primaries and the transfer of sRGB are those of pictures that state none.
+        """
+        self.duration_seconds = None
+        for stream in self.streams:
+            stream.chroma_location = None
+            for name in ("colour range", "matrix coefficients"):
+                stream.looks.pop(name, None)
+            for name in ("colour primaries", "transfer characteristics"):
+                runs = stream.looks.get(name, Runs())
+                runs.values = [2 if value in _SRGB[name] else value for value in runs.values]
 
     def of(self, *kinds: str) -> list[ProbedStream]:
         """Return the streams of some kinds, in file order."""
@@ -242,12 +272,13 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
         with open_container(for_libav(path)) as container:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
-            errors = _read_packets(container, streams, full=full)
+            still = still_facts(path)
+            errors = _read_packets(container, streams, full=full, still=still is not None)
             if is_image(path):
                 _turn(streams, carry.inspect(path.read_bytes())[0])
             return ProbedFile(
                 path=path,
-                family=_FAMILIES.get(container.format.name, container.format.name),
+                family=_family(container.format.name),
                 streams=streams,
                 metadata=kept_tags(container.metadata, _MUXER_TAGS | {"timecode"}),
                 chapters=[_chapter(chapter) for chapter in container.chapters()],
@@ -261,6 +292,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
                 iso=iso,
                 moov_first=iso and boxes.moov_first(path),
                 maker=read_maker_boxes(path) if iso else [],
+                still=still,
                 trailer=_trailer(path) if iso else (0, ""),
             )
     except (av.error.FFmpegError, OSError) as error:
@@ -277,6 +309,10 @@ def _trailer(path: Path) -> tuple[int, str]:
         for block in boxes.read_blocks(file, at, size):
             digest.update(block)
     return size, digest.hexdigest()
+
+
+def _family(demuxer: str) -> str:
+    return "picture" if demuxer.endswith("_pipe") else _FAMILIES.get(demuxer, demuxer)
 
 
 def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
@@ -317,7 +353,9 @@ def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
     return probed
 
 
-def _read_packets(container: Any, streams: Sequence[ProbedStream], *, full: bool) -> int:
+def _read_packets(
+    container: Any, streams: Sequence[ProbedStream], *, full: bool, still: bool
+) -> int:
     """Fill in packets and frames; return how often reading itself failed."""
     field_order = _FieldOrder()
     packets = Timeline(container, container.demux())
@@ -345,6 +383,8 @@ def _read_packets(container: Any, streams: Sequence[ProbedStream], *, full: bool
                 stream.errors += 1
                 continue
             for frame in frames if full else frames[:1]:
+                if still and stream.colors is None:
+                    stream.colors = mean_colors(frame, stream.codec)
                 _look(stream, frame, field_order)
     for stream in streams:
         if stream.kind == "video":
@@ -391,7 +431,7 @@ def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
     if look["colour range"] == ColorRange.UNSPECIFIED:
         # The meaning of "unspecified": full for RGB and FFmpeg's yuvj formats, else limited.
         name = frame.format.name
-        wide = name.startswith("yuvj") or frame.format.is_rgb
+        wide = name.startswith("yuvj") or frame.format.is_rgb or frame.format.has_palette
         look["colour range"] = int(ColorRange.JPEG if wide else ColorRange.MPEG)
     for name, value in look.items():
         stream.looks.setdefault(name, Runs()).add(value)

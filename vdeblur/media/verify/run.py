@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vdeblur.errors import InputError
 from vdeblur.media.names import check_source, is_address
-from vdeblur.media.verify import container, pictures, streams, times
+from vdeblur.media.verify import container, pictures, stills, streams, times
 from vdeblur.media.verify.checks import (
     BY_CONTAINER,
     CHECKS,
@@ -34,6 +34,7 @@ _CHECKERS: tuple[Callable[[Match], Iterator[Finding]], ...] = (
     times.check_offsets,
     pictures.check_looks,
     pictures.check_geometry,
+    stills.check_stills,
     streams.check_packets,
     streams.check_headers,
     container.check_chapters,
@@ -96,6 +97,11 @@ def verify(
         new = probe(output, full=not quick)
     except InputError as error:
         return [Check("container", False, str(error))]
+    if old.still is not None and new.still is not None:
+        for file in (old, new):
+            file.leave_out_film()
+            if _converts(old, new):
+                file.leave_out_coding()
     excused = dict.fromkeys(expected.failing, KNOWN_LOSS)
     if start or duration is not None:
         keep_part(old, start or 0.0, duration)
@@ -113,5 +119,7 @@ def verify(
 
 
 def _converts(source: ProbedFile, output: ProbedFile) -> bool:
+    if source.still is not None and output.still is not None:
+        return source.still.form != output.still.form
     suffixes = {file.path.suffix.lower() for file in (source, output)}
     return source.family != output.family or len(suffixes) > 1

@@ -1,0 +1,98 @@
+"""What a picture file is beside its pixels' form: its format, its coding, its colors at large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import ColorRange
+
+from vdeblur.media.picture_formats import format_of_content, format_of_name, is_lossless
+from vdeblur.media.pixel_formats import color_arguments, layout_of, planar_format
+from vdeblur.media.verify.checks import Finding
+
+#: Parts of a picture, across and down, whose mean colors are compared.
+_PARTS = 4
+# Of 255: what a restoration leaves of the mean color of a part, and any wrong color model does not.
+_COLOR_TOLERANCE = 24
+
+
+@dataclass(frozen=True)
+class StillFacts:
+    """Facts of a picture file.
+
+    Attributes:
+        form: The name of its format, by its content.
+        named: The name of the format that its suffix says; None for another suffix.
+        lossless: Whether it is coded without loss; None if the file does not say.
+    """
+
+    form: str
+    named: str | None
+    lossless: bool | None
+
+
+def still_facts(path: Path) -> StillFacts | None:
+    """Look at a picture file; None for any other file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    form = format_of_content(path)
+    if form is None:
+        return None
+    named = format_of_name(path)
+    return StillFacts(form.name, named.name if named is not None else None, is_lossless(path))
+
+
+def mean_colors(frame: Any, codec: str) -> tuple[int, ...]:
+    """Return the mean R, G, B (0 to 255) of each of 4×4 parts of a decoded picture, in rows.
+
+    Args:
+        frame: The picture.
+        codec: libav's canonical name of the codec, from which defaults of its colors follow.
+    """
+    layout = layout_of(
+        planar_format(frame.format.name),
+        frame.width,
+        frame.height,
+        color_range=int(frame.color_range),
+        colorspace=int(frame.colorspace),
+        interlaced=False,
+        codec=codec,
+    )
+    colors = {"dst_color_range": int(ColorRange.JPEG)}
+    if layout.kind != "rgb":
+        colors |= color_arguments("src", layout.matrix, full_range=layout.full_range)
+    # At full size: scaled down, halved chroma would be a quarter of a part off.
+    pixels = frame.reformat(format="rgb24", **colors).to_ndarray()
+    rows = np.array_split(pixels, min(_PARTS, frame.height), axis=0)
+    parts = [p for row in rows for p in np.array_split(row, min(_PARTS, frame.width), axis=1)]
+    return tuple(round(float(value)) for part in parts for value in part.mean(axis=(0, 1)))
+
+
+def check_stills(match: Any) -> Iterator[Finding]:
+    """Compare the formats, the coding and the colors of two picture files."""
+    source, output = match.source.still, match.output.still
+    problems = []
+    if output is not None:
+        same = output.named in (None, output.form) or {output.named, output.form} == {"PPM", "PGM"}
+        if not same:
+            problems.append(f"named as {output.named}, and holds {output.form}")
+        kept = source is None or source.form != output.form or not source.lossless
+        if not kept and output.lossless is False:
+            problems.append("without loss -> with loss")
+    detail = "" if output is None else output.form
+    yield Finding("picture coding", problems, detail)
+    problems = []
+    for before, after in match.videos:
+        a, b = before.colors, after.colors
+        if a is None or b is None:
+            continue
+        apart = int(np.abs(np.subtract(a, b)).max())
+        if apart > _COLOR_TOLERANCE:
+            problems.append(f"mean colors are up to {apart} of 255 apart")
+    yield Finding("picture colours", problems, "equal at large" if output is not None else "")
