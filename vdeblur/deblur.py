@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -294,7 +294,7 @@ def _conclude(
     report.frames = writer.frames_written
     if complete is not None:
         complete(reader, writer)
-    if check and reader.path is not None and writer.temporary is not None:
+    if check and writer.temporary is not None and (reader.path or reader.pictures) is not None:
         report.differences, report.lost = _check(reader, writer)
     writer.finish()
     report.kept, report.lost = writer.kept, writer.lost + report.lost
@@ -400,22 +400,21 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
     Returns:
         Differences from the source, and properties that the requested container cannot keep.
     """
-    if (
-        not reader.options.whole
-        or writes_sequence(writer.destination, reader.source)
-        or not writer.verifiable
-    ):
+    sequence = writes_sequence(writer.destination, reader.source)
+    pictures = sequence and reader.pictures is not None
+    compared = pictures or (reader.path is not None and not sequence)
+    if not reader.options.whole or not writer.verifiable or not compared:
         return [], []
-    assert reader.path is not None
     assert writer.temporary is not None
+    output = writer.temporary / Path(writer.destination).name if pictures else writer.temporary
     checks = verify(
-        reader.path,
-        writer.temporary,
+        reader.source if pictures else cast(Path, reader.path),
+        output,
         quick=True,
         expected=Expectations(
             known_losses=writer.known_losses,
             stream_map=writer.stream_map,
-            frame_times=reader.frame_times,
+            frame_times={} if pictures else reader.frame_times,
         ),
         conversion=writer.converts,
     )

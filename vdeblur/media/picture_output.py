@@ -77,7 +77,7 @@ class PictureOutput:
         """Report what was lost of all pictures."""
         for text, names in self._lost.items():
             several = f" ({len(names)} pictures, the first is {names[0]})" if names[1:] else ""
-            self._losses.lose(text + several)
+            self._losses.lose(text + several, "picture metadata", "display matrix")
 
     def _path(self, number: int) -> Path | None:
         temporary = self._file.temporary

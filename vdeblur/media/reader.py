@@ -239,6 +239,11 @@ class VideoReader:
         return (None, self.path) if self.path is not None and is_image(self.path) else None
 
     @property
+    def first_picture(self) -> Path | None:
+        """The file of a source that is a picture, or the first of a sequence."""
+        return self.path if self.pictures is None else self.pictures.path(self.pictures.numbers[0])
+
+    @property
     def orientations(self) -> list[int]:
         """EXIF orientations of the pictures of a source, the first one's first; none of a film."""
         if self._pictures is not None:

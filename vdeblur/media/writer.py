@@ -297,7 +297,7 @@ class VideoWriter:
             self.reader.info.layout,
             variable=_is_variable(self.reader, self._container, stream.index),
             display_matrix=matrix,
-            lossless=is_lossless(self.reader.path) is True,
+            lossless=is_lossless(self.reader.first_picture) is True,
         )
         video = add_video(self._output, self._container, source, self._encode_options, self._losses)
         self._videos[stream.index] = video

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from vdeblur.media.metadata import exif, jpeg, png, webp, xmp
+from vdeblur.media.metadata import exif, jpeg, others, png, tiff, webp, xmp
 
 _CREDENTIALS = "content credentials (C2PA): they vouch for the pixels of the source"
 _BEHIND = "what stands behind the picture, such as the film of a motion photo or a gain map"
@@ -116,7 +116,9 @@ def read(data: bytes) -> PictureMetadata:
         return _read_png(data)
     if webp.is_webp(data):
         return _read_webp(data)
-    return PictureMetadata()
+    if tiff.is_tiff(data):
+        return _read_tiff(data)
+    return PictureMetadata(other=others.names_of(data))
 
 
 def embed(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[str]]:
@@ -313,6 +315,8 @@ def _into_jpeg(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[st
             across, down = (min(round(n * 0.0254), 65535) for n in metadata.density)
             changed = one.data[:7] + struct.pack(">BHH", 1, across, down) + one.data[12:]
             head.append(jpeg.segment(one.marker, changed))
+        elif one.data.startswith(_ICC):
+            pass  # libav's coder writes the source's, too
         elif one.marker == jpeg.APP0:
             head.append(jpeg.segment(one.marker, one.data))
         else:
@@ -462,9 +466,58 @@ def _into_webp(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[st
     return webp.join([*chunks, *((k, d) for k, d in values.items() if d)]), lost
 
 
-_SAME: tuple[tuple[Callable[[bytes], bool], Callable[[bytes, bytes], tuple[bytes, list[str]]]], ...]
-_SAME = ((_is_jpeg, _carry_jpeg), (_is_png, _carry_png), (webp.is_webp, _carry_webp))
-_EMBEDDING: tuple[
-    tuple[Callable[[bytes], bool], Callable[[PictureMetadata, bytes], tuple[bytes, list[str]]]], ...
-]
-_EMBEDDING = ((_is_jpeg, _into_jpeg), (_is_png, _into_png), (webp.is_webp, _into_webp))
+# -- TIFF ------------------------------------------------------------------------------------------
+
+
+def _carry_tiff(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
+    tags, lost = tiff.parse(source), []
+    profile = tiff.bytes_of(tags, tiff.ICC)
+    if profile and not _fits(profile, tiff.components(output)):
+        tags.pop(tiff.ICC)
+        lost.append(f"ICC profile: it is for {_space(profile)} pictures")
+    return tiff.with_tags(output, tags), lost
+
+
+def _read_tiff(data: bytes) -> PictureMetadata:
+    tags = tiff.parse(data)
+    found = PictureMetadata(
+        exif=tiff.exif_of(tags),
+        icc=tiff.bytes_of(tags, tiff.ICC),
+        xmp=tiff.bytes_of(tags, tiff.XMP),
+        iptc=tiff.bytes_of(tags, tiff.PHOTOSHOP),
+        density=tiff.density_of(tags),
+    )
+    if tiff.IPTC in tags and not found.iptc:
+        found.other.append("IPTC")
+    return found
+
+
+def _into_tiff(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[str]]:
+    tags = tiff.parse(metadata.exif)
+    if metadata.density:
+        tags = tiff.density_tags(metadata.density) | tags
+    lost = ["comments"] if metadata.comments else []
+    parts = {tiff.XMP: (1, metadata.xmp), tiff.PHOTOSHOP: (7, metadata.iptc)}
+    if _fits(metadata.icc, tiff.components(output)):
+        parts[tiff.ICC] = (7, metadata.icc)
+    elif metadata.icc:
+        lost.append("ICC profile")
+    tags |= {tag: tiff.Value(kind, data) for tag, (kind, data) in parts.items() if data}
+    return tiff.with_tags(output, tags), lost
+
+
+_Carry = Callable[[bytes, bytes], tuple[bytes, list[str]]]
+_Embed = Callable[[PictureMetadata, bytes], tuple[bytes, list[str]]]
+_IsKind = Callable[[bytes], bool]
+_SAME: tuple[tuple[_IsKind, _Carry], ...] = (
+    (_is_jpeg, _carry_jpeg),
+    (_is_png, _carry_png),
+    (webp.is_webp, _carry_webp),
+    (tiff.is_tiff, _carry_tiff),
+)
+_EMBEDDING: tuple[tuple[_IsKind, _Embed], ...] = (
+    (_is_jpeg, _into_jpeg),
+    (_is_png, _into_png),
+    (webp.is_webp, _into_webp),
+    (tiff.is_tiff, _into_tiff),
+)

@@ -22,6 +22,7 @@ CHECKS = (
     "pixel format",
     "picture coding",
     "picture colours",
+    "picture metadata",
     "colour range",
     "colour primaries",
     "transfer characteristics",

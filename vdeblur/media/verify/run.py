@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vdeblur.errors import InputError
+from vdeblur.media.image_sequences import NumberedPictures, is_pattern
 from vdeblur.media.names import check_source, is_address
 from vdeblur.media.verify import container, pictures, stills, streams, times
 from vdeblur.media.verify.checks import (
@@ -64,10 +65,10 @@ def verify(
     tick of the coarser of the two.
 
     Args:
-        source: The file that the output was made from.
-        output: The file to verify.
+        source: The file that the output was made from, or the pattern of the pictures.
+        output: The file, or pattern, to verify.
         quick: Decode only the first frame of each video stream; frame times are then those of the
-            packets.
+            packets. Of a sequence, look at the first, the middle and the last picture.
         start: Seconds from the start of the source at which the output, a part of it, begins.
             Checks that only a whole video can pass then pass, with a detail that says so.
         duration: Seconds that such a part lasts.
@@ -86,6 +87,8 @@ def verify(
         InputError: The source cannot be read, or the output is no file.
         ValueError: `known_losses` has a name of no check.
     """
+    if is_pattern(source) and is_pattern(output):
+        return _verify_sequence(str(source), str(output), quick, conversion, expected)
     expected = expected or Expectations()
     unknown = expected.failing - set(CHECKS)
     if unknown:
@@ -116,6 +119,31 @@ def verify(
     matched = match(old, new, expected)
     findings = (finding for check in _CHECKERS for finding in check(matched))
     return conclude(findings, excused)
+
+
+def _verify_sequence(
+    source: str, output: str, quick: bool, conversion: bool, expected: Expectations | None
+) -> list[Check]:
+    """Verify each picture of a sequence; quick: the first, the middle and the last."""
+    old, new = (NumberedPictures.find(pattern) for pattern in (source, output))
+    numbers = sorted(set(old.numbers) & set(new.numbers))
+    if not numbers:
+        raise InputError(f"{output} has no picture with a number of {source}: give its output")
+    chosen = {numbers[0], numbers[len(numbers) // 2], numbers[-1]} if quick else numbers
+    merged: dict[str, Check] = {}
+    for number in sorted(chosen):
+        pair = old.path(number), new.path(number)
+        for check in verify(*pair, quick=quick, conversion=conversion, expected=expected):
+            before = merged.get(check.name)
+            if before is None or (before.passed and not check.passed):
+                where = "" if check.passed else f"{pair[1].name}: "
+                merged[check.name] = Check(check.name, check.passed, where + check.detail)
+    missing = sorted(set(old.numbers) - set(new.numbers))
+    if "frame count" in merged and not quick:
+        names = ", ".join(old.path(number).name for number in missing[:3])
+        detail = f"{len(old.numbers)} -> {len(new.numbers)} (no {names})" if missing else ""
+        merged["frame count"] = Check("frame count", not missing, detail or str(len(numbers)))
+    return list(merged.values())
 
 
 def _converts(source: ProbedFile, output: ProbedFile) -> bool:

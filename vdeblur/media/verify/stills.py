@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from vdeblur.media.metadata import carry
 from vdeblur.media.picture_formats import format_of_content, format_of_name, is_lossless
 from vdeblur.media.pixel_formats import color_arguments, layout_of, planar_format
 from vdeblur.media.verify.checks import Finding
@@ -28,11 +29,13 @@ class StillFacts:
         form: The name of its format, by its content.
         named: The name of the format that its suffix says; None for another suffix.
         lossless: Whether it is coded without loss; None if the file does not say.
+        metadata: Names of the metadata beside the picture.
     """
 
     form: str
     named: str | None
     lossless: bool | None
+    metadata: tuple[str, ...]
 
 
 def still_facts(path: Path) -> StillFacts | None:
@@ -45,7 +48,9 @@ def still_facts(path: Path) -> StillFacts | None:
     if form is None:
         return None
     named = format_of_name(path)
-    return StillFacts(form.name, named.name if named is not None else None, is_lossless(path))
+    names = carry.read(path.read_bytes()).names
+    named_as = named.name if named is not None else None
+    return StillFacts(form.name, named_as, is_lossless(path), tuple(names))
 
 
 def mean_colors(frame: Any, codec: str) -> tuple[int, ...]:
@@ -87,6 +92,7 @@ def check_stills(match: Any) -> Iterator[Finding]:
             problems.append("without loss -> with loss")
     detail = "" if output is None else output.form
     yield Finding("picture coding", problems, detail)
+    yield Finding("picture metadata", _lost_metadata(source, output), "kept" if output else "")
     problems = []
     for before, after in match.videos:
         a, b = before.colors, after.colors
@@ -96,3 +102,9 @@ def check_stills(match: Any) -> Iterator[Finding]:
         if apart > _COLOR_TOLERANCE:
             problems.append(f"mean colors are up to {apart} of 255 apart")
     yield Finding("picture colours", problems, "equal at large" if output is not None else "")
+
+
+def _lost_metadata(source: StillFacts | None, output: StillFacts | None) -> list[str]:
+    if source is None or output is None:
+        return []
+    return [f"{name} is missing" for name in source.metadata if name not in output.metadata]

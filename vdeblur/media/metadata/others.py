@@ -1,0 +1,55 @@
+"""Formats whose metadata is not carried: what there is of it, in words. Knows bytes only."""
+
+from __future__ import annotations
+
+import struct
+
+_HEIF = {b"Exif": "EXIF data", b"application/rdf+xml": "XMP", b"colrprof": "ICC profile"}
+_UUIDS = {
+    b"JpgTiffExif->JP2": "EXIF data",
+    bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): "XMP",
+    bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38"): "IPTC",
+}
+_BMP_PROFILES = (b"DEBM", b"KNIL")  # MBED and LINK, as little-endian numbers
+
+
+def names_of(data: bytes) -> list[str]:
+    """Name the metadata of a JPEG 2000, HEIF, AVIF, BMP or DPX file.
+
+    Args:
+        data: The file.
+    """
+    if data[4:8] == b"ftyp":
+        start = int.from_bytes(data[:4], "big")
+        meta = data[start : start + int.from_bytes(data[start : start + 4], "big")]
+        return [name for sign, name in _HEIF.items() if sign in meta]
+    if data[4:8] == b"jP  ":
+        return _of_jpeg_2000(data)
+    if data[:2] == b"BM" and len(data) > 74:
+        (size,) = struct.unpack_from("<I", data, 14)
+        profile = size >= 124 and data[70:74] in _BMP_PROFILES
+        return ["ICC profile"] if profile else []
+    if data[:4] in (b"SDPX", b"XPDS"):
+        # The film and television headers (SMPTE ST 268-1, 4.5 and 4.6); unset fields are ones.
+        film = data[1664:2048].replace(b"\xff", b"").replace(b"\0", b"")
+        return ["film and television information (timecode)"] if film else []
+    return []
+
+
+def _of_jpeg_2000(data: bytes) -> list[str]:
+    found, at = [], 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"uuid":
+            found.append(_UUIDS.get(data[at + 8 : at + 24], "a UUID box"))
+        elif kind == b"xml ":
+            found.append("XML")
+        elif kind == b"jp2h":
+            header = data[at : at + size]
+            profile = header.find(b"colr\2")
+            found += ["ICC profile"] if profile > 0 else []
+            found += ["resolution"] if b"res " in header else []
+        if size < 8:
+            break
+        at += size
+    return list(dict.fromkeys(found))
