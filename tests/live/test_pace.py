@@ -89,7 +89,7 @@ def test_a_session_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SLOW: dict[str, Any] = {
     "camera": 1, "restored": 6, "passed": 119, "dropped": 0, "frames": 125, "seconds": 5.0,
-    "limit_ms": 300, "network_ms": 416.0, "level_name": "mimo-unet-guided",
+    "limit_ms": 300, "network_ms": 416.0, "level_name": "mimo-unet-guided-large",
 }  # fmt: skip
 
 
@@ -105,8 +105,8 @@ def test_the_command_says_what_to_change(
         speaker.event("sink_drops", camera=1, sink="rtmp://h/***", dropped=99)
     said = capfd.readouterr()
     assert "only 6 of 125 frames were restored in the last 5 s, 119 passed" in said.err
-    assert "mimo-unet-guided takes 416 ms per frame on this CPU: try --degrade, " in said.err
-    assert "--model mimo-unet-lite" in said.err
+    assert "mimo-unet-guided-large takes 416 ms per frame on this CPU: try --degrade, " in said.err
+    assert "--model mimo-unet-guided, " in said.err
     assert "--max-latency 832ms" in said.err
     assert ("99 packets were dropped" in said.err) is not quiet
     assert ('"event": "few_restored"' in said.out) is json

@@ -113,7 +113,7 @@ def test_an_srt_passphrase_is_on_no_command_line(tmp_path: Path) -> None:
     to = f"srt://127.0.0.1:{port}?passphrase={phrase}"
     with (
         session(f"{to}&mode=listener", tmp_path / "a.mkv") as (live, heard),
-        session("test:160x90@25", f"{to}&mode=caller") as (_, said),
+        session("test:160x90@25", f"{to}&mode=caller&streamid=#!::u=x,r={phrase}") as (_, said),
     ):
         peers.until(lambda: count(live) > 20, 40, lambda: f"{heard} {said}")
         lines = [f.read_bytes() for f in Path("/proc").glob("[0-9]*/cmdline")]

@@ -209,6 +209,11 @@ def test_messages_keep_words_that_a_path_shares() -> None:
     )
 
 
+def test_names_of_files_are_no_secrets() -> None:
+    for name in ("/data/key=5/token=a/ride.mp4", "pass=2.mp4", "a:b@c/d.mp4"):
+        assert masked_message(f"{name}: 25 frames") == f"{name}: 25 frames"
+
+
 def test_addresses_of_files_keep_their_path() -> None:
     url = f"https://user:{S}@a.example/a/b.pth?download=1&token={S}"
     assert masked_download(url) == "https://user:***@a.example/a/b.pth?download=1&token=***"

@@ -395,8 +395,8 @@ class Speaker:
         ways = ["a smaller picture of the camera (--size for devices)"]
         if facts["dropped"] > facts["passed"]:
             return f": the encoder is too slow: try --preset ultrafast, or {ways[0]}"
-        if not facts["level_name"].startswith("mimo-unet-lite"):
-            ways.insert(0, "a faster network (--model mimo-unet-lite)")
+        if facts["level_name"].startswith("mimo-unet-guided-large"):
+            ways.insert(0, "--model mimo-unet-guided")
         if not self._degrade:
             ways.insert(0, "--degrade")
         if self.device == "cpu":
@@ -406,7 +406,7 @@ class Speaker:
         where = " on this CPU" if self.device == "cpu" else ""
         took = f"{facts['network_ms']:.0f} ms per frame" if facts["network_ms"] else "too long"
         reason = f": {facts['level_name']} takes {took}{where}"
-        return f"{reason}: try {', '.join(ways[:-1])} or {ways[-1]}"
+        return f"{reason}: try {', '.join([*ways[:-2], ' or '.join(ways[-2:])])}"
 
     def status(self, cameras: list[Snapshot]) -> None:
         """Write the state of all cameras."""

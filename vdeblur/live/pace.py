@@ -51,6 +51,7 @@ class Pace:
             return None
         self._few = few
         self._said = now if few else self._said
+        facts: dict[str, Any]
         facts = {"restored": restored, "passed": passed, "dropped": dropped, "frames": frames}
         facts |= {"seconds": round(seconds, 1), "limit_ms": round(line.limit * 1000)}
         return ("few_restored" if few else "restored_again"), facts

@@ -183,12 +183,12 @@ def written_by_ffmpeg(address: str, *, purpose: str, taken: Callable[[], None]) 
         "max_interleave_delta": 1,
         "bsf:v": "dump_extra=freq=keyframe",
     }
-    address, hidden = _without_passphrase(address)
+    address, hidden = _without_secrets(address)
     files: list[int] = []
     if hidden:
         # A preset file may be a pipe, and all users can read a command line.
         reading, writing = os.pipe()
-        os.write(writing, f"passphrase={hidden}\n".encode())
+        os.write(writing, "".join(f"{line}\n" for line in hidden).encode())
         os.close(writing)
         files.append(reading)
         options["fpre"] = f"/dev/fd/{reading}"
@@ -205,11 +205,16 @@ def written_by_ffmpeg(address: str, *, purpose: str, taken: Callable[[], None]) 
     return Program(words, writes=True, on_line=on_line, files=files)
 
 
-def _without_passphrase(address: str) -> tuple[str, str]:
-    """Split an SRT address into the address without its passphrase, and the passphrase or ""."""
+def _without_secrets(address: str) -> tuple[str, list[str]]:
+    """Split an SRT address into the address without what is secret of it, and lines of options.
+
+    A stream id may hold a user's name and key (SRT Access Control).
+    """
     start, mark, query = address.partition("?")
-    found = [part for part in query.split("&") if part.startswith("passphrase=")]
+    found = [part for part in query.split("&") if part.startswith(("passphrase=", "streamid="))]
     if not found or sys.platform == "win32":  # descriptors have no names there
-        return address, ""
+        return address, []
     rest = "&".join(part for part in query.split("&") if part not in found)
-    return start + (mark + rest if rest else ""), found[-1].partition("=")[2]
+    # In an address, libav reads + as a space.
+    lines = [part.replace("+", " ") for part in found]
+    return start + (mark + rest if rest else ""), lines

@@ -116,7 +116,7 @@ def masked(text: str, *, of: str = "") -> str:
         of: the address that the text is about. What is hidden of it is hidden wherever it stands
             in the text, also decoded, and also where only a part of the address stands.
     """
-    return _masked(text, [of] if of else [], paths=False)
+    return _masked(text, [of] if of else [], paths=False, settings=True)
 
 
 def masked_message(text: str) -> str:
@@ -125,12 +125,13 @@ def masked_message(text: str) -> str:
     As `masked`, but paths of `http` addresses are shown, since messages name files and pages; and
     without what is to be hidden of all addresses `in_use`.
     """
-    return _masked(text, in_use(), paths=True)
+    addresses = in_use()
+    return _masked(text, addresses, paths=True, settings=bool(addresses))
 
 
 def masked_download(url: str) -> str:
     """Return the address of a file with its path, without its secrets and its user's name."""
-    return _masked(url, [], paths=True)
+    return _masked(url, [], paths=True, settings=False)
 
 
 def hide(address: str) -> None:
@@ -171,7 +172,11 @@ def host_of(address: str) -> str:
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _masked(text: str, addresses: list[str], *, paths: bool) -> str:
+def _masked(text: str, addresses: list[str], *, paths: bool, settings: bool) -> str:
+    """Mask a text; `settings` such as `password=…` outside of addresses, too.
+
+    Without addresses in use, such a text is rather a folder's name (`key=5/`).
+    """
     for address in addresses:
         text = text.replace(address, masked(address))
         text = _without_pieces(text, address)
@@ -179,6 +184,8 @@ def _masked(text: str, addresses: list[str], *, paths: bool) -> str:
     for address in addresses:
         for pattern in _hidden(address):
             text = pattern.sub(_HIDDEN, text)
+    if not settings:
+        return text
     text = _REST.sub(lambda m: ("//" if m[0].startswith("//") else "") + f"{_HIDDEN}@", text)
     text = _AUTHORIZATION.sub(rf"\1{_HIDDEN}", text)
     return _SETTING.sub(lambda m: f"{m['name']}{m['equals']}{_HIDDEN}", text)
