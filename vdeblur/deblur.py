@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vdeblur.errors import InputError, UsageError
+from vdeblur.errors import InputError, UsageError, VdeblurError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
@@ -30,6 +30,7 @@ from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.default_names import default_output
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import writes_sequence
+from vdeblur.media.libav_errors import reported
 from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.verify import BY_CONTAINER, Expectations, verify
@@ -42,6 +43,7 @@ from vdeblur.system.workers import Drain, WorkerTimes, background
 
 #: Capacity of each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
+_RECOVERED = "an earlier run was killed while it named these pictures, which is now done"
 #: More threads would outrun every encoder, and hold more frames in memory.
 _MOST_MOTION_THREADS = 12
 
@@ -211,6 +213,11 @@ def deblur_video(
         VideoReader(source, read, on_device=deblurrer.device.type == "cuda") as reader,
         VideoWriter(output, reader, encode=encode, overwrite=overwrite, format=format) as writer,
     ):
+        if writer.recovered is not None:
+            report.frames = writer.recovered
+            report.notes = [f"{_RECOVERED}: `overwrite=True` restores them anew"]
+            report.seconds = time.monotonic() - began
+            return report
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         with ExitStack() as running:
             items, encoded, workers = _start(
@@ -293,7 +300,8 @@ def _conclude(
     writer.close()
     report.frames = writer.frames_written
     if complete is not None:
-        complete(reader, writer)
+        with reported(writer.destination):
+            complete(reader, writer)
     if check and writer.temporary is not None and (reader.path or reader.pictures) is not None:
         report.differences, report.lost = _check(reader, writer)
     writer.finish()
@@ -407,17 +415,22 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
         return [], []
     assert writer.temporary is not None
     output = writer.temporary / Path(writer.destination).name if pictures else writer.temporary
-    checks = verify(
-        reader.source if pictures else cast(Path, reader.path),
-        output,
-        quick=True,
-        expected=Expectations(
-            known_losses=writer.known_losses,
-            stream_map=writer.stream_map,
-            frame_times={} if pictures else reader.frame_times,
-        ),
-        conversion=writer.converts,
-    )
+    try:
+        checks = verify(
+            reader.source if pictures else cast(Path, reader.path),
+            output,
+            quick=True,
+            expected=Expectations(
+                known_losses=writer.known_losses,
+                stream_map=writer.stream_map,
+                frame_times={} if pictures else reader.frame_times,
+            ),
+            conversion=writer.converts,
+        )
+    except VdeblurError as error:
+        # The source has gone, say: what was restored is not thrown away for it.
+        text = str(error).replace(str(output), str(writer.destination))
+        return [f"not compared with the source: {text}"], []
     return (
         [f"{c.name}: {c.detail}" for c in checks if not c.passed],
         [

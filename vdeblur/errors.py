@@ -5,6 +5,7 @@
     │   └── MissingPackageError   an option needs a package that is not installed (exit code 1)
     ├── InputError          the source is missing, empty, unreadable, not a video
     ├── OutputError         the destination cannot be written
+    │   └── DiskError       its disk is full, over quota, read-only or broken
     ├── EncoderError        the requested encoder is missing or rejects the settings
     ├── ModelError          weights that do not fit, are damaged or missing
     ├── DeviceError         the requested device is not available, or has too little memory
@@ -15,6 +16,8 @@ remedy.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class VdeblurError(Exception):
@@ -35,6 +38,24 @@ class InputError(VdeblurError):
 
 class OutputError(VdeblurError):
     """The destination cannot be written, or exists already."""
+
+
+class DiskError(OutputError):
+    """The disk of the destination is full, over quota, read-only or broken.
+
+    Other outputs on the same disk fail as well.
+    """
+
+    @classmethod
+    def of(cls, number: int | None, where: str) -> DiskError:
+        """Return the error for an `errno` and the output that met it."""
+        if number == errno.EROFS:
+            return cls(f"the disk of {where} is read-only: make it writable, or choose another")
+        if number == errno.EIO:
+            return cls(f"the disk of {where} fails (input/output error): choose another")
+        if number == getattr(errno, "EDQUOT", None):
+            return cls(f"the disk quota is used up: make room for {where} and start again")
+        return cls(f"the disk is full: make room for {where} and start again")
 
 
 class EncoderError(VdeblurError):

@@ -641,7 +641,7 @@ def test_signals(long: Path, number: str, code: int) -> None:
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
     try:
         give_up = time.monotonic() + 40
-        while not list(folder.glob(".out.*")):
+        while not list(folder.glob(".vdeblur-*")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < give_up
             time.sleep(0.05)

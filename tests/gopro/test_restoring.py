@@ -23,7 +23,6 @@ from vdeblur import gopro
 from vdeblur.errors import OutputError
 from vdeblur.gopro import recordings
 from vdeblur.gopro.journal import JOURNAL
-from vdeblur.gopro.restoring import remove_leftovers
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import (
     read_tracks,
@@ -199,7 +198,7 @@ def test_a_card_is_gone_on_with_after_a_kill(tmp_path: Path, run: Run) -> None:
     process.wait()
     done = {path.name: path.stat() for path in out.glob("GX*.MP4")}
     assert 3 <= len(done) < 20
-    left = out / f".GX010020_deblurred.{process.pid}.part.MP4"
+    left = out / ".vdeblur-0123456789abcdef.MP4"
     left.write_bytes(one[:100])  # what a kill in the middle of the last one would leave
     code, _, err = run("gopro", tmp_path / "DCIM", "-o", out, *words[-6:])
     assert code == 1  # the seventh cannot be read, which is said, and stops nothing
@@ -245,24 +244,6 @@ def test_what_is_finished_cannot_be_feigned(tmp_path: Path, run: Run) -> None:
     other = footage(tmp_path / "b", ("GX010001.MP4",), frames=7)
     other.chapters[0].replace(made.chapters[0])  # another recording by that name
     assert not gopro.finished(job)
-
-
-def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
-    output = tmp_path / "GX010001_deblurred.MP4"
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    names = {
-        f".GX010001_deblurred.{dead}.part.MP4": False,
-        f".GX010001_deblurred.{dead}.part.MP4.graft": False,
-        f".GX010001_deblurred.{os.getpid()}.part.MP4": True,
-        f".GX010001_deblurred.{os.getppid()}.part.MP4": True,
-        f".GX010002_deblurred.{dead}.part.MP4": True,
-        "GX010001_deblurred.MP4": True,
-    }
-    for name in names:
-        (tmp_path / name).touch()
-    remove_leftovers(output)
-    assert {name: (tmp_path / name).exists() for name in names} == names
 
 
 def test_names_that_cannot_be(tmp_path: Path, run: Run) -> None:

@@ -15,9 +15,9 @@ from vdeblur.cli.options import (
     deblurrer_of,
     encode_options_of,
 )
-from vdeblur.cli.output import in_options, print_json, say, say_report
+from vdeblur.cli.output import in_options, on_disk_of, print_json, say, say_report
 from vdeblur.cli.values import pixels
-from vdeblur.errors import OutputError, UsageError, VdeblurError
+from vdeblur.errors import DiskError, UsageError, VdeblurError
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.printable import printable
 
@@ -124,8 +124,11 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
             f"({size(bytes_left)}); --plan says how long that takes"
         )
     deblurrer = deblurrer_of(args) if left else None
-    worst = 0
+    worst, broken, skipped = 0, set[Path](), 0
     for job in jobs:
+        if job not in done and on_disk_of(job.output.parent, broken):
+            skipped += 1
+            continue
         if job in done or deblurrer is None:
             if not args.quiet:
                 say(f"{job.output}: finished already (--force does it again)")
@@ -140,11 +143,13 @@ def _do(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> int
                 raise
             say(f"vdeblur: {error}")
             worst = 1
-            if isinstance(error, OutputError) and "disk is full" in str(error):
-                return worst
+            if isinstance(error, DiskError):
+                broken.add(job.output.parent)
             continue
         if report.damage or report.differences or report.replaced:
             worst = worst or 3
+    if skipped:
+        say(f"{_count(skipped, 'recording')} for the same disk left alone")
     return worst
 
 

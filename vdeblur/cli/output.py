@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from vdeblur.cli.flags import with_flags
-from vdeblur.errors import OutputError
+from vdeblur.system.files import check_target
 from vdeblur.system.masking import masked_message
 from vdeblur.system.printable import printable
 
@@ -83,13 +83,18 @@ def say_report(report: Report, *, quiet: bool) -> None:
         say(f"  differs from the source: {line}")
 
 
-def check_new_file(path: Path, *, force: bool) -> None:
+def check_new_file(path: Path, *, force: bool, sources: Sequence[Path] = ()) -> None:
     """Raise OutputError if `path` cannot be written, before hours of work and not after."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"folder {path.parent} does not exist: create it first")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already: use --force to replace it")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} may not be written: check the folder's permissions")
+    check_target(path, overwrite=force, sources=sources)
+
+
+def on_disk_of(folder: Path, others: Iterable[Path]) -> bool:
+    """Tell whether a folder, which may not exist yet, is on the same disk as one of others."""
+
+    def device(path: Path) -> int | None:
+        for place in (path.absolute(), *path.absolute().parents):
+            with contextlib.suppress(OSError):
+                return place.stat().st_dev
+        return None
+
+    return any(device(folder) == device(other) for other in others)

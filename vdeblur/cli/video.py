@@ -20,8 +20,8 @@ from vdeblur.cli.options import (
     deblurrer_of,
     encode_options_of,
 )
-from vdeblur.cli.output import print_json, say, say_report
-from vdeblur.errors import InputError, OutputError, UsageError, VdeblurError
+from vdeblur.cli.output import on_disk_of, print_json, say, say_report
+from vdeblur.errors import DiskError, InputError, OutputError, UsageError, VdeblurError
 from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern
 from vdeblur.system.allocator import keep_pages
 
@@ -194,8 +194,11 @@ def _run(args: argparse.Namespace) -> int:
             )
         calibration = [to_tensor(p) for p in sample_frames([source for source, _ in jobs])]
     deblurrer = deblurrer_of(args, strength=args.strength, calibration=calibration)
-    worst = 0
+    worst, broken, skipped = 0, set[Path](), 0
     for source, output in jobs:
+        if on_disk_of(Path(output).parent, broken):
+            skipped += 1
+            continue
         try:
             report = _one_video(source, output, deblurrer, encode, args)
         except UsageError:
@@ -205,9 +208,13 @@ def _run(args: argparse.Namespace) -> int:
                 raise
             say(f"vdeblur: {error}")
             worst = 1
+            if isinstance(error, DiskError):
+                broken.add(Path(output).parent)
             continue
         if report.damage or report.differences or report.replaced:
             worst = worst or 3
+    if skipped:
+        say(f"{skipped} input{'s' * (skipped != 1)} for the same disk left alone")
     return worst
 
 

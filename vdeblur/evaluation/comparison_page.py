@@ -6,12 +6,16 @@ The page shows the files themselves, wherever browsers play them.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import json
 import mimetypes
 import os
+import re
+import shutil
 import tempfile
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -19,7 +23,7 @@ from urllib.parse import quote
 import av
 
 from vdeblur.datasets.pictures import write_bytes
-from vdeblur.errors import InputError, OutputError
+from vdeblur.errors import InputError
 from vdeblur.frames import Frame
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
@@ -27,6 +31,7 @@ from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
+from vdeblur.system.files import check_target, replacing, spare_name
 
 _EMBEDDED_BYTES = 48 << 20  # of both files: what a page holds itself
 _LISTED_FRAMES = 50_000  # times of frames that a page knows; beyond, the mean rate
@@ -68,11 +73,8 @@ def compare_page(
         OutputError: The page exists or cannot be written.
     """
     page = Path(output)
-    if page.exists() and not overwrite:
-        raise OutputError(f"{page} exists already: use `overwrite=True` to replace it")
-    if not page.parent.is_dir():
-        raise OutputError(f"folder {page.parent} does not exist: create it first")
     sources = [Path(before), Path(after)]
+    check_target(page, overwrite=overwrite, sources=sources)
     described = [_describe(path) for path in sources]
     if described[0]["still"] != described[1]["still"]:
         raise InputError(f"{before} and {after}: give two videos or two pictures")
@@ -84,16 +86,17 @@ def compare_page(
                 notes.append(f"{path} is shown as {'PNG' if one['still'] else 'H.264 in 8 bits'}")
         size = sum(path.stat().st_size for path in sources)
         inside = embed == "always" or (embed == "auto" and size <= _EMBEDDED_BYTES)
-        links = []
+        links, copies = [], list[str]()
+        shown = {Path(path).resolve() for path in (before, after)}
+        earlier = [n for n in _copies_of(page) if page.with_name(n).resolve() not in shown]
         for path, name in zip(sources, ("before", "after"), strict=True):
             if inside:
                 data = base64.b64encode(path.read_bytes()).decode()
                 links.append(f"data:{_mime(path)};base64,{data}")
                 continue
             if path.parent == Path(folder):
-                kept = page.with_name(f"{page.stem}_{name}{path.suffix}")
-                write_bytes(kept, path.read_bytes())
-                path = kept
+                path = _keep(path, page.with_name(f"{page.stem}_{name}{path.suffix}"), earlier)
+                copies.append(path.name)
             links.append(quote(os.path.relpath(path.resolve(), page.parent.resolve()), safe="/"))
     template = (Path(__file__).with_name("comparison_page.html")).read_text(encoding="utf-8")
     facts = {
@@ -104,6 +107,7 @@ def compare_page(
         "times": described[0]["times"],
         "labels": list(labels),
         "sources": links,
+        "copies": copies,
     }
     # "</" would end the script that the facts stand in.
     encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
@@ -111,6 +115,25 @@ def compare_page(
     text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
     write_bytes(page, text.encode())
     return notes
+
+
+def _keep(copy: Path, wanted: Path, earlier: list[str]) -> Path:
+    """Put a copy beside the page; of files that exist, only an earlier copy is replaced."""
+    for number in count(1):
+        name = wanted if number == 1 else spare_name(wanted, number)
+        with contextlib.suppress(FileExistsError):
+            with replacing(name, only_new=name.name not in earlier) as temporary:
+                shutil.copyfile(copy, temporary)
+            return name
+    raise AssertionError
+
+
+def _copies_of(page: Path) -> list[str]:
+    """The copies that an earlier page has beside it."""
+    with contextlib.suppress(OSError, ValueError):
+        found = re.search(r'"copies": (\[.*?\])', page.read_text(encoding="utf-8"))
+        return [str(name) for name in json.loads(found[1])] if found else []
+    return []
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vdeblur.errors import InputError, UsageError
 from vdeblur.evaluation.lettering import NO_LABELS, can_letter, label
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.image_sequences import pictures_of
 from vdeblur.media.pixel_formats import color_arguments, planar_format, planes_of
 from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
@@ -133,6 +134,7 @@ def compare_video(
             overwrite=overwrite,
             display_matrix=_UPRIGHT,
             first_frames=first_frames,
+            also_read=pictures_of(str(after)),
         ) as writer:
             for item in chain(held, items):
                 writer.write(item)

@@ -14,7 +14,7 @@ from vdeblur.media.mp4.tracks import by_kind, get_trak, parse_tracks, read_track
 from vdeblur.system.files import replacing
 
 #: Name of the journal in the folder of the outputs.
-JOURNAL = ".vdeblur-gopro.json"
+JOURNAL = "vdeblur-gopro.json"
 
 
 def finished(job: Job) -> bool:

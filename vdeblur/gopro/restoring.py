@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -107,7 +106,6 @@ def restore(
     guide = motion_guide(source, options.exposure, focal=options.focal) if guided else None
     with contextlib.suppress(OSError):
         job.output.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(job.output)
 
     def complete(reader: VideoReader, writer: VideoWriter) -> None:
         assert writer.temporary is not None
@@ -148,8 +146,9 @@ def _complete(source: Path, output: Path, notes: list[str], *, headers: bool) ->
             raise
         # Hours of restored frames are not thrown away for a damaged header.
         notes.append(f"the camera's own headers could not be put back ({error})")
-    stat = source.stat()
-    os.utime(output, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with contextlib.suppress(OSError):  # the source has gone, or the disk keeps times of its own
+        stat = source.stat()
+        os.utime(output, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def motion_guide(
@@ -194,28 +193,6 @@ def blur_filter(
         return not length < threshold  # true of NaN: unknown
 
     return choose
-
-
-def remove_leftovers(output: Path) -> None:
-    """Remove files that killed runs left of this output under temporary names.
-
-    Those of a process that is still running stay. Does nothing on Windows, where looking for a
-    process by its number may harm it.
-    """
-    if os.name != "posix" or not output.parent.is_dir():
-        return
-    pattern = re.compile(rf"\.{re.escape(output.stem)}\.(\d+)\.part{re.escape(output.suffix)}.*")
-    for path in output.parent.iterdir():
-        found = pattern.fullmatch(path.name)
-        if found is None or int(found[1]) == os.getpid():
-            continue
-        try:
-            os.kill(int(found[1]), 0)
-        except (ProcessLookupError, OverflowError):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        except OSError:
-            continue
 
 
 def _sensors(source: Path, focal: float | None) -> Telemetry:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ from torch import Tensor, nn
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.networks import taps
 from vdeblur.networks.base import traits_of
-from vdeblur.system.files import default_mode
+from vdeblur.system.files import Temporary, check_target, remove_leftovers
 from vdeblur.system.optional import optional, the_core
+from vdeblur.system.renaming import move
 from vdeblur.version import __version__
 
 Format = Literal["onnx", "openvino", "torchscript"]
@@ -102,16 +102,16 @@ def export(
     if format == "openvino" and target.suffix != ".xml":
         raise UsageError(f"{target} cannot hold an OpenVINO network: give a name ending in .xml")
     files = (target, target.with_suffix(".bin")) if format == "openvino" else (target,)
-    _may_write(files, overwrite)
+    for file in files:
+        check_target(file, overwrite=overwrite)
     network = network.eval()
     texts = describe(network) | dict(metadata or {})
     # Fails for a missing package before anything is computed.
     run = _RUNTIMES[format]()
     try:
-        with tempfile.TemporaryDirectory(
-            dir=target.parent, prefix=f".{target.stem}.", suffix=".part"
-        ) as folder:
-            parts = tuple(Path(folder) / file.name for file in files)
+        remove_leftovers(target.parent)
+        with Temporary(target.parent, folder=True) as held:
+            parts = tuple(held.path / f"network{file.suffix}" for file in files)
             _WRITERS[format](network, parts[0], opset, texts)
             frame = legal_size(network, *_CHECKED)
             difference, tolerance = compare(
@@ -123,9 +123,9 @@ def export(
                     f"{frame[2]}×{frame[1]}, more than {tolerance:.0e}: nothing was written; "
                     "try another `format` or `opset`"
                 )
+            held.flush()
             for part, file in reversed(list(zip(parts, files, strict=True))):
-                part.chmod(default_mode())
-                part.replace(file)
+                move(part, file, replace=overwrite)
     except OSError as error:
         raise OutputError(
             f"{target} cannot be written ({error.strerror or error}): choose another place"
@@ -433,17 +433,6 @@ _RUNTIMES: dict[str, Callable[[], Callable[[Path, Tensor], Tensor]]] = {
     "openvino": _openvino_runtime,
     "torchscript": _torchscript_runtime,
 }
-
-
-def _may_write(files: tuple[Path, ...], overwrite: bool) -> None:
-    folder = files[0].parent
-    if not folder.is_dir():
-        raise OutputError(f"folder {folder} does not exist: create it first")
-    for file in files:
-        if file.is_dir():
-            raise OutputError(f"{file} is a folder: name a file")
-        if file.exists() and not overwrite:
-            raise OutputError(f"{file} exists already: use `overwrite=True` to replace it")
 
 
 def legal_size(network: nn.Module, count: int, height: int, width: int) -> tuple[int, int, int]:

@@ -64,6 +64,27 @@ def numbered(pattern: str, number: int) -> str:
     return f"{before}{number:0{width}d}{after}"
 
 
+def number_in(pattern: str, name: str) -> int | None:
+    """Return the number of a file's name, if it is one of a pattern's (both without folders)."""
+    if _NUMBER.search(pattern) is None:
+        return None
+    before, width, after = _split(pattern)
+    digits = name[len(before) : len(name) - len(after)]
+    if not digits.isdecimal() or name != f"{before}{int(digits):0{width}d}{after}":
+        return None
+    return int(digits)
+
+
+def pictures_of(source: str) -> list[Path]:
+    """List the files that exist of a pattern, or of a plain name."""
+    path = Path(source)
+    if not is_pattern(source):
+        return [path] if path.is_file() else []
+    if not path.parent.is_dir():
+        return []
+    return sorted(f for f in path.parent.iterdir() if number_in(path.name, f.name) is not None)
+
+
 def _reads_as_pattern(path: str | Path) -> bool:
     return is_image(path) and _NUMBER.search(Path(path).name) is not None
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import av.error
 
-from vdeblur.errors import OutputError
+from vdeblur.errors import DiskError, OutputError
+from vdeblur.system.files import DISK_ERRORS
 
 
 def reason(error: BaseException) -> str:
@@ -29,12 +30,12 @@ def output_error(error: BaseException, destination: str | Path) -> OutputError:
     """Turn an error of writing `destination` ("-" is standard output) into one with advice."""
     number = getattr(error, "errno", None)
     where = "standard output" if str(destination) == "-" else str(destination)
-    if number == errno.ENOSPC:
-        return OutputError(f"the disk is full: make room for {where} and start again")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in DISK_ERRORS:
+        return DiskError.of(number, where)
+    if number in (errno.EACCES, errno.EPERM):
         return OutputError(f"{where} may not be written: check the folder's permissions")
     if number == errno.EPIPE:
-        return OutputError("the program reading standard output has gone")
+        return OutputError(f"the program reading {where} has gone")
     return OutputError(f"{where} cannot be written ({text_of(error)})")
 
 
@@ -43,5 +44,12 @@ def reported(destination: str | Path) -> Iterator[None]:
     """Raise errors of libav and of the system in the block as `OutputError`."""
     try:
         yield
+    except OutputError as error:
+        # Of a part that knows the temporary name only.
+        if isinstance(error.__cause__, OSError) and not isinstance(error, DiskError):
+            cause = error.__cause__
+            if cause.errno in DISK_ERRORS:
+                raise output_error(cause, destination) from cause
+        raise
     except (av.error.FFmpegError, OSError) as error:
         raise output_error(error, destination) from error

@@ -59,6 +59,7 @@ class VideoWriter:
         display_matrix: How players turn the pictures of the first video stream, as the nine
             numbers of FFmpeg's AV_PKT_DATA_DISPLAYMATRIX; None is as in the source.
         first_frames: First frames by stream, where they differ from those of the reader.
+        also_read: Files besides the source that must not be replaced.
 
     Attributes:
         destination: As given.
@@ -79,6 +80,7 @@ class VideoWriter:
         format: str | None = None,
         display_matrix: Sequence[int] | None = None,
         first_frames: Mapping[int, av.VideoFrame] | None = None,
+        also_read: Sequence[Path] = (),
     ) -> None:
         self.destination, self.reader = destination, reader
         self.stream_map: dict[int, int] = {}
@@ -106,9 +108,7 @@ class VideoWriter:
         self._held: list[Frame | av.Packet[Any]] = []
         self._finished = False
         self._guard = ClosingGuard()
-        self._file = OutputFile(
-            destination, source=reader.source, source_path=reader.path, overwrite=overwrite
-        )
+        self._file = OutputFile(destination, reader, overwrite=overwrite, also_read=also_read)
 
     def __enter__(self) -> Self:
         return self
@@ -151,8 +151,13 @@ class VideoWriter:
 
     @property
     def temporary(self) -> Path | None:
-        """The file, or folder of images, that is written; None for standard output."""
+        """The path to open the unfinished file, or folder of images, by; None for a stream."""
         return self._file.temporary
+
+    @property
+    def recovered(self) -> int | None:
+        """Pictures of a killed run that are complete now; then nothing is left to write."""
+        return self._file.recovered
 
     @property
     def verifiable(self) -> bool:
@@ -376,10 +381,9 @@ class VideoWriter:
         """Give the complete output its final name (after `close`).
 
         Raises:
-            OutputError: The file cannot be renamed, or a picture exists already.
+            OutputError: The name is taken or cannot be had: the output is kept under another.
         """
-        with reported(self.destination):
-            self._file.finish()
+        self._file.finish()
         self._finished = True
 
     def abort(self) -> None:
@@ -408,8 +412,11 @@ def _lose_trailer(reader: VideoReader, container: Container, losses: Losses) -> 
     whole, path = reader.options.whole, reader.path
     if path is None or not reader.iso or (whole and container.iso):
         return
-    with boxes.open_input(path) as file:
-        name = trailer_name(file)
+    try:
+        with boxes.open_input(path) as file:
+            name = trailer_name(file)
+    except InputError:
+        return  # the source has gone meanwhile; whether there was one is not known
     if name is not None:
         why = f"{container.name} has no place for it" if whole else "it is of the whole"
         losses.lose(f"{name}: {why}")

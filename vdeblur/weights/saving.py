@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vdeblur.errors import OutputError
@@ -44,10 +43,12 @@ def save_weights(
     metadata = {"network": network, "config": json.dumps(dict(config))}
     try:
         with replacing(path) as temporary:
-            save_file(kept, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or "is the disk full?"
-        raise OutputError(f"{path} cannot be written ({reason}): choose another place") from error
+            # Not by `save_file`, which makes a temporary file of its own.
+            temporary.write_bytes(save(kept, metadata))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}): choose another place"
+        ) from error
 
 
 def write_card(weights: Path, facts: dict[str, Any]) -> Path:
@@ -58,5 +59,6 @@ def write_card(weights: Path, facts: dict[str, Any]) -> Path:
     """
     card = weights.with_suffix(".json")
     content = facts | {"file": weights.name, "sha256": sha256_of(weights)}
-    card.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with replacing(card) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return card

@@ -307,6 +307,15 @@ def copy_bytes(source: BinaryIO, target: BinaryIO, offset: int, size: int) -> No
         target.write(block)
 
 
+def shift_bytes(file: BinaryIO, offset: int, size: int, by: int) -> None:
+    """Move `size` bytes of a file, from a position on, towards its end by `by` bytes."""
+    while size:
+        length = min(size, _CHUNK)
+        size -= length
+        file.seek(offset + size)
+        write_at(file, offset + size + by, file.read(length))
+
+
 def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
     """Write bytes at a position of a file."""
     file.seek(offset)

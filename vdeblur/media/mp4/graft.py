@@ -7,7 +7,6 @@ and table names are those of ISO/IEC 14496-12.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,8 +52,8 @@ def graft(
 
     Args:
         source: The file to copy from.
-        output: A complete file, not yet under its final name: when `moov` has to grow in front of
-            `mdat` and no `free` box beside it has the room, the file is rewritten beside itself.
+        output: A complete file, not yet under its final name: it is changed in place, and damaged
+            if the disk fails.
         track_indices: `Track.index` of the source's tracks to copy.
         udta: Copy the maker's boxes, too.
         trailer: Copy what lies behind the last box, too.
@@ -63,7 +62,7 @@ def graft(
         What was added, such as `["udta FIRM", "track fdsc"]`.
 
     Raises:
-        InputError: The source is damaged; the output is untouched.
+        InputError: The source is damaged or cannot be read; the output is untouched.
         OutputError: The output is fragmented or cannot be written.
     """
     with boxes.open_input(source) as src:
@@ -74,14 +73,8 @@ def graft(
         copied.insert_tracks(source_moov, 0, wide=True)
         copied.insert_maker_boxes(source_moov)
         with boxes.output_errors(output):
-            beside = Path(f"{output}.graft")
-            try:
-                added, rewritten = _copy_tracks(copied, Path(output), beside)
-                if rewritten:
-                    beside.replace(output)
-                added += _append_boxes(src, Path(output), trailer=trailer)
-            finally:
-                beside.unlink(missing_ok=True)
+            added = _copy_tracks(copied, Path(output))
+            added += _append_boxes(src, Path(output), trailer=trailer)
     return added
 
 
@@ -115,28 +108,46 @@ def _append_boxes(source: BinaryIO, output: Path, *, trailer: bool) -> list[str]
         added: list[str] = []
         for box in boxes.top_level_boxes(source):
             if box.kind not in boxes.STRUCTURE and head(source, box) not in known:
-                out.seek(0, os.SEEK_END)
-                boxes.copy_bytes(source, out, box.start, box.end - box.start)
+                _append_bytes(source, out, box.start, box.end - box.start)
                 added.append(boxes.type_name(box.kind))
         if trailer and (name := trailer_name(source)) is not None:
             at, size = boxes.trailer(source)
-            out.seek(0, os.SEEK_END)
-            boxes.copy_bytes(source, out, at, size)
+            _append_bytes(source, out, at, size)
             added.append(name)
     return added
+
+
+def _append_bytes(source: BinaryIO, out: BinaryIO, offset: int, size: int) -> None:
+    end = boxes.file_length(out)
+    try:
+        _copy(source, out, offset, size)
+    except BaseException:
+        out.truncate(end)
+        raise
+
+
+def _copy(source: BinaryIO, out: BinaryIO, offset: int, size: int) -> None:
+    """Copy bytes; raise InputError if the source cannot be read."""
+    blocks = boxes.read_blocks(source, offset, size)
+    while True:
+        with boxes.input_errors(getattr(source, "name", "the source")):
+            block = next(blocks, None)
+        if block is None:
+            return
+        out.write(block)
 
 
 # --- where the new moov and the new samples go --------------------------------------------------
 
 
-def _copy_tracks(copied: _Copied, output: Path, beside: Path) -> tuple[list[str], bool]:
-    """Copy tracks; return names of additions, and whether the result lies beside the output."""
+def _copy_tracks(copied: _Copied, output: Path) -> list[str]:
+    """Copy tracks; return names of additions."""
     with output.open("r+b") as out:
         target = _Target(out, copied)
         if target.fragmented:
             raise OutputError(f"{output} is a fragmented file; boxes go into a plain one only")
         if not target.names:
-            return [], False
+            return []
         last = target.last
         if last.open_ended and last != target.box:  # 14496-12, 4.2: it reaches to the file's end
             if last.end - last.start > boxes.MAX_32:
@@ -145,9 +156,8 @@ def _copy_tracks(copied: _Copied, output: Path, beside: Path) -> tuple[list[str]
         if target.moov_behind:
             _append(target)
         elif not _fill_free_box(target):
-            _rewrite(target, beside)
-            return target.names, True
-    return target.names, False
+            _make_room(target)
+    return target.names
 
 
 class _Target:
@@ -193,11 +203,11 @@ def _append(target: _Target) -> None:
     """Put the new samples in place of the last `moov` (or at the end), and `moov` behind them."""
     out, box, last = target.out, target.box, target.last
     at = box.start if box == last else last.end
-    if box != last:
-        boxes.write_at(out, box.start + 4, b"free")
-    target.copied.write_samples(out, at)
+    _write_samples(target, at)
     out.write(target.moov(at))
     out.truncate()
+    if box != last:
+        boxes.write_at(out, box.start + 4, b"free")
 
 
 def _fill_free_box(target: _Target) -> bool:
@@ -211,20 +221,32 @@ def _fill_free_box(target: _Target) -> bool:
     spare = room - len(new)
     if spare < 0 or 0 < spare < 8:
         return False
-    target.copied.write_samples(out, last.end)
+    _write_samples(target, last.end)
     boxes.write_at(out, box.start, new + (struct.pack(">I4s", spare, b"free") if spare else b""))
     return True
 
 
-def _rewrite(target: _Target, beside: Path) -> None:
-    """Rewrite the file; everything behind `moov` moves by the growth of `moov`."""
+def _make_room(target: _Target) -> None:
+    """Move everything behind `moov` by its growth."""
     out, box, last = target.out, target.box, target.last
     shift = len(target.moov(0, 1)) - (box.end - box.start)
-    with beside.open("wb") as fresh:
-        boxes.copy_bytes(out, fresh, 0, box.start)
-        fresh.write(target.moov(last.end + shift, shift))
-        boxes.copy_bytes(out, fresh, box.end, last.end - box.end)
-        target.copied.write_samples(fresh, last.end + shift)
+    _write_samples(target, last.end + shift)
+    boxes.shift_bytes(out, box.end, last.end - box.end, shift)
+    boxes.write_at(out, box.start, target.moov(last.end + shift, shift))
+
+
+def _write_samples(target: _Target, at: int) -> None:
+    """Write the new samples; if the source cannot be read, the output is as it was."""
+    out = target.out
+    old = at if at < target.last.end else target.last.end
+    out.seek(old)
+    replaced = out.read()
+    try:
+        target.copied.write_samples(out, at)
+    except BaseException:
+        out.truncate(old)
+        boxes.write_at(out, old, replaced)
+        raise
 
 
 # --- what is copied -----------------------------------------------------------------------------
@@ -256,7 +278,7 @@ class _Copied(NamedTuple):
         boxes.write_at(out, at, self.mdat_header)
         for chunks in self.chunks.values():
             for offset, size in chunks.tolist():
-                boxes.copy_bytes(self.file, out, offset, size)
+                _copy(self.file, out, offset, size)
 
     def insert_tracks(self, moov: bytes, position: int, *, wide: bool) -> tuple[bytes, list[str]]:
         """An output's `moov` with the copied traks behind its own, and their names.

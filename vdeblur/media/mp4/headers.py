@@ -75,15 +75,12 @@ def restore_headers(source: Path, output: Path) -> None:
             traks.append(trak)
         movie = _with_source_order(moov, source_moov, traks)
         body = _in_timescale(movie, movie_timescale(source_moov))
-        new, fits = boxes.build(b"moov", body), True
+        new = boxes.build(b"moov", body)
         if box.end == boxes.file_length(out):
             boxes.write_at(out, box.start, new)
             out.truncate()
-        else:
-            fits = _fit(out, box, new)
-    if not fits:
-        _rewrite(output, body)
-    with boxes.output_errors(output), output.open("r+b") as out:
+        elif not _fit(out, box, new):
+            _make_room(out, box, body)
         _write_brand(out, brand)
 
 
@@ -96,22 +93,16 @@ def _fit(out: BinaryIO, box: boxes.Extent, new: bytes) -> bool:
     return True
 
 
-def _rewrite(output: Path, body: bytes) -> None:
-    """Rewrite the file with a longer moov before its samples, which move accordingly."""
-    beside = Path(f"{output}.graft")
-    try:
-        with boxes.output_errors(output), output.open("rb") as out, beside.open("wb") as fresh:
-            box, length = boxes.read_moov(out)[0], boxes.file_length(out)
-            wide = length + len(body) > LAST_STCO
-            body = shift_chunks(body, box.end, 0, wide=wide)
-            shift = len(boxes.build(b"moov", body)) - (box.end - box.start)
-            boxes.copy_bytes(out, fresh, 0, box.start)
-            body = shift_chunks(body, box.end, shift, wide=wide)
-            fresh.write(boxes.build(b"moov", body))
-            boxes.copy_bytes(out, fresh, box.end, length - box.end)
-        beside.replace(output)
-    finally:
-        beside.unlink(missing_ok=True)
+def _make_room(out: BinaryIO, box: boxes.Extent, body: bytes) -> None:
+    """Write a longer moov before the file's samples, which move accordingly."""
+    length = boxes.file_length(out)
+    wide = length + len(body) > LAST_STCO
+    body = shift_chunks(body, box.end, 0, wide=wide)
+    shift = len(boxes.build(b"moov", body)) - (box.end - box.start)
+    boxes.shift_bytes(out, box.end, length - box.end, shift)
+    boxes.write_at(
+        out, box.start, boxes.build(b"moov", shift_chunks(body, box.end, shift, wide=wide))
+    )
 
 
 def _with_headers(
