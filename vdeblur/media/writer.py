@@ -205,8 +205,7 @@ class VideoWriter:
         video = self._videos.get(frame.stream)
         if video is None:
             return
-        single = self._container.is_image and not self._container.is_sequence
-        if single and self.frames_written:
+        if self._container.is_image and not self._container.is_sequence and self.frames_written:
             raise OutputError(
                 f"{self.destination} is one picture and the source has several: "
                 "number them, as in frame_%05d.png"
