@@ -269,7 +269,7 @@ class VideoWriter:
             self._add_video(stream)
         elif role == "cover":
             copied.add_cover(stream, self._held)
-        elif self._is_grafted(index):
+        elif _is_grafted(self.reader, self._container, index):
             pass
         elif role == "copy":
             copied.add(stream, label)
@@ -348,7 +348,9 @@ class VideoWriter:
         _lose_trailer(self.reader, self._container, self._losses)
 
     def _graft(self, source: Path, output: Path) -> None:
-        streams = [index for index in self.reader.roles if self._is_grafted(index)]
+        streams = [
+            index for index in self.reader.roles if _is_grafted(self.reader, self._container, index)
+        ]
         tracks = [self.reader.tracks[index].index for index in streams]
         try:
             with reported(self.destination):
@@ -363,18 +365,6 @@ class VideoWriter:
         self.kept.extend(name for name in grafted if not name.startswith("udta "))
         if makers:
             self.kept.append(f"maker's boxes {' '.join(makers)}")
-
-    def _is_grafted(self, index: int) -> bool:
-        """Whether a track goes from one whole MP4 to another as it is, box and all.
-
-        Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
-        """
-        track = self.reader.tracks.get(index)
-        # Subtitles too: the muxer puts empty samples of its own beside those of the source.
-        data = self.reader.container.streams[index].type in ("data", "subtitle")
-        wanted = self.reader.roles[index] in ("graft", "copy") and data
-        exists = track is not None and track.sample_count > 0
-        return wanted and exists and self._container.iso and self.reader.options.whole
 
     def finish(self) -> None:
         """Give the complete output its final name (after `close`).
@@ -441,3 +431,16 @@ def _lose_picture_metadata(reader: VideoReader, losses: Losses) -> None:
         )
     if reader.picture_metadata:
         losses.lose(f"{', '.join(reader.picture_metadata)} of the source: not in a film")
+
+
+def _is_grafted(reader: VideoReader, container: Container, index: int) -> bool:
+    """Whether a track goes from one whole MP4 to another as it is, box and all.
+
+    Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
+    """
+    track = reader.tracks.get(index)
+    # Subtitles too: the muxer puts empty samples of its own beside those of the source.
+    data = reader.container.streams[index].type in ("data", "subtitle")
+    wanted = reader.roles[index] in ("graft", "copy") and data
+    exists = track is not None and track.sample_count > 0
+    return wanted and exists and container.iso and reader.options.whole
