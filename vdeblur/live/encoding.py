@@ -19,6 +19,7 @@ from av.codec.context import Flags as CodecFlags
 
 from vdeblur.errors import EncoderError
 from vdeblur.media.encoders import EncodeOptions, choose_settings
+from vdeblur.media.stream_facts import settle_layout
 
 #: Ticks per second of the session's line of time: MPEG's, a multiple of all common frame rates.
 TICKS = 90_000
@@ -70,6 +71,7 @@ class Sound:
 
     def __init__(self, stream: Any) -> None:
         context = stream.codec_context
+        sound = settle_layout(stream)
         self.copied = context.codec.canonical_name == "aac" and bool(context.extradata)
         self._stream = stream
         self._holder: Any = av.open(io.BytesIO(), "w", format="nut")
@@ -82,15 +84,15 @@ class Sound:
             # AAC has few sample rates; those of telephony go up to the next.
             rates = (16000, 22050, 24000, 32000, 44100, 48000)
             self.rate = next((r for r in rates if r >= context.sample_rate), 48000)
-            layout = "mono" if context.layout.nb_channels == 1 else "stereo"
+            layout = "mono" if sound.channels == 1 else "stereo"
             self.template = self._holder.add_stream("aac", rate=self.rate, layout=layout)
             self.template.codec_context.flags |= CodecFlags.global_header
             self.template.bit_rate = 64_000 if layout == "mono" else 128_000
             self.template.codec_context.time_base = Fraction(1, self.rate)
             self._layout = layout
             self._holder.start_encoding()
-        channels = context.layout.nb_channels
-        self.parameters = f"{context.codec.canonical_name} {context.sample_rate} Hz {channels} ch"
+        name = context.codec.canonical_name
+        self.parameters = f"{name} {sound.rate} Hz {sound.channels} ch"
 
     @property
     def holder(self) -> Any:

@@ -20,13 +20,10 @@ from vdeblur.media.losses import Losses
 from vdeblur.media.metadata import loops
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.picture_formats import PNG, format_of_name
+from vdeblur.media.stale_tags import kept_file_tags, kept_stream_tags
 
 if TYPE_CHECKING:
     from vdeblur.media.reader import VideoReader
-
-# Tags that the muxer writes itself, or that describe the file that was.
-_CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
-_STREAM_TAGS = {"encoder", "rotate", "duration"}
 
 # Tags that FFmpeg's mov muxer stores as iTunes or user-data atoms; others need mdta keys
 # (movflags use_metadata_tags).
@@ -261,6 +258,11 @@ class Container:
         return self.iso or self.is_image or self.name in ("matroska", "webm")
 
     @property
+    def keeps_empty_streams(self) -> bool:
+        """True if the container states a stream without packets."""
+        return self.name in ("matroska", "webm", "nut", "avi", "asf")
+
+    @property
     def verifiable(self) -> bool:
         """True if the container states times and streams."""
         return self.name not in _UNVERIFIABLE
@@ -271,16 +273,6 @@ class Container:
         if "mov" in names:
             names |= {"mov", "mp4", "ipod", "3gp", "3g2"}
         return self.name in names | ({"vob"} if "mpeg" in names else set())
-
-
-def container_tags(metadata: dict[str, str]) -> dict[str, str]:
-    """Return the tags of a source's container that its output gets."""
-    return {k: v for k, v in metadata.items() if k.lower() not in _CONTAINER_TAGS}
-
-
-def stream_tags(metadata: dict[str, str]) -> dict[str, str]:
-    """Return the tags of a source's stream that its output gets."""
-    return {k: v for k, v in metadata.items() if k.lower() not in _STREAM_TAGS}
 
 
 def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> dict[str, str]:
@@ -334,7 +326,7 @@ def _iso_options(reader: VideoReader, losses: Losses) -> dict[str, str]:
         flags.append("faststart")
     custom = {
         key
-        for key in container_tags(source.metadata)
+        for key in kept_file_tags(source.metadata)
         if key.lower().split("-")[0] not in _MP4_TAGS and key != "firmware"
     }
     if custom and "cover" not in reader.roles.values():
@@ -351,13 +343,26 @@ def _iso_options(reader: VideoReader, losses: Losses) -> dict[str, str]:
             wider = math.lcm(scale, stream.time_base.denominator)
             scale = wider if wider < 2**31 else scale
     options["movie_timescale"] = str(max(scale, 1000))
-    options["strict"] = "unofficial"  # spherical and stereo boxes are written only then
+    # Spherical and stereo boxes are written only then; and what the source's MP4 holds (TrueHD) may
+    # be experimental to FFmpeg.
+    own = "mov" in source.format.name.split(",")
+    options["strict"] = "experimental" if own else "unofficial"
     return options
 
 
-def copy_tags(stream: Any, source: Any, container: Container, demuxer: str) -> None:
-    """Give an output stream the tags, the disposition and, in MPEG-TS, the PID of its source."""
-    stream.metadata.update(stream_tags(source.metadata))
+def copy_tags(
+    stream: Any, source: Any, container: Container, demuxer: str, *, unchanged: bool
+) -> None:
+    """Give an output stream the tags, the disposition and, in MPEG-TS, the PID of its source.
+
+    Args:
+        stream: The output's.
+        source: The source's.
+        container: The output's.
+        demuxer: libav's name of the source's format.
+        unchanged: The output's stream has all packets of the source's, byte for byte.
+    """
+    stream.metadata.update(kept_stream_tags(source.metadata, unchanged=unchanged))
     if container.iso and "name" in source.metadata:
         stream.metadata.setdefault("title", source.metadata["name"])  # read as one, written as
     stream.disposition = source.disposition

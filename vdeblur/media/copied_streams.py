@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import av
 import av.container
 import av.error
 
-from vdeblur.media.containers import Container, copy_tags, stream_tags
+from vdeblur.media.containers import Container, copy_tags
+from vdeblur.media.header_trial import is_refusal
 from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
+from vdeblur.media.stale_tags import kept_stream_tags
+from vdeblur.media.stream_facts import codec_of
 from vdeblur.media.stream_roles import label_of
 
 _FRAMED_SOUND = {"aac", "ac3", "mp3"}  # codecs that AVI times by frames
@@ -25,6 +28,8 @@ class CopiedStreams:
         container: Its kind.
         demuxer: libav's name of the source's format.
         converts: The output is another kind of container than the source.
+        whole: All of the source is copied.
+        refused: Why the muxer does not take a stream, by the index in the source.
         losses: Told of what is kept, and of what the container cannot hold.
 
     Attributes:
@@ -38,27 +43,38 @@ class CopiedStreams:
         demuxer: str,
         *,
         converts: bool,
+        whole: bool,
+        refused: Mapping[int, str],
         losses: Losses,
     ) -> None:
         self.stream_map: dict[int, int] = {}
         self._output, self._container, self._demuxer = output, container, demuxer
-        self._converts, self._losses = converts, losses
+        self._converts, self._whole = converts, whole
+        self._refused, self._losses = refused, losses
         self._streams: dict[int, Any] = {}
         self._codecs: dict[int, str] = {}
+        self._labels: dict[int, str] = {}
         self._counts: dict[int, int] = {}
         self._last_dts: dict[int, int] = {}
+        self._refusing: set[int] = set()
 
-    def add(self, source: Any, label: str) -> None:
-        """Add a stream for one of the source; label: what reports call it."""
+    def add(self, source: Any, label: str, template: Any | None = None) -> None:
+        """Add a stream for one of the source.
+
+        Args:
+            source: The source's stream.
+            label: What reports call it.
+            template: A stream that describes it better.
+        """
         # These are taken as streams and then refused with the whole header.
         attached = source.type == "attachment" and self._container.name != "matroska"
         if attached or (source.type == "data" and self._converts):
             self._losses.lose(f"{label}: {self._container.name} cannot hold it", source.index)
             return
-        stream = self._template(source, label)
+        stream = self._template(source, label, template=template)
         if stream is None:
             return
-        if source.type == "subtitle" and source.codec_context.name == "mov_text":
+        if source.type == "subtitle" and codec_of(source) == "mov_text":
             # The demuxer leaves the bit rate box in, and the muxer adds it again.
             header = source.codec_context.extradata
             if header and header[-20:-12] == b"\0\0\0\x14btrt":
@@ -79,7 +95,7 @@ class CopiedStreams:
                 name = source.metadata.get("filename", "cover.jpg")
                 mime = source.metadata.get("mimetype", "image/jpeg")
                 attachment = self._output.add_attachment(name, mime, bytes(item))
-                attachment.metadata.update(stream_tags(source.metadata))
+                attachment.metadata.update(kept_stream_tags(source.metadata, unchanged=True))
                 self.stream_map[source.index] = attachment.index
                 self._losses.kept.append("cover picture")
                 return
@@ -106,9 +122,47 @@ class CopiedStreams:
                 if packet.pts is not None and packet.pts < lowest:
                     packet.pts = lowest
         self._last_dts[index] = cast(int, packet.dts)
+        at = cast(int, packet.dts) * packet.time_base if packet.time_base else 0
         packet.stream = target
+        try:
+            self._output.mux(packet)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if not is_refusal(error):
+                raise
+            self._refuse(index, float(at), error)
+            return
         self._counts[index] = self._counts.get(index, 0) + 1
-        self._output.mux(packet)
+
+    def _refuse(self, index: int, seconds: float, error: BaseException) -> None:
+        """State that packets of a stream were refused; the film goes on without them."""
+        if index not in self._refusing:
+            self._refusing.add(index)
+            self._losses.lose(
+                f"{self._labels[index]}: {self._container.name} refuses packets of it from "
+                f"{seconds:.2f} s on ({text_of(error)})",
+                "packet count",
+                "packet data",
+                "packet timestamps",
+                "packet duration",
+            )
+
+    def lose_empty(self) -> list[int]:
+        """State which streams have no packets, of which the container keeps no trace.
+
+        Returns:
+            Their indices in the source.
+        """
+        if self._container.keeps_empty_streams:
+            return []
+        empty = [index for index in self._labels if not self._counts.get(index)]
+        for index in empty:
+            label = self._labels[index]
+            self._losses.kept.remove(label)
+            self._losses.known.add(index)
+            if index not in self._refusing:
+                where = "" if self._whole else " in the part"
+                self._losses.lose(f"{label}: it has no packets{where}", index)
+        return empty
 
     def framed_sound(self) -> list[int]:
         """Return the number of packets of each stream of sound that AVI times by frames."""
@@ -118,20 +172,28 @@ class CopiedStreams:
             if codec in _FRAMED_SOUND
         ]
 
-    def _template(self, source: Any, label: str, *, opaque: bool | None = None) -> Any | None:
+    def _template(
+        self, source: Any, label: str, *, template: Any | None = None, opaque: bool | None = None
+    ) -> Any | None:
         """Add a stream like one of the source; None, with the loss, if the container has none."""
-        try:
-            return self._output.add_stream_from_template(source, opaque=opaque)
-        except (ValueError, av.error.FFmpegError) as error:
-            self._losses.lose(
-                f"{label}: {self._container.name} cannot hold it ({text_of(error)})", source.index
-            )
-            return None
+        why = self._refused.get(source.index)
+        if why is None:
+            try:
+                return self._output.add_stream_from_template(template or source, opaque=opaque)
+            except (ValueError, av.error.FFmpegError) as error:
+                why = text_of(error)
+        self._losses.lose(f"{label}: {self._container.name} cannot hold it ({why})", source.index)
+        return None
 
     def _take(self, stream: Any, source: Any, kept: str) -> None:
-        copy_tags(stream, source, self._container, self._demuxer)
-        self._streams[source.index] = stream
-        if source.codec_context is not None:
-            self._codecs[source.index] = source.codec_context.codec.canonical_name
+        copy_tags(stream, source, self._container, self._demuxer, unchanged=self._whole)
+        if source.type == "attachment":
+            # Matroska requires both, and refuses the header without them.
+            stream.metadata.setdefault("filename", f"attachment {source.index}")
+            stream.metadata.setdefault("mimetype", "application/octet-stream")
+        else:
+            self._streams[source.index] = stream
+            self._labels[source.index] = kept
+        self._codecs[source.index] = codec_of(source) or ""
         self.stream_map[source.index] = stream.index
         self._losses.kept.append(kept)

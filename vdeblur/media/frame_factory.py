@@ -15,6 +15,7 @@ from av.video.format import VideoFormat
 from vdeblur.frames import Frame
 from vdeblur.media.damage import Damage
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
+from vdeblur.media.stream_facts import rate_of
 
 
 class GpuPicture:
@@ -131,7 +132,7 @@ class FrameFactory:
         if first.format.has_palette and not _has_alpha(first):
             self._format = "rgb24"
         self._time_base: Fraction = stream.time_base or first.time_base or Fraction(1, 90000)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        rate = rate_of(stream) or Fraction(25)
         self._step = max(1, round(1 / (rate * self._time_base)))
         self._damage = damage
         self._decoding_times = decoding_times

@@ -17,6 +17,8 @@ from av.codec.hwaccel import HWAccel
 from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
 
+from vdeblur.media.probing import open_deep
+
 # What opens other files or a network by what it reads, and text that libav draws as a picture.
 _REFUSED = {
     "concat", "hls", "dash", "imf", "webm_dash_manifest", "sdp", "sap", "rtp", "rtsp", "lavfi",
@@ -79,9 +81,8 @@ def open_container(
         "protocol_whitelist": "file",
         "pattern_type": "none",  # the name is that of a file
     }
-    container: av.container.InputContainer = av.open(
+    container: av.container.InputContainer = open_deep(
         file,
-        "r",
         options=confined | dict(settings or {}),
         hwaccel=acceleration,
         metadata_errors="surrogateescape",

@@ -22,5 +22,6 @@ class Losses:
 
     def lose(self, text: str, *known: int | str) -> None:
         """Add a loss, with the streams and checks that it explains."""
-        self.lost.append(text)
+        if text not in self.lost:
+            self.lost.append(text)
         self.known.update(known)

@@ -7,6 +7,7 @@ color tags stay with them. Knows libav; knows no torch, no CUDA, no network and 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,28 +22,25 @@ from av.video.codeccontext import VideoCodecContext
 
 from vdeblur.errors import InputError
 from vdeblur.frames import Frame, VideoInfo
+from vdeblur.media.cut_off import end_notes
 from vdeblur.media.damage import Damage
 from vdeblur.media.frame_factory import FrameFactory, to_host
 from vdeblur.media.image_sequences import is_image
-from vdeblur.media.input_formats import open_container
-from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.metadata import carry
-from vdeblur.media.mp4 import boxes
 from vdeblur.media.opening import name_of, open_source, path_of
 from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
+from vdeblur.media.probing import LateDescriptions, late_streams
 from vdeblur.media.read_options import Clip, ReadOptions
+from vdeblur.media.stream_facts import rate_of
 from vdeblur.media.stream_roles import streams_of
 from vdeblur.media.timeline import RESTARTING, Timeline
 from vdeblur.system.closing import ClosingGuard
 
-# Demuxers of containers that state their duration, and end without an error where they are cut off.
-_STATE_DURATION = {"matroska", "webm", "avi", "flv"}
 _PATIENCE_SECONDS = 1.0  # for a read that does not return, before the source is left open
-_FLV_TAIL = 1 << 16  # bytes from the last packet of an FLV, in which another file would begin
 _PACKETS_BEHIND = 1000  # of other streams, that are read behind the last picture of a part
-_TRUNCATED_SECONDS = 0.25  # less than stated: a frame or a packet of sound may be
+_AHEAD_BYTES = 64 << 20  # of packets that wait for a first picture whose size is not known
 
 
 class VideoReader:
@@ -73,8 +71,10 @@ class VideoReader:
         tracks: The MP4 tracks, by the index of their stream.
         iso: The source is an MP4 or MOV file whose boxes can be read.
         video_streams: Indices of the streams whose frames are restored.
-        first_frames: First frames known ahead, by stream, of files with several video streams.
+        templates: Streams that describe those of `container` that libav knows too little of at its
+            opening, by their index.
         frame_times: Times of the frames so far (pts), by stream; 8 bytes a frame.
+        late_streams: Streams that appeared while reading, and could not be read.
         damage: What could not be decoded so far.
         notes: What else a user should know.
 
@@ -109,8 +109,10 @@ class VideoReader:
         self.damage = Damage()
         self.frame_times: dict[int, array[int]] = {}
         self._guard = ClosingGuard()
+        self.late_streams: list[str] = []
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._place = -1  # of the last packet in the file
+        self._late: LateDescriptions | None = None
         opened = open_source(source, self.options, on_device=on_device)
         self.notes = opened.notes
         self._pictures = opened.pictures
@@ -131,14 +133,20 @@ class VideoReader:
             self._decoders = {
                 index: decoder
                 for index in self.video_streams
-                if (decoder := _prepare_decoder(self._container.streams[index])) is not None
+                if (decoder := prepare_decoder(self._container.streams[index])) is not None
             }
+            self._late = LateDescriptions(self._container, self.path)
+            self.templates = self._late.templates
             first = self._container.streams[self.video_streams[0]]
-            self.info = _info_of(first, self._container.duration, self.options, opened.pictures)
-            if is_picture and not self.info.width:
-                raise InputError(f"no picture of {self.name} could be decoded: the file is damaged")
-            several = len(self.video_streams) > 1 and self.path is not None
-            self.first_frames = self._peek() if several else {}
+            self._ahead: deque[Frame | av.Packet[Any]] = deque()
+            self._reading: Iterator[Frame | av.Packet[Any]] | None = None
+            known: Any = first.codec_context
+            picture = None
+            if opened.pictures is None and not (known.width and known.height):
+                picture = self._read_ahead(first.index)
+            self.info = _info_of(
+                first, self._container.duration, self.options, opened.pictures, picture
+            )
         except BaseException:
             self.close()
             raise
@@ -159,6 +167,8 @@ class VideoReader:
         self._guard.close(self._close, _PATIENCE_SECONDS)
 
     def _close(self) -> None:
+        if self._late is not None:
+            self._late.close()
         self._container.close()
         if self._file is not None:
             self._file.close()
@@ -179,14 +189,35 @@ class VideoReader:
 
         Packets that cannot be decoded are counted in `damage` and passed over.
         """
-        items = self._items()
+        reading, self._reading = self._reading or self._items(), None
+        while self._ahead:
+            yield self._ahead.popleft()
         while True:
             with self._guard.in_use():
                 try:
-                    item = next(items)
+                    item = next(reading)
                 except StopIteration:
                     return
             yield item
+
+    def _read_ahead(self, index: int) -> av.VideoFrame:
+        """Read up to the first picture of a stream whose size libav does not know."""
+        self._reading = self._items()
+        size = 0
+        for item in self._reading:
+            self._ahead.append(item)
+            if isinstance(item, Frame):
+                if item.stream == index:
+                    return cast(av.VideoFrame, item.source_frame)
+                size += sum(plane.nbytes for plane in item.planes)
+            else:
+                size += item.size
+            if size > _AHEAD_BYTES:
+                break
+        raise InputError(
+            f"no picture of {self.name} could be decoded: the file is damaged"
+            + ("" if self._picture else ", or a part of a recording that has no keyframe")
+        )
 
     def _items(self) -> Iterator[Frame | av.Packet[Any]]:
         clip = Clip.of(self.options, self._container)
@@ -195,6 +226,7 @@ class VideoReader:
         # Sound may lie behind the pictures of its time.
         sound = {s.index for s in self._container.streams.audio if self.roles[s.index] == "copy"}
         behind = 0
+        leads: dict[int, int | None] = {}  # first packets that are no keyframes, their times
         if clip.start:
             self._seek(clip)
         if self._pictures is not None:
@@ -204,7 +236,11 @@ class VideoReader:
             index = packet.stream.index
             role = self.roles.get(index, "dropped")
             if role == "video":
+                midway = self.options.whole and not packet.is_keyframe
+                leads.setdefault(index, packet.pts if midway else None)
                 for picture in () if index in ended else self._decode(packet, index):
+                    if index not in factories:
+                        _note_lead(leads[index], picture, packet.stream, self.damage)
                     frame = self._frame(picture, packet.stream, factories)
                     if clip.is_part:
                         seconds = float(frame.pts * frame.time_base)
@@ -299,7 +335,8 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets)
-            except StopIteration:
+            except (StopIteration, IndexError):
+                # IndexError: at the end PyAV looks for streams that appeared meanwhile.
                 return
             except (av.error.FFmpegError, OSError) as error:
                 self.damage.packets += 1
@@ -320,22 +357,23 @@ class VideoReader:
             yield packet
 
     def _decode(self, packet: av.Packet[Any], index: int) -> list[av.VideoFrame]:
+        frames: list[av.VideoFrame] = []
+        decoder = self._decoders.get(index, packet.stream.codec_context)
         try:
-            if index in self._decoders:
-                decoder = self._decoders[index]
-                frames = decoder.decode(packet if packet.size else None)
-                for frame in frames:
-                    frame.time_base = packet.stream.time_base
-            else:
-                frames = packet.decode()
+            if packet.is_corrupt and "mov" in self._container.format.name:
+                # The last packet of a file that was cut off: threads of the decoder would lose the
+                # pictures before it with it.
+                frames = decoder.decode(None)
+                decoder.flush_buffers()
+            frames += decoder.decode(packet if packet.size else None)
         except (av.error.FFmpegError, OSError) as error:
-            if isinstance(error, av.error.EOFError):
-                return []
-            self.damage.packets += 1
-            at = packet.pts if packet.pts is not None else packet.dts
-            where = f" near {float(at * packet.time_base):.2f} s" if at is not None else ""
-            self.damage.note(f"a damaged packet{where} could not be decoded ({reason(error)})")
-            return []
+            if not isinstance(error, av.error.EOFError):
+                self.damage.packets += 1
+                at = packet.pts if packet.pts is not None else packet.dts
+                where = f" near {float(at * packet.time_base):.2f} s" if at is not None else ""
+                self.damage.note(f"a damaged packet{where} could not be decoded ({reason(error)})")
+        for frame in frames:
+            frame.time_base = packet.stream.time_base
         for frame in frames:
             if frame.is_corrupt:
                 self.damage.frames += 1
@@ -343,54 +381,31 @@ class VideoReader:
         return frames
 
     def _check_complete(self) -> None:
-        """Note a source that ends before the end that it states."""
+        """Note a source that ends before the end that it states, and streams that were not read."""
+        self.late_streams = late_streams(self._container)
         if self.path is None:
             return
         if self._picture is not None and self._picture[1]:
             self.damage.note(f"{self.path.name} is cut off: its end is missing")
-        if self.iso:
-            missing = boxes.missing_bytes(self.path)
-            if missing:
-                self.damage.note(
-                    f"the source is cut off: {missing} bytes that its index names are not there"
-                )
-        if self._container.format.name == "flv" and self._place >= 0:
-            with self.path.open("rb") as file:
-                file.seek(self._place)
-                if b"FLV\x01" in file.read(_FLV_TAIL):
-                    self.damage.note(
-                        f"another FLV file begins behind {self._reached:.2f} s, which libav does "
-                        "not read: restore the parts one by one"
-                    )
-        states = _STATE_DURATION & set(self._container.format.name.split(","))
-        stated = (self._container.duration or 0) / av.time_base
-        if states and self.options.whole and self._reached < stated - _TRUNCATED_SECONDS:
-            self.damage.note(
-                f"the source is cut off: it ends at {self._reached:.2f} s "
-                f"though it states {stated:.2f} s"
-            )
-
-    def _peek(self) -> dict[int, av.VideoFrame]:
-        """The first frame of every video stream, read through a second handle."""
-        frames: dict[int, av.VideoFrame] = {}
-        try:
-            again = for_libav(cast(Path, self.path))
-            with open_container(again) as container:
-                for packet in container.demux(*(container.streams[i] for i in self.video_streams)):
-                    index = packet.stream.index
-                    if index in frames:
-                        continue
-                    for frame in packet.decode():
-                        frames.setdefault(index, cast(av.VideoFrame, frame))
-                    if len(frames) == len(self.video_streams):
-                        break
-        except (av.error.FFmpegError, OSError):
-            pass  # damaged: the streams seen so far are described, the main pass reports
-        return frames
+        stated = (self._container.duration or 0) / av.time_base if self.options.whole else 0.0
+        demuxer = self._container.format.name
+        for text in end_notes(self.path, demuxer, self._place, self._reached, stated):
+            self.damage.note(text)
 
 
-def _prepare_decoder(stream: Any) -> VideoCodecContext | None:
-    """Set up the decoder of a video stream; return another one where that is better."""
+def _note_lead(begin: int | None, picture: av.VideoFrame, stream: Any, damage: Damage) -> None:
+    """Note pictures before the first keyframe: decoders drop them without a word."""
+    if begin is None or picture.pts is None:
+        return
+    lost = float((picture.pts - begin) * stream.time_base)
+    if lost > 1.5 / (rate_of(stream) or 25):
+        damage.note(
+            f"the first {lost:.2f} s cannot be decoded: the source begins before its first keyframe"
+        )
+
+
+def prepare_decoder(stream: Any) -> VideoCodecContext | None:
+    """Set up the decoder of a libav video stream; return another one where that is better."""
     stream.thread_type = "AUTO"
     context = stream.codec_context
     # Without it libav rounds a left crop to what its SIMD likes, and the picture grows.
@@ -409,10 +424,23 @@ def _info_of(
     container_duration: int | None,
     options: ReadOptions,
     sequence: PictureReader | None,
+    picture: av.VideoFrame | None,
 ) -> VideoInfo:
-    """Describe a stream, or the part of it that is read; container_duration: in microseconds."""
+    """Describe a stream, or the part of it that is read.
+
+    Args:
+        stream: The libav stream.
+        container_duration: Of the whole, in microseconds.
+        options: Which part is read.
+        sequence: The pictures of an image sequence.
+        picture: The first one, where the stream does not state its size.
+    """
     context = stream.codec_context
     pix_fmt = software_format(stream) or "yuv420p"
+    width, height = context.width, context.height
+    if picture is not None:
+        pix_fmt, width, height = picture.format.name, picture.width, picture.height
+    rate = rate_of(stream)
     seconds = None
     if sequence is not None:
         seconds = float(sequence.pictures.length * sequence.time_base)
@@ -429,21 +457,21 @@ def _info_of(
         part = min(part, options.duration) if options.duration is not None else part
         count = round(count * part / whole) if count and whole else None
         seconds = part if whole else options.duration
-    if count is None and seconds and stream.average_rate:
-        count = max(1, round(seconds * stream.average_rate))
+    if count is None and seconds and rate:
+        count = max(1, round(seconds * rate))
     return VideoInfo(
-        width=context.width,
-        height=context.height,
+        width=width,
+        height=height,
         pix_fmt=pix_fmt,
         codec=context.codec.canonical_name,
-        fps=stream.average_rate,
+        fps=rate,
         time_base=stream.time_base,
         duration_seconds=seconds,
         frame_count=count,
         layout=layout_of(
             planar_format(pix_fmt),
-            context.width,
-            context.height,
+            width,
+            height,
             color_range=int(context.color_range),
             colorspace=int(context.colorspace),
             interlaced=False,

@@ -12,6 +12,7 @@ from vdeblur.errors import InputError
 from vdeblur.media.damage import Damage
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_tracks
+from vdeblur.media.stream_facts import codec_of
 
 #: "video": its frames are restored. "copy": its packets are copied. "cover": a picture attached to
 #: the file. "graft": its MP4 track is copied after muxing. "regenerated": the muxer writes it anew
@@ -29,18 +30,16 @@ def role_of(stream: Any, track: Track | None, *, on_disk: bool) -> Role:
     """
     if track is not None and track.is_chapter_track:
         return "regenerated"  # QuickTime chapter text: the muxer writes it from the chapters
-    if not on_disk and stream.name == "bin_data" and stream.discard == Discard.all:
+    if not on_disk and codec_of(stream) == "bin_data" and stream.discard == Discard.all:
         # libav discards a QuickTime chapter text, whose chapters it has read.
         return "regenerated"
     if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
         return "cover"
-    if stream.type == "video":
-        return "video" if stream.codec_context is not None else "dropped"
     if track is not None and track.fourcc == "tmcd":
         return "regenerated"  # the muxer writes an equal track from the `timecode` tag
-    if stream.type == "data" and stream.name is None:
+    if stream.type != "attachment" and codec_of(stream) is None:
         return "graft" if track is not None and track.sample_count else "dropped"
-    return "copy"
+    return "video" if stream.type == "video" else "copy"
 
 
 @dataclass
@@ -85,16 +84,17 @@ def streams_of(container: Any, path: Path | None, name: str, damage: Damage) -> 
             # libav forgives more; what it reads is restored without the boxes.
             found.iso = False
             damage.note(f"{error}; the maker's boxes cannot be kept")
-    unknown = []
     for stream in container.streams:
         track = tracks.get(stream.id)
-        role = role_of(stream, track, on_disk=path is not None)
-        found.roles[stream.index] = role
+        found.roles[stream.index] = role_of(stream, track, on_disk=path is not None)
         if track is not None:
             found.tracks[stream.index] = track
-        if role == "dropped" and stream.type == "video":
-            unknown.append(f"stream {stream.index}")
     if not found.videos:
+        unknown = [
+            f"stream {stream.index}"
+            for stream in container.streams
+            if stream.type == "video" and stream.codec_context is None
+        ]
         if unknown:
             raise InputError(
                 f"{name} has video of an unknown codec ({', '.join(unknown)}): "
@@ -107,13 +107,14 @@ def streams_of(container: Any, path: Path | None, name: str, damage: Damage) -> 
 
 def label_of(stream: Any, track: Track | None = None) -> str:
     """Name a stream for a report, such as "audio aac (eng)"."""
-    if stream.type == "data" and track is not None:
-        return f"data {track.fourcc}"
-    if stream.codec_context is None and stream.type == "subtitle":
-        return "subtitle of an unknown kind"  # PyAV asks the missing context for anything more
-    name = stream.codec_context.name if stream.codec_context is not None else stream.name
     if stream.type == "attachment":
         return f"attachment {stream.metadata.get('filename', stream.index)}"
-    handler = stream.metadata.get("handler_name", "").strip()
-    what = name if name and name != "bin_data" else handler or "unknown"
-    return f"{stream.type} {what}" + (f" ({stream.language})" if stream.language else "")
+    if stream.type == "data" and track is not None:
+        return f"data {track.fourcc}"
+    context = stream.codec_context
+    name = context.name if context is not None else codec_of(stream)
+    name = name or (track.fourcc if track is not None else None)
+    if name == "bin_data":
+        name = stream.metadata.get("handler_name", "").strip() or "unknown"
+    what = f"{stream.type} {name}" if name else f"{stream.type} of an unknown kind"
+    return what + (f" ({stream.language})" if stream.language else "")

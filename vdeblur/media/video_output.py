@@ -42,6 +42,7 @@ from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
 from vdeblur.media.picture_formats import format_of_name
 from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
+from vdeblur.media.stream_facts import rate_of
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class VideoSource:
     @property
     def rate(self) -> Fraction:
         """Frames a second."""
-        return Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
+        return rate_of(self.stream) or Fraction(25)
 
     @property
     def time_base(self) -> Fraction:
@@ -423,7 +424,7 @@ def _configure(
             context.codec_tag = coding.codec_tag
     if source.display_matrix is not None:
         stream.set_display_matrix(source.display_matrix)
-    copy_tags(stream, source.stream, container, source.demuxer)
+    copy_tags(stream, source.stream, container, source.demuxer, unchanged=False)
     try:
         context.open(strict=False)
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -15,15 +15,18 @@ from typing import Any, Self
 
 import av
 import av.container
+import av.error
 
 from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame
 from vdeblur.media import avi
-from vdeblur.media.containers import Container, container_tags, muxer_options
+from vdeblur.media.containers import Container, muxer_options
 from vdeblur.media.copied_streams import CopiedStreams
 from vdeblur.media.encoders import EncodeOptions, side_data_bytes
+from vdeblur.media.first_pictures import FirstPictures
+from vdeblur.media.header_trial import is_refusal, refused_streams
 from vdeblur.media.image_sequences import writes_sequence
-from vdeblur.media.libav_errors import reported
+from vdeblur.media.libav_errors import reported, text_of
 from vdeblur.media.losses import Losses
 from vdeblur.media.metadata import exif
 from vdeblur.media.mp4 import boxes
@@ -34,11 +37,12 @@ from vdeblur.media.output_file import OutputFile
 from vdeblur.media.picture_formats import is_lossless
 from vdeblur.media.picture_output import PictureOutput
 from vdeblur.media.reader import VideoReader
+from vdeblur.media.stale_tags import kept_file_tags
 from vdeblur.media.stream_roles import label_of
 from vdeblur.media.video_output import VideoOutput, VideoSource, add_video
 from vdeblur.system.closing import ClosingGuard
 
-_HELD_ITEMS = 4096  # that wait for the first frame of every video stream
+_MOST_REFUSALS = 16  # of packets of pictures, one after the other
 _PATIENCE_SECONDS = 5.0  # for an encoder or a pipe that does not return, before it is left open
 _VARIES = 1.2  # longest to shortest duration of frames from which on their rate is variable
 
@@ -104,8 +108,8 @@ class VideoWriter:
         self._videos: dict[int, VideoOutput] = {}
         self._copied: CopiedStreams | None = None
         self._pictures: PictureOutput | None = None
-        self._first = {**reader.first_frames, **(first_frames or {})}
-        self._held: list[Frame | av.Packet[Any]] = []
+        self._waiting = FirstPictures(reader, first_frames or {})
+        self._refusals = 0  # of packets of pictures, since one was taken
         self._finished = False
         self._guard = ClosingGuard()
         self._file = OutputFile(destination, reader, overwrite=overwrite, also_read=also_read)
@@ -180,18 +184,14 @@ class VideoWriter:
         if self._output is not None:
             self._write(item)
             return
-        self._held.append(item)
-        if isinstance(item, Frame):
-            self._first.setdefault(item.stream, item.source_frame)
-        if set(self.reader.video_streams) <= set(self._first) or len(self._held) >= _HELD_ITEMS:
+        if self._waiting.add(item):
             self._start()
 
     def _start(self) -> None:
         """Begin the output, and write what waited for it."""
         with reported(self.destination):
             self._open()
-        held, self._held = self._held, []
-        for item in held:
+        for item in self._waiting.take():
             self._write(item)
 
     def _write(self, item: Frame | av.Packet[Any]) -> None:
@@ -215,10 +215,22 @@ class VideoWriter:
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         assert self._output is not None
         for packet in packets:
-            if self._pictures is not None:
-                self._pictures.write(packet)
+            try:
+                if self._pictures is not None:
+                    self._pictures.write(packet)
+                else:
+                    self._output.mux(packet)
+            except (av.error.FFmpegError, OSError) as error:
+                self._refusals += 1
+                if not is_refusal(error) or self._refusals > _MOST_REFUSALS:
+                    raise
+                # It may be another stream's packet that waited for this one: `verify` tells.
+                self.reader.damage.note(
+                    f"{self._container.name} refused a packet near "
+                    f"{float((packet.pts or 0) * packet.time_base):.2f} s ({text_of(error)})"
+                )
             else:
-                self._output.mux(packet)
+                self._refusals = 0
 
     def _copy(self, packet: av.Packet[Any]) -> None:
         assert self._copied is not None
@@ -228,27 +240,29 @@ class VideoWriter:
 
     def _open(self) -> None:
         source = self.reader.container
+        options = muxer_options(self._container, self.reader, self._losses)
+        copies = {
+            stream.index: self.reader.templates.get(stream.index, stream)
+            for stream in source.streams
+            if _is_copied(self.reader, self._container, stream)
+        }
+        videos = [source.streams[index] for index in self.reader.video_streams]
         self._output = av.open(
             self._file.target,
             "w",
             format=self._container.name,
-            container_options=muxer_options(self._container, self.reader, self._losses),
+            container_options=options,
             metadata_errors="surrogateescape",
         )
-        self._output.metadata.update(container_tags(source.metadata))
-        chapters = source.chapters()
-        if chapters and self.reader.options.whole:
-            self._output.set_chapters(chapters)
-            self.kept.append(f"{len(chapters)} chapter" + ("" if len(chapters) == 1 else "s"))
-        elif chapters:
-            self._losses.lose(
-                "chapters: they belong to the whole video, and a part was asked for", "chapters"
-            )
+        self._output.metadata.update(kept_file_tags(source.metadata))
+        _keep_chapters(self._output, self.reader, self._losses)
         self._copied = CopiedStreams(
             self._output,
             self._container,
             self._demuxer,
             converts=self.converts,
+            whole=self.reader.options.whole,
+            refused=refused_streams(self._container.name, options, videos, copies),
             losses=self._losses,
         )
         for stream in source.streams:
@@ -256,7 +270,9 @@ class VideoWriter:
         self.stream_map.update(self._copied.stream_map)
         if self._container.name == "image2":
             index = self.reader.video_streams[0]
-            matrix = self._display_matrix or _turn_of(self.reader, index, self._first.get(index))
+            matrix = self._display_matrix or _turn_of(
+                self.reader, index, self._waiting.pictures.get(index)
+            )
             self._pictures = PictureOutput(self._file, self.reader, self._losses, matrix)
         self._output.start_encoding()
 
@@ -268,32 +284,37 @@ class VideoWriter:
         if role == "video":
             self._add_video(stream)
         elif role == "cover":
-            copied.add_cover(stream, self._held)
+            copied.add_cover(stream, self._waiting.items)
         elif _is_grafted(self.reader, self._container, index):
             pass
         elif role == "copy":
-            copied.add(stream, label)
+            copied.add(stream, label, self.reader.templates.get(index))
+        elif role == "dropped" and track is not None and stream.type == "data":
+            self._losses.lose(f"{label}: it has no samples", index)
         elif role == "dropped":
-            self._losses.lose(f"{label}: libav does not know its codec", index)
+            self._lose_stream(stream, f"{label}: libav does not know its codec")
         elif role == "graft":
-            self._losses.lose(f"{label}: only a whole MP4 or MOV can carry this track", index)
+            self._lose_stream(stream, f"{label}: only a whole MP4 or MOV can carry this track")
         elif track is not None and track.fourcc == "tmcd" and not self._container.has_timecode:
             self._losses.lose(f"{label}: only MP4 and MOV have timecode tracks", index)
 
+    def _lose_stream(self, stream: Any, text: str) -> None:
+        """State the loss of a stream; that of a video is damage, and no plain end."""
+        self._losses.lose(text, stream.index)
+        if stream.type == "video":
+            self.reader.damage.note(f"a whole video stream is missing ({text})")
+
     def _add_video(self, stream: Any) -> None:
         assert self._output is not None
-        first = self._first.get(stream.index)
+        first = self._waiting.pictures.get(stream.index)
         if first is None:
-            self._losses.lose(
-                f"{label_of(stream)}: none of its first frames can be decoded", stream.index
-            )
+            self._lose_stream(stream, f"{label_of(stream)}: none of its pictures can be decoded")
             return
-        is_first = stream.index == self.reader.video_streams[0]
-        matrix = (is_first and self._display_matrix) or _turn_of(self.reader, stream.index, first)
+        asked = self._display_matrix if stream.index == self.reader.video_streams[0] else None
+        matrix = asked or _turn_of(self.reader, stream.index, first)
         if matrix and not self._container.has_rotation:
-            self._losses.lose(
-                f"rotation: {self._container.name} has no place for it", "display matrix"
-            )
+            why = f"{self._container.name} has no place for it"
+            self._losses.lose(f"rotation: {why}", "display matrix")
         source = VideoSource(
             stream,
             self._demuxer,
@@ -317,12 +338,12 @@ class VideoWriter:
             OutputError: The output cannot be written.
         """
         if self._output is None:
-            if not self._first and not self.reader.options.whole:
+            if not self._waiting.pictures and not self.reader.options.whole:
                 raise InputError(
                     f"{self.reader.name} has no frame in the part asked for: "
                     "check `start` and `duration`"
                 )
-            if not self._first:
+            if not self._waiting.pictures:
                 raise InputError(
                     f"no frame of {self.reader.name} could be decoded: the file is damaged"
                 )
@@ -332,7 +353,19 @@ class VideoWriter:
             for video in self._videos.values():
                 self._mux(video.flush())
             self._output.close()
+        self._lose_unread()
         self._complete()
+
+    def _lose_unread(self) -> None:
+        """State what turned out while reading: streams without packets, and ones that came late."""
+        assert self._copied is not None
+        for index in self._copied.lose_empty():
+            self.stream_map.pop(index, None)
+        for index, video in self._videos.items():
+            if not video.frames:
+                stream = self.reader.container.streams[index]
+                self._lose_stream(stream, f"{label_of(stream)}: none of its pictures were decoded")
+        _lose_late(self.reader, self._losses)
 
     def _complete(self) -> None:
         """Add what libav's muxers cannot write: maker's boxes and tracks."""
@@ -344,27 +377,9 @@ class VideoWriter:
             with reported(self.destination):
                 avi.time_sound_by_frames(self.temporary, self._copied.framed_sound())
         elif self.reader.path and self.reader.iso and self._container.iso and self.temporary:
-            self._graft(self.reader.path, self.temporary)
-        _lose_trailer(self.reader, self._container, self._losses)
-
-    def _graft(self, source: Path, output: Path) -> None:
-        streams = [
-            index for index in self.reader.roles if _is_grafted(self.reader, self._container, index)
-        ]
-        tracks = [self.reader.tracks[index].index for index in streams]
-        try:
             with reported(self.destination):
-                grafted = graft(
-                    source, output, track_indices=tracks, trailer=self.reader.options.whole
-                )
-        except InputError as error:
-            # Hours of restored frames are not thrown away for a damaged telemetry track.
-            self._losses.lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")
-            return
-        makers = [name.removeprefix("udta ") for name in grafted if name.startswith("udta ")]
-        self.kept.extend(name for name in grafted if not name.startswith("udta "))
-        if makers:
-            self.kept.append(f"maker's boxes {' '.join(makers)}")
+                _graft(self.reader, self._container, self.temporary, self._losses)
+        _lose_trailer(self.reader, self._container, self._losses)
 
     def finish(self) -> None:
         """Give the complete output its final name (after `close`).
@@ -385,6 +400,27 @@ class VideoWriter:
         if self._output is not None:
             with contextlib.suppress(Exception):
                 self._output.close()
+
+
+def _keep_chapters(
+    output: av.container.OutputContainer, reader: VideoReader, losses: Losses
+) -> None:
+    chapters = reader.container.chapters()
+    if chapters and reader.options.whole:
+        output.set_chapters(chapters)
+        losses.kept.append(f"{len(chapters)} chapter" + ("" if len(chapters) == 1 else "s"))
+    elif chapters:
+        losses.lose(
+            "chapters: they belong to the whole video, and a part was asked for", "chapters"
+        )
+
+
+def _lose_late(reader: VideoReader, losses: Losses) -> None:
+    """State which streams appeared too late to be read."""
+    for name in reader.late_streams:
+        losses.lose(f"{name}: it begins too far into the source to be found")
+        if name.startswith("video"):
+            reader.damage.note(f"a whole video stream is missing ({name})")
 
 
 def _turn_of(reader: VideoReader, index: int, first: av.VideoFrame | None) -> Sequence[int] | None:
@@ -433,14 +469,40 @@ def _lose_picture_metadata(reader: VideoReader, losses: Losses) -> None:
         losses.lose(f"{', '.join(reader.picture_metadata)} of the source: not in a film")
 
 
+def _graft(reader: VideoReader, container: Container, output: Path, losses: Losses) -> None:
+    """Copy tracks and the maker's boxes from one MP4 into another."""
+    assert reader.path is not None
+    streams = [index for index in reader.roles if _is_grafted(reader, container, index)]
+    tracks = [reader.tracks[index].index for index in streams]
+    try:
+        grafted = graft(reader.path, output, track_indices=tracks, trailer=reader.options.whole)
+    except InputError as error:
+        # Hours of restored frames are not thrown away for a damaged telemetry track.
+        losses.lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")
+        return
+    makers = [name.removeprefix("udta ") for name in grafted if name.startswith("udta ")]
+    losses.kept.extend(name for name in grafted if not name.startswith("udta "))
+    if makers:
+        losses.kept.append(f"maker's boxes {' '.join(makers)}")
+
+
 def _is_grafted(reader: VideoReader, container: Container, index: int) -> bool:
     """Whether a track goes from one whole MP4 to another as it is, box and all.
 
     Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
     """
-    track = reader.tracks.get(index)
+    track, role = reader.tracks.get(index), reader.roles[index]
     # Subtitles too: the muxer puts empty samples of its own beside those of the source.
     data = reader.container.streams[index].type in ("data", "subtitle")
-    wanted = reader.roles[index] in ("graft", "copy") and data
+    wanted = role == "graft" or (role == "copy" and data)
     exists = track is not None and track.sample_count > 0
     return wanted and exists and container.iso and reader.options.whole
+
+
+def _is_copied(reader: VideoReader, container: Container, stream: Any) -> bool:
+    """Whether packets of a stream go into the output."""
+    role = reader.roles[stream.index]
+    if role == "cover":
+        return container.name not in ("matroska", "webm")  # there it is an attachment
+    grafted = _is_grafted(reader, container, stream.index)
+    return role == "copy" and stream.type != "attachment" and not grafted

@@ -106,20 +106,27 @@ def match(source: ProbedFile, output: ProbedFile, expected: Expectations) -> Mat
             if stream.index in stream_map:
                 continue
             # Data tracks keep their codec or fourcc; a dropped track must not shift the others.
-            found = next((s for s in free if kind != "data" or s.codec == stream.codec), None)
+            like = [s for s in free if kind != "data" or s.codec == stream.codec]
+            found = next((s for s in like if s.is_empty == stream.is_empty), None)
+            if found is None and like and not stream.is_empty:
+                found = like[0]
             if found is not None:
                 free.remove(found)
                 pairs.append((stream, found))
         return sorted(pairs, key=lambda pair: pair[0].index)
 
+    videos, data = pairs_of("video"), pairs_of("data")
+    copies = pairs_of("audio") + pairs_of("subtitle")
+    paired = {stream.index for stream, _ in videos + copies + data}
     return Match(
         source=source,
         output=output,
-        kept=kept,
+        # Of a stream that is declared and never written to, nothing is there to be kept.
+        kept=[s for s in kept if s.index in paired or not s.is_empty],
         dropped=dropped,
-        videos=pairs_of("video"),
-        copies=pairs_of("audio") + pairs_of("subtitle"),
-        data=pairs_of("data"),
+        videos=videos,
+        copies=copies,
+        data=data,
         frame_times=expected.frame_times,
     )
 

@@ -31,6 +31,8 @@ from vdeblur.media.metadata import carry, exif
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
+from vdeblur.media.stale_tags import is_of_file
+from vdeblur.media.stream_facts import codec_of, rate_of, sound_of
 from vdeblur.media.timeline import Timeline
 from vdeblur.media.verify.stills import StillFacts, mean_colors, still_facts
 from vdeblur.media.verify.ticks import UNKNOWN
@@ -42,7 +44,8 @@ _FAMILIES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "matroska", "ima
 CAPABLE = frozenset({"mp4", "matroska"})
 
 # Tags that muxers and demuxers write about themselves.
-_MUXER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "software"} | {
+_MUXER_TAGS = {
+    "software",
     # MXF's identification of the writing program and of this copy of the file (SMPTE ST 377-1).
     "uid",
     "generation_uid",
@@ -164,6 +167,11 @@ class ProbedStream:
         return f"{self.kind} {self.index}"
 
     @property
+    def is_empty(self) -> bool:
+        """Whether sound, subtitles or data are declared that hold no packets."""
+        return self.kind in ("audio", "subtitle", "data") and not self.pts
+
+    @property
     def reordered(self) -> bool:
         """Whether packets come in another order than their presentation times."""
         known = [p for p in self.pts if p != UNKNOWN]
@@ -280,7 +288,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
                 path=path,
                 family=_family(container.format.name),
                 streams=streams,
-                metadata=kept_tags(container.metadata, _MUXER_TAGS | {"timecode"}),
+                metadata=kept_tags(container.metadata, _MUXER_TAGS | {"timecode"}, is_of_file),
                 chapters=[_chapter(chapter) for chapter in container.chapters()],
                 attachments=[
                     (s.name or "", s.mimetype or "", hashlib.sha256(s.data).hexdigest())
@@ -323,22 +331,18 @@ def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
         kind = "chapters"
     elif track is not None and track.fourcc == "tmcd":
         kind = "timecode"
-    elif track is not None and stream.type == "data" and stream.name is None:
+    elif track is not None and stream.type == "data" and codec_of(stream) is None:
         kind = "bare"  # libav discards these packets, some while probing: the box reader has them
     else:
         kind = stream.type
-    codec = context.codec.canonical_name if context is not None else None
-    # PyAV asks the context of a subtitle stream for its name, also where there is none.
-    own_name = stream.name if context is not None or kind == "data" else None
     parameters: tuple[Any, ...] = ()
     if kind == "audio" and context is not None:
-        parameters = (context.sample_rate, context.channels, context.layout.name)
-        context_profile = context.profile
-        parameters += (context_profile,) if context_profile else ()
+        parameters = tuple(sound_of(stream))
+        parameters += (context.profile,) if context.profile else ()
     probed = ProbedStream(
         index=stream.index,
         kind=kind,
-        codec=codec or (track.fourcc if track is not None else None) or own_name or "unknown",
+        codec=codec_of(stream) or (track.fourcc if track is not None else "unknown"),
         time_base=stream.time_base or Fraction(1, 1000),
         track=track,
         parameters=parameters,
@@ -349,7 +353,7 @@ def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
     if kind == "video" and context is not None:
         context.thread_type = "AUTO"
         context.flags |= int(CodecFlags.unaligned)  # crop exactly, not to suit SIMD
-        probed.frame_seconds = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
+        probed.frame_seconds = 1 / (rate_of(stream) or Fraction(25))
     return probed
 
 
@@ -362,6 +366,8 @@ def _read_packets(
     while True:
         try:
             packet = next(packets, None)
+        except IndexError:
+            break  # at the end PyAV looks for streams that appeared meanwhile
         except (av.error.FFmpegError, OSError):
             return 1  # libav does not go on behind a read error
         if packet is None:
@@ -532,17 +538,12 @@ def _fingerprint(*parts: Any) -> str | None:
     return hashlib.sha256(b"".join(found)).hexdigest()[:16] if found else None
 
 
-def kept_tags(metadata: Mapping[str, str], ignored: Collection[str]) -> dict[str, str]:
-    """Return tags with keys in lower case, without ignored ones and mkvmerge's statistics.
-
-    The statistics describe the old bitstream.
-    """
+def kept_tags(
+    metadata: Mapping[str, str], ignored: Collection[str], is_stale: Callable[[str], bool]
+) -> dict[str, str]:
+    """Return tags with keys in lower case, without ignored ones and those of the old coding."""
     lower = {key.lower(): value for key, value in metadata.items()}
-    return {
-        key: value
-        for key, value in lower.items()
-        if key not in ignored and not key.startswith("_statistics_")
-    }
+    return {k: v for k, v in lower.items() if k not in ignored and not is_stale(k)}
 
 
 def _chapter(chapter: Any) -> ProbedChapter:
