@@ -292,23 +292,19 @@ class VideoWriter:
         elif role == "dropped" and track is not None and stream.type == "data":
             self._losses.lose(f"{label}: it has no samples", index)
         elif role == "dropped":
-            self._lose_stream(stream, f"{label}: libav does not know its codec")
+            _lose_stream(self.reader, self._losses, index, "libav does not know its codec")
         elif role == "graft":
-            self._lose_stream(stream, f"{label}: only a whole MP4 or MOV can carry this track")
+            why = "only a whole MP4 or MOV can carry this track"
+            _lose_stream(self.reader, self._losses, index, why)
         elif track is not None and track.fourcc == "tmcd" and not self._container.has_timecode:
             self._losses.lose(f"{label}: only MP4 and MOV have timecode tracks", index)
-
-    def _lose_stream(self, stream: Any, text: str) -> None:
-        """State the loss of a stream; that of a video is damage, and no plain end."""
-        self._losses.lose(text, stream.index)
-        if stream.type == "video":
-            self.reader.damage.note(f"a whole video stream is missing ({text})")
 
     def _add_video(self, stream: Any) -> None:
         assert self._output is not None
         first = self._waiting.pictures.get(stream.index)
         if first is None:
-            self._lose_stream(stream, f"{label_of(stream)}: none of its pictures can be decoded")
+            why = "none of its pictures can be decoded"
+            _lose_stream(self.reader, self._losses, stream.index, why)
             return
         asked = self._display_matrix if stream.index == self.reader.video_streams[0] else None
         matrix = asked or _turn_of(self.reader, stream.index, first)
@@ -363,8 +359,8 @@ class VideoWriter:
             self.stream_map.pop(index, None)
         for index, video in self._videos.items():
             if not video.frames:
-                stream = self.reader.container.streams[index]
-                self._lose_stream(stream, f"{label_of(stream)}: none of its pictures were decoded")
+                why = "none of its pictures were decoded"
+                _lose_stream(self.reader, self._losses, index, why)
         _lose_late(self.reader, self._losses)
 
     def _complete(self) -> None:
@@ -413,6 +409,15 @@ def _keep_chapters(
         losses.lose(
             "chapters: they belong to the whole video, and a part was asked for", "chapters"
         )
+
+
+def _lose_stream(reader: VideoReader, losses: Losses, index: int, why: str) -> None:
+    """State the loss of a stream; that of a video is damage, and no plain end."""
+    stream = reader.container.streams[index]
+    text = f"{label_of(stream, reader.tracks.get(index))}: {why}"
+    losses.lose(text, index)
+    if stream.type == "video":
+        reader.damage.note(f"a whole video stream is missing ({text})")
 
 
 def _lose_late(reader: VideoReader, losses: Losses) -> None:
