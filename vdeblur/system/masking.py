@@ -207,6 +207,9 @@ def _without_pieces(text: str, address: str) -> str:
     known = masked(address)
 
     def replaced(match: re.Match[str]) -> str:
+        whole = match[0].strip("'\"`()[]{}<>,;:")
+        if any(pattern.fullmatch(whole) for pattern in _hidden(address)):
+            return match[0].replace(whole, _HIDDEN)  # a password may end with !
         piece = match[0].strip(_AROUND + "([{<")
         telling = re.search(r"[:/@=&?]", piece) or (len(piece) > 4 and _is_key(piece))
         if len(piece) > 3 and telling and piece in address and piece not in known:
