@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any, cast
 
 import av
@@ -16,6 +17,9 @@ from vdeblur.media.losses import Losses
 from vdeblur.media.stale_tags import kept_stream_tags
 from vdeblur.media.stream_facts import codec_of
 from vdeblur.media.stream_roles import label_of
+
+#: Seconds of hidden sound before the first that is played: HE-AAC needs 4096 samples.
+PRIMING = Fraction(1, 10)
 
 _FRAMED_SOUND = {"aac", "ac3", "mp3"}  # codecs that AVI times by frames
 
@@ -57,6 +61,8 @@ class CopiedStreams:
         self._counts: dict[int, int] = {}
         self._last_dts: dict[int, int] = {}
         self._refusing: set[int] = set()
+        # Packets that are hidden before the first that is shown; None behind that.
+        self._hidden: dict[int, list[av.Packet[Any]] | None] = {}
 
     def add(self, source: Any, label: str, template: Any | None = None) -> None:
         """Add a stream for one of the source.
@@ -107,6 +113,29 @@ class CopiedStreams:
         target = self._streams.get(index)
         if target is None:
             return
+        for shown in self._shown(packet, index):
+            self._write(shown, index, target)
+
+    def _shown(self, packet: av.Packet[Any], index: int) -> list[av.Packet[Any]]:
+        """The packets to write now: what an edit list hides must not play in the output.
+
+        A decoder needs what a sound hides at its beginning, and an MP4 hides it again. Another
+        container does not: there it may be no longer than an encoder's priming.
+        """
+        waiting = self._hidden.get(index, [])
+        if not packet.is_discard or packet.pts is None:
+            self._hidden[index] = None
+            return [*(waiting or ()), packet]
+        if waiting is None or not self._whole:
+            return []
+        first = waiting[0] if waiting else packet
+        if not self._container.iso and (packet.pts - first.pts) * packet.time_base > PRIMING:
+            self._hidden[index] = None
+        else:
+            self._hidden[index] = [*waiting, packet]
+        return []
+
+    def _write(self, packet: av.Packet[Any], index: int, target: Any) -> None:
         if packet.pts is None and packet.dts is None:
             # A cover picture has no time; anything else follows its predecessor.
             packet.pts = packet.dts = self._last_dts.get(index, -1) + 1

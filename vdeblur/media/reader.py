@@ -320,8 +320,10 @@ class VideoReader:
 
     def _seek(self, clip: Clip) -> None:
         """Go to a keyframe before the clip, where the source can be sought."""
-        # MPEG-TS seeks are late or impossible (no index, and a clock that may begin again).
-        if self.path is None or self._container.format.name in RESTARTING:
+        # MPEG-TS seeks are late or impossible (no index, and a clock that may begin again). In a
+        # cut MP4, libav searches the hidden samples, too.
+        cut = any(track.is_cut for track in self.tracks.values())
+        if self.path is None or self._container.format.name in RESTARTING or cut:
             return
         # One second earlier: an open GOP's leading frames need what precedes them.
         target = int((clip.origin + max(0.0, clip.start - 1.0)) * av.time_base)

@@ -306,6 +306,7 @@ class VideoWriter:
             why = "none of its pictures can be decoded"
             _lose_stream(self.reader, self._losses, stream.index, why)
             return
+        _state_speed(self.reader, stream, self._losses)
         asked = self._display_matrix if stream.index == self.reader.video_streams[0] else None
         matrix = asked or _turn_of(self.reader, stream.index, first)
         if matrix and not self._container.has_rotation:
@@ -497,9 +498,12 @@ def _is_grafted(reader: VideoReader, container: Container, index: int) -> bool:
     Copied packet by packet, a GoPro's telemetry would last a second longer than the picture.
     """
     track, role = reader.tracks.get(index), reader.roles[index]
-    # Subtitles too: the muxer puts empty samples of its own beside those of the source.
-    data = reader.container.streams[index].type in ("data", "subtitle")
-    wanted = role == "graft" or (role == "copy" and data)
+    kind = reader.container.streams[index].type
+    # Subtitles too: the muxer puts empty samples of its own beside those of the source. And sound
+    # that was cut: only its own edit list hides what it hides.
+    cut = kind == "audio" and track is not None and track.is_cut and track.speed == 1
+    whole = kind in ("data", "subtitle") or cut
+    wanted = role == "graft" or (role == "copy" and whole)
     exists = track is not None and track.sample_count > 0
     return wanted and exists and container.iso and reader.options.whole
 
@@ -511,3 +515,13 @@ def _is_copied(reader: VideoReader, container: Container, stream: Any) -> bool:
         return container.name not in ("matroska", "webm")  # there it is an attachment
     grafted = _is_grafted(reader, container, stream.index)
     return role == "copy" and stream.type != "attachment" and not grafted
+
+
+def _state_speed(reader: VideoReader, stream: Any, losses: Losses) -> None:
+    """State the loss of an edit list's speed."""
+    track = reader.tracks.get(stream.index)
+    if track is not None and track.speed != 1:
+        losses.lose(
+            f"the speed of {label_of(stream)}: the edit list's is not that of the pictures",
+            "packet duration",
+        )

@@ -24,6 +24,7 @@ from vdeblur.media.mp4.tracks import (
     chunk_offset_box,
     movie_timescale,
     parse_chunk_offsets,
+    parse_edits,
     parse_maker_boxes,
     parse_tracks,
     sample_sizes,
@@ -314,7 +315,7 @@ def _join_traks(
         return kind, _join_tables(payload, samples, durations, offsets)
 
     def elst(kind: bytes, payload: bytes) -> boxes.Box:
-        return kind, _join_edits(payload, movie_ticks, pieces)
+        return kind, _join_edits(payload, parts[0].traks[track.index], movie_ticks, pieces)
 
     payload = parts[0].traks[track.index]
     payload = boxes.edit(
@@ -332,9 +333,8 @@ def _ticks_cut_off(trak: bytes, timescale: int, movie_scale: int) -> Fraction:
 
     Negative where an empty edit delays the track.
     """
-    elst = boxes.get(trak, b"edts", b"elst")
     later = Fraction(0)
-    for duration, begin, _ in _edits(elst) if elst else []:
+    for duration, begin, _ in parse_edits(trak):
         if begin >= 0:
             return later + begin
         later -= Fraction(duration * timescale, movie_scale)
@@ -433,33 +433,24 @@ def _description(stsd: bytes) -> bytes:
     return bytes(result)
 
 
-def _join_edits(elst: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
+def _join_edits(elst: bytes, trak: bytes, ticks: int, pieces: list[tuple[_Chapter, int]]) -> bytes:
     """Return the first chapter's edit list, its last edit extended over all chapters.
 
     ticks: the length of the whole track, for chapters without an edit list.
     """
-    edits = _edits(elst)
+    edits = parse_edits(trak)
     if not edits:
         return elst
     duration = edits[-1][0]
     for part, index in pieces[1:]:
-        box = boxes.get(part.traks[index], b"edts", b"elst")
-        if box is None:
+        if boxes.get(part.traks[index], b"edts", b"elst") is None:
             duration = ticks
             break
-        duration += sum(length for length, begin, _ in _edits(box) if begin >= 0)
+        duration += sum(n for n, begin, _ in parse_edits(part.traks[index]) if begin >= 0)
     edits[-1] = (duration, *edits[-1][1:])
     wide = any(length >= 1 << 32 or abs(begin) >= 1 << 31 for length, begin, _ in edits)
     head = (b"\1" if wide else b"\0") + elst[1:4] + struct.pack(">I", len(edits))
     return head + b"".join(struct.pack(">QqI" if wide else ">IiI", *edit) for edit in edits)
-
-
-def _edits(elst: bytes) -> list[tuple[int, int, int]]:
-    """Parse (duration, media time, rate) of each edit; a media time of -1 is a pause."""
-    layout = ">QqI" if elst[0] else ">IiI"
-    count = min(struct.unpack_from(">I", elst, 4)[0], (len(elst) - 8) // struct.calcsize(layout))
-    rows = elst[8 : 8 + count * struct.calcsize(layout)]
-    return [(length, begin, rate) for length, begin, rate in struct.iter_unpack(layout, rows)]
 
 
 def _note_own_boxes(first: _Chapter, part: _Chapter) -> list[str]:

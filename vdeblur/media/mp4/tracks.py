@@ -35,6 +35,9 @@ _FROM_TAGS = (
 )
 
 
+_PRIMING = 0.1  # seconds: sound that an edit list skips for its encoder's sake is shorter
+
+
 @dataclass(frozen=True)
 class Track:
     """A `trak` of a file.
@@ -49,6 +52,9 @@ class Track:
         sample_count: Number of samples in the tables.
         is_chapter_track: Whether another track names it in tref/chap, so that players show it as
             chapters.
+        is_cut: Whether its edit list plays several stretches of the samples, as after a cut without
+            encoding, or waits and then skips some: libav's muxer writes no such list.
+        speed: At which the edit list plays the samples; 0 for several speeds.
     """
 
     index: int
@@ -59,6 +65,8 @@ class Track:
     duration: int
     sample_count: int
     is_chapter_track: bool
+    is_cut: bool = False
+    speed: float = 1.0
 
 
 # --- of a file ----------------------------------------------------------------------------------
@@ -159,6 +167,10 @@ def parse_tracks(moov: bytes) -> list[Track]:
         track_id = struct.unpack_from(">I", tkhd, 20 if tkhd[0] else 12)[0]
         scale, duration = timescale_and_duration(boxes.get(mdia, b"mdhd") or b"")
         stbl = boxes.get(mdia, b"minf", b"stbl") or b""
+        edits = parse_edits(trak)
+        played = [edit for edit in edits if edit[1] >= 0]
+        late = len(edits) > len(played) and max(e[1] for e in edits) > scale * _PRIMING
+        speeds = {rate / 65536 for _, _, rate in played}
         result.append(
             Track(
                 index=index,
@@ -169,9 +181,28 @@ def parse_tracks(moov: bytes) -> list[Track]:
                 duration=duration,
                 sample_count=sample_sizes(stbl)[1],
                 is_chapter_track=track_id in chapters,
+                is_cut=len(played) > 1 or late,
+                speed=(speeds.pop() if len(speeds) == 1 else 0.0) if speeds else 1.0,
             )
         )
     return result
+
+
+def parse_edits(trak: bytes) -> list[tuple[int, int, int]]:
+    """Parse the edit list of a `trak` payload.
+
+    Returns:
+        (duration in the movie's timescale, first tick of the media, rate in 16.16) of each edit; a
+        pause begins at tick -1.
+    """
+    elst = boxes.get(trak, b"edts", b"elst")
+    if elst is None or len(elst) < 8:
+        return []
+    layout = ">QqI" if elst[0] else ">IiI"
+    size = struct.calcsize(layout)
+    count = min(struct.unpack_from(">I", elst, 4)[0], (len(elst) - 8) // size)
+    rows = struct.iter_unpack(layout, elst[8 : 8 + count * size])
+    return [(length, begin, rate) for length, begin, rate in rows]
 
 
 def by_kind(tracks: Iterable[Track]) -> dict[tuple[bytes, str, int], Track]:

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Sequence
 from fractions import Fraction
 
+from vdeblur.media.copied_streams import PRIMING
 from vdeblur.media.verify.probe import ProbedFile, ProbedStream, Runs
 from vdeblur.media.verify.ticks import UNKNOWN
 
@@ -54,6 +55,26 @@ def leave_out_empty_subtitles(file: ProbedFile) -> None:
         if stream.codec == "mov_text":
             some = range(len(stream.pts))
             _keep_packets(stream, [i for i in some if stream.digests[8 * i : 8 * i + 8] != empty])
+
+
+def leave_out_hidden(source: ProbedStream, output: ProbedStream, *, part: bool, iso: bool) -> None:
+    """Leave out the packets that an edit list hides, where one of two streams does not have them.
+
+    Args:
+        source: A copied stream; changed in place, as is `output`.
+        output: What it became.
+        part: The output is a part of the source: no hidden packet is expected in it.
+        iso: The output is an MP4, which has those before the first that is shown.
+    """
+    if len(source.pts) == len(output.pts) or not any(source.hidden):
+        return
+    for stream in (source, output):
+        shown = [i for i, hidden in enumerate(stream.hidden) if not hidden]
+        before = list(range(shown[0] if shown else 0))
+        if before:
+            span = (stream.pts[before[-1]] - stream.pts[0]) * stream.time_base
+            before = before if iso or span <= PRIMING else []
+        _keep_packets(stream, shown if part else before + shown)
 
 
 def _keep_packets(stream: ProbedStream, kept: Sequence[int]) -> None:

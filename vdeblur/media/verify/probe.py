@@ -179,9 +179,10 @@ class ProbedStream:
 
     @property
     def end_seconds(self) -> Fraction:
-        """When the last packet ends."""
-        times = zip(self.pts, self.durations, strict=True)
-        return max((p + max(d, 0) for p, d in times if p != UNKNOWN), default=0) * self.time_base
+        """When the last packet ends that is shown."""
+        times = zip(self.pts, self.durations, self.hidden, strict=True)
+        ends = (p + max(d, 0) for p, d, hidden in times if p != UNKNOWN and not hidden)
+        return max(ends, default=0) * self.time_base
 
     @property
     def whole_span(self) -> tuple[Fraction, Fraction] | None:
@@ -190,10 +191,12 @@ class ProbedStream:
         Every packet of sound counts in full: the last one may be stated shorter, where an edit list
         or a discard padding cuts it.
         """
-        known = [(p, d) for p, d in zip(self.pts, self.durations, strict=True) if p != UNKNOWN]
+        sound = self.kind == "audio"
+        times = zip(self.pts, self.durations, self.hidden, strict=True)
+        known = [(p, d) for p, d, hidden in times if p != UNKNOWN and (sound or not hidden)]
         if not known:
             return None
-        usual = statistics.mode(d for _, d in known) if self.kind == "audio" else 0
+        usual = statistics.mode(d for _, d in known) if sound else 0
         end = max(p + max(d, usual) for p, d in known)
         return min(known)[0] * self.time_base, end * self.time_base
 

@@ -21,7 +21,11 @@ from vdeblur.media.verify.checks import (
     Finding,
     conclude,
 )
-from vdeblur.media.verify.excerpt import keep_part, leave_out_empty_subtitles
+from vdeblur.media.verify.excerpt import (
+    keep_part,
+    leave_out_empty_subtitles,
+    leave_out_hidden,
+)
 from vdeblur.media.verify.matching import Expectations, Match, match
 from vdeblur.media.verify.probe import CAPABLE, ProbedFile, probe
 
@@ -117,6 +121,8 @@ def verify(
             kept -= {"duration"}
         excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
     matched = match(old, new, expected)
+    for pair in matched.copies + matched.data:
+        leave_out_hidden(*pair, part=old.partial, iso=new.iso)
     findings = (finding for check in _CHECKERS for finding in check(matched))
     return conclude(findings, excused)
 
