@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 
 from tests.helpers.clips import MP4, PLAIN, Audio, Media, failed, make
 from vdeblur.deblur import deblur_video
+from vdeblur.media.mp4 import boxes
+from vdeblur.media.mp4.tracks import movie_timescale, parse_edits
 from vdeblur.media.timeline import Timeline
 from vdeblur.media.verify import verify
 
@@ -168,3 +172,70 @@ def test_another_flv_behind_the_first_is_said(tmp_path: Path) -> None:
     )
     assert any("another FLV file begins" in line for line in report.damage)
     assert not deblur_video(file, tmp_path / "one.mkv", model="identity").damage
+
+
+# --- edit lists ---------------------------------------------------------------------------------
+
+#: (seconds, first second of the media or None for a pause) of each edit
+EDITS: dict[str, list[tuple[float, float | None]]] = {
+    "two stretches": [(0.3, 0.0), (0.4, 0.5)],
+    "a pause between": [(0.3, 0.0), (0.2, None), (0.3, 0.6)],
+    "one stretch twice": [(0.3, 0.4), (0.3, 0.0), (0.3, 0.4)],
+    "a pause and a late beginning": [(0.3, None), (0.4, 0.4)],
+    "a late beginning": [(0.4, 0.4)],
+}
+
+
+def edited(path: Path, edits: list[tuple[float, float | None]]) -> Path:
+    """A film and its sound, of which an edit list plays some stretches."""
+
+    def trak(kind: bytes, payload: bytes) -> boxes.Box:
+        mdhd = boxes.get(payload, b"mdia", b"mdhd") or b""
+        ticks = struct.unpack_from(">I", mdhd, 12)[0]
+        scale = movie_timescale(boxes.read_moov(io.BytesIO(data))[1])
+        begin = parse_edits(payload)[-1][1]
+        rows = b"".join(
+            struct.pack(
+                ">IiI", round(d * scale), -1 if s is None else begin + round(s * ticks), 65536
+            )
+            for d, s in edits
+        )
+        elst = struct.pack(">2I", 0, len(edits)) + rows
+        return kind, boxes.edit(payload, (b"edts", b"elst"), lambda k, _: (k, elst))
+
+    media = replace(SOUND, faststart=False, options={"preset": "ultrafast", "g": "15", "bf": "0"})
+    data = make(path, media).read_bytes()
+    place, moov = boxes.read_moov(io.BytesIO(data))
+    moov = boxes.edit(moov, (b"trak",), trak)
+    path.write_bytes(data[: place.start] + boxes.build(b"moov", moov))
+    return path
+
+
+def played(path: Path) -> int:
+    """Samples of sound that come out of a decoder."""
+    with av.open(str(path)) as container:
+        return sum(frame.samples for frame in container.decode(audio=0))
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_an_edit_list_hides_stays_hidden(tmp_path: Path, name: str) -> None:
+    source = edited(tmp_path / "source.mp4", EDITS[name])
+    sound, pictures = played(source), times(source, "video")
+    for suffix in (".mp4", ".mkv"):
+        output = tmp_path / f"output{suffix}"
+        report = deblur_video(source, output, model="identity")
+        assert not report.differences
+        # The priming of 1024 samples is played where the container cannot hide it.
+        assert sound <= played(output) <= sound + (1024 if suffix == ".mkv" else 0)
+        shown = np.array(times(output, "video"))
+        assert np.allclose(np.diff(shown), np.diff(pictures), atol=1.1e-3)
+    report = deblur_video(source, tmp_path / "part.mp4", model="identity", start=0.1, duration=0.5)
+    assert not report.differences
+    kept = [t for t in pictures if 0.1 <= t - pictures[0] < 0.6]
+    assert abs(report.frames - len(kept)) <= 1
+
+
+def test_sound_lost_from_a_cut_film_is_a_difference(tmp_path: Path) -> None:
+    source = edited(tmp_path / "source.mp4", EDITS["two stretches"])
+    output = edited(tmp_path / "output.mp4", [(0.3, 0.0), (0.2, 0.5)])
+    assert failed(verify(source, output)) & {"packet count", "duration", "frame count"}

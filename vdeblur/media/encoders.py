@@ -492,6 +492,63 @@ def _hdr(name: str, side_data: Mapping[str, bytes], settings: Mapping[str, str])
     return {}
 
 
+#: What encoders write of a frame's side data beside its pictures, by libav's names of the kinds.
+CARRIED_DATA: dict[str, frozenset[str]] = {
+    "libx264": frozenset({"A53_CC", "SEI_UNREGISTERED"}),
+    "libx264rgb": frozenset({"A53_CC", "SEI_UNREGISTERED"}),
+    # x265 puts its own UUID before user data, where no reader finds them.
+    "libx265": frozenset({"A53_CC"}),
+    "h264_nvenc": frozenset({"A53_CC", "SEI_UNREGISTERED"}),
+    "hevc_nvenc": frozenset({"A53_CC", "SEI_UNREGISTERED"}),
+    "mpeg2video": frozenset({"A53_CC"}),
+}
+
+# What x264 and x265 say of themselves in the pictures they code, by its UUID.
+_BANNERS = (
+    bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),
+    bytes.fromhex("2ca2de09b51747dbbb55a4fe7fc2fc4e"),
+)
+
+
+def picture_data(frame: Any, codec: str) -> dict[str, list[bytes]]:
+    """Return what a decoded frame carries beside its picture that an encoder may drop.
+
+    User data of cameras and drones (SEI of H.264 and HEVC), captions, time codes, the active format
+    and dynamic HDR; not what encoders say of themselves.
+
+    Args:
+        frame: A decoded frame.
+        codec: libav's canonical name of its codec.
+
+    Returns:
+        Payloads by libav's name of the kind. Empty where `side_data_bytes` is.
+    """
+    found: dict[str, list[bytes]] = {}
+    if codec in _STILLS:
+        return found
+    try:
+        for item in frame.side_data:
+            if item.type.name in PICTURE_DATA:
+                data = bytes(item)
+                if item.type.name != "SEI_UNREGISTERED" or data[:16] not in _BANNERS:
+                    found.setdefault(item.type.name, []).append(data)
+    except ValueError:
+        return {}
+    return found
+
+
+#: Kinds of `picture_data`: what reports call them, and the check of `verify` that compares them.
+PICTURE_DATA: dict[str, tuple[str, str]] = {
+    "SEI_UNREGISTERED": ("user data (SEI, unregistered)", "user data"),
+    "S12M_TIMECODE": ("time codes of the pictures (SMPTE 12M)", "user data"),
+    "AFD": ("the active format description", "user data"),
+    "A53_CC": ("closed captions (A53)", "closed captions"),
+    "DYNAMIC_HDR_PLUS": ("dynamic metadata of HDR10+", "dynamic HDR"),
+    "DYNAMIC_HDR_VIVID": ("dynamic metadata of HDR Vivid", "dynamic HDR"),
+    "DOVI_RPU_BUFFER": ("dynamic metadata of Dolby Vision", "dynamic HDR"),
+}
+
+
 def side_data_bytes(frame: Any, codec: str) -> dict[str, bytes]:
     """Return the raw side data of a frame decoded by `codec` (libav's canonical name).
 

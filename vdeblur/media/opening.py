@@ -24,7 +24,7 @@ from vdeblur.media.input_formats import open_container, refused_kind
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.mp4.tracks import read_tracks
+from vdeblur.media.mp4.tracks import check_index, read_tracks
 from vdeblur.media.names import check_source, descriptor_of, is_read_once
 from vdeblur.media.picture_formats import check_picture, is_readable_demuxer
 from vdeblur.media.picture_reader import PictureReader
@@ -91,6 +91,7 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
     check_source(source, once=True)
     if path is not None:
         check_picture(path)
+        check_index(path)
     file = _pipe(source) if path is None else for_libav(path)
     kept = None if isinstance(file, str) else file
     notes: list[str] = []

@@ -24,8 +24,10 @@ from vdeblur.errors import EncoderError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.containers import Container, copy_tags
 from vdeblur.media.encoders import (
+    CARRIED_DATA,
     FRAME_COUNTING,
     PICTURE_CODERS,
+    PICTURE_DATA,
     Choice,
     EncodeOptions,
     candidates,
@@ -35,6 +37,7 @@ from vdeblur.media.encoders import (
     gray_jpeg,
     odd_size_problem,
     opens,
+    picture_data,
     side_data_bytes,
     takes_format,
 )
@@ -110,6 +113,8 @@ class VideoOutput:
         variable: The duration of a frame is the time until the next one.
         conversion: Arguments of `VideoFrame.reformat` where the kind of color changes.
         frames: Frames encoded so far.
+        codec: libav's canonical name of the source's codec.
+        losses: Told of what pictures carry and the encoder does not write.
     """
 
     stream: Any
@@ -120,6 +125,8 @@ class VideoOutput:
     variable: bool
     conversion: dict[str, int]
     frames: int = 0
+    codec: str = ""  # of the source
+    losses: Losses = field(default_factory=Losses)
     # pts and duration by what the encoder was given as pts, until its packet comes
     _times: dict[int, tuple[int, int]] = field(default_factory=dict)
     _begin: int = 0  # pts of the first frame
@@ -143,8 +150,18 @@ class VideoOutput:
         self._waiting = None
         return packets + self._timed(self.stream.encode(None))
 
+    def _state_lost_data(self, picture: av.VideoFrame) -> None:
+        """State once what pictures carry and the encoder does not write."""
+        carried = CARRIED_DATA.get(self.choice.encoder, frozenset())
+        for kind in picture_data(picture, self.codec):
+            name, check = PICTURE_DATA[kind]
+            text = f"{name}: {self.choice.encoder} does not write it"
+            if kind not in carried and text not in self.losses.lost:
+                self.losses.lose(text, check)
+
     def _encode(self, frame: Frame) -> list[av.Packet[Any]]:
         picture: av.VideoFrame = frame.source_frame
+        self._state_lost_data(picture)
         if picture.format.name != self.choice.pix_fmt or self.conversion:
             duration = picture.duration
             picture = picture.reformat(format=self.choice.pix_fmt, **self.conversion)
@@ -416,6 +433,11 @@ def _configure(
     delay = int(coding.reorder_depth) if container.name == "avi" else 2
     reorders = _reorders(container, source, delay, counts=counting is not None)
     _set_reordering(options, choice.encoder, delay, reorders)
+    carried = CARRIED_DATA.get(choice.encoder, frozenset())
+    if "A53_CC" in carried:
+        options["a53cc"] = "1"
+    if "SEI_UNREGISTERED" in carried:
+        options["udu_sei"] = "1"
     context.options = options
     if container.iso and choice.codec == "hevc":
         context.codec_tag = "hvc1"
@@ -433,8 +455,9 @@ def _configure(
             "check `crf`, `bitrate`, `preset` and `pix_fmt`, and that the device has it"
         ) from error
     return VideoOutput(
-        stream, choice, source.time_base, counting, reorders, source.variable, conversion
-    )
+        stream, choice, source.time_base, counting, reorders, source.variable, conversion,
+        codec=source.codec, losses=losses,
+    )  # fmt: skip
 
 
 def _set_colors(

@@ -21,6 +21,7 @@ from vdeblur.media.joined_file import Contents, Joined, Piece
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import (
     Track,
+    check_counts,
     chunk_offset_box,
     movie_timescale,
     parse_chunk_offsets,
@@ -87,7 +88,7 @@ class _SampleTables:
 
     def __init__(self, stbl: bytes, length: int) -> None:
         sizes, count = sample_sizes(stbl)
-        if count > 1 << 28 or (isinstance(sizes, int) and count * sizes > length):
+        if isinstance(sizes, int) and count * sizes > length:
             raise ValueError(f"a track has {count} samples, more than the file can hold")
         self.sizes: Table = np.broadcast_to(np.asarray(sizes, np.int64), (count,)).copy()
         self.durations = _runs(boxes.get(stbl, b"stts"), count)
@@ -152,6 +153,7 @@ class _Chapter:
         with boxes.input_errors(path), path.open("rb") as file:
             self.length = boxes.file_length(file)
             self.moov = boxes.read_moov(file)[1]
+            check_counts(file, self.moov)
             self.tracks = parse_tracks(self.moov)
             self.traks = [p for kind, p in boxes.children(self.moov) if kind == b"trak"]
             if boxes.get(self.moov, b"mvex") is not None:

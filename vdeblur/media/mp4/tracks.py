@@ -7,8 +7,10 @@ tracks (`moof`), whose samples are not listed in `moov`.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from vdeblur.errors import InputError
 from vdeblur.media.mp4 import boxes
 
 #: The last position that a 32-bit chunk offset (`stco`) can name.
@@ -35,6 +38,7 @@ _FROM_TAGS = (
 )
 
 
+_FEW_SAMPLES = 1 << 22  # of any file
 _PRIMING = 0.1  # seconds: sound that an edit list skips for its encoder's sake is shorter
 
 
@@ -139,6 +143,55 @@ def track_digest(path: str | Path, index: int) -> str:
             for block in boxes.read_blocks(file, offset, size):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_index(path: str | Path) -> None:
+    """Refuse an MP4 or MOV whose index would fill the memory; see `check_counts`.
+
+    Files that are none, and other damage, pass.
+
+    Raises:
+        InputError: It claims more samples than a file of its size can hold.
+    """
+    try:
+        if not boxes.is_iso(path):
+            return
+        with boxes.open_input(path) as file:
+            moov = boxes.read_moov(file)[1]
+    except InputError:
+        return  # libav may forgive it
+    with boxes.open_input(path) as file:
+        check_counts(file, moov)
+
+
+def check_counts(file: BinaryIO, moov: bytes) -> None:
+    """Check that samples of one size, which need no entry each, are not too many.
+
+    A few bytes claim any number of them, and a sparse file has the length for it.
+
+    Raises:
+        ValueError: A track has more samples than the file has bytes on disk.
+    """
+    most = max(_FEW_SAMPLES, 4 * _bytes_on_disk(file))
+    for kind, trak in boxes.children(moov):
+        if kind != b"trak":
+            continue
+        size = count = 0
+        with suppress(ValueError, struct.error):
+            stsz = boxes.get(trak, b"mdia", b"minf", b"stbl", b"stsz") or bytes(12)
+            size, count = struct.unpack_from(">2I", stsz, 4)
+        if size and count > most:
+            raise ValueError(f"a track claims {count} samples, more than the file can hold")
+
+
+def _bytes_on_disk(file: BinaryIO) -> int:
+    """The bytes of a file without its holes, as far as the system tells."""
+    length = boxes.file_length(file)
+    try:
+        blocks = getattr(os.fstat(file.fileno()), "st_blocks", None)
+    except OSError:  # a `Joined` file, whose chapters were checked
+        return length
+    return length if blocks is None else min(length, 512 * blocks)
 
 
 # --- of a moov ----------------------------------------------------------------------------------
@@ -247,7 +300,11 @@ def movie_timescale(moov: bytes) -> int:
 
 
 def sample_sizes(stbl: bytes) -> tuple[int | NDArray[np.int64], int]:
-    """Return (the size of every sample, or an array of sizes, in bytes; the number of samples)."""
+    """Return (the size of every sample, or an array of sizes, in bytes; the number of samples).
+
+    Raises:
+        ValueError: The box is shorter than it says.
+    """
     if (stsz := boxes.get(stbl, b"stsz")) is not None:
         size, count = struct.unpack_from(">2I", stsz, 4)
         if size:
@@ -257,10 +314,12 @@ def sample_sizes(stbl: bytes) -> tuple[int | NDArray[np.int64], int]:
         bits, count = struct.unpack_from(">2I", stz2, 4)
         if bits == 16:
             table = np.frombuffer(stz2, ">u2", offset=12, count=count)
-        else:
+        elif bits in (4, 8):
             table = np.frombuffer(stz2, np.uint8, offset=12, count=-(-count * bits // 8))
             if bits == 4:
                 table = np.stack([table >> 4, table & 15], axis=1).reshape(-1)[:count]
+        else:
+            raise ValueError(f"stz2 has sizes of {bits} bits")
     else:
         return 0, 0
     return table.astype(np.int64), count

@@ -34,6 +34,7 @@ CHECKS = (
     "content light level",
     "dynamic HDR",
     "closed captions",
+    "user data",
     "codec parameters",
     "packet count",
     "packet data",

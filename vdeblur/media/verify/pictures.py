@@ -119,4 +119,5 @@ _LOOKS: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
     ),
     "dynamic HDR": (_equal, _show_digest),
     "closed captions": (_equal, _show_digest),
+    "user data": (_equal, _show_digest),
 }

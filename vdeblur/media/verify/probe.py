@@ -23,13 +23,13 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange
 
 from vdeblur.errors import InputError
-from vdeblur.media.encoders import side_data_bytes
+from vdeblur.media.encoders import PICTURE_DATA, picture_data, side_data_bytes
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.metadata import carry, exif
 from vdeblur.media.mp4 import boxes
-from vdeblur.media.mp4.tracks import Track, read_maker_boxes, read_tracks
+from vdeblur.media.mp4.tracks import Track, check_index, read_maker_boxes, read_tracks
 from vdeblur.media.names import check_source
 from vdeblur.media.stale_tags import is_of_file
 from vdeblur.media.stream_facts import codec_of, rate_of, sound_of
@@ -280,6 +280,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     path = path if isinstance(path, Path) else Path(path)
     iso = boxes.is_iso(path)
     try:
+        check_index(path)
         with open_container(for_libav(path)) as container:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
@@ -419,6 +420,9 @@ def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
     stream.frame_durations.append(frame.duration or 0)
     stream.errors += bool(frame.is_corrupt)
     side = side_data_bytes(frame, stream.codec)
+    data = picture_data(frame, stream.codec)
+    kinds = [kind for kind, (_, check) in PICTURE_DATA.items() if check == "user data"]
+    user = sorted({payload for kind in kinds for payload in data.get(kind, ())})
     look = {
         "picture size": (frame.width, frame.height),
         "pixel format": frame.format.name,
@@ -436,6 +440,7 @@ def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
             side.get("DOVI_RPU_BUFFER"),
         ),
         "closed captions": _fingerprint(side.get("A53_CC")),
+        "user data": _fingerprint(*user),
     }
     if look["colour range"] == ColorRange.UNSPECIFIED:
         # The meaning of "unspecified": full for RGB and FFmpeg's yuvj formats, else limited.
