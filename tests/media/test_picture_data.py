@@ -63,7 +63,6 @@ def test_user_data_and_captions_are_kept(tmp_path: Path, source: Path) -> None:
     ("encoder", "suffix", "lost"),
     [
         ("libx265", ".mkv", {"user data"}),
-        ("libvpx-vp9", ".mkv", {"user data", "closed captions"}),
     ],
 )
 def test_what_an_encoder_drops_is_said(
