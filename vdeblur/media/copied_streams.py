@@ -128,8 +128,10 @@ class CopiedStreams:
             return [*(waiting or ()), packet]
         if waiting is None or not self._whole:
             return []
-        first = waiting[0] if waiting else packet
-        if not self._container.iso and (packet.pts - first.pts) * packet.time_base > PRIMING:
+        if self._container.iso:
+            return [packet]
+        first = cast(int, waiting[0].pts) if waiting else packet.pts
+        if (packet.pts - first) * packet.time_base > PRIMING:
             self._hidden[index] = None
         else:
             self._hidden[index] = [*waiting, packet]
