@@ -17,7 +17,7 @@ from vdeblur.cli.options import (
 )
 from vdeblur.cli.output import in_options, on_disk_of, print_json, say, say_report
 from vdeblur.cli.values import pixels
-from vdeblur.errors import DiskError, UsageError, VdeblurError
+from vdeblur.errors import DiskError, OutputError, UsageError, VdeblurError
 from vdeblur.system.allocator import keep_pages
 from vdeblur.system.printable import printable
 
@@ -238,7 +238,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
             try:
                 plan.blur.draw(picture, names)
                 print(printable(f"  plot: {picture}"))
-            except UsageError as error:  # the plan is worth having without it
+            except (UsageError, OutputError) as error:  # the plan is worth having without it
                 print(printable(in_options(f"  not plotted: {error}")))
         worst = worst or (3 if plan.damage else 0)
     if seconds:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdeblur.datasets.pictures import RGBImage, frame_to_rgb
+from vdeblur.datasets.synthesise import check_replaceable
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.system.optional import installed, optional
 
@@ -268,6 +269,7 @@ def average_video(
         raise OutputError(
             f"{folder} exists already: give another `out`, or `overwrite=True` to replace it"
         )
+    check_replaceable(folder)
     frames = _open(source, options)
     report = AverageReport(str(source), str(folder), frames.name)
     report.notes += _notes(source, options)

@@ -76,6 +76,7 @@ def write_pairs(
     image = optional("PIL.Image", extra="train", purpose="writing pictures")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise OutputError(f"{out} exists and is not empty: give another `out`, or `overwrite=True`")
+    check_replaceable(out)
     blur = options or BlurOptions()
     data = SyntheticPairs(
         picture_files(folder),
@@ -103,6 +104,19 @@ def write_pairs(
         raise OutputError(f"{out} cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder may be replaced by pairs: that it holds pairs made earlier, or nothing.
+
+    Raises:
+        OutputError: It holds something else, photographs perhaps.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "made.json").is_file():
+        raise OutputError(
+            f"{folder} holds files that are no pairs made earlier, and is not replaced: give "
+            "another `out`"
+        )
 
 
 def write_sheet(

@@ -16,6 +16,7 @@ from vdeblur.live.encoding import TICKS, Chunk, Template
 from vdeblur.live.sinks.muxing import Muxer
 from vdeblur.live.sinks.sink import Sink, SinkOptions
 from vdeblur.media.mp4.boxes import cut_torn_moof, is_iso
+from vdeblur.system.renaming import move
 
 
 class FileSink(Sink):
@@ -116,9 +117,12 @@ class FileSink(Sink):
         assert self._disk is not None
         self._disk.close()
         self._disk = None
-        if self._final.exists():  # created by another program meanwhile
-            _, self._final = self._names()
-        self._part.replace(self._final)
+        while True:
+            try:
+                move(self._part, self._final, replace=False)
+                break
+            except FileExistsError:  # created by another program meanwhile
+                _, self._final = self._names()
         self._keep(self._final)
 
     def abandon(self, muxer: Muxer | None) -> None:
