@@ -523,9 +523,10 @@ def test_stopping_a_fetch_keeps_what_came(
 
     monkeypatch.setattr(download, "download", stopped)
     code, _, err = run("fetch", "mine", "--url", server.url)
-    assert (code, "the same command goes on" in err, calls) == (130, True, 2)
+    assert (code, "the same command goes on" in err) == (130, True)
+    assert calls >= 2
     (part,) = folder.rglob("*.part")
-    assert part.stat().st_size == 8192
+    assert 8000 < part.stat().st_size < len(server.content)
 
 
 def test_names_are_checked_where_they_are_used() -> None:
