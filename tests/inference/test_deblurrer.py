@@ -20,6 +20,7 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.devices import find_device, free_memory
 from vdeblur.inference.guard import damaged
 from vdeblur.inference.memory_plan import Plan
+from vdeblur.inference.runtimes import torch_cpu
 from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.tiling import MARGIN, MIN_TILE, in_tiles
 from vdeblur.networks.mimo_unet import MIMOUNet
@@ -448,3 +449,17 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
     restored, replaced = deblurrer.restore_planes(empty, layout)
     assert [len(p) for p in restored] == [0, 0, 0]
     assert replaced.tolist() == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_precision_that_this_cpu_computes_slowly_is_said(
+    precision: PrecisionRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = MIMOUNet(base=8, blocks=1).eval().requires_grad_(False)
+    monkeypatch.setattr(torch_cpu, "computes", lambda dtype: dtype == torch.float32)
+    said = Deblurrer(network, device="cpu", backend="torch", precision=precision).about
+    slow = [line for line in said if "`precision='fp32'` is up to ten times as fast" in line]
+    assert len(slow) == (precision != "fp32")
+    monkeypatch.setattr(torch_cpu, "computes", lambda _: True)
+    able = Deblurrer(network, device="cpu", backend="torch", precision=precision)
+    assert able.slow_precision == ""

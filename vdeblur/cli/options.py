@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Literal
 
+from vdeblur.cli.output import say
 from vdeblur.cli.values import bitrate, number_or, rate, seconds
 from vdeblur.errors import UsageError
 
@@ -236,7 +237,7 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
     """Return the Deblurrer of the options of `add_network_options`; `more` goes to it as well."""
     from vdeblur.inference.deblurrer import Deblurrer
 
-    return Deblurrer(
+    deblurrer = Deblurrer(
         args.model,
         weights=args.weights,
         device=args.device,
@@ -249,18 +250,22 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
         steady=args.steady is not False,
         **more,
     )
+    # The report says it again, after hours perhaps.
+    quiet = getattr(args, "quiet", False) or getattr(args, "json", False)
+    if deblurrer.slow_precision and not quiet:
+        say(f"note: {deblurrer.slow_precision}")
+    return deblurrer
 
 
 def encode_options_of(args: argparse.Namespace) -> EncodeOptions:
     """Return the options of the encoder; options that the command lacks keep their defaults.
 
     Raises:
-        UsageError: both --crf and --bitrate, or a --crf that no encoder has.
+        UsageError: both --crf and --bitrate, or settings that no encoder has.
+        EncoderError: the encoder does not exist here.
     """
     from vdeblur.media.encoders import EncodeOptions
 
     if args.crf is not None and args.bitrate is not None:
         raise UsageError("--crf and --bitrate exclude each other: give one")
-    if args.crf is not None and not 0 <= args.crf <= 255:
-        raise UsageError(f"--crf is {args.crf:g}: encoders' scales begin at 0 (best); x264's is 51")
     return EncodeOptions(**{name: getattr(args, name) for name in _ENCODE if hasattr(args, name)})

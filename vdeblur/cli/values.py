@@ -6,6 +6,10 @@ import argparse
 from collections.abc import Callable
 from fractions import Fraction
 
+_LONGEST = 1e9  # seconds: 31 years
+_HIGHEST_RATE = 100_000  # frames per second
+_LARGEST_SIDE = 65_536  # pixels
+
 
 def number_or(*words: str) -> Callable[[str], int | str]:
     """Return a parser for a whole number or one of `words`; a word stays as it is."""
@@ -34,6 +38,8 @@ def seconds(text: str) -> float:
     total = 0.0
     for part in parts:
         total = total * 60 + part
+    if total > _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than any film: give seconds")
     return total
 
 
@@ -44,7 +50,7 @@ def duration(text: str) -> float:
         value = float(text[:-1] if text[-1:] in factors else text) * factors.get(text[-1:], 1.0)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
+    if not 0 < value <= _LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: give one such as 90s, 25m or 2h")
     return value
 
@@ -65,7 +71,7 @@ def bitrate(text: str) -> int:
     factor = factors.get(text[-1:].lower(), 1.0)
     try:
         value = int(float(text[:-1] if text[-1:].lower() in factors else text) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):
         value = 0
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a bit rate: give one such as 12M")
@@ -85,10 +91,13 @@ def file_size(text: str) -> int:
 def rate(text: str) -> Fraction:
     """Parse frames per second, such as 25 or 30000/1001."""
     try:
-        rate = Fraction(text)
+        # Long exponents would take all memory.
+        rate = Fraction(text) if len(text) < 40 and "e" not in text.lower() else Fraction(0)
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
-    if rate <= 0:
+    if max(rate.numerator, rate.denominator) >= 1 << 31:  # libav's are of 32 bits
+        rate = rate.limit_denominator(10_000)
+    if not 0 < rate <= _HIGHEST_RATE:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate: give one such as 30000/1001")
     return rate
 
@@ -96,7 +105,8 @@ def rate(text: str) -> Fraction:
 def picture_size(text: str) -> tuple[int, int]:
     """Parse WIDTHxHEIGHT in pixels; return (width, height)."""
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    digits = width.isdecimal() and height.isdecimal() and len(text) < 40
+    if not (digits and 0 < int(width) <= _LARGEST_SIDE and 0 < int(height) <= _LARGEST_SIDE):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one such as 1280x720")
     return int(width), int(height)
 

@@ -25,7 +25,7 @@ from vdeblur.inference.guidance import Guidance
 from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import MemoryPlan, Plan
 from vdeblur.inference.network_pass import NetworkPass
-from vdeblur.inference.notes import Notes, setup_report
+from vdeblur.inference.notes import Notes, setup_report, slow_precision
 from vdeblur.inference.restoration import guarded_correction, restored_planes
 from vdeblur.inference.runtimes import Runtime, RuntimeRequest, torch_cpu
 from vdeblur.inference.settings import (
@@ -138,7 +138,12 @@ class Deblurrer:
         self._beside = setup.threads_for(self.network, self.device, self.backend)
         most = 1 if self._beside is None else self._beside.most
         self.memory = MemoryPlan(replace(cost, most_at_once=most), tile, self.tuned, self.notes)
+        #: A line if another precision is much faster here; else "".
+        self.slow_precision = ""
         if not self._changes_nothing:
+            self.slow_precision = slow_precision(settings, self.device)
+            if self.slow_precision:
+                self.about += (self.slow_precision,)
             self.about += setup_report(
                 settings,
                 self.device,

@@ -5,7 +5,6 @@ Knows networks and devices; no pictures, no files but weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,11 +28,17 @@ from vdeblur.weights import Loaded, load
 #: With more threads than this, several work on each picture, since memory is shared with others.
 _MOST_AT_ONCE = 8
 
+#: Multiples of the correction beyond which nothing of a picture would be left.
+STRONGEST = 10
+
 
 def check_options(precision: str, tile: int | Literal["auto"] | None, strength: float) -> None:
     """Raise UsageError for values that no network takes."""
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UsageError(f"strength is {strength}: choose a number from 0 (no change) upwards")
+    if not 0 <= strength <= STRONGEST:
+        raise UsageError(
+            f"strength is {strength:g}: choose a number from 0 (no change) over 1 (all of the "
+            f"correction) to {STRONGEST}"
+        )
     if isinstance(tile, int) and tile < MIN_TILE:
         raise UsageError(f"tile is {tile}: choose at least {MIN_TILE} pixels, auto or none")
     if precision != "auto" and precision not in DTYPES:

@@ -20,7 +20,15 @@ from av.codec.context import CodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
-from vdeblur.errors import EncoderError, UsageError
+from vdeblur.errors import EncoderError
+from vdeblur.media.encoder_checks import (
+    X26X,
+    check_bitrate,
+    check_crf,
+    check_encoder,
+    check_pixel_format,
+    check_preset,
+)
 from vdeblur.media.picture_formats import PICTURE_CODECS, WRITTEN_FORMATS
 
 # libav names some encoders differently from the codec they write.
@@ -38,20 +46,6 @@ _ENCODERS = {
 #: Encoders of pictures.
 PICTURE_CODERS = frozenset(form.encoder for form in WRITTEN_FORMATS)
 _STILLS = PICTURE_CODECS | {"apng", "jpegxl", "gif"}
-
-_X26X = frozenset({"libx264", "libx264rgb", "libx265"})
-_X26X_PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
-)
 
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 
@@ -85,6 +79,10 @@ class EncodeOptions:
         bitrate: Bits per second.
         preset: The encoder's name of a preset.
         pix_fmt: FFmpeg's name of a pixel format.
+
+    Raises:
+        UsageError: The encoder is not of video, or no encoder has these settings.
+        EncoderError: The encoder is not in this build of libav, or has no such preset.
     """
 
     encoder: str = "auto"
@@ -92,6 +90,15 @@ class EncodeOptions:
     bitrate: int | None = None
     preset: str | None = None
     pix_fmt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("auto", "nvenc"):
+            check_encoder(self.encoder)
+        named = _ENCODERS.get(self.encoder, self.encoder)
+        check_crf(named, self.crf)
+        check_preset(named, self.preset)
+        check_bitrate(self.bitrate)
+        check_pixel_format(self.pix_fmt)
 
 
 @dataclass
@@ -130,12 +137,8 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
     if asked == "nvenc":
         asked = _NVENC.get(source_codec, "hevc_nvenc")
     if asked != "auto":
-        if not _exists(asked):
-            raise EncoderError(
-                f"encoder {asked} is not in this build of libav: "
-                "leave `encoder` out, or name one such as libx264, libx265, libsvtav1, ffv1"
-            )
-        return [asked]
+        check_encoder(asked)
+        return [_ENCODERS.get(asked, asked)]  # also the name of a coding, such as h264
     family = _ENCODERS.get(source_codec, source_codec)
     if family == "libx264" and VideoFormat(source_pix_fmt).is_rgb:
         family = "libx264rgb"
@@ -218,19 +221,6 @@ def gray_jpeg(picture: av.VideoFrame, choice: Choice) -> bytes:
     return data.tobytes()
 
 
-def check_preset(encoder: str, preset: str | None) -> None:
-    """Raise EncoderError for a preset, by name or number, that x264 or x265 does not have.
-
-    x264 would report it on standard error, past libav's log.
-    """
-    if encoder not in _X26X or preset is None or preset in _X26X_PRESETS:
-        return
-    if not (preset.isdecimal() and int(preset) < len(_X26X_PRESETS)):
-        raise EncoderError(
-            f"{encoder} has no preset {preset!r}: choose one of {', '.join(_X26X_PRESETS)}"
-        )
-
-
 def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:
     """Return whether the encoder opens for pictures of this size; H.263 and DV take few sizes."""
     try:
@@ -258,7 +248,7 @@ def odd_size_problem(choice: Choice, width: int, height: int) -> str | None:
     """Return why an encoder takes no pictures of an odd size, which it would print itself."""
     pixel = VideoFormat(choice.pix_fmt)
     across, down = 64 // (pixel.chroma_width(64) or 64), 64 // (pixel.chroma_height(64) or 64)
-    if choice.encoder not in _X26X or (width % across == 0 and height % down == 0):
+    if choice.encoder not in X26X or (width % across == 0 and height % down == 0):
         return None
     return (
         f"{choice.encoder} takes pictures of even width and height only in {choice.pix_fmt}, and "
@@ -274,20 +264,6 @@ def _exists(name: str) -> bool:
         return False
 
 
-#: Highest value of the quality scale, by encoder. libsvtav1's depends on its version, and some
-#: encoders have no scale.
-_WORST_CRF = {"libx264": 51, "libx264rgb": 51, "libx265": 51, "libvpx": 63, "libvpx-vp9": 63}
-
-
-def check_crf(encoder: str, crf: float | None) -> None:
-    """Raise UsageError for a quality off the encoder's scale, which the encoder would clip."""
-    worst = 51 if encoder.endswith("_nvenc") else _WORST_CRF.get(encoder)
-    if crf is not None and worst is not None and not 0 <= crf <= worst:
-        raise UsageError(
-            f"crf is {crf:g}: choose a number from 0 (best) to {worst} for encoder {encoder}"
-        )
-
-
 def _codec(encoder: str) -> str:
     return str(av.codec.Codec(encoder, "w").canonical_name)
 
@@ -297,12 +273,7 @@ def _pixel_format(
 ) -> str:
     formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or [] if f]
     if asked is not None:
-        try:
-            VideoFormat(asked)
-        except ValueError as error:
-            raise UsageError(
-                f"pixel format {asked} is unknown: name one such as yuv420p"
-            ) from error
+        check_pixel_format(asked)
         if formats and asked not in formats:
             raise EncoderError(
                 f"{encoder} does not take pixel format {asked}: choose from {', '.join(formats)}"

@@ -23,6 +23,7 @@ from av.video.reformatter import ColorRange
 from vdeblur.errors import EncoderError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.containers import Container, copy_tags
+from vdeblur.media.encoder_checks import check_crf, check_preset, needs_hardware
 from vdeblur.media.encoders import (
     CARRIED_DATA,
     FRAME_COUNTING,
@@ -31,8 +32,6 @@ from vdeblur.media.encoders import (
     Choice,
     EncodeOptions,
     candidates,
-    check_crf,
-    check_preset,
     choose_settings,
     gray_jpeg,
     odd_size_problem,
@@ -450,9 +449,10 @@ def _configure(
     try:
         context.open(strict=False)
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        device = ", and that its hardware is here" if needs_hardware(choice.encoder) else ""
         raise EncoderError(
             f"encoder {choice.encoder} does not accept these settings ({text_of(error)}): "
-            "check `crf`, `bitrate`, `preset` and `pix_fmt`, and that the device has it"
+            f"check `crf`, `bitrate`, `preset` and `pix_fmt`{device}, or leave `encoder` out"
         ) from error
     return VideoOutput(
         stream, choice, source.time_base, counting, reorders, source.variable, conversion,
