@@ -24,7 +24,7 @@ BODY = bytes(range(256)) * 100
 class Server(ThreadingHTTPServer):
     """Answers each path as a test tells it to; keeps the headers that it was sent."""
 
-    daemon_threads = True
+    daemon_threads = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -285,7 +285,7 @@ def test_a_disk_without_room_is_said_before(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     server.answers["/a"] = lambda h: h.answer()
     with pytest.raises(OutputError, match="has no room for the"):
         download.download(server.url("/a"), tmp_path / "x")

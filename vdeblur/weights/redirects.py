@@ -84,6 +84,12 @@ def opened(
         ModelError: it redirects where it must not.
     """
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    given_up = threading.Event()
+
+    def close_late() -> None:
+        while given_up.is_set() and not answers.empty():
+            if hasattr(late := answers.get(), "close"):
+                late.close()
 
     def ask() -> None:
         try:
@@ -91,13 +97,18 @@ def opened(
             answers.put(opener.open(request, timeout=seconds))
         except BaseException as error:  # raised below
             answers.put(error)
+        close_late()
 
     # The library limits the time for each piece of the headers, not for all of them.
     threading.Thread(target=ask, name="opening an address", daemon=True).start()
     try:
         answer = answers.get(timeout=OPENING_SECONDS)
-    except queue.Empty:
-        raise urllib.error.URLError(TimeoutError()) from None
+    except BaseException as error:  # Ctrl-C, or nothing in time
+        given_up.set()
+        close_late()
+        if isinstance(error, queue.Empty):
+            raise urllib.error.URLError(TimeoutError()) from None
+        raise
     if isinstance(answer, BaseException):
         raise answer
     return answer  # type: ignore[no-any-return]
