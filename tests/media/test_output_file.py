@@ -28,13 +28,16 @@ posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and signals 
 
 
 def restored(
-    source: Path | str, output: Path, *, overwrite: bool = False,
+    source: Path | str,
+    output: Path,
+    *,
+    overwrite: bool = False,
     before_the_end: Callable[[], object] = lambda: None,
-) -> None:  # fmt: skip
-    deblur_video(
-        source, output, model="identity", overwrite=overwrite,
-        complete=lambda reader, writer: before_the_end() and None,
-    )  # fmt: skip
+) -> None:
+    def complete(reader: VideoReader, writer: VideoWriter) -> None:
+        before_the_end()
+
+    deblur_video(source, output, model="identity", overwrite=overwrite, complete=complete)
 
 
 def sequence(folder: Path) -> str:
