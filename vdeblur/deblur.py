@@ -27,7 +27,7 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.gpu_frames import adopt
 from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
-from vdeblur.media.default_names import default_output
+from vdeblur.media.default_names import default_output as default_output
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import reported

@@ -10,7 +10,7 @@ import pytest
 from vdeblur.cli.main import main
 
 
-class _Reached(Exception):
+class _Reached(BaseException):
     """The command called the library."""
 
 

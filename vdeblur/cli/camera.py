@@ -19,6 +19,7 @@ from vdeblur.cli.options import (
     deblurrer_of,
 )
 from vdeblur.cli.output import say, told
+from vdeblur.cli.stopping import answered
 from vdeblur.cli.values import bitrate, file_size, live_duration, picture_size, rate
 from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
@@ -312,7 +313,7 @@ def _until_stopped(args: argparse.Namespace, session: Session, speaker: Speaker)
             speaker.say("stopped; no picture had come")
         else:
             speaker.say("stopped" if missing else "stopped; the files are complete")
-        return 130
+        return answered(130)
     finally:
         speaker.end(session.snapshot(), missing)
         if not session.complete:

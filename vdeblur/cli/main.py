@@ -9,106 +9,92 @@ was unsound (reported on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import NoReturn
 
-from vdeblur.cli import (
-    bench,
-    camera,
-    compare,
-    data,
-    eval,
-    export,
-    gopro,
-    models,
-    train,
-    verify,
-    video,
-)
-from vdeblur.cli.flags import flags_of
-from vdeblur.cli.logs import add_log_options, logging_to
-from vdeblur.cli.output import name_options, say
-from vdeblur.cli.streams import mask_tracebacks, printable_streams
-from vdeblur.errors import MissingPackageError, UsageError, VdeblurError
-from vdeblur.system.masking import masked_message
-from vdeblur.system.printable import printable
-from vdeblur.version import __version__
+# Commands and what they need are imported by `main`, which answers a signal meanwhile.
+from vdeblur.cli.stopping import Stops
 
 _log = logging.getLogger(__name__)
-# In the order that --help lists them.
-_COMMANDS = (video, camera, gopro, verify, bench, eval, compare, export, models, train, data)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, or SIGHUP of a closed terminal: unwinds like Ctrl-C and leaves nothing behind."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    interrupted = False
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated(number)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
+    _open_standard_streams()
     # A worker blocked on a silent pipe is left behind on purpose when the program ends.
     warnings.filterwarnings("ignore", message="worker .* did not stop", category=RuntimeWarning)
-    stops = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
-    # Under nohup, the command continues to ignore SIGHUP.
-    stops = [stop for stop in stops if signal.getsignal(stop) is not signal.SIG_IGN]
-    previous = {stop: signal.signal(stop, terminate) for stop in stops}
+    # The process ends behind main, and no signal may break in on that.
+    with Stops(keep=arguments is None) as stops:
+        try:
+            code = _printed(arguments)
+        except BaseException as error:
+            if stops.number is None and not isinstance(error, Exception | KeyboardInterrupt):
+                raise
+            # A package may turn the interruption of its import into another error.
+            code = _failed(error) if stops.number is None else 128 + stops.number
+            stops.ended(code)
+            if code > 128:
+                _say("vdeblur: stopped; nothing unfinished was left behind")
+        stops.ended(code)
+        return code
+
+
+def _printed(arguments: Sequence[str] | None) -> int:
+    """Run the command, with nothing on the standard streams that a terminal would act on."""
+    from vdeblur.cli.streams import mask_tracebacks, printable_streams
+
     if arguments is None:
         mask_tracebacks()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    streams = contextlib.ExitStack()
-    streams.enter_context(printable_streams())
-    try:
-        return _run(arguments)
-    except VdeblurError as error:
-        say(f"vdeblur: {error}")
-        # A package that is missing here could be installed.
-        anywhere = isinstance(error, UsageError) and not isinstance(error, MissingPackageError)
-        return 2 if anywhere else 1
-    except KeyboardInterrupt:
-        say("vdeblur: stopped; nothing unfinished was left behind")
-        return 130
-    except _Terminated as signalled:
-        say("vdeblur: stopped; nothing unfinished was left behind")
-        return 128 + int(signalled.args[0])
-    except BrokenPipeError:
-        # The reader of standard output has gone: not an error to report.
+    with printable_streams():
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+
+
+def _failed(error: BaseException) -> int:
+    """Say what ended the command, and return its exit code."""
+    from vdeblur.cli.output import sentence_of
+    from vdeblur.errors import MissingPackageError, UsageError
+
+    if not isinstance(error, Exception):
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        # Python would fail again when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        # No command handles these: a folder without permission, a name that is too long.
-        what = os.strerror(error.errno) if error.errno else str(error)
-        say(f"vdeblur: {error.filename or 'a file'} cannot be used ({what}): check it")
-        return 1
-    except Exception:
-        # A package may turn the interruption of its import into another error (numpy recurses).
-        if not interrupted:
-            raise
-        say("vdeblur: stopped; nothing unfinished was left behind")
-        return 130
-    finally:
-        streams.close()
-        for stop, handler in previous.items():
-            signal.signal(stop, handler)
+    _say(f"vdeblur: {sentence_of(error)}")
+    # A package that is missing here could be installed.
+    anywhere = isinstance(error, UsageError) and not isinstance(error, MissingPackageError)
+    return 2 if anywhere else 1
+
+
+def _say(text: str) -> None:
+    from vdeblur.cli.output import say
+
+    say(text)
+
+
+def _open_standard_streams() -> None:
+    """Take the numbers of standard streams that are closed, before a file of the run gets them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Reading finds nothing; writing to standard output fails, and messages go nowhere.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    from vdeblur.cli.logs import logging_to
+    from vdeblur.cli.output import name_options
+
     parser = _parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
@@ -130,6 +116,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports bad usage in one line; --help has the usage of a command."""
 
     def error(self, message: str) -> NoReturn:
+        from vdeblur.system.masking import masked_message
+        from vdeblur.system.printable import printable
+
         text = printable(masked_message(f"{self.prog}: {message}; see {self.prog} --help"))
         self.exit(2, f"{text}\n")
 
@@ -145,6 +134,8 @@ class _Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, str]:
         """Return the option of each parameter that this parser fills."""
+        from vdeblur.cli.flags import flags_of
+
         return flags_of(self._actions)
 
     def all_flags(self) -> dict[str, str]:
@@ -153,12 +144,30 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
+    from vdeblur.cli import (
+        bench,
+        camera,
+        compare,
+        data,
+        eval,
+        export,
+        gopro,
+        models,
+        train,
+        verify,
+        video,
+    )
+    from vdeblur.cli.logs import add_log_options
+    from vdeblur.version import __version__
+
     parser = _Parser(
         prog="vdeblur", description="Deblur video: every frame restored, everything else kept."
     )
     parser.add_argument("--version", action="version", version=f"vdeblur {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in _COMMANDS:
+    # In the order that --help lists them.
+    order = (video, camera, gopro, verify, bench, eval, compare, export, models, train, data)
+    for command in order:
         command.add(commands)
     every = parser.all_flags()
     for leaf in parser.commands():

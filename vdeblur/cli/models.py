@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.output import say
+from vdeblur.cli.stopping import answered
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.system.printable import printable
 
@@ -343,7 +344,7 @@ def _fetch(args: argparse.Namespace) -> int:
         raise ModelError(f"{error}; or {_manual(name, page)}") from error
     except KeyboardInterrupt:
         say("vdeblur: stopped; what has come is kept, the same command goes on from there")
-        return 130
+        return answered(130)
     try:
         _keep(target, name, source=shown, args=args)
     except ModelError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from vdeblur.cli.flags import with_flags
+from vdeblur.errors import VdeblurError
 from vdeblur.system.files import check_target
 from vdeblur.system.masking import masked_message
 from vdeblur.system.printable import printable
@@ -42,7 +43,8 @@ def say(text: str, *, mask: bool = True) -> None:
         mask: whether to hide passwords and keys of addresses.
     """
     text = in_options(text)
-    print(printable(masked_message(text) if mask else text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        print(printable(masked_message(text) if mask else text), file=sys.stderr, flush=True)
 
 
 def told(value: _T) -> _T:
@@ -54,6 +56,23 @@ def told(value: _T) -> _T:
     if isinstance(value, dict):
         return {key: told(item) for key, item in value.items()}  # type: ignore[return-value]
     return value
+
+
+def sentence_of(error: Exception) -> str:
+    """Return an error of any kind as a sentence for the user."""
+    if isinstance(error, VdeblurError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there is too little memory: close other programs, or choose a smaller `tile`"
+    if isinstance(error, OSError):
+        # No command handles these: a folder without permission, a name that is too long.
+        what = os.strerror(error.errno) if error.errno else str(error)
+        return f"{error.filename or 'a file'} cannot be used ({what}): check it"
+    text = (str(error).splitlines() or [""])[0]
+    return (
+        f"an unexpected {type(error).__name__} ({text}), which is a fault of vdeblur: report it "
+        "with the file that --log-file writes"
+    )
 
 
 def print_json(report: dict[str, Any], file: TextIO | None = None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
+import logging
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdeblur.cli.options import (
     add_encode_options,
@@ -20,9 +22,18 @@ from vdeblur.cli.options import (
     deblurrer_of,
     encode_options_of,
 )
-from vdeblur.cli.output import on_disk_of, print_json, say, say_report
+from vdeblur.cli.output import (
+    check_new_file,
+    on_disk_of,
+    print_json,
+    say,
+    say_report,
+    sentence_of,
+)
+from vdeblur.cli.stopping import stop_of
 from vdeblur.errors import DiskError, InputError, OutputError, UsageError, VdeblurError
-from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern
+from vdeblur.media.image_sequences import IMAGE_SUFFIXES, is_pattern, writes_sequence
+from vdeblur.media.names import check_destination, check_source, is_address, is_read_once
 from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
     from vdeblur.inference.deblurrer import Deblurrer
     from vdeblur.media.encoders import EncodeOptions
 
+_log = logging.getLogger(__name__)
 _VIDEO_SUFFIXES = frozenset(
     [
         ".360",
@@ -97,33 +109,31 @@ def add(commands: Commands) -> None:
     video.set_defaults(run=_run)
 
 
-def _expand(inputs: Sequence[str]) -> list[str]:
-    """Expand folders and globs; names that do not exist stay, to be reported one by one."""
-    found: list[str] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(
-                str(p)
-                for p in path.iterdir()
-                if p.is_file()
-                and p.suffix.lower() in _VIDEO_SUFFIXES | IMAGE_SUFFIXES
-                and not p.stem.endswith("_deblurred")
-                and not p.name.startswith(".")
-            )
-            if not files:
-                raise InputError(f"no videos or images in folder {name}: give a folder with some")
-            found += files
-        elif not path.exists() and any(c in name for c in "*?["):
-            # glob takes an absolute or a relative pattern, which Path.glob does not.
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207
-            files = sorted(f for f in matches if Path(f).is_file())
-            if not files:
-                raise InputError(f"nothing matches {name}: check the pattern")
-            found += files
-        else:
-            found.append(name)
-    return list(dict.fromkeys(found))
+def _expand(name: str) -> list[str]:
+    """Expand a folder or a glob; another name stays, to be reported with its job."""
+    path = Path(name)
+    if is_address(name):
+        return [name]
+    if path.is_dir():
+        files = sorted(
+            str(p)
+            for p in path.iterdir()
+            if p.is_file()
+            and p.suffix.lower() in _VIDEO_SUFFIXES | IMAGE_SUFFIXES
+            and not p.stem.endswith("_deblurred")
+            and not p.name.startswith(".")
+        )
+        if not files:
+            raise InputError(f"no videos or images in folder {name}: give a folder with some")
+        return files
+    if not path.exists() and any(c in name for c in "*?["):
+        # glob takes an absolute or a relative pattern, which Path.glob does not.
+        matches = glob.glob(name, recursive=True)  # noqa: PTH207
+        files = sorted(f for f in matches if Path(f).is_file())
+        if not files:
+            raise InputError(f"nothing matches {name}: check the pattern")
+        return files
+    return [name]
 
 
 def _film_of(inputs: Sequence[str]) -> str | None:
@@ -136,32 +146,111 @@ def _film_of(inputs: Sequence[str]) -> str | None:
             found.setdefault((before, len(digits), after), []).append(int(digits))
     for (before, digits, after), numbers in found.items():
         row = max(numbers) - min(numbers) == len(numbers) - 1
-        if row and len(numbers) >= _FEWEST_OF_A_FILM and "%" not in before:
-            return f"{before}%0{digits}d{after}"
+        if row and len(numbers) >= _FEWEST_OF_A_FILM:
+            folder, name = os.path.split(before)
+            return os.path.join(folder, f"{name.replace('%', '%%')}%0{digits}d{after}")  # noqa: PTH118
     return None
 
 
-def _outputs(inputs: Sequence[str], output: str | None) -> Iterator[tuple[str, str]]:
-    from vdeblur.media.default_names import default_output
+class _Jobs:
+    """The outputs to make, of which one that fails does not end the others.
 
-    if output is None:
-        yield from ((name, default_output(name)) for name in inputs)
-    elif output == "-" or not (output.endswith(("/", os.sep)) or Path(output).is_dir()):
-        if len(inputs) > 1:
-            raise UsageError(
-                f"{len(inputs)} inputs and one output {output}: a folder that is to be made ends "
-                f"with a slash, -o {output}/"
-            )
-        yield inputs[0], output
-    else:
-        if "-" in inputs:
-            raise UsageError("standard input has no name for a folder: give a file with -o")
+    Args:
+        args: The options of the command.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self.worst = 0
+        self._alone = len(args.inputs) == 1
+        output = args.output
+        self._folder: Path | None = None
+        if output is not None and output != "-":
+            check_destination(output)
+            if output.endswith(("/", os.sep)) or Path(output).is_dir():
+                self._folder = Path(output)
+        self.inputs: list[str] = []
+        for name in args.inputs:
+            with self.attempt(name):
+                self.inputs += _expand(name)
+        self.inputs = list(dict.fromkeys(self.inputs))
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Say an error in the block and go on, unless there is nothing else to do."""
         try:
-            Path(output).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"folder {output} cannot be made ({error.strerror})") from error
-        for name in inputs:
-            yield name, str(Path(output) / Path(default_output(name)).name)
+            yield
+        except UsageError:
+            raise
+        except Exception as error:
+            if self._alone or stop_of(error) is not None:
+                raise
+            _log.info("%s failed", name, exc_info=True)
+            text = sentence_of(error)
+            say(f"vdeblur: {text if isinstance(error, VdeblurError) else f'{name}: {text}'}")
+            self.worst = 1
+
+    def planned(self) -> list[tuple[str, str]]:
+        """Return source and output of each job that can be begun, and say why others cannot.
+
+        All of it is known before a network is loaded.
+        """
+        if len(self.inputs) > 1 and self._args.output is not None and self._folder is None:
+            raise UsageError(
+                f"{len(self.inputs)} inputs and one output {self._args.output}: a folder that is "
+                f"to be made ends with a slash, -o {self._args.output}/"
+            )
+        self._alone = len(self.inputs) == 1 and not self.worst
+        jobs = []
+        for name in self.inputs:
+            with self.attempt(name):
+                output = self._output(name)
+                self._check(name, output)
+                jobs.append((name, output))
+        names = [output for _, output in jobs if output != "-"]
+        if len(set(names)) < len(names):
+            raise UsageError("two inputs would be written to one name: restore them one by one")
+        if jobs and self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"folder {self._folder} cannot be made ({error.strerror})"
+                ) from error
+        return jobs
+
+    def _output(self, source: str) -> str:
+        from vdeblur.media.default_names import default_output
+
+        args = self._args
+        if args.output is not None and self._folder is None:
+            return str(args.output)
+        if self._folder is not None and source == "-":
+            raise UsageError("standard input has no name for a folder: give a file with -o")
+        output = default_output(source, start=args.start, duration=args.duration)
+        return output if self._folder is None else str(self._folder / Path(output).name)
+
+    def _check(self, source: str, output: str) -> None:
+        from vdeblur.media.containers import format_name
+
+        path = None
+        if not is_pattern(source):
+            check_source(source, once=True)
+            path = None if source == "-" or is_read_once(source) else Path(source)
+        format_name(output, "", self._args.format, source=path)
+        if output == "-":
+            if sys.stdout is not None and sys.stdout.isatty():
+                raise OutputError(
+                    "standard output is a terminal: pipe it into a program, or name a file with -o"
+                )
+            return
+        target = Path(output)
+        if writes_sequence(output, source):
+            if self._folder is None and not target.parent.is_dir():
+                raise OutputError(f"folder {target.parent} does not exist: create it first")
+        elif self._folder is None or self._folder.exists():
+            sources = [] if path is None else [path]
+            check_new_file(target, force=self._args.overwrite, sources=sources)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -169,53 +258,50 @@ def _run(args: argparse.Namespace) -> int:
     encode = encode_options_of(args)
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration is {args.duration:g}: give more than 0 seconds")
-    inputs = _expand(args.inputs)
-    _check_sequence_options(inputs, args)
-    film = _film_of(inputs)
+    jobs = _Jobs(args)
+    _check_sequence_options(jobs.inputs, args)
+    film = _film_of(jobs.inputs)
     if film and not (args.quiet or args.json):
         say(
-            f"{len(inputs)} inputs, restored each by itself: frames of a film come out better as "
-            f"one, {film}"
+            f"{len(jobs.inputs)} inputs, restored each by itself: frames of a film come out better "
+            f"as one, {film}"
         )
-    jobs = list(_outputs(inputs, args.output))
-    clash = {out for _, out in jobs if out != "-"}
-    if len(clash) < len([out for _, out in jobs if out != "-"]):
-        raise UsageError("two inputs would be written to one name: restore them one by one")
-
-    calibration = []
-    if args.precision in ("int8", "fp8"):
-        from vdeblur.inference.calibration import to_tensor
-        from vdeblur.media.sample_frames import sample_frames
-
-        if not (args.quiet or args.json):
-            say(
-                f"{args.precision}: measuring ranges on frames of the input, "
-                "some seconds the first time"
-            )
-        calibration = [to_tensor(p) for p in sample_frames([source for source, _ in jobs])]
+    planned = jobs.planned()
+    if not planned:
+        return jobs.worst
+    calibration = _calibration([source for source, _ in planned], args)
     deblurrer = deblurrer_of(args, strength=args.strength, calibration=calibration)
     worst, broken, skipped = 0, set[Path](), 0
-    for source, output in jobs:
+    for source, output in planned:
         if on_disk_of(Path(output).parent, broken):
             skipped += 1
             continue
-        try:
-            report = _one_video(source, output, deblurrer, encode, args)
-        except UsageError:
-            raise
-        except VdeblurError as error:
-            if len(jobs) == 1:
-                raise
-            say(f"vdeblur: {error}")
-            worst = 1
-            if isinstance(error, DiskError):
+        with jobs.attempt(source):
+            try:
+                report = _one_video(source, output, deblurrer, encode, args)
+            except DiskError:
                 broken.add(Path(output).parent)
-            continue
-        if report.damage or report.differences or report.replaced:
-            worst = worst or 3
+                raise
+            if report.damage or report.differences or report.replaced:
+                worst = 3
     if skipped:
         say(f"{skipped} input{'s' * (skipped != 1)} for the same disk left alone")
-    return worst
+    return jobs.worst or worst
+
+
+def _calibration(sources: Sequence[str], args: argparse.Namespace) -> list[Any]:
+    """Return pictures of the sources for a network in 8 bits, none for others."""
+    if args.precision not in ("int8", "fp8"):
+        return []
+    from vdeblur.inference.calibration import to_tensor
+    from vdeblur.media.sample_frames import sample_frames
+
+    if not (args.quiet or args.json):
+        say(
+            f"{args.precision}: measuring ranges on frames of the input, "
+            "some seconds the first time"
+        )
+    return [to_tensor(picture) for picture in sample_frames(sources)]
 
 
 def _check_sequence_options(inputs: Sequence[str], args: argparse.Namespace) -> None:

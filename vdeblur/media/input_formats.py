@@ -54,6 +54,15 @@ def readable_formats() -> str:
     return ",".join(names)
 
 
+def confinement() -> dict[str, str]:
+    """Return libav's options by which reading a file reads nothing else."""
+    return {
+        "format_whitelist": readable_formats(),
+        "protocol_whitelist": "file",
+        "pattern_type": "none",  # the name is that of a file
+    }
+
+
 def refused_kind(path: Path) -> str | None:
     """Return what a file is that names other files, in words; None for any other."""
     try:
@@ -76,14 +85,9 @@ def open_container(
         settings: Options of the format.
         acceleration: The device that decodes.
     """
-    confined = {
-        "format_whitelist": readable_formats(),
-        "protocol_whitelist": "file",
-        "pattern_type": "none",  # the name is that of a file
-    }
     container: av.container.InputContainer = open_deep(
         file,
-        options=confined | dict(settings or {}),
+        options=confinement() | dict(settings or {}),
         hwaccel=acceleration,
         metadata_errors="surrogateescape",
     )

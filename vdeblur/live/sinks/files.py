@@ -8,14 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import av
 import av.error
 
 from vdeblur.errors import OutputError
 from vdeblur.live.encoding import TICKS, Chunk, Template
 from vdeblur.live.sinks.muxing import Muxer
 from vdeblur.live.sinks.sink import Sink, SinkOptions
+from vdeblur.media.input_formats import open_container
 from vdeblur.media.mp4.boxes import cut_torn_moof, is_iso
+from vdeblur.media.names import libav_name
 from vdeblur.system.renaming import move
 
 
@@ -153,7 +154,7 @@ class FileSink(Sink):
 def _plays(path: Path) -> bool:
     """Return whether any packet can be read: of MP4, the first fragment must be complete."""
     try:
-        with av.open(str(path)) as container:
+        with open_container(libav_name(path)) as container:
             return any(packet.size and not packet.is_corrupt for packet in container.demux())
     except (av.error.FFmpegError, OSError):
         return False
@@ -167,7 +168,7 @@ class _Disk:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
+        self.name = libav_name(path)
         self._file = path.open("xb", buffering=0)
         self._error: OSError | None = None
 
@@ -232,7 +233,8 @@ class HlsSink(Sink):
         if self._times_opened or self._playlist.exists():
             flags += "+discont_start"
         self._times_opened += 1
-        stem = self._playlist.with_suffix("")
+        # A percent sign of its own is doubled where libav puts a number in.
+        stem = libav_name(self._playlist.with_suffix("")).replace("%", "%%")
         options = {
             "hls_time": f"{self.options.hls_seconds:g}",
             "hls_list_size": str(self.options.hls_size),
@@ -242,7 +244,7 @@ class HlsSink(Sink):
             "hls_segment_options": "mpegts_flags=+resend_headers",
             "hls_start_number_source": "generic",
         }
-        return Muxer(str(self._playlist), "hls", template, options)
+        return Muxer(libav_name(self._playlist), "hls", template, options)
 
     def ended(self) -> None:
         """Write the end of the playlist here: libav would write it at each change of format."""

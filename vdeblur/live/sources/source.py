@@ -35,6 +35,8 @@ from vdeblur.live.addresses import (
     unknown_host,
 )
 from vdeblur.live.sources import demo_scene
+from vdeblur.media.input_formats import confinement
+from vdeblur.media.names import libav_name
 from vdeblur.system.masking import masked, secret
 
 
@@ -211,7 +213,7 @@ class Source:
     def _open_file(self) -> av.container.InputContainer:
         if not Path(self.address).exists():
             raise Missing(f"{self.name} does not exist: name a camera's address, or a file")
-        return self._av(self.address)
+        return self._av(libav_name(self.address), **confinement())
 
     def _device_options(self) -> dict[str, str]:
         options: dict[str, str] = {}
