@@ -60,33 +60,43 @@ def make_samples(root: Path) -> Samples:
 
 def _bare_films(root: Path) -> list[Path]:
     made = []
-    for name, codec in (
-        ("mpeg4.avi", "mpeg4"),
-        ("h264.ts", "libx264"),
-        ("h264.flv", "libx264"),
-        ("mpeg2.mpg", "mpeg2video"),
-        ("vp8.webm", "libvpx"),
-        ("ffv1.mkv", "ffv1"),
-        ("raw.y4m", "wrapped_avframe"),
-        ("mjpeg.nut", "mjpeg"),
+    for name, codec, sound in (
+        ("mpeg4.avi", "mpeg4", "libmp3lame"),
+        ("h264.ts", "libx264", "aac"),
+        ("h264.flv", "libx264", "aac"),
+        ("mpeg2.mpg", "mpeg2video", "mp2"),
+        ("vp8.webm", "libvpx", "libopus"),
+        ("ffv1.mkv", "ffv1", "flac"),
+        ("raw.y4m", "wrapped_avframe", ""),
+        ("mjpeg.nut", "mjpeg", ""),
     ):
         pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         frames = [clips.picture(n, pix_fmt) for n in range(12)]
-        made.append(clips.write_frames(root / name, frames, codec))
+        made.append(clips.write_frames(root / name, frames, codec, sound=sound))
     return made
 
 
 def _pictures(root: Path) -> list[Path]:
     picture = Image.fromarray(pictures.scenery(64, 48))
-    made = []
-    for name in ("a.png", "a.jpg", "a.bmp", "a.tif", "a.webp", "a.ppm", "a.tga"):
-        picture.save(root / name)
-        made.append(root / name)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"  # orientation, make
+    suffixes = (".png", ".jpg", ".bmp", ".tif", ".webp", ".ppm", ".tga", ".jp2")
+    made = [root / f"a{suffix}" for suffix in suffixes]
+    for path in made:
+        if path.suffix in (".png", ".jpg", ".webp"):
+            picture.save(path, exif=exif)
+        else:
+            picture.save(path)
     picture.convert("P").save(root / "palette.png")
+    picture.convert("CMYK").save(root / "cmyk.jpg")
     Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21).save(root / "16.png")
     frames = [Image.fromarray(pictures.scenery(64, 48, seed=n)) for n in range(4)]
-    frames[0].save(root / "a.gif", save_all=True, append_images=frames[1:], duration=40, loop=3)
-    return [*made, root / "palette.png", root / "16.png", root / "a.gif"]
+    for name in ("a.gif", "animated.png", "animated.webp"):
+        frames[0].save(root / name, save_all=True, append_images=frames[1:], duration=40, loop=3)
+    film = (root / "full.mp4").read_bytes()
+    (root / "motion.jpg").write_bytes((root / "a.jpg").read_bytes() + film)
+    others = ("palette.png", "cmyk.jpg", "16.png", "a.gif", "animated.png", "animated.webp")
+    return [*made, *(root / name for name in (*others, "motion.jpg"))]
 
 
 def _weights(root: Path) -> list[Path]:
