@@ -86,7 +86,11 @@ def test_whatever_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tables_and_logs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_logs(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest would keep the records, and xdist cannot send what is not UTF-8.
+    monkeypatch.setattr(logging.getLogger("vdeblur"), "propagate", False)
     for table in (
         format_checks([Check("tags", False, name)]),
         as_text([["", "PSNR"], [name, "1"]]),
