@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -226,6 +227,17 @@ def test_a_page_holds_small_files_and_names_others(tmp_path: Path) -> None:
     compare_page(ours, theirs, tmp_path / "pages" / "c.html", embed="never")
     links = facts(tmp_path / "pages" / "c.html")["sources"]
     assert links == ["../a.mp4", "../%C3%A9t%C3%A9%20%231.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_a_page_of_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    ours = film(tmp_path / "a.mp4", [60])
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(InputError, match="is a pipe"):
+        compare_page(ours, tmp_path / "pipe.mp4", tmp_path / "c.html")
+    with pytest.raises(InputError, match="is an address") as caught:
+        compare_page("rtsp://user:secret@host/a.mp4", ours, tmp_path / "c.html")
+    assert "secret" not in str(caught.value)
 
 
 def test_what_browsers_do_not_play_is_made_into_what_they_play(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,17 @@ def test_a_card_is_searched_to_the_bottom(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         gopro.find_recordings([tmp_path / "GX010077.MP4"])
     assert recordings.read_name(Path("ride.mp4")) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes")
+def test_what_is_no_recording_is_said_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "GX010001.MP4")
+    with pytest.raises(InputError, match="is a pipe"):
+        gopro.find_recordings([tmp_path / "GX010001.MP4"])
+    with pytest.raises(InputError, match="is a device"):
+        gopro.find_recordings(["/dev/null"])
+    with pytest.raises(InputError, match="is an address") as caught:
+        gopro.find_recordings(["rtsp://user:secret@host/GX010001.MP4"])
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InputError, match="no possible name"):
+        gopro.find_recordings(["a\0.mp4"])

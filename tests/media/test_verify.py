@@ -13,6 +13,7 @@ import av
 import pytest
 
 from tests.helpers.clips import HDR, INTERLACED, MKV, MP4, PLAIN, PTS, Audio, Media, failed, make
+from vdeblur.cli.main import main
 from vdeblur.errors import InputError
 from vdeblur.media.mp4.graft import graft
 from vdeblur.media.mp4.tracks import read_tracks
@@ -275,6 +276,21 @@ def test_how_it_is_shown(tmp_path: Path, sources: Callable[[Media], Path]) -> No
     assert plain["passed"] is False
     assert [check["name"] for check in plain["checks"]] == list(CHECKS)
     assert format_checks([Check("streams", True, "")]).endswith("all 1 checks passed")
+
+
+def test_a_part_by_its_name_is_told_how_to_verify(
+    tmp_path: Path, sources: Callable[[Media], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, hint in (
+        ("a_0.5s-2s_deblurred.mp4", "with --start 0.5 --duration 1.5\n"),
+        ("a_1s-end_deblurred.mp4", "with --start 1\n"),
+        ("a_deblurred.mp4", ""),
+    ):
+        output = make(tmp_path / name, replace(MP4, pts=PTS[:12]))
+        assert main(["verify", str(sources(MP4)), str(output)]) == 1
+        told = capsys.readouterr().err
+        assert told.endswith(hint)
+        assert ("is a part of its source" in told) == bool(hint)
 
 
 def test_what_cannot_be_read(tmp_path: Path, sources: Callable[[Media], Path]) -> None:

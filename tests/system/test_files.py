@@ -18,6 +18,7 @@ from vdeblur.system.files import (
     is_stream,
     remove_leftovers,
     replacing,
+    replacing_folder,
     sha256_of,
     spare_name,
 )
@@ -249,3 +250,32 @@ def test_the_checksum_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"content" * 1000)
     assert sha256_of(path) == hashlib.sha256(b"content" * 1000).hexdigest()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def fill(content: str, *, replace: bool) -> None:
+        with replacing_folder(target, replace=replace) as new:
+            (new / "a").write_text(content)
+            if content == "broken":
+                raise OSError("broken")
+
+    fill("first", replace=False)
+    with pytest.raises(OSError, match="broken"):
+        fill("broken", replace=True)
+    with pytest.raises(OSError, match="not empty"):  # another run was quicker
+        fill("second", replace=False)
+    assert (target / "a").read_text() == "first"
+    fill("second", replace=True)
+    assert (target / "a").read_text() == "second"
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_planted_name_is_no_temporary_folder_of_pairs(tmp_path: Path) -> None:
+    precious = tmp_path / ".out-partial"
+    precious.mkdir()
+    (precious / "mine").touch()
+    with replacing_folder(tmp_path / "out", replace=False):
+        pass
+    assert (precious / "mine").exists()

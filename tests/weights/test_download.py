@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -278,6 +279,39 @@ def test_a_link_in_the_place_of_the_part_is_not_followed(server: Server, tmp_pat
     server.answers["/a"] = lambda h: h.answer()
     download.download(server.url("/a"), tmp_path / "x")
     assert precious.read_text() == "mine"
+    assert (tmp_path / "x").read_bytes() == BODY
+
+
+def test_no_link_in_the_place_of_what_is_written_is_followed(
+    server: Server, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "x.part.json").symlink_to(precious)
+    (tmp_path / "x.part").hardlink_to(precious)
+    server.answers["/a"] = lambda h: h.answer()
+    download.download(server.url("/a"), tmp_path / "x")
+    assert precious.read_text() == "mine"
+    assert (tmp_path / "x").read_bytes() == BODY
+    (tmp_path / "x.part.lock").symlink_to(precious)
+    with pytest.raises(OutputError, match="cannot be written"):
+        download.download(server.url("/a"), tmp_path / "x")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_downloads_of_one_file_do_not_meet(server: Server, tmp_path: Path) -> None:
+    refused = []
+
+    def meanwhile(handler: Handler) -> None:
+        with pytest.raises(OutputError, match="by another run") as caught:
+            download.download(server.url("/b"), tmp_path / "x")
+        refused.append(caught)
+        handler.answer()
+
+    server.answers["/a"] = meanwhile
+    download.download(server.url("/a"), tmp_path / "x")
+    assert refused
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == BODY
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdeblur.cli.output import say
 from vdeblur.cli.values import seconds
 from vdeblur.errors import UsageError
 
@@ -50,6 +51,7 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from vdeblur.gopro.chapters import join
+    from vdeblur.media.default_names import part_of_name
     from vdeblur.media.verify import as_json, format_checks, verify
 
     if args.duration is not None and args.duration <= 0:
@@ -65,4 +67,11 @@ def _run(args: argparse.Namespace) -> int:
         conversion=True,
     )
     print(json.dumps(as_json(checks)) if args.json else format_checks(checks))
-    return 0 if all(check.passed for check in checks) else 1
+    if all(check.passed for check in checks):
+        return 0
+    part = part_of_name(args.output)
+    if part is not None and args.start is None and args.duration is None:
+        start, duration = part
+        options = f"--start {start:g}" + ("" if duration is None else f" --duration {duration:g}")
+        say(f"{args.output} is a part of its source by its name: verify it with {options}")
+    return 1

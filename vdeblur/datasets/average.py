@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from vdeblur.datasets.pictures import RGBImage, frame_to_rgb
 from vdeblur.datasets.synthesise import check_replaceable
 from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.system.files import replacing_folder
 from vdeblur.system.optional import installed, optional
 
 Reader = Literal["auto", "decord", "pyav"]
@@ -273,42 +273,37 @@ def average_video(
     frames = _open(source, options)
     report = AverageReport(str(source), str(folder), frames.name)
     report.notes += _notes(source, options)
-    partial = out / f".{source.stem}-partial"
     new = not out.exists()
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         curved = options.response != "linear"
         names = ("blur", "blur_gamma", "sharp") if curved else ("blur", "sharp")
-        for name in names:
-            (partial / name).mkdir(parents=True)
-        made = _write_windows(
-            frames, partial, options, table if curved else None, report, on_progress
-        )
-        if not report.pairs:
-            skipped = ", ".join(f"{n} {reason}" for reason, n in report.skipped.items())
-            raise InputError(
-                f"{source} gives no pairs: "
-                + (
-                    f"all windows were left out ({skipped})"
-                    if skipped
-                    else f"it has fewer than {options.counts[0]} frames"
-                )
+        with replacing_folder(folder, replace=overwrite) as partial:
+            for name in names:
+                (partial / name).mkdir()
+            made = _write_windows(
+                frames, partial, options, table if curved else None, report, on_progress
             )
-        facts: dict[str, Any] = {
-            "source": source.name,
-            "response": options.response,
-            "stride": options.stride,
-        }
-        facts |= {"skipped": dict(report.skipped), "pairs": made}
-        (partial / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+            if not report.pairs:
+                skipped = ", ".join(f"{n} {reason}" for reason, n in report.skipped.items())
+                raise InputError(
+                    f"{source} gives no pairs: "
+                    + (
+                        f"all windows were left out ({skipped})"
+                        if skipped
+                        else f"it has fewer than {options.counts[0]} frames"
+                    )
+                )
+            facts: dict[str, Any] = {
+                "source": source.name,
+                "response": options.response,
+                "stride": options.stride,
+            }
+            facts |= {"skipped": dict(report.skipped), "pairs": made}
+            (partial / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error})") from error
     finally:
         frames.close()
-        shutil.rmtree(partial, ignore_errors=True)
         if new and not report.pairs:
             with contextlib.suppress(OSError):
                 out.rmdir()

@@ -6,7 +6,6 @@ Knows files; the blur itself is `vdeblur.datasets.synthetic_blur`'s.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from vdeblur.datasets.blur_options import PURE, BlurOptions
 from vdeblur.datasets.layouts import picture_files
 from vdeblur.datasets.synthetic_pairs import SyntheticPairs
 from vdeblur.errors import OutputError
-from vdeblur.system.files import replacing
+from vdeblur.system.files import replacing, replacing_folder
 from vdeblur.system.optional import optional
 
 _CANDIDATES = 3
@@ -82,28 +81,23 @@ def write_pairs(
         picture_files(folder),
         DataOptions(batch=1, crop=crop, seed=seed, blur=blur, augment=PHOTO_COLORS),
     )
-    partial = out.with_name(f".{out.name}-partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in ("blur", "sharp"):
-            (partial / name).mkdir(parents=True)
-        for number in range(count):
-            for name, picture in zip(("blur", "sharp"), data.batch_at(number)[:2], strict=True):
-                pixels = picture[0].permute(1, 2, 0).numpy()
-                image.fromarray(np.ascontiguousarray(pixels)).save(
-                    partial / name / f"{number + 1:06d}.png", compress_level=3
-                )
-            if on_progress:
-                on_progress(number + 1)
-        made = {"seed": seed, "crop": crop, "options": asdict(blur)}
-        (partial / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        with replacing_folder(out, replace=overwrite) as partial:
+            for name in ("blur", "sharp"):
+                (partial / name).mkdir()
+            for number in range(count):
+                for name, picture in zip(("blur", "sharp"), data.batch_at(number)[:2], strict=True):
+                    pixels = picture[0].permute(1, 2, 0).numpy()
+                    image.fromarray(np.ascontiguousarray(pixels)).save(
+                        partial / name / f"{number + 1:06d}.png", compress_level=3
+                    )
+                if on_progress:
+                    on_progress(number + 1)
+            made = {"seed": seed, "crop": crop, "options": asdict(blur)}
+            text = json.dumps(made, indent=1) + "\n"
+            (partial / "made.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_replaceable(folder: Path) -> None:

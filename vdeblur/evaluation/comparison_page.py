@@ -29,6 +29,7 @@ from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.names import check_source
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 from vdeblur.system.files import check_target, replacing, spare_name
@@ -72,6 +73,8 @@ def compare_page(
         InputError: A file cannot be read, or is of another kind.
         OutputError: The page exists or cannot be written.
     """
+    for source in (before, after):
+        check_source(source)
     page = Path(output)
     sources = [Path(before), Path(after)]
     check_target(page, overwrite=overwrite, sources=sources)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdeblur.errors import InputError
+from vdeblur.media.names import check_source
 
 #: Ends the name of a restored copy; such files are not footage.
 SUFFIX = "_deblurred"
@@ -150,7 +151,7 @@ def find_recordings(inputs: Iterable[str | Path]) -> list[Recording]:
         inputs: Chapters, and folders (such as a card), which are searched with their subfolders.
 
     Raises:
-        InputError: A path does not exist, or a folder has no footage.
+        InputError: A path does not exist or is no file, or a folder has no footage.
     """
     found: dict[Path, Recording] = {}
     for given in inputs:
@@ -165,6 +166,8 @@ def find_recordings(inputs: Iterable[str | Path]) -> list[Recording]:
             for recording in card:
                 found.setdefault(recording.chapters[0].resolve(), recording)
         else:
+            if not path.is_file():
+                check_source(given)
             recording = recording_of(path)
             found.setdefault(recording.chapters[0].resolve(), recording)
     return list(found.values())

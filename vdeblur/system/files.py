@@ -257,6 +257,67 @@ def replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
         temporary.take(path, replace=not only_new)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Yield a new folder to fill, which becomes `path` if the block ends without error.
+
+    On an error it is removed, and `path` is as it was. Folders above `path` are made.
+
+    Args:
+        path: The folder.
+        replace: Remove a folder of that name once the new one is complete; else only an empty one.
+
+    Raises:
+        OSError: The folder cannot be written, or `path` cannot be replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _swept(path.parent.absolute())
+    with Temporary(path.parent, folder=True) as held:
+        new = held.path / "new"
+        new.mkdir()
+        yield new
+        held.flush()
+        if replace and path.exists():
+            path.rename(held.name / "old")
+        try:
+            (held.name / "new").rename(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                (held.name / "old").rename(path)
+            raise
+
+
+@contextlib.contextmanager
+def held_alone(path: Path) -> Iterator[bool]:
+    """Hold a lock file while the block runs; yield False if another run holds it.
+
+    Args:
+        path: The lock file, which is made and removed. Links are not followed.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            if _lock(descriptor) is False:
+                yield False
+                return
+            # The run before may have removed it between the opening and the lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    try:
+                        yield True
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+        finally:
+            os.close(descriptor)
+
+
 @lru_cache(maxsize=256)
 def _swept(folder: Path) -> None:
     remove_leftovers(folder)  # once for each process: many small files may follow each other

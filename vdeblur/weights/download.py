@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -24,8 +25,9 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from vdeblur.errors import ModelError, OutputError, UsageError
-from vdeblur.system.files import sha256_of
+from vdeblur.system.files import held_alone, sha256_of
 from vdeblur.system.masking import masked, masked_download
+from vdeblur.system.renaming import move
 from vdeblur.version import __version__
 from vdeblur.weights.redirects import Redirects, opened
 
@@ -80,15 +82,18 @@ def download(
     part = target.with_name(target.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        _bring(url, part, resumable=bool(sha256), on_progress=on_progress)
-        if sha256 and (digest := sha256_of(part)) != sha256.lower():
+        with held_alone(part.with_name(part.name + ".lock")) as alone:
+            if not alone:
+                raise OutputError(f"{target} is being downloaded by another run: wait for it")
+            _bring(url, part, resumable=bool(sha256), on_progress=on_progress)
+            if sha256 and (digest := sha256_of(part)) != sha256.lower():
+                _forget(part)
+                raise ModelError(
+                    f"{shown} gave a file with sha256 {digest}, not {sha256.lower()}: it was "
+                    "deleted, for it is not what was stated"
+                )
+            move(part, target, replace=True)
             _forget(part)
-            raise ModelError(
-                f"{shown} gave a file with sha256 {digest}, not {sha256.lower()}: it was deleted, "
-                "for it is not what was stated"
-            )
-        part.replace(target)
-        _forget(part)
         _log.info("downloaded %s", target)
     except _NETWORK_ERRORS as error:
         kept = part.stat().st_size / 1e6 if part.exists() else 0
@@ -144,9 +149,15 @@ def _bring(url: str, part: Path, *, resumable: bool, on_progress: Progress | Non
             raise OutputError(
                 f"{part.parent} has no room for the {total / 1e6:.0f} MB of {shown}: free some"
             )
-        facts = json.dumps({"url": shown, "version": version})
-        _facts_file(part).write_text(facts, encoding="utf-8")
-        with part.open("r+b" if have else "wb") as file:
+        if not have:
+            _forget(part)
+        _facts_file(part).unlink(missing_ok=True)
+        # Made anew or opened as they are: a link that somebody puts there is not followed.
+        with _facts_file(part).open("x", encoding="utf-8") as file:
+            json.dump({"url": shown, "version": version}, file)
+        create = 0 if have else os.O_CREAT | os.O_EXCL
+        flags = os.O_RDWR | create | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(part, flags, 0o666), "r+b") as file:
             file.seek(have)
             file.truncate()
             have = _copy(response, file, have, total, shown, on_progress)
