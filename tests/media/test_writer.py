@@ -295,6 +295,16 @@ def test_from_one_container_to_another(tmp_path: Path, name: str) -> None:
         assert word in lost
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+def test_mov_has_no_codec_tag_of_another_format(tmp_path: Path, suffix: str) -> None:
+    media = replace(PLAIN, rotation=None, suffix=suffix, audio=())
+    source, output = make(tmp_path / f"source{suffix}", media), tmp_path / "output.mov"
+    assert not deblur_video(source, output, model="identity").differences
+    with av.open(str(output)) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "avc1"
+        assert len(list(container.decode(video=0))) == len(media.pts)
+
+
 def test_frames_must_be_of_the_reader(tmp_path: Path) -> None:
     # The pieces, spelled out: what stands under which name at which moment.
     source = make(tmp_path / "source.mp4", PLAIN)

@@ -440,7 +440,8 @@ def _configure(
     context.options = options
     if container.iso and choice.codec == "hevc":
         context.codec_tag = "hvc1"
-    elif container.name == "mov" and choice.codec == source.codec:
+    elif container.name == "mov" and choice.codec == source.codec and "mov" in source.demuxer:
+        # Another format's tag, such as the stream type of MPEG-TS, is none that MOV readers know.
         with contextlib.suppress(ValueError):
             context.codec_tag = coding.codec_tag
     if source.display_matrix is not None:
