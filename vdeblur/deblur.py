@@ -304,6 +304,8 @@ def _conclude(
         with reported(writer.destination):
             complete(reader, writer)
     if check and writer.temporary is not None and (reader.path or reader.pictures) is not None:
+        # The check opens the source again: large headers and attachments are held once, not twice.
+        reader.close()
         report.differences, report.lost = _check(reader, writer)
     writer.finish()
     report.kept, report.lost = writer.kept, writer.lost + report.lost
