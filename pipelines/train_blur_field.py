@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from vdeblur import OutputError, VdeblurError
@@ -109,7 +109,7 @@ def save(network: BlurFieldNetwork, chords: Tensor, path: Path) -> None:
         for name, value in network.state_dict().items()
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
 
 
 def main() -> None:

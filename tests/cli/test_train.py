@@ -338,7 +338,7 @@ from vdeblur.cli.main import main
 from vdeblur.networks.mimo_unet import MIMOUNet
 def fails(*_): raise RuntimeError("as a network may")
 MIMOUNet.forward_scales = fails
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
     words = ["train", "--data", gopro, "--out", tmp_path / "run", *TINY, "--workers", 1]
     done = subprocess.run(

@@ -114,7 +114,7 @@ def test_how_it_is_encoded(encoding: LiveEncoding, codec: str, tmp_path: Path) -
     assert len(numbers_of(tmp_path / "a.mkv")) > 15
     for wrong in (LiveEncoding(encoder="nonsense"), LiveEncoding(preset="nonsense")):
         with (
-            pytest.raises(vdeblur.EncoderError, match=r"name one such as|try another"),
+            pytest.raises(vdeblur.EncoderError, match=r"name one such as|choose one of"),
             session("no-camera.mkv", tmp_path / "b.mkv", options=replace(options, encoding=wrong)),
         ):
             pass  # refused at the beginning, not with the first picture

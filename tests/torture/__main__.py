@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Shared(_plan(kinds, args, began))
         with ThreadPoolExecutor(args.jobs) as pool:
             workers = [
-                pool.submit(_work, samples, root / f"work{n}", plan, tallies, args.seed)
+                pool.submit(
+                    _work, samples, root / f"work{n}", plan, tallies, args.seed, args.verbose
+                )
                 for n in range(args.jobs)
             ]
             for worker in workers:
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", default=",".join(KINDS), help="of trials (%(default)s)")
     parser.add_argument("--only", metavar="KIND:N", help="one trial of the seed")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (%(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="print what failed commands said")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="trials at once (%(default)s)"
     )
@@ -136,6 +139,7 @@ def _work(
     plan: Shared,
     tallies: dict[str, Tally],
     seed: int,
+    verbose: bool,
 ) -> None:
     folder.mkdir()
     trials = Trials(samples, folder)
@@ -145,6 +149,9 @@ def _work(
         tallies.setdefault(kind, Tally()).add(result)
         for fault in result.faults:
             print(f"{kind}:{number} {result.what} | {fault}", flush=True)
+        if verbose and result.faults:
+            for outcome in result.outcomes:
+                print(*outcome.text.splitlines(), f"exit {outcome.code}", sep="\n    ", flush=True)
 
 
 def _print_table(tallies: dict[str, Tally], seconds: float, seed: int) -> None:

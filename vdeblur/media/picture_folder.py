@@ -57,10 +57,10 @@ class PictureFolder:
         taken = None if self._replace else next((n for n in names if _exists(folder / n)), None)
         if taken is None:
             self._note(len(names))
-        self._complete = True
         self._held.show()
         if taken is not None:
             raise self._kept(folder / taken, "was made by another program meanwhile")
+        self._complete = True
         try:
             _name_all(self.path, folder, replace=self._replace)
         except FileExistsError as error:
@@ -70,6 +70,7 @@ class PictureFolder:
         self._held.remove()
 
     def _kept(self, name: str | Path, why: str) -> OutputError:
+        self._complete = True
         self._held.close()
         return OutputError(
             f"{name} {why}: the pictures that have no names yet are kept in folder "
@@ -77,8 +78,8 @@ class PictureFolder:
         )
 
     def remove(self) -> None:
-        """Remove the pictures, unless they are complete."""
-        if self._complete:
+        """Remove the pictures, unless they are complete and some have no names yet."""
+        if self._complete and _pictures(self.path):
             self._held.close()
         else:
             self._held.remove()
