@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from vdeblur import OutputError, VdeblurError
@@ -109,7 +109,7 @@ def save(network: BlurFieldNetwork, chords: Tensor, path: Path) -> None:
         for name, value in network.state_dict().items()
     }
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors))
+        temporary.write_bytes(serialized(tensors))
 
 
 def main() -> None:

@@ -79,7 +79,8 @@ class PictureFolder:
 
     def remove(self) -> None:
         """Remove the pictures, unless they are complete and some have no names yet."""
-        if self._complete and _pictures(self.path):
+        # Once it is let go of, it can be found by its name alone.
+        if self._complete and _pictures(self._held.name):
             self._held.close()
         else:
             self._held.remove()
