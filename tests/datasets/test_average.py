@@ -131,7 +131,7 @@ def test_windows_that_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "soft").exists()
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
     (tmp_path / "text.mkv").write_text("not a video")
-    for name, why in (("none", "there is no video"), ("text", "not a video that can be read")):
+    for name, why in (("none", "does not exist"), ("text", "not a video that can be read")):
         with pytest.raises(InputError, match=why):
             average_video(tmp_path / f"{name}.mkv", tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import math
+import os
 import sys
 import types
 from dataclasses import replace
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from tests.helpers.clips import write_frames
 from vdeblur import Deblurrer, InputError
 from vdeblur.cli.main import main
+from vdeblur.datasets.average import average_video
+from vdeblur.datasets.layouts import find_pairs
 from vdeblur.datasets.pairs import open_pairs
 from vdeblur.datasets.pans import SHUTTER, pans
 from vdeblur.datasets.pictures import (
@@ -721,3 +724,21 @@ def test_a_gallery_keeps_the_worst_and_the_middle() -> None:
     below = sum(gain < middle.score.values["psnr_gain"] for gain in gains)
     assert 85 < below < 115
     assert len(gallery._some) <= 33
+
+
+def test_pairs_that_are_no_files_are_refused_without_waiting(tmp_path: Path) -> None:
+    address = Path("rtsp://user:secret@host/a.mp4")
+    film = tmp_path / "a.mp4"
+    film.write_bytes(b"film")
+    for refused_call in (
+        lambda: open_pairs([address, film]),
+        lambda: average_video(address, tmp_path / "out"),
+        lambda: find_pairs(address),
+    ):
+        with pytest.raises(InputError, match="is an address") as caught:
+            refused_call()
+        assert "secret" not in str(caught.value)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        with pytest.raises(InputError, match="is a pipe"):
+            open_pairs([tmp_path / "pipe.mp4", film])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vdeblur.datasets.pictures import RGBImage, frame_to_rgb
 from vdeblur.datasets.synthesise import check_replaceable
 from vdeblur.errors import InputError, OutputError, UsageError
+from vdeblur.media.names import check_source
 from vdeblur.system.files import replacing_folder
 from vdeblur.system.optional import installed, optional
 
@@ -325,8 +326,7 @@ def _notes(source: Path, options: AverageOptions) -> list[str]:
 
 
 def _open(source: Path, options: AverageOptions) -> _Sequential | _Seeking:
-    if not source.is_file():
-        raise InputError(f"there is no video {source}: check the name")
+    check_source(source)
     sparse = options.stride is not None and options.stride > 3 * options.frames[1]
     if options.reader == "decord" or (options.reader == "auto" and sparse and installed("decord")):
         return _Seeking(source)

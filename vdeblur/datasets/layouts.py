@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vdeblur.errors import InputError, UsageError
+from vdeblur.media.names import about_address, is_address
 from vdeblur.system.optional import optional
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -153,6 +154,8 @@ def recognise(folder: Path, *, layout: str = "auto") -> Recognised:
     """
     if layout not in ("auto", *LAYOUTS):
         raise UsageError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
+    if is_address(folder):
+        raise InputError(about_address(str(folder)))
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give one with blurred and sharp pictures")
     for name in LAYOUTS if layout == "auto" else (layout,):

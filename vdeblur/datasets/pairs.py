@@ -17,6 +17,7 @@ from vdeblur.datasets.layouts import find_pairs, picture_files, recognise
 from vdeblur.datasets.pictures import frame_to_rgb, read_rgb
 from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame
+from vdeblur.media.names import check_source
 from vdeblur.media.reader import VideoReader
 
 
@@ -87,8 +88,8 @@ def open_pairs(
             f"{len(paths)} paths for one set of pairs: give one folder, or blurred and sharp"
         )
     for path in (*paths, *([restored] if restored else [])):
-        if not path.exists():
-            raise InputError(f"{path} does not exist: check the path")
+        if not path.is_dir():
+            check_source(path)
     folders = [path.is_dir() for path in paths]
     if len(paths) == 1 and not folders[0]:
         raise InputError(f"{paths[0]} is one file: give the sharp one too, or a folder of pairs")
