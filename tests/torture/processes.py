@@ -109,12 +109,13 @@ def run(
     if code is None:
         process.kill()
         process.join()
-    elif code == _UNKNOWN and stop is not None and signal.SIGKILL in stop.signals:
-        code = -signal.SIGKILL  # it died before the server could say how
     took = time.monotonic() - began
     process.close()
     text = said.read_bytes().decode(errors="replace") if said.exists() else ""
-    text, _, peak = text.partition("\n\0peak ")
+    text, _, end = text.partition("\n\0end ")
+    own, _, peak = end.partition(" ")
+    if code == _UNKNOWN:  # the server missed its end: it says so itself, or was killed
+        code = int(own) if own else -signal.SIGKILL
     return Outcome(code, text, took, float(peak or 0))
 
 
@@ -220,7 +221,7 @@ def _command(
         sys.stdout.flush()
         sys.stderr.flush()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        os.write(2, f"\n\0peak {peak:.0f}".encode())
+        os.write(2, f"\n\0end {code} {peak:.0f}".encode())
         os._exit(code)
 
 
