@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    _open_standard_streams()
-    # A worker blocked on a silent pipe is left behind on purpose when the program ends.
-    warnings.filterwarnings("ignore", message="worker .* did not stop", category=RuntimeWarning)
     # The process ends behind main, and no signal may break in on that.
     with Stops(keep=arguments is None) as stops:
         try:
+            _open_standard_streams()
+            # A worker blocked on a silent pipe is left behind on purpose when the program ends.
+            warnings.filterwarnings("ignore", "worker .* did not stop", RuntimeWarning)
             code = _printed(arguments)
         except BaseException as error:
             if stops.number is None and not isinstance(error, Exception | KeyboardInterrupt):
