@@ -6,11 +6,10 @@ Read this file first. Each part is a module of its own; this one only connects t
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +29,7 @@ from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.default_names import default_output as default_output
 from vdeblur.media.encoders import EncodeOptions
-from vdeblur.media.image_sequences import is_image, writes_sequence
+from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import reported
 from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
@@ -416,21 +415,22 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
     compared = pictures or (reader.path is not None and not sequence)
     if not reader.options.whole or not writer.verifiable or not compared:
         return [], []
-    assert writer.temporary is not None
-    output = writer.temporary / Path(writer.destination).name if pictures else writer.temporary
+    assert writer.temporary_name is not None
+    output = writer.temporary_name  # some formats are told by their suffix
+    if pictures:
+        output /= Path(writer.destination).name
     try:
-        with _with_suffix(output, Path(writer.destination).suffix) as output:
-            checks = verify(
-                reader.source if pictures else cast(Path, reader.path),
-                output,
-                quick=True,
-                expected=Expectations(
-                    known_losses=writer.known_losses,
-                    stream_map=writer.stream_map,
-                    frame_times={} if pictures else reader.frame_times,
-                ),
-                conversion=writer.converts,
-            )
+        checks = verify(
+            reader.source if pictures else cast(Path, reader.path),
+            output,
+            quick=True,
+            expected=Expectations(
+                known_losses=writer.known_losses,
+                stream_map=writer.stream_map,
+                frame_times={} if pictures else reader.frame_times,
+            ),
+            conversion=writer.converts,
+        )
     except VdeblurError as error:
         # The source has gone, say: what was restored is not thrown away for it.
         text = str(error).replace(str(output), str(writer.destination))
@@ -443,18 +443,3 @@ def _check(reader: VideoReader, writer: VideoWriter) -> tuple[list[str], list[st
             if c.detail.startswith(BY_CONTAINER)
         ],
     )
-
-
-@contextmanager
-def _with_suffix(path: Path, suffix: str) -> Iterator[Path]:
-    """Give a path to a picture its suffix, which some formats are told by (TGA has no signature).
-
-    A file that has no name yet is reached as `/proc/self/fd/…`.
-    """
-    if path.suffix == suffix or not is_image(f"picture{suffix}"):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"output{suffix}")
-        link.symlink_to(path)
-        yield link

@@ -35,6 +35,17 @@ def imported_by_c(*numbers: int) -> None:
         raise ImportError("initialization failed") from error
 
 
+def printed_by_a_callback(*numbers: int) -> None:
+    """A callback of Cython, which prints what it drops (PyErr_PrintEx) and goes on."""
+    try:
+        send(*numbers)
+    except BaseException as error:
+        sys.last_type, sys.last_value = type(error), error
+        sys.excepthook(type(error), error, error.__traceback__)
+    time.sleep(5)
+    raise AssertionError("the signal was lost")
+
+
 def without_a_cause(*numbers: int) -> None:
     failed = False
     try:
@@ -83,7 +94,17 @@ removed: list[bool] = []
 
 
 @pytest.mark.parametrize(
-    "come", [send, imported_by_c, without_a_cause, recursive, passed_over, in_a_destructor, twice]
+    "come",
+    [
+        send,
+        imported_by_c,
+        printed_by_a_callback,
+        without_a_cause,
+        recursive,
+        passed_over,
+        in_a_destructor,
+        twice,
+    ],
 )
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -279,3 +280,27 @@ def test_a_planted_name_is_no_temporary_folder_of_pairs(tmp_path: Path) -> None:
     with replacing_folder(tmp_path / "out", replace=False):
         pass
     assert (precious / "mine").exists()
+
+
+@posix
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_signal_while_it_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    original = os.open
+
+    def interrupted(*args: Any, **named: Any) -> int:
+        monkeypatch.undo()
+        os.close(original(*args, **named))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Temporary(tmp_path, folder=folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_what_its_owner_never_knew_of_is_removed(tmp_path: Path) -> None:
+    Temporary(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -218,6 +218,8 @@ def _command(
     except BaseException:
         traceback.print_exc()
     finally:
+        # The program has ended, and answers signals no longer; neither do we.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         sys.stdout.flush()
         sys.stderr.flush()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -54,7 +54,7 @@ class Stops:
         self._again = False
         self._code: int | None = None  # of a command that has ended
         self._handlers: dict[int, Any] = {}
-        self._hook = sys.unraisablehook
+        self._hook, self._printing = sys.unraisablehook, sys.excepthook
 
     def __enter__(self) -> Self:
         global _current
@@ -65,7 +65,7 @@ class Stops:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             stops.append(signal.SIGINT)
         self._handlers = {stop: signal.signal(stop, self._come) for stop in stops}
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook, sys.excepthook = self._unraisable, self._print
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ class Stops:
         trace: TracebackType | None,
     ) -> None:
         self.ended(1)
-        sys.unraisablehook = self._hook
+        sys.unraisablehook, sys.excepthook = self._hook, self._printing
         for stop, handler in {} if self._keep else self._handlers.items():
             signal.signal(stop, handler)
 
@@ -113,6 +113,22 @@ class Stops:
         # Raised in a destructor or a callback: what drops it here raises it again.
         if not isinstance(unraisable.exc_value, _Dropped):
             self._hook(unraisable)
+
+    def _print(self, kind: Any, error: BaseException, trace: TracebackType | None) -> None:
+        if not let_go(error):
+            self._printing(kind, error, trace)
+
+
+def let_go(error: BaseException | None) -> bool:
+    """Tell whether an error that is about to be printed is a signal, which is raised again.
+
+    Cython's callbacks, such as PyAV's of files, print what they drop (PyErr_PrintEx).
+    """
+    if not isinstance(error, _Dropped):
+        return False
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        sys.__dict__.pop(name, None)  # which would keep it for good
+    return True
 
 
 def stop_of(error: BaseException) -> BaseException | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TextIO, cast
 
+from vdeblur.cli.stopping import let_go
 from vdeblur.system.masking import masked_message
 from vdeblur.system.printable import printable
 
@@ -64,6 +65,8 @@ def mask_tracebacks() -> None:
     def report(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if let_go(error):
+            return
         text = "".join(traceback.format_exception(kind, error, trace))
         sys.stderr.write(printable(masked_message(text), lines=True))
 

@@ -120,6 +120,13 @@ class OutputFile:
         return None if self._held is None else self._held.path
 
     @property
+    def temporary_name(self) -> Path | None:
+        """Its name on disk, which has the extension of the output, to be read by."""
+        if self._pictures is not None:
+            return self._pictures.path
+        return None if self._held is None else self._held.name
+
+    @property
     def target(self) -> Any:
         """What libav opens for writing."""
         if self._stream is not None:

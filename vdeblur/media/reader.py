@@ -376,7 +376,6 @@ class VideoReader:
                 self.damage.note(f"a damaged packet{where} could not be decoded ({reason(error)})")
         for frame in frames:
             frame.time_base = packet.stream.time_base
-        for frame in frames:
             if frame.is_corrupt:
                 self.damage.frames += 1
                 self.damage.note(f"the frame at {frame.time or 0:.2f} s is damaged in the source")

@@ -164,6 +164,11 @@ class VideoWriter:
         return self._file.recovered
 
     @property
+    def temporary_name(self) -> Path | None:
+        """The same by its name on disk, whose extension is that of the output."""
+        return self._file.temporary_name
+
+    @property
     def verifiable(self) -> bool:
         """True if the output is one file in a container that states times and streams."""
         return self.temporary is not None and self._container.verifiable
@@ -335,15 +340,8 @@ class VideoWriter:
             OutputError: The output cannot be written.
         """
         if self._output is None:
-            if not self._waiting.pictures and not self.reader.options.whole:
-                raise InputError(
-                    f"{self.reader.name} has no frame in the part asked for: "
-                    "check `start` and `duration`"
-                )
             if not self._waiting.pictures:
-                raise InputError(
-                    f"no frame of {self.reader.name} could be decoded: the file is damaged"
-                )
+                raise InputError(_why_no_frame(self.reader))
             self._start()
         assert self._output is not None
         with reported(self.destination):
@@ -397,6 +395,12 @@ class VideoWriter:
         if self._output is not None:
             with contextlib.suppress(Exception):
                 self._output.close()
+
+
+def _why_no_frame(reader: VideoReader) -> str:
+    if reader.options.whole:
+        return f"no frame of {reader.name} could be decoded: the file is damaged"
+    return f"{reader.name} has no frame in the part asked for: check `start` and `duration`"
 
 
 def _keep_chapters(

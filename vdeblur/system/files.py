@@ -88,11 +88,15 @@ class Temporary:
             self.name = self._parent / f".vdeblur-{secrets.token_hex(8)}{self._suffix}"
             try:
                 self._make(mode)
+                # A run that looks for leftovers may have come between the making and the lock.
+                if self._hold():
+                    break
             except FileExistsError:
                 continue
-            # A run that looks for leftovers may have come between the making and the lock.
-            if self._hold():
-                break
+            except BaseException:
+                # A signal may come before the descriptor is known.
+                self._delete()
+                raise
             self.close()
         else:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._parent))
@@ -105,6 +109,11 @@ class Temporary:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def __del__(self) -> None:
+        # Of an owner that a signal ended before it knew of this file.
+        if self._descriptor is not None:
+            self.remove()
 
     def _make(self, mode: int) -> None:
         binary, here = getattr(os, "O_BINARY", 0), getattr(os, "O_NOFOLLOW", 0)
@@ -218,12 +227,15 @@ class Temporary:
             return
         if sys.platform == "win32":
             self.close()
+        self._delete()
+        self.close()
+
+    def _delete(self) -> None:
         with contextlib.suppress(OSError):
             if self._folder:
                 shutil.rmtree(self.name)
             else:
                 self.name.unlink()
-        self.close()
 
     def close(self) -> None:
         """Let go of it."""
