@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from email.message import Message
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.web_servers import served
 from vdeblur.errors import ModelError, OutputError, UsageError
 from vdeblur.weights import download, redirects
 
@@ -63,16 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Server(), monkeypatch) as server:
+        yield server
 
 
 def refused(url: str, target: Path) -> str:
