@@ -485,7 +485,8 @@ def picture_data(frame: Any, codec: str) -> dict[str, list[bytes]]:
     """Return what a decoded frame carries beside its picture that an encoder may drop.
 
     User data of cameras and drones (SEI of H.264 and HEVC), captions, time codes, the active format
-    and dynamic HDR; not what encoders say of themselves.
+    and dynamic HDR; not what encoders say of themselves, and not the time code 00:00:00:00, which
+    cameras without a clock write into every picture.
 
     Args:
         frame: A decoded frame.
@@ -501,11 +502,23 @@ def picture_data(frame: Any, codec: str) -> dict[str, list[bytes]]:
         for item in frame.side_data:
             if item.type.name in PICTURE_DATA:
                 data = bytes(item)
-                if item.type.name != "SEI_UNREGISTERED" or data[:16] not in _BANNERS:
+                if item.type.name == "S12M_TIMECODE":
+                    data = _time_codes(data)
+                if data and data[:16] not in _BANNERS:
                     found.setdefault(item.type.name, []).append(data)
     except ValueError:
         return {}
     return found
+
+
+def _time_codes(data: bytes) -> bytes:
+    """Return the time codes (SMPTE 12M, 4 bytes each) of AV_FRAME_DATA_S12M_TIMECODE.
+
+    Its first word is their number; libav leaves the words after them as they were in memory.
+    """
+    (count,) = struct.unpack("=I", data[:4])
+    codes = data[4 : 4 + 4 * min(count, 3)]
+    return codes if any(codes) else b""
 
 
 #: Kinds of `picture_data`: what reports call them, and the check of `verify` that compares them.
