@@ -111,6 +111,12 @@ def growing_text() -> bytes:
     return b"}U\x01w" + b"c_codecs\nencode\n" * 60 + b"U\x04aaaa" + b"U\x03hex\x86R" * 60 + b"s"
 
 
+def dictionaries_of_one_list() -> bytes:
+    """100,000 dictionaries, each made of the same list of 200,000 pairs."""
+    pairs = b"U\x01aK\x01\x86q\x010](" + b"h\x01" * 200_000 + b"e\x85q\x020"
+    return b"ccollections\nOrderedDict\nq\x000" + pairs + b"h\x00h\x02R0" * 100_000 + b"}"
+
+
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 FOUR = ("0", bytes(16))
 HOSTILE: dict[str, Write] = {
@@ -122,6 +128,7 @@ HOSTILE: dict[str, Write] = {
     "deep dictionaries": checkpoint_of(b"}" + b"U\x01a}" * 100_000 + b"s" * 100_000),
     "a key that hashes forever": checkpoint_of(nested_tuple_as_key()),
     "a text that doubles": checkpoint_of(growing_text()),
+    "dictionaries of one list": checkpoint_of(dictionaries_of_one_list()),
     "an array of 10 GB": checkpoint_of(
         b"}U\x01wcbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85Rs"
     ),

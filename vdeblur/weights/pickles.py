@@ -82,6 +82,7 @@ class _Machine:
         self._below: list[list[Any]] = []  # the stacks that MARK put aside
         self._memo: dict[int, Any] = {}
         self._accepts = accepts
+        self._copied = 0  # items of dictionaries made of lists
 
     def step(self, name: str, argument: Any) -> None:
         if (operation := _OPERATIONS.get(name)) is not None:
@@ -139,7 +140,11 @@ class _Machine:
             first = arguments[0] if isinstance(arguments, tuple) and arguments else ()
             self.stack.append({})
             if isinstance(first, list):
-                self.set_items(item for pair in first for item in pair)
+                # One list may make any number of dictionaries.
+                self._copied += len(first)
+                if self._copied > MOST_STEPS:
+                    raise ValueError("the pickle is too long")
+                self.set_items(item for key, value in first for item in (key, value))
             return
         self.stack.append(Call(function, arguments))
 
