@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.helpers.pictures import scenery
 from vdeblur import deblur_video
-from vdeblur.media.metadata import carry, exif, jpeg, loops, png, xmp
+from vdeblur.media.metadata import carry, exif, jpeg, loops, png, tiff, xmp
 
 EXIF = exif.exif_of(6)
 ICC = bytes(16) + b"RGB XYZ " + b"profile" * 40
@@ -208,6 +208,62 @@ def test_hostile_bytes_raise_nothing(kind: str) -> None:
     bomb = b"ICC\0\0" + zlib.compress(bytes(1 << 28))
     found = carry.read(with_chunks(encoded("PNG"), (b"iCCP", bomb)))
     assert found.other == ["a damaged ICC profile"]
+
+
+def tiff_of(entries: list[tuple[int, int, int, int]], *, size: int = 0) -> bytes:
+    """A TIFF file of a directory with entries of (tag, type, count, place)."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    return (head + body + bytes(4)).ljust(size, b"\0")
+
+
+def test_tags_that_share_all_bytes_of_a_file() -> None:
+    """60,000 tags of a megabyte each, all of them the same."""
+    size = 1 << 20
+    tags = [
+        (tag, 1, size - 16, 8) for tag in range(1000, 60_000) if tag not in (34665, 34853, 40965)
+    ]
+    data = tiff_of(tags, size=size)
+    found = tiff.parse(data)
+    assert 0 < sum(len(value[1]) for value in found.values()) <= 2 * len(data)
+
+
+def test_directories_that_point_at_each_other() -> None:
+    """60,000 entries that each lead to 60,000 entries, and so on."""
+    data = tiff_of([(tag, 4, 1, 8) for tag in (34665, 34853, 40965) for _ in range(20_000)])
+    assert tiff.parse(data) == {34665: {}, 34853: {}, 40965: {}}
+    assert exif.orientation_of(data) == 1
+
+
+@pytest.mark.parametrize("before", ["WEBP", "JPEG"])
+def test_a_density_beyond_any_number(before: str) -> None:
+    """As TIFF: 2³² pixels in a hundredth of a centimeter."""
+    source = io.BytesIO()
+    Image.fromarray(scenery(60, 42)).save(source, "TIFF")
+    endless = tiff.Value(5, b"\xff" * 4 + b"\0\0\0\1")
+    tags: tiff.Directory = {282: endless, 283: endless, 296: tiff.Value(3, b"\0\3")}
+    data = tiff.with_tags(source.getvalue(), tags)
+    assert tiff.density_of(tiff.parse(data)) is None
+    assert carry.carry(data, encoded(before))[1] == []
+    assert carry.carry(data, encoded("PNG"))[1] == []
+
+
+def test_text_that_grows_without_bound() -> None:
+    """A thousand comments of 64 MB each, in 64 KB each."""
+    bomb = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (1 << 26)))
+    found = carry.read(with_chunks(encoded("PNG"), *[bomb] * 100))
+    assert sum(map(len, found.comments)) <= 1 << 26
+    assert "text Comment" in found.other
+
+
+def test_xmp_of_tags_that_never_close() -> None:
+    start = b'<x xmlns:i="http://ns.google.com/photos/1.0/container/item/" i:gone="1">'
+    many = b"".join(b"<i:a%d>" % number for number in range(200_000))
+    assert xmp.without_pointers(start + many) == start.replace(b' i:gone="1"', b"") + many
+    spaces = start + b" i:a" + b" " * 200_000 + b"<i:b>" * 100_000
+    assert len(xmp.without_pointers(spaces)) == len(spaces) - len(b' i:gone="1"')
+    nested = start + b"<i:b><i:b>1</i:b></i:b><kept/><i:c/><i:d></i:d>"
+    assert xmp.without_pointers(nested).endswith(b'container/item/"><kept/>')
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -360,21 +360,27 @@ def _png_of(ours: list[png.Chunk], kept: list[png.Chunk]) -> bytes:
 def _read_png(data: bytes) -> PictureMetadata:
     chunks, end = png.parse(data)
     found = PictureMetadata()
+    room = png.LONGEST_TEXT
     for chunk in chunks:
-        text = png.text_of(chunk)
-        if chunk.kind == b"eXIf":
+        keyword = png.keyword_of(chunk)
+        if keyword in (_XMP_KEYWORD, "Comment", "Description"):
+            text = png.text_of(chunk, room)
+            room -= len(text or b"")
+            if text is None:
+                found.other.append(f"text {keyword}")
+            elif keyword == _XMP_KEYWORD:
+                found.xmp = text
+            else:
+                found.comments.append(text)
+        elif keyword is not None:
+            found.other.append(f"text {keyword}")
+        elif chunk.kind == b"eXIf":
             found.exif = chunk.data.removeprefix(_EXIF)
         elif chunk.kind == b"iCCP":
             _, _, rest = chunk.data.partition(b"\0")
             found.icc = png.inflate(rest[1:]) or b""
             if not found.icc:
                 found.other.append("a damaged ICC profile")
-        elif text is not None and text[0] == _XMP_KEYWORD:
-            found.xmp = text[1]
-        elif text is not None and text[0] in ("Comment", "Description"):
-            found.comments.append(text[1])
-        elif text is not None:
-            found.other.append(f"text {text[0]}")
         elif chunk.kind == b"pHYs" and len(chunk.data) == 9:
             across, down, unit = struct.unpack(">IIB", chunk.data)
             found.density = (across, down) if unit == 1 else None

@@ -7,7 +7,9 @@ import zlib
 from dataclasses import dataclass
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MOST_TEXT = 1 << 26  # bytes that a compressed chunk may grow to
+#: Bytes that compressed text and profiles of a file may grow to.
+LONGEST_TEXT = 1 << 26
+_TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,35 @@ def join(chunks: list[Chunk]) -> bytes:
     return SIGNATURE + b"".join(bytes(chunk) for chunk in chunks)
 
 
-def inflate(data: bytes) -> bytes | None:
-    """Inflate the compressed part of a chunk; None if it is damaged or grows without bound."""
+def inflate(data: bytes, most: int = LONGEST_TEXT) -> bytes | None:
+    """Inflate the compressed part of a chunk; None if it is damaged or longer than `most` bytes."""
     stream = zlib.decompressobj()
     try:
-        out = stream.decompress(data, _MOST_TEXT)
+        out = stream.decompress(data, max(most, 1))
     except zlib.error:
         return None
     return out if stream.eof else None
 
 
-def text_of(chunk: Chunk) -> tuple[str, bytes] | None:
-    """Return keyword and text (UTF-8, or Latin-1 as it is) of a text chunk; None of another."""
-    keyword, _, rest = chunk.data.partition(b"\0")
-    name = keyword.decode("latin-1")
+def keyword_of(chunk: Chunk) -> str | None:
+    """Return the keyword of a text chunk; None of another."""
+    return chunk.data.partition(b"\0")[0].decode("latin-1") if chunk.kind in _TEXTS else None
+
+
+def text_of(chunk: Chunk, most: int) -> bytes | None:
+    """Return the text of a text chunk: UTF-8, or Latin-1 as it is.
+
+    None if it is damaged, or compressed and longer than `most` bytes.
+    """
+    _, _, rest = chunk.data.partition(b"\0")
     if chunk.kind == b"tEXt":
-        return name, rest
+        return rest
     if chunk.kind == b"zTXt":
-        text = inflate(rest[1:])
-    elif chunk.kind == b"iTXt" and len(rest) > 1:
-        body = rest[2:].split(b"\0", 2)
-        if len(body) < 3:
-            return None
-        text = inflate(body[2]) if rest[0] else body[2]
-    else:
+        return inflate(rest[1:], most)
+    body = rest[2:].split(b"\0", 2)
+    if len(body) < 3:
         return None
-    return None if text is None else (name, text)
+    return inflate(body[2], most) if rest[0] else body[2]
 
 
 def text_chunk(keyword: str, text: bytes) -> Chunk:

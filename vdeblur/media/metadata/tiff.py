@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Union
 
+import numpy as np
+
 ICC, XMP, IPTC, PHOTOSHOP = 34675, 700, 33723, 34377
 _EXTRA_SAMPLES, _SAMPLES = 338, 277
 _RESOLUTION = (282, 283, 296)
@@ -55,32 +57,45 @@ def parse(data: bytes) -> Directory:
     if order is None or len(data) < 8:
         return {}
     (at,) = struct.unpack_from(order + "I", data, 4)
-    return _parse(data, at, order, depth=0)
+    return _Parser(data, order).directory(at)
 
 
-def _parse(data: bytes, at: int, order: str, *, depth: int) -> Directory:
-    found: Directory = {}
-    if at + 2 > len(data):
+class _Parser:
+    """Reads directories, each once: entries may point anywhere, and many at the same place."""
+
+    def __init__(self, data: bytes, order: str) -> None:
+        self._data = data
+        self._order = order
+        self._seen: set[int] = set()
+        # Values may share bytes, as both resolutions do; not all of them everything.
+        self._room = 2 * len(data)
+
+    def directory(self, at: int) -> Directory:
+        """Return the tags of the directory at an offset, with those that it points at."""
+        data, found = self._data, Directory()
+        if at + 2 > len(data) or at in self._seen or len(self._seen) > len(_DIRECTORIES):
+            return found
+        self._seen.add(at)
+        (count,) = struct.unpack_from(self._order + "H", data, at)
+        for entry in range(at + 2, min(at + 2 + 12 * count, len(data) - 11), 12):
+            tag, kind, number, place = struct.unpack_from(self._order + "HHII", data, entry)
+            if tag in _DIRECTORIES:
+                if tag not in found:
+                    found[tag] = self.directory(place)
+            elif kind in _TYPES:
+                size, part = _TYPES[kind]
+                length = size * number
+                begin = entry + 8 if length <= 4 else place
+                if 0 < length <= min(len(data) - begin, self._room):
+                    self._room -= length
+                    value = data[begin : begin + length]
+                    found[tag] = Value(kind, _swapped(value, part) if self._order == "<" else value)
         return found
-    (count,) = struct.unpack_from(order + "H", data, at)
-    for entry in range(at + 2, min(at + 2 + 12 * count, len(data) - 11), 12):
-        tag, kind, number, place = struct.unpack_from(order + "HHII", data, entry)
-        if tag in _DIRECTORIES:
-            if depth < 2:
-                found[tag] = _parse(data, place, order, depth=depth + 1)
-        elif kind in _TYPES:
-            size, part = _TYPES[kind]
-            begin = entry + 8 if size * number <= 4 else place
-            value = data[begin : begin + size * number]
-            if number and len(value) == size * number:
-                found[tag] = Value(kind, _swapped(value, part) if order == "<" else value)
-    return found
 
 
 def _swapped(data: bytes, part: int) -> bytes:
-    if part == 1:
-        return data
-    return b"".join(data[n : n + part][::-1] for n in range(0, len(data), part))
+    numbers = np.frombuffer(data, f"u{part}")
+    return numbers.byteswap().tobytes()
 
 
 def build(tags: Directory, order: str = ">", at: int = 0) -> bytes:
@@ -160,7 +175,10 @@ def density_of(tags: Directory) -> tuple[int, int] | None:
     if unit is None or any(len(value) != 8 for value in values):
         return None
     (a, b), (c, d) = (struct.unpack(">II", value) for value in values)
-    return (round(a / b * unit), round(c / d * unit)) if b and d else None
+    if not (b and d):
+        return None
+    density = round(a / b * unit), round(c / d * unit)
+    return density if max(density) < 1 << 31 else None  # a PNG's largest number
 
 
 def density_tags(density: tuple[int, int]) -> Directory:
