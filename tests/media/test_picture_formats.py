@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from tests.helpers.clips import picture, write_frames
 from vdeblur import EncodeOptions, EncoderError, InputError, OutputError, deblur_video
@@ -355,3 +355,43 @@ def test_an_odd_size_is_named(
             encode=EncodeOptions(encoder=encoder),
         )
     assert "x26" not in "".join(capfd.readouterr())
+
+
+def shown(path: Path) -> list[tuple[int, np.ndarray[Any, Any]]]:
+    """The pictures of an animation, with how many milliseconds each is shown."""
+    with Image.open(path) as image:
+        frames = ImageSequence.Iterator(image)
+        return [(f.info.get("duration", 0), np.array(f.convert("RGBA"), int)) for f in frames]
+
+
+def test_an_animation_keeps_its_colors_and_times(tmp_path: Path) -> None:
+    """Transparent pictures, each with colors of its own: 256 fixed ones would be other colors."""
+    pictures = []
+    for number in range(4):
+        image = Image.new("RGBA", (120, 80))
+        inside = RGB.resize((40, 30)).rotate(90 * number).quantize(200).convert("RGBA")
+        image.paste(inside, (12 * number, 20))
+        pictures.append(image)
+    source, times = tmp_path / "a.gif", [20, 50, 200, 1000]
+    pictures[0].save(
+        source, save_all=True, append_images=pictures[1:], duration=times, loop=0, disposal=2
+    )
+    report = deblur_video(source, tmp_path / "b.gif", model="identity")
+    assert not report.differences
+    assert report.lost == ["more than 256 colors a picture: gif has none"]
+    for (before, pixels), (after, other) in zip(
+        shown(source), shown(tmp_path / "b.gif"), strict=True
+    ):
+        assert before == after
+        assert np.array_equal(pixels[..., 3], other[..., 3])
+        opaque = pixels[..., 3] > 0
+        assert np.abs(pixels[opaque] - other[opaque]).max() <= 1  # palettes round
+
+
+def test_a_film_as_animation(tmp_path: Path) -> None:
+    """In the colors of each picture, dithered."""
+    source = tmp_path / "film.mkv"
+    write_frames(source, [gradient("yuv444p")] * 3, colour=(1, 2, 2, 5))
+    deblur_video(source, tmp_path / "film.gif", model="identity")
+    for _, pixels in shown(tmp_path / "film.gif"):
+        assert np.abs(pixels[..., :3] - PIXELS).mean() < 6

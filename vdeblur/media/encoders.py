@@ -182,7 +182,7 @@ def choose_settings(
     pix_fmt = _pixel_format(name, source_pix_fmt, options.pix_fmt, source_codec, lossless=lossless)
     before, after = VideoFormat(source_pix_fmt), VideoFormat(pix_fmt)
     if options.pix_fmt is None and after.has_palette and not before.has_palette:
-        notes.append(f"full colors: {name} has at most 256, in {pix_fmt}")
+        notes.append(f"more than 256 colors a picture: {name} has none")
     elif options.pix_fmt is None and (
         after.components[0].bits < before.components[0].bits
         or after.chroma_width(64) < before.chroma_width(64)
@@ -279,6 +279,8 @@ def _pixel_format(
                 f"{encoder} does not take pixel format {asked}: choose from {', '.join(formats)}"
             )
         return asked
+    if encoder == "gif":
+        return "pal8"
     if encoder in PICTURE_CODERS:
         if encoder == "mjpeg" and not _traits(source)[2]:
             return "gray"  # see `gray_jpeg`

@@ -42,6 +42,7 @@ from vdeblur.media.encoders import (
 )
 from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
+from vdeblur.media.palettes import FULL_COLORS, with_palette
 from vdeblur.media.picture_formats import format_of_name
 from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
 from vdeblur.media.stream_facts import rate_of
@@ -161,10 +162,15 @@ class VideoOutput:
     def _encode(self, frame: Frame) -> list[av.Packet[Any]]:
         picture: av.VideoFrame = frame.source_frame
         self._state_lost_data(picture)
-        if picture.format.name != self.choice.pix_fmt or self.conversion:
+        target = _full_format(self.choice)
+        if picture.format.name != target or self.conversion:
             duration = picture.duration
-            picture = picture.reformat(format=self.choice.pix_fmt, **self.conversion)
+            picture = picture.reformat(format=target, **self.conversion)
             picture.duration = duration
+        if target != self.choice.pix_fmt:
+            duration, pts = picture.duration, picture.pts
+            picture = with_palette(picture)
+            picture.duration, picture.pts = duration, pts
         # The source's picture types would force its I pictures on this encoder.
         picture.pict_type = 0
         picture.time_base = self.time_base
@@ -478,7 +484,7 @@ def _set_colors(
 
 def _conversion(container: Container, source: VideoSource, choice: Choice) -> dict[str, int]:
     """How to convert pictures whose kind of color the encoder does not take, else nothing."""
-    before, after = source.first.format, VideoFormat(choice.pix_fmt)
+    before, after = source.first.format, VideoFormat(_full_format(choice))
     layout = source.layout
     # JFIF and the YCC of JPEG 2000 and TIFF have full range, WebP has not; all are BT.601.
     picture = container.name == "image2"
@@ -500,6 +506,11 @@ def _conversion(container: Container, source: VideoSource, choice: Choice) -> di
     if picture and (layout.kind == "gray" or (layout.matrix, layout.full_range) != ("bt601", full)):
         return own | color_arguments("dst", "bt601", full_range=full)
     return {}
+
+
+def _full_format(choice: Choice) -> str:
+    """The pixel format that libav's converter makes for an encoder."""
+    return FULL_COLORS if VideoFormat(choice.pix_fmt).has_palette else choice.pix_fmt
 
 
 def _reorders(container: Container, source: VideoSource, delay: int, *, counts: bool) -> bool:
