@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import socket
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,35 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
         state.write_bytes(content)
         with pytest.raises(InputError, match="is not a state"):
             losses_of(TINY, state_file=state)
+
+
+def test_a_state_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    losses_of(replace(TINY, steps=1), state_file=state)
+    content = torch.load(state, weights_only=True)
+    one = torch.zeros(1)
+    change: dict[str, Any]
+    for change in (
+        {"model": {}},
+        {"model": dict.fromkeys(content["model"], one)},
+        {"averaged": {"x": "not a tensor"}},
+        {"optimiser": {}},
+        {"optimiser": content["optimiser"] | {"param_groups": []}},
+        {"random": one},
+        {"step": "7"},
+        {"network": None},
+        {"scaler": [1]},
+        {"model": {name: one.expand(1 << 40) for name in content["model"]}},
+        {"images": Path("x")},
+    ):
+        torch.save(content | change, state)
+        with pytest.raises(InputError, match="is not a state"):
+            losses_of(TINY, state_file=state)
+    # Pickles that take for ever are not run to their end.
+    with zipfile.ZipFile(state, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + b"N0" * 3_000_000 + b"}.")
+    with pytest.raises(InputError, match="is not a state"):
+        losses_of(TINY, state_file=state)
 
 
 def test_how_a_run_is_carried_out_changes_rounding_only() -> None:

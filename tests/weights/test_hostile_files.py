@@ -117,6 +117,39 @@ def dictionaries_of_one_list() -> bytes:
     return b"ccollections\nOrderedDict\nq\x000" + pairs + b"h\x00h\x02R0" * 100_000 + b"}"
 
 
+def named_values(*more: bytes) -> bytes:
+    """The reference to the values of a tensor, with more in it."""
+    name = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04"
+    return name + b"".join(more) + b"tQ"
+
+
+def one_tensor() -> bytes:
+    """A tensor, in the memo as 5."""
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + named_values()
+        + b"K\x00K\x01\x85K\x01\x85tRq\x050"
+    )
+
+
+def two_directories(path: Path) -> None:
+    """A zip64 that names a short directory, with a long one where others look for it."""
+    numbers = (20, 3, 20, 0, *(0,) * 7, 1, *(0,) * 6)
+    entry = b"PK\x01\x02" + struct.pack("<4B4HL2L5H2L", *numbers) + b"x"
+    count, head = 400_000, b"PK\x03\x04" + bytes(26)
+
+    def record(entries: int, at: int) -> bytes:
+        size = entries * len(entry)
+        numbers = (44, 45, 45, 0, 0, entries, entries, size, at)
+        return b"PK\x06\x06" + struct.pack("<Q2H2L4Q", *numbers)
+
+    data = head + record(1, 0)
+    data += entry * count + record(count, len(data))
+    data += b"PK\x06\x07" + struct.pack("<LQL", 0, len(head), 1)
+    ones = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(data + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, *ones))
+
+
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 FOUR = ("0", bytes(16))
 HOSTILE: dict[str, Write] = {
@@ -129,6 +162,32 @@ HOSTILE: dict[str, Write] = {
     "a key that hashes forever": checkpoint_of(nested_tuple_as_key()),
     "a text that doubles": checkpoint_of(growing_text()),
     "dictionaries of one list": checkpoint_of(dictionaries_of_one_list()),
+    "pairs of one list": checkpoint_of(
+        b"}](" + b"N" * 300_000 + b"eq\x010](" + b"h\x01" * 800_000 + b"eq\x020U\x01w"
+        b"ccollections\nOrderedDict\nh\x02\x85Rs"
+    ),
+    "a number as key that hashes long": checkpoint_of(
+        b"}\x8b" + struct.pack("<i", 1 << 22) + b"\x7f" * (1 << 22) + b"q\x010"
+        + b"h\x01Ns" * 400_000
+    ),
+    "values with a long name": checkpoint_of(
+        b"}(" + named_values(b"\x89" * 500_000) + b"K\x00))tq\x040"
+        b"ctorch._utils\n_rebuild_tensor_v2\nq\x020"
+        + b"".join(b"M%sh\x02h\x04Rs" % struct.pack("<H", n) for n in range(60_000)), FOUR
+    ),
+    "one long name many times": checkpoint_of(
+        b"}X" + struct.pack("<I", 4 << 20) + b"." * (4 << 20) + b"q\x010" + one_tensor()
+        + b"".join(b"X\x05\0\0\0%05d}h\x01h\x05ss" % n for n in range(20_000)), FOUR
+    ),
+    "many groups of one tensor": checkpoint_of(
+        b"}" + one_tensor()
+        + b"".join(b"X\x06\0\0\0%06d}U\x0eEncoder.0.biash\x05ss" % n for n in range(150_000)), FOUR
+    ),
+    "two directories": two_directories,
+    "more tensors than a network has": written(
+        safetensors({f"{n:x}": ONE | {"shape": [0], "data_offsets": [0, 0]}
+                     for n in range(200_000)}, b"")
+    ),
     "an array of 10 GB": checkpoint_of(
         b"}U\x01wcbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85Rs"
     ),

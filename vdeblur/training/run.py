@@ -28,6 +28,7 @@ from vdeblur.inference.devices import device_name
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
 from vdeblur.networks.cost import operations
+from vdeblur.networks.limits import limited_building
 from vdeblur.training.dead_channels import revive, start_well
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.model_card import (
@@ -387,7 +388,9 @@ def _network(
                 f"the state there is of {state['network']!r}, the recipe trains "
                 f"{recipe.network!r}: give another `out`"
             )
-        return build(recipe.network, state["config"]), str(state["recipe"].get("init") or "")
+        with limited_building(len(state["model"]), sum(t.numel() for t in state["model"].values())):
+            network = build(recipe.network, state["config"])
+        return network, str(state["recipe"].get("init") or "")
     torch.manual_seed(settings.seed)
     init = settings.init or recipe.init
     config = dict(spec(recipe.network).config) | dict(recipe.config)

@@ -8,13 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vdeblur.errors import InputError, OutputError, UsageError
 from vdeblur.networks.base import Network
 from vdeblur.system.files import replacing
 from vdeblur.training.recipes import Recipe, difference
+from vdeblur.weights.torch_files import read_plain
 
-_REQUIRED = {"model", "averaged", "optimiser", "recipe", "images", "updates"}
+_KINDS: dict[str, type] = {
+    "model": dict,
+    "averaged": dict,
+    "optimiser": dict,
+    "scaler": dict,
+    "network": str,
+    "config": dict,
+    "recipe": dict,
+    "random": Tensor,
+    "seed": int,
+    "used": float,
+    "step": int,
+    "updates": int,
+    "images": int,
+    "pixels": float,
+}
 
 
 @dataclass
@@ -95,13 +112,24 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: The file is damaged or holds something else.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not set(state) >= _REQUIRED:
-            raise ValueError("the file holds something else")
+        state: dict[str, Any] = read_plain(path)
+        for name, kind in _KINDS.items():
+            value = state[name]
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{name} is something else")
+        tensors = [*state["model"].values(), *state["averaged"].values()]
+        if not all(isinstance(each, Tensor) for each in tensors):
+            raise ValueError("a parameter is no tensor")
+        torch.Generator().set_state(state["random"])
         return state
-    # torch's unpickler raises errors of many types for damaged files.
+    # Damaged files raise errors of many types.
     except Exception as error:
-        raise InputError(
-            f"{path} is not a state of a training run that this version can go on with: "
-            "move it away, or give another `out`"
-        ) from error
+        raise unusable(path) from error
+
+
+def unusable(path: Path) -> InputError:
+    """Return the error about a file that is no state."""
+    return InputError(
+        f"{path} is not a state of a training run that this version can go on with: "
+        "move it away, or give another `out`"
+    )

@@ -31,7 +31,7 @@ from vdeblur.training.losses import multi_scale, parse_loss, scale_weights
 from vdeblur.training.options import PRECISIONS, Callbacks, Outcome, Progress, RunOptions
 from vdeblur.training.processes import agree, all_have, processes
 from vdeblur.training.recipes import Recipe
-from vdeblur.training.state import StateFile, Totals
+from vdeblur.training.state import StateFile, Totals, unusable
 
 #: A function of a step's number that returns the batches from there on: `Batch`, or (blurred,
 #: sharp).
@@ -169,12 +169,17 @@ class Trainer:
         """Continue from the state file, if it exists, and make the network ready for steps."""
         state = self._state.read(self.recipe, self.network) if self._state is not None else None
         if state is not None:
-            self.network.load_state_dict(state["model"])
-            self.averaged.load_state_dict(state["averaged"])
-            for group in state["optimiser"]["param_groups"]:
-                group["fused"] = self._fused  # as on this device, not where the state was saved
-            self._optimizer.load_state_dict(state["optimiser"])
-            self._scaler.load_state_dict(state["scaler"])
+            assert self._state is not None
+            try:
+                self.network.load_state_dict(state["model"])
+                self.averaged.load_state_dict(state["averaged"])
+                for group in state["optimiser"]["param_groups"]:
+                    group["fused"] = self._fused  # as on this device, not where it was saved
+                self._optimizer.load_state_dict(state["optimiser"])
+                self._scaler.load_state_dict(state["scaler"])
+            # The file is damaged, or made by hand.
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+                raise unusable(self._state.path) from error
             self.totals = Totals(**{part.name: state[part.name] for part in fields(Totals)})
             self._random_state = state["random"]
         if self.options.checkpointing:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 #: Steps of a pickle that are run; 10,000 tensors take half a million.
 MOST_STEPS = 2_000_000
+#: Longest name, and largest number, that is a dictionary's key. A file may use one many times.
+_LONGEST_NAME, _LARGEST_NUMBER = 1 << 12, 1 << 64
 _DICTS = frozenset(
     (module, name)
     for module, names in {
@@ -54,8 +56,8 @@ class ForbiddenGlobalError(ValueError):
 def read_pickle(data: BytesIO, accepts: Callable[[Global], bool]) -> Any:
     """Return what a pickle holds, and leave `data` behind its end.
 
-    Dictionaries keep only keys that are texts or whole numbers; sets become lists. State that
-    would be set on objects is dropped.
+    Dictionaries keep only keys that are texts or whole numbers of usual length; sets become lists.
+    State that would be set on objects is dropped.
 
     Args:
         data: The pickle, of any protocol, and anything after it.
@@ -176,9 +178,8 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             each = iter(items)
-            # Other keys, such as nested tuples, can take forever to hash.
             pairs = zip(each, each, strict=True)
-            target.update((k, v) for k, v in pairs if isinstance(k, (str, int)))
+            target.update((k, v) for k, v in pairs if _is_key(k))
 
     def make_dict(self) -> None:
         items = self.marked()
@@ -194,6 +195,13 @@ class _Machine:
             self.stack.pop()
         else:
             self.marked()
+
+
+def _is_key(value: Any) -> bool:
+    """Return whether a value may be a key; nested tuples or large numbers can hash for hours."""
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_NAME
+    return isinstance(value, int) and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
 
 
 _MEMO_READS = frozenset({"GET", "BINGET", "LONG_BINGET"})

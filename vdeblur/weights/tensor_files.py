@@ -1,6 +1,6 @@
 """Read named tensors from weights files. Knows no networks, and runs no code from a file.
 
-The content determines the format: PyTorch's archives and older pickles (read weights-only),
+The content determines the format: PyTorch's archives and older pickles (read as plain data),
 safetensors, or NumPy's .npz.
 """
 
@@ -84,6 +84,10 @@ _BOOKKEEPING = re.compile(
 )
 _DEEPEST = 4
 _LONGEST_HEADER = 1 << 24  # bytes of JSON in a safetensors file
+_MOST_TENSORS = 100_000
+# Dictionaries of tensors that are looked at, the likeliest first: an optimizer has one for each
+# parameter.
+_MOST_GROUPS = 1000
 _LONGEST_CONFIG = 1 << 20
 #: Starts of files that people take for weights: what they are, and what to do.
 _OTHER_THINGS = (
@@ -210,6 +214,8 @@ def _safetensors(path: Path, head: bytes) -> TensorFile:
             f"is {length} bytes long; download it again"
         )
     with safe_open(path, framework="pt") as file:
+        if len(file.keys()) > _MOST_TENSORS:
+            raise ModelError(f"{path} holds {len(file.keys())} tensors, more than networks have")
         metadata = file.metadata() or {}
         tensors = {
             name: _single(file.get_tensor(name))
@@ -258,6 +264,8 @@ def _groups(path: Path, file: TorchFile) -> TensorFile:
 
     def walk(content: Any, depth: int) -> None:
         if not isinstance(content, dict) or depth > _DEEPEST or id(content) in seen:
+            return
+        if len(groups) >= _MOST_GROUPS:
             return
         seen.add(id(content))
         named = {key: value for key, value in content.items() if isinstance(key, str)}

@@ -28,6 +28,8 @@ _LONGEST_DIRECTORY = 1 << 24
 #: Bytes that values may take beyond a multiple of the file's own size.
 _SLACK = 1 << 27
 _MOST_DIMENSIONS = 16
+#: Arguments of calls that make tensors. Each list in a file may be used by many of them.
+_MOST_ARGUMENTS = 16
 # The first pickle of the older format, in torch.serialization.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -184,10 +186,16 @@ def check_archive(path: Path) -> None:
             raise ValueError("the archive has no end")
         count, length = struct.unpack_from("<HI", tail, at + 10)
         if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":  # zip64
-            file.seek(min(struct.unpack_from("<Q", tail, at - 12)[0], size))
-            record = file.read(56)
-            if record[:4] == b"PK\x06\x06" and len(record) == 56:
-                count, length = struct.unpack_from("<QQ", record, 32)
+            # Readers differ: some take the record that this names, others the one before it.
+            stated = struct.unpack_from("<Q", tail, at - 12)[0]
+            found = []
+            for place in (min(stated, size), max(size - len(tail) + at - 76, 0)):
+                file.seek(place)
+                record = file.read(56)
+                if record[:4] == b"PK\x06\x06" and len(record) == 56:
+                    found.append(struct.unpack_from("<QQ", record, 32))
+            if found:
+                count, length = map(max, zip(*found, strict=True))
     if count > _MOST_ENTRIES or length > _LONGEST_DIRECTORY:
         raise ValueError("the archive has too many entries")
     with zipfile.ZipFile(path) as archive:
@@ -218,6 +226,24 @@ def read_archive(path: Path) -> TorchFile:
         return bytearray(archive.read(f"{root}data/{key}"))
 
     return _interpreted(content, read, path.stat().st_size)
+
+
+def read_plain(path: Path) -> Any:
+    """Return what a file of `torch.save` holds: plain data, and tensors in dictionaries.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError, zipfile.BadZipFile: It is damaged, or holds
+            something else.
+    """
+    check_archive(path)
+    file = read_archive(path)
+    for each in _dictionaries(file.content):
+        for key, value in each.items():
+            if isinstance(value, StoredTensor):
+                each[key] = file.tensor(value)
+            elif isinstance(value, (OtherTensor, Call)):
+                raise ValueError("it holds more than plain data")
+    return file.content
 
 
 def read_pickles(path: Path) -> TorchFile:
@@ -277,18 +303,23 @@ def _accepts(named: Global) -> bool:
 
 def _interpreted(content: Any, read: Callable[[str], bytearray], size: int) -> TorchFile:
     """Replace the calls that make tensors, in dictionaries at any depth."""
+    for each in _dictionaries(content):
+        for key, value in each.items():
+            if isinstance(value, Call):
+                each[key] = _tensor(value) or value
+    return TorchFile(content, read, 4 * size + _SLACK)
+
+
+def _dictionaries(content: Any) -> Iterator[dict[Any, Any]]:
+    """Yield each dictionary that is reached through others, once."""
     seen: set[int] = set()
     waiting = [content]
     while waiting:
         each = waiting.pop()
-        if not isinstance(each, dict) or id(each) in seen:
-            continue
-        seen.add(id(each))
-        for key, value in each.items():
-            if isinstance(value, Call):
-                each[key] = _tensor(value) or value
-        waiting += each.values()
-    return TorchFile(content, read, 4 * size + _SLACK)
+        if isinstance(each, dict) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += each.values()
 
 
 def _references(content: Any) -> Iterator[Reference]:
@@ -325,6 +356,8 @@ def _tensor(call: Call) -> StoredTensor | OtherTensor | None:
         return OtherTensor(kind)
     if function.name not in _REBUILDS:
         return None
+    if len(arguments) > _MOST_ARGUMENTS:
+        raise ValueError("a tensor is made of too much")
     reference, offset, shape, strides, *more = arguments
     key, dtype, _ = _storage(reference)
     if function.name == "_rebuild_tensor_v3":
@@ -332,7 +365,7 @@ def _tensor(call: Call) -> StoredTensor | OtherTensor | None:
     if dtype.is_complex:
         return OtherTensor("complex")
     shape, strides = _numbers(shape), _numbers(strides)
-    if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
+    if len(shape) != len(strides):
         raise ValueError("a tensor has no such shape")
     return StoredTensor(key, dtype, _numbers((offset,))[0], shape, strides)
 
@@ -340,7 +373,7 @@ def _tensor(call: Call) -> StoredTensor | OtherTensor | None:
 def _storage(reference: Any) -> tuple[str, torch.dtype, int]:
     """Return the name of a storage, the type of its numbers, and their count."""
     key = reference.key if isinstance(reference, Reference) else ()
-    if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage" or any(key[5:]):
+    if not isinstance(key, tuple) or not 5 <= len(key) <= 6 or key[0] != "storage" or any(key[5:]):
         raise ValueError("a tensor has no values")
     kind, name = key[1], key[2]
     if not isinstance(kind, Global) or not isinstance(name, str):
@@ -359,8 +392,8 @@ def _numbers(values: Any) -> tuple[int, ...]:
     """Return sizes or strides; torch.Size is a call of its own."""
     if isinstance(values, Call) and isinstance(values.arguments, tuple) and values.arguments:
         values = values.arguments[0]
-    if not isinstance(values, (tuple, list)) or not all(
-        type(n) is int and 0 <= n < 1 << 48 for n in values
-    ):
+    if not isinstance(values, (tuple, list)) or len(values) > _MOST_DIMENSIONS:
+        raise ValueError("a tensor has no such shape")
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in values):
         raise ValueError("a tensor has no such size")
     return tuple(values)
