@@ -98,6 +98,15 @@ _PIPE_FORMATS = {
 }
 
 _ISO = ("mp4", "mov", "3gp", "3g2", "ipod", "f4v")
+# These muxers take any coding, and label those they do not know as data: what players find.
+_LABELED = {
+    "mpegts": "mpeg1video mpeg2video mpeg4 h264 hevc vvc cavs avs2 avs3 dirac vc1 mp1 mp2 mp3 aac "
+    "aac_latm ac3 eac3 dts truehd opus s302m pcm_bluray dvb_subtitle dvb_teletext arib_caption "
+    "hdmv_pgs_subtitle",
+    "vob": "mpeg1video mpeg2video mpeg4 h264 hevc mp1 mp2 mp3 ac3 dts truehd pcm_s16be pcm_dvd "
+    "dvd_subtitle",
+}
+_LOOKAHEAD = 100  # pictures that an encoder may hold back
 # Without times or without a file of its own: `verify` has nothing to compare.
 _UNVERIFIABLE = ("yuv4mpegpipe", "h264", "hevc", "mpeg1video", "ivf", "gif")
 
@@ -267,6 +276,10 @@ class Container:
         """True if the container states times and streams."""
         return self.name not in _UNVERIFIABLE
 
+    def labels(self, codec: str) -> bool:
+        """True unless players would find plain data where this coding is written."""
+        return codec in _LABELED.get(self.name, codec).split()
+
     def is_written_by(self, demuxer: str) -> bool:
         """Tell whether this is the kind of file that libav's demuxer `demuxer` reads."""
         names = set(demuxer.split(","))
@@ -284,9 +297,10 @@ def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> 
         losses: Told of tags that have no room.
     """
     demuxer = reader.container.format.name
-    # Two seconds of one stream without another are enough to interleave well; no limit lets memory
-    # grow (FFmpeg's max_interleave_delta).
-    options = {"max_interleave_delta": "2000000"}
+    # How long one stream waits for another. Encoders look ahead: with less, sound is written before
+    # the first picture of its time, which FLV then refuses. Without a limit, memory grows.
+    wait = min(max(2.0, _LOOKAHEAD / (reader.info.fps or 25)), 120.0)
+    options = {"max_interleave_delta": str(round(wait * 1e6))}
     if container.iso:
         options |= _iso_options(reader, losses)
     elif container.name in ("matroska", "webm") and "matroska" in demuxer:
@@ -298,6 +312,8 @@ def muxer_options(container: Container, reader: VideoReader, losses: Losses) -> 
             options["avoid_negative_ts"] = "disabled"  # before a wrap of 33 bits, times are
         if container.suffix in (".mts", ".m2ts"):
             options["mpegts_m2ts_mode"] = "1"
+    elif container.name == "avi":
+        options["avoid_negative_ts"] = "make_zero"  # it begins at 0, whatever is written
     elif container.name == "yuv4mpegpipe":
         options["strict"] = "-1"  # depths above 8 bits
     if demuxer in ("gif", "apng") and reader.path is not None and not container.is_image:

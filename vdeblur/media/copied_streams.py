@@ -15,7 +15,7 @@ from vdeblur.media.header_trial import is_refusal
 from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
 from vdeblur.media.stale_tags import kept_stream_tags
-from vdeblur.media.stream_facts import codec_of
+from vdeblur.media.stream_facts import codec_of, name_layout
 from vdeblur.media.stream_roles import label_of
 
 #: Seconds of hidden sound before the first that is played: HE-AAC needs 4096 samples.
@@ -77,10 +77,17 @@ class CopiedStreams:
         if attached or (source.type == "data" and self._converts):
             self._losses.lose(f"{label}: {self._container.name} cannot hold it", source.index)
             return
+        codec = codec_of(source)
+        if source.type in ("audio", "subtitle") and codec and not self._container.labels(codec):
+            why = f"{self._container.name} has no label for {codec}: players would find only data"
+            self._losses.lose(f"{label}: {why}", source.index)
+            return
         stream = self._template(source, label, template=template)
         if stream is None:
             return
-        if source.type == "subtitle" and codec_of(source) == "mov_text":
+        if self._container.name == "mp4" and codec and codec.startswith("pcm_"):
+            name_layout(stream)
+        if source.type == "subtitle" and codec == "mov_text":
             # The demuxer leaves the bit rate box in, and the muxer adds it again.
             header = source.codec_context.extradata
             if header and header[-20:-12] == b"\0\0\0\x14btrt":

@@ -17,6 +17,7 @@ from av.format import ContainerFormat
 from av.format import Flags as FormatFlags
 
 from vdeblur.media.libav_errors import text_of
+from vdeblur.media.stream_facts import codec_of, name_layout
 
 _NO_FILE = cast(int, FormatFlags.no_file.value)
 _REFUSALS = (av.error.FFmpegError, OSError, ValueError)
@@ -62,12 +63,20 @@ def refused_streams(
         return {}  # a muxer that opens files by itself cannot be tried in memory
     # The second copy of an MP4 that has its index first would need a file.
     options = {key: value for key, value in options.items() if key != "movflags"}
+    refused = {}
+    if name == "mp4":
+        # PCM's box is refused with the index only: here the index comes first.
+        early = options | {"movflags": "+empty_moov"}
+        for index, stream in copied.items():
+            error = _refusal(name, early, [stream]) if _is_pcm(stream) else None
+            if error is not None:
+                refused[index] = text_of(error)
+    copied = {index: stream for index, stream in copied.items() if index not in refused}
     beside = list(videos)
     if _refusal(name, options, beside) is not None:
         beside = []  # coded otherwise in the output: nothing stands in for them here
     if _refusal(name, options, [*beside, *copied.values()]) is None:
-        return {}
-    refused = {}
+        return refused
     for index, stream in copied.items():
         error = _refusal(name, options, [*beside, stream])
         if error is not None:
@@ -85,6 +94,10 @@ def refused_streams(
     return refused
 
 
+def _is_pcm(stream: Any) -> bool:
+    return stream.type == "audio" and (codec_of(stream) or "").startswith("pcm_")
+
+
 def _refusal(name: str, options: Mapping[str, str], streams: Sequence[Any]) -> Exception | None:
     """Write a header into memory; return why it cannot be."""
     if not streams:
@@ -92,7 +105,9 @@ def _refusal(name: str, options: Mapping[str, str], streams: Sequence[Any]) -> E
     output = av.open(io.BytesIO(), "w", format=name, container_options=dict(options))
     try:
         for stream in streams:
-            output.add_stream_from_template(stream, opaque=True)
+            added = output.add_stream_from_template(stream, opaque=True)
+            if _is_pcm(stream):
+                name_layout(added)
         output.start_encoding()
     except _REFUSALS as error:
         return error

@@ -31,7 +31,10 @@ def codec_of(stream: Any) -> str | None:
 
 def rate_of(stream: Any) -> Fraction | None:
     """Return the frames a second of a video stream."""
-    rate = getattr(stream, "average_rate", None) or getattr(stream, "guessed_rate", None)
+    average, guessed = (getattr(stream, f"{name}_rate", None) for name in ("average", "guessed"))
+    if average and guessed and average * stream.time_base == 1:
+        average = None  # a picture a tick: of raw DV, libav counts its fine ticks
+    rate = average or guessed
     return Fraction(rate) if rate else None
 
 
@@ -64,6 +67,17 @@ def settle_layout(stream: Any) -> SoundFormat:
         except ValueError:
             stream.codec_context.layout = f"{sound.channels}C"
     return sound
+
+
+def name_layout(stream: Any) -> None:
+    """Call one or two channels without places mono or stereo, as players take them.
+
+    The box of MP4 for PCM has no form for such channels, and its muxer fails at the end.
+    """
+    sound = sound_of(stream)
+    name = {1: "mono", 2: "stereo"}.get(sound.channels)
+    if name is not None and sound.layout == f"{sound.channels} channels":
+        stream.codec_context.layout = name
 
 
 def is_described(stream: Any) -> bool:

@@ -199,8 +199,9 @@ class VideoOutput:
                 packet.duration = duration  # some encoders make their own of the rate
             if self.counting is not None and number is not None:
                 packet.pts = pts
-                # Only AVI, whose ticks are frames, has these encoders reorder.
-                packet.dts = self._begin + number if self.reorders else packet.pts
+                # Only in AVI do these encoders reorder.
+                ticks = round(number * self.counting / self.time_base)
+                packet.dts = self._begin + ticks if self.reorders else packet.pts
                 packet.time_base = self.time_base
         return packets
 
@@ -349,6 +350,8 @@ def _pick(
                     "check `crf`, `bitrate`, `preset` and `pix_fmt`"
                 )
             _log.info("encoder %s does not open with %s", name, choice)
+        elif not container.labels(choice.codec):
+            _log.info("players find no video of %s in %s", choice.codec, container.name)
         elif (stream := _new_stream(output, source, choice)) is not None:
             _log.info("encoder for %s in %s: %s", source.codec, container.name, choice)
             return stream, choice
@@ -410,7 +413,7 @@ def _configure(
     if (choice.encoder, choice.pix_fmt) == ("mjpeg", "gray"):
         context.pix_fmt = "yuvj420p"  # of the stream only: `gray_jpeg` codes the pictures
     context.framerate = source.rate
-    stream.time_base = source.time_base
+    stream.time_base = _ticks(container, source)
     context.time_base = counting or source.time_base
     aspect = source.stream.sample_aspect_ratio
     if aspect:
@@ -467,6 +470,19 @@ def _configure(
     )  # fmt: skip
 
 
+def _ticks(container: Container, source: VideoSource) -> Fraction:
+    """The time base of an output's stream.
+
+    AVI's muxer counts in 1/600 s where the source's ticks are finer than 1 ms: a whole number of
+    ticks a frame, where it can be, is exact, and holds more frames a second.
+    """
+    base = source.time_base
+    if container.name != "avi" or base >= Fraction(1, 1000):
+        return base
+    rate = source.rate.limit_denominator(1001)
+    return 1 / (rate * max(1, 1000 // rate))
+
+
 def _set_colors(
     context: Any, first: av.VideoFrame, choice: Choice, conversion: dict[str, int]
 ) -> None:
@@ -518,8 +534,8 @@ def _reorders(container: Container, source: VideoSource, delay: int, *, counts: 
     if delay <= 0 or source.variable:
         # MP4 keeps durations between decoding times: reordered, they would be another frame's.
         return False
-    if container.name == "avi":
-        return True
+    if container.name in ("avi", "asf"):
+        return container.name == "avi"  # ASF has one time a packet, and no decoding times
     # Packets that are timed by their number cannot be; and nothing may come before time zero.
     begin = (source.first.pts or 0) * source.time_base
     return not counts and (container.negative_times or begin * source.rate >= 5)

@@ -341,7 +341,8 @@ def _probe_stream(stream: Any, track: Track | None) -> ProbedStream:
         kind = stream.type
     parameters: tuple[Any, ...] = ()
     if kind == "audio" and context is not None:
-        parameters = tuple(sound_of(stream))
+        rate, channels, layout = sound_of(stream)
+        parameters = (rate, channels, "" if layout == f"{channels} channels" else layout)
         parameters += (context.profile,) if context.profile else ()
     probed = ProbedStream(
         index=stream.index,

@@ -117,8 +117,6 @@ def verify(
         excused = dict.fromkeys(OF_THE_WHOLE, NOT_IN_PART) | excused
     if conversion and _converts(old, new):
         kept = ESSENTIAL | (OF_BOTH if {old.family, new.family} <= CAPABLE else set())
-        if old.start_seconds:  # Matroska counts its duration from 0, ISO files from the start
-            kept -= {"duration"}
         excused = dict.fromkeys(set(CHECKS) - kept, BY_CONTAINER) | excused
     matched = match(old, new, expected)
     for pair in matched.copies + matched.data:

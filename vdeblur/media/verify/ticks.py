@@ -46,7 +46,7 @@ def time_problem(
     what: str,
     prefix: str = "",
     *,
-    rounded: bool = False,
+    slack: Fraction = Fraction(0),
 ) -> str | None:
     """Describe the first time that differs: "frame 17: 5672 -> 5673 (1/90000)".
 
@@ -57,16 +57,14 @@ def time_problem(
         b_base: Seconds a tick of the output's.
         what: "frame" or "packet".
         prefix: Precedes the times, such as "dts ".
-        rounded: Some times are computed, and may be a tick off.
+        slack: Seconds that times may be off where they are computed and not stated.
 
     Returns:
         None where all times are equal.
     """
     delta, unit, exact = _deltas(a, a_base, b, b_base)
-    slack = 0 if exact else max(a_base, b_base) / 2 / unit
-    if rounded:
-        slack = max(a_base, b_base) / unit
-    wrong = np.flatnonzero(np.abs(delta) > float(slack))
+    allowed = max(slack, Fraction(0) if exact else max(a_base, b_base) / 2) / unit
+    wrong = np.flatnonzero(np.abs(delta) > float(allowed))
     if len(wrong):
         first = int(wrong[0])
         if len(wrong) == len(a) == len(b) > 1 and (delta == delta[0]).all():

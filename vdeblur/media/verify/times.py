@@ -9,7 +9,7 @@ import av
 
 from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match, begin_seconds, shown_times
-from vdeblur.media.verify.probe import ProbedStream
+from vdeblur.media.verify.probe import ProbedFile, ProbedStream
 from vdeblur.media.verify.ticks import duration_problem, first_time, increasing, time_problem
 from vdeblur.media.verify.wording import change, in_seconds
 
@@ -41,6 +41,10 @@ def check_frames(match: Match) -> Iterator[Finding]:
                 )
                 if problem:
                     lengths.append(f"{source.name} {problem}")
+    shown = [source for source, _ in match.videos]
+    for source in match.kept:
+        if source.kind == "video" and source not in shown and len(source.pts):
+            counts.append(f"{source.name}: the output has no such video")
     yield Finding("frame count", counts, ", ".join(numbers))
     bases = {str(output.time_base) for _, output in match.videos}
     yield Finding("timestamps", moved, f"equal ({', '.join(sorted(bases))} s)")
@@ -50,7 +54,7 @@ def check_frames(match: Match) -> Iterator[Finding]:
 def check_start(match: Match) -> Iterator[Finding]:
     """Compare when the files start."""
     source, output = match.source, match.output
-    a, b = source.start_seconds, output.start_seconds
+    a, b = _kept_start(match), output.start_seconds
     problems = []
     # A part has no start time that a file states: times of frames and packets are compared.
     if not source.partial and a is not None and b is not None:
@@ -60,6 +64,16 @@ def check_start(match: Match) -> Iterator[Finding]:
         if abs(a - b) > slack:
             problems.append(change(a, b))
     yield Finding("start time", problems, in_seconds(b))
+
+
+def _kept_start(match: Match) -> Fraction | None:
+    """When a source starts, without the streams that were dropped."""
+    stated = match.source.start_seconds
+    begins = [begin_seconds(s) for s in match.kept if s.kind in ("video", "audio")]
+    known = [begin for begin in begins if begin is not None]
+    if stated is None or not match.dropped or not known:
+        return stated
+    return max(stated, min(known))
 
 
 def check_duration(match: Match) -> Iterator[Finding]:
@@ -74,11 +88,12 @@ def check_duration(match: Match) -> Iterator[Finding]:
         [s for s in match.kept if s.kind in ("video", "audio")],
         output.of("video", "audio"),
     ]
-    begins = [source.start_seconds or Fraction(0), output.start_seconds or Fraction(0)]
+    begins = [_kept_start(match) or Fraction(0), output.start_seconds or Fraction(0)]
     before, after = (
         max((s.end_seconds for s in streams), default=Fraction(0)) - begin
         for streams, begin in zip(played, begins, strict=True)
     )
+    a, b = _from_start(source, before), _from_start(output, after)
     # Another container need not state the priming of a sound's encoder nor where its last packet is
     # cut: what counts is then the whole of all packets.
     whole = before
@@ -93,6 +108,14 @@ def check_duration(match: Match) -> Iterator[Finding]:
     elif abs(whole - after) > frame and not any(s.reordered for s in source.of("video")):
         problems.append(f"{change(whole, after)} of sound and picture")
     yield Finding("duration", problems, in_seconds(b if b is not None else after))
+
+
+def _from_start(file: ProbedFile, span: Fraction) -> Fraction | None:
+    """The duration that a file states; some containers count it from 0, and not from the start."""
+    stated, start = file.duration_seconds, file.start_seconds
+    if stated is None or not start or file.iso:
+        return stated
+    return min(stated, stated - start, key=lambda seconds: abs(seconds - span))
 
 
 def _whole_seconds(streams: Sequence[ProbedStream]) -> Fraction:
