@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -105,10 +106,44 @@ def test_redirections_inwards_are_refused(
     # A server on the internet, as far as its name tells.
     inside = redirects._depth
     monkeypatch.setattr(redirects, "_depth", lambda h: 0 if h == "localhost" else inside(h))
-    for to in ("127.0.0.1", "[::1]", "192.168.1.1", "[::ffff:10.0.0.1]", "0.0.0.0", "2130706433"):
+    for to in (
+        "127.0.0.1", "[::1]", "192.168.1.1", "[::ffff:10.0.0.1]", "0.0.0.0", "2130706433", "127.1",
+        "127.0.0.%31", "%31%32%37.0.0.1", "1.1.1.1%00", "[::7f00:1]", "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::a00:1]", "[2002:a00:1::]", "[::]", "[fe80::1%25eth0]", "[fd00::1]",
+    ):  # fmt: skip
         server.answers["/b"] = lambda h, to=to: h.to(f"http://{to}/x")  # type: ignore[misc]
         said = refused(server.url("/b", host="localhost"), tmp_path / "x")
         assert "inside this machine or its network" in said
+
+
+def test_a_name_that_leads_inwards_once_it_was_checked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: what is connected to decides."""
+    depth = redirects._depth
+    monkeypatch.setattr(redirects, "_depth", lambda h: 0 if h == "localhost" else depth(h))
+    server.answers["/a"] = lambda h: h.answer()
+    said = refused(server.url("/a", host="localhost"), tmp_path / "x")
+    assert "leads to 127.0.0.1, inside this machine or its network" in said
+    assert not server.asked
+
+
+def test_what_a_redirection_sends_beside_is_not_read(server: Server, tmp_path: Path) -> None:
+    sent = []
+
+    def endless(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("location", "/b")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(2000):  # megabytes
+                handler.wfile.write(bytes(1 << 20))
+                sent.append(1)
+
+    server.answers = {"/a": endless, "/b": lambda h: h.answer()}
+    download.download(server.url("/a"), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == BODY
+    assert len(sent) < 100
 
 
 def test_a_redirection_does_not_give_up_encryption(tmp_path: Path) -> None:
