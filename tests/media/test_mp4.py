@@ -12,6 +12,7 @@ import av
 import pytest
 from av.packet import Packet
 
+from vdeblur import deblur_video, verify
 from vdeblur.errors import InputError, OutputError
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import _tkhd_duration, graft
@@ -264,6 +265,42 @@ def test_movie_timescales_are_converted(tmp_path: Path, source: Path) -> None:
     assert timescale_and_duration(boxes.get(moov, b"mvhd") or b"") == (90_000, 86_400 * 90_000)
     assert read_maker_boxes(output) == []
     assert len(packets(output)) == 10
+
+
+def test_boxes_beside_the_tracks_are_kept_and_told(tmp_path: Path, source: Path) -> None:
+    atoms = boxes.children(read_moov(source))
+    write_moov(source, boxes.build_all([*atoms, (b"Xmak", b"one"), (b"uuid", bytes(20))]))
+    output = tmp_path / "output.mp4"
+    report = deblur_video(source, output, model="identity")
+    assert "maker's boxes FIRM \xa9mod Xmak uuid" in report.kept
+    assert not report.differences
+    assert boxes.get(read_moov(output), b"Xmak") == b"one"
+    assert read_maker_boxes(output) == read_maker_boxes(source)
+    bare = make(tmp_path / "bare.mp4")
+    failed = [check.detail for check in verify(source, bare) if check.name == "maker boxes"]
+    assert "Xmak is missing" in failed[0]
+
+
+def test_boxes_without_number_are_damage_and_told(tmp_path: Path, source: Path) -> None:
+    atoms = [atom for atom in boxes.children(read_moov(source)) if atom[0] != b"udta"]
+    write_moov(source, boxes.build_all([*atoms, (b"udta", boxes.build(b"abcd", b"") * 70_000)]))
+    report = deblur_video(source, tmp_path / "output.mp4", model="identity")
+    assert any("there are more than 65536 boxes in one" in line for line in report.lost)
+    assert all(len(line) < 500 for line in report.kept + report.lost + report.differences)
+
+
+def test_long_tags_are_told_by_their_beginning(tmp_path: Path) -> None:
+    long = tmp_path / "long.mp4"
+    for path, title in ((long, "title " * 9000), (tmp_path / "short.mp4", "")):
+        with av.open(str(path), "w") as container:
+            container.metadata["title"] = title
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height = 64, 48
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+            container.mux(stream.encode(None))
+    details = {check.name: check.detail for check in verify(long, tmp_path / "short.mp4")}
+    assert "(54000 characters) is missing" in details["metadata"]
+    assert len(details["metadata"]) < 500
 
 
 def test_a_second_graft_adds_no_udta_twice(tmp_path: Path, source: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vdeblur.deblur import Report
 
 _T = TypeVar("_T")
+_MOST_NAMES = 40  # in one line
 
 
 _flags: dict[str, str] = {}
@@ -84,7 +86,7 @@ def print_json(report: dict[str, Any], file: TextIO | None = None) -> None:
 def say_report(report: Report, *, quiet: bool) -> None:
     """Print the report of a restored file; if quiet, only what was lost, damaged or replaced."""
     if not quiet:
-        kept = f"; kept {', '.join(report.kept)}" if report.kept else ""
+        kept = f"; kept {_listed(report.kept)}" if report.kept else ""
         where = "standard output" if report.output == "-" else report.output
         say(
             f"{where}: {report.frames} frame{'s' * (report.frames != 1)} in {report.seconds:.1f} s "
@@ -101,6 +103,15 @@ def say_report(report: Report, *, quiet: bool) -> None:
         say(f"  damaged source: {line}")
     for line in report.differences:
         say(f"  differs from the source: {line}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names with commas between them; of very many the first, each once."""
+    if len(names) > _MOST_NAMES:
+        counts = Counter(names).items()
+        names = [name if count == 1 else f"{count} of {name}" for name, count in counts]
+    more = [f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return ", ".join([*names[:_MOST_NAMES], *more])
 
 
 def check_new_file(path: Path, *, force: bool, sources: Sequence[Path] = ()) -> None:

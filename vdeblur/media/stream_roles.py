@@ -19,6 +19,8 @@ from vdeblur.media.stream_facts import codec_of
 #: from tags or chapters. "dropped": nothing can carry it.
 Role = Literal["video", "copy", "cover", "graft", "regenerated", "dropped"]
 
+_MOST_LETTERS = 200  # of a name in a report
+
 
 def role_of(stream: Any, track: Track | None, *, on_disk: bool) -> Role:
     """Decide what becomes of a stream.
@@ -108,13 +110,13 @@ def streams_of(container: Any, path: Path | None, name: str, damage: Damage) -> 
 def label_of(stream: Any, track: Track | None = None) -> str:
     """Name a stream for a report, such as "audio aac (eng)"."""
     if stream.type == "attachment":
-        return f"attachment {stream.metadata.get('filename', stream.index)}"
+        return f"attachment {stream.metadata.get('filename', str(stream.index))[:_MOST_LETTERS]}"
     if stream.type == "data" and track is not None:
         return f"data {track.fourcc}"
     context = stream.codec_context
     name = context.name if context is not None else codec_of(stream)
     name = name or (track.fourcc if track is not None else None)
     if name == "bin_data":
-        name = stream.metadata.get("handler_name", "").strip() or "unknown"
+        name = stream.metadata.get("handler_name", "").strip()[:_MOST_LETTERS] or "unknown"
     what = f"{stream.type} {name}" if name else f"{stream.type} of an unknown kind"
     return what + (f" ({stream.language})" if stream.language else "")

@@ -44,6 +44,7 @@ from vdeblur.system.closing import ClosingGuard
 
 _MOST_REFUSALS = 16  # of packets of pictures, one after the other
 _PATIENCE_SECONDS = 5.0  # for an encoder or a pipe that does not return, before it is left open
+_MOST_NAMES = 40  # in one line of a report
 _VARIES = 1.2  # longest to shortest duration of frames from which on their rate is variable
 
 
@@ -490,10 +491,12 @@ def _graft(reader: VideoReader, container: Container, output: Path, losses: Loss
         # Hours of restored frames are not thrown away for a damaged telemetry track.
         losses.lose(f"data tracks and maker's boxes: {error}", *streams, "maker boxes")
         return
-    makers = [name.removeprefix("udta ") for name in grafted if name.startswith("udta ")]
-    losses.kept.extend(name for name in grafted if not name.startswith("udta "))
+    places = ("udta ", "moov ")
+    makers = list(dict.fromkeys(name[5:] for name in grafted if name.startswith(places)))
+    losses.kept.extend(name for name in grafted if not name.startswith(places))
     if makers:
-        losses.kept.append(f"maker's boxes {' '.join(makers)}")
+        more = f" and {len(makers) - _MOST_NAMES} more" if len(makers) > _MOST_NAMES else ""
+        losses.kept.append(f"maker's boxes {' '.join(makers[:_MOST_NAMES])}{more}")
 
 
 def _is_grafted(reader: VideoReader, container: Container, index: int) -> bool:

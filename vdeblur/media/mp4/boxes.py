@@ -11,12 +11,14 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from vdeblur.errors import InputError, OutputError
 
 #: A box in memory: its type, such as `b"trak"`, and its payload.
 Box = tuple[bytes, bytes]
+#: Bytes, or a view of them, whose parts are no copies.
+Data = TypeVar("Data", bytes, memoryview)
 
 #: The largest value of a 32-bit field; as a duration it means "unknown".
 MAX_32 = (1 << 32) - 1
@@ -24,7 +26,8 @@ MAX_32 = (1 << 32) - 1
 MAX_MOOV = 1 << 29
 
 _CHUNK = 1 << 20
-_MAX_BOXES = 1 << 20  # of a file or of a payload: more are damage
+# More are damage: of a file, and of a box, which are held in memory.
+_MAX_BOXES, _MAX_CHILDREN = 1 << 20, 1 << 16
 # Major brands of HEIF and AVIF pictures (ISO/IEC 23008-12), which have `meta` in place of `moov`.
 _PICTURE_BRANDS = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"}
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"}
@@ -56,17 +59,28 @@ class Extent(NamedTuple):
 # --- boxes in memory ----------------------------------------------------------------------------
 
 
-def children(data: bytes) -> list[Box]:
+def children(data: Data) -> list[tuple[bytes, Data]]:
     """Parse the boxes in a payload; QuickTime may end it with 32 zero bits.
+
+    Payloads are of the type of `data`: those of a view of large boxes take no memory.
 
     Raises:
         ValueError: A box does not fit in the payload.
     """
-    found: list[Box] = []
-    at = 0
+    return [(kind, data[start:end]) for kind, start, end in _places(data)]
+
+
+def of_kind(data: Data, kind: bytes) -> list[Data]:
+    """Return the payloads of the boxes of a type; see `children`."""
+    return [data[start:end] for name, start, end in _places(data) if name == kind]
+
+
+def _places(data: bytes | memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the type of each box in a payload, and where its own payload begins and ends."""
+    at = count = 0
     while at + 8 <= len(data):
-        if len(found) == _MAX_BOXES:
-            raise ValueError(f"there are more than {_MAX_BOXES} boxes in one")
+        if count == _MAX_CHILDREN:
+            raise ValueError(f"there are more than {_MAX_CHILDREN} boxes in one")
         size, kind = struct.unpack_from(">I4s", data, at)
         start = 8
         if size == 1 and at + 16 <= len(data):
@@ -74,22 +88,23 @@ def children(data: bytes) -> list[Box]:
         size = size or len(data) - at
         if size < start or at + size > len(data):
             raise ValueError(f"box {type_name(kind)} of {size} bytes does not fit in its parent")
-        found.append((kind, data[at + start : at + size]))
+        yield kind, at + start, at + size
         at += size
-    return found
+        count += 1
 
 
-def get(data: bytes, *path: bytes) -> bytes | None:
+def get(data: Data, *path: bytes) -> Data | None:
     """Return the payload of the first box at a path of types, or None.
 
     Raises:
         ValueError: A box along the path is damaged.
     """
-    for kind in path:
-        found = next((payload for name, payload in children(data) if name == kind), None)
-        if found is None:
+    for name in path:
+        # All are looked at, as damage behind the box counts; one is copied.
+        found = [(start, end) for kind, start, end in _places(data) if kind == name]
+        if not found:
             return None
-        data = found
+        data = data[slice(*found[0])]
     return data
 
 
@@ -104,16 +119,16 @@ def edit(data: bytes, path: Sequence[bytes], change: Callable[[bytes, bytes], Bo
     Returns:
         The new payload.
     """
-    return build_all(
-        [
-            (kind, payload)
-            if kind != path[0]
-            else change(kind, payload)
-            if len(path) == 1
-            else (kind, edit(payload, path[1:], change))
-            for kind, payload in children(data)
-        ]
-    )
+    view = memoryview(data)  # what stays is not copied one more time
+    parts: list[bytes | memoryview] = []
+    for kind, start, end in _places(data):
+        payload: bytes | memoryview = view[start:end]
+        if kind == path[0] and len(path) == 1:
+            kind, payload = change(kind, data[start:end])
+        elif kind == path[0]:
+            payload = edit(data[start:end], path[1:], change)
+        parts += (header(kind, len(payload)), payload)
+    return b"".join(parts)
 
 
 def header(kind: bytes, length: int) -> bytes:
@@ -123,14 +138,19 @@ def header(kind: bytes, length: int) -> bytes:
     return struct.pack(">I4s", length + 8, kind)
 
 
-def build(kind: bytes, payload: bytes) -> bytes:
+def build(kind: bytes, payload: bytes | memoryview) -> bytes:
     """Build a box: header and payload."""
     return header(kind, len(payload)) + payload
 
 
-def build_all(boxes: Sequence[Box]) -> bytes:
+def build_all(boxes: Sequence[tuple[bytes, bytes | memoryview]]) -> bytes:
     """Build boxes one after another, as the payload of their parent."""
-    return b"".join(build(*box) for box in boxes)
+    return b"".join(parts_of(boxes))
+
+
+def parts_of(boxes: Sequence[tuple[bytes, bytes | memoryview]]) -> list[bytes | memoryview]:
+    """Return boxes as headers and payloads, to be joined with others or written."""
+    return [part for kind, payload in boxes for part in (header(kind, len(payload)), payload)]
 
 
 def type_name(kind: bytes) -> str:

@@ -1,8 +1,8 @@
 """Copy tracks and maker boxes that libav's muxer drops from a source into a finished output.
 
 libav's mov muxer refuses tracks without a codec (GoPro `fdsc`, Apple `mebx`, Sony `rtmd`, Android
-`camm`) and drops the camera maker's boxes in `moov/udta`. `graft` copies both, byte for byte. Box
-and table names are those of ISO/IEC 14496-12.
+`camm`) and drops the camera maker's boxes in `moov` and `moov/udta`. `graft` copies both, byte for
+byte. Box and table names are those of ISO/IEC 14496-12.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vdeblur.media.mp4.tracks import (
     get_trak,
     movie_timescale,
     parse_maker_boxes,
+    parse_movie_boxes,
     parse_tracks,
     shift_chunks,
     timescale_and_duration,
@@ -43,12 +44,12 @@ def graft(
     udta: bool = True,
     trailer: bool = True,
 ) -> list[str]:
-    """Copy whole tracks and the maker's udta boxes of a source into a muxed output, in place.
+    """Copy whole tracks and the maker's boxes of a source into a muxed output, in place.
 
     Sample data goes into a new `mdat`; each `trak` gets a new track_ID and new chunk offsets. A
     tref entry stays if the output has the track that it names (same handler, same rank). Boxes of a
-    type that the output's udta has already are left out. A maker's top-level boxes (uuid, and types
-    that no muxer writes) are appended, and so is what lies behind the last box.
+    type that the output's udta or moov has already are left out. A maker's top-level boxes (uuid,
+    and types that no muxer writes) are appended, and so is what lies behind the last box.
 
     Args:
         source: The file to copy from.
@@ -222,7 +223,8 @@ def _fill_free_box(target: _Target) -> bool:
     if spare < 0 or 0 < spare < 8:
         return False
     _write_samples(target, last.end)
-    boxes.write_at(out, box.start, new + (struct.pack(">I4s", spare, b"free") if spare else b""))
+    boxes.write_at(out, box.start, new)
+    out.write(struct.pack(">I4s", spare, b"free") if spare else b"")
     return True
 
 
@@ -293,13 +295,13 @@ class _Copied(NamedTuple):
         left = [track for track in source_tracks if track.index not in self.chunks]
         ids = _same_tracks(left, output_tracks)
         ids |= {source_tracks[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
-        traks: list[boxes.Box] = []
+        traks: list[tuple[bytes, bytes]] = []
         for index, chunks in self.chunks.items():
             offsets = position + np.cumsum(chunks[:, 1]) - chunks[:, 1]
             position += int(chunks[:, 1].sum())
             trak = _renumber(get_trak(self.moov, index), ids[source_tracks[index].track_id], ids)
             traks.append((b"trak", _relocate(trak, rescale, offsets, wide=wide)))
-        atoms = boxes.children(moov)
+        atoms: list[tuple[bytes, bytes | memoryview]] = [*boxes.children(memoryview(moov))]
         at = max(
             (n + 1 for n, (kind, _) in enumerate(atoms) if kind == b"trak"), default=len(atoms)
         )
@@ -313,22 +315,27 @@ class _Copied(NamedTuple):
         return boxes.edit(body, (b"mvhd",), lambda k, p: (k, _mvhd(p, longest, next_id))), names
 
     def insert_maker_boxes(self, moov: bytes) -> tuple[bytes, list[str]]:
-        """An output's `moov` with the maker's boxes whose types its udta lacks, and their names."""
+        """An output's `moov` with the maker's boxes whose types it lacks, and their names."""
         if not self.udta:
             return moov, []
-        udta = boxes.children(boxes.get(moov, b"udta") or b"")
-        have = {kind for kind, _ in udta}
+        # Views: what a maker puts there may be large, and is to be copied once.
+        source, own = memoryview(self.moov), memoryview(moov)
+        atoms = boxes.children(own)
+        udta = boxes.children(boxes.get(own, b"udta") or own[:0])
         # 3GPP's location is the muxer's to write, except beside mdta keys, where it writes none.
-        source_udta = boxes.children(boxes.get(self.moov, b"udta") or b"")
-        location = [(kind, boxes.build(kind, p)) for kind, p in source_udta if kind == b"loci"]
-        makers = parse_maker_boxes(self.moov) + location
-        new = [(kind, box) for kind, box in makers if kind not in have]
-        if not new:
+        source_udta = boxes.children(boxes.get(source, b"udta") or source[:0])
+        location = [box for box in source_udta if box[0] == b"loci"]
+        have, have_beside = {kind for kind, _ in udta}, {kind for kind, _ in atoms}
+        new = [box for box in parse_maker_boxes(source) + location if box[0] not in have]
+        beside = [box for box in parse_movie_boxes(source) if box[0] not in have_beside]
+        if not new and not beside:
             return moov, []
-        payload = boxes.build_all(udta) + b"".join(box for _, box in new)
-        others = [atom for atom in boxes.children(moov) if atom[0] != b"udta"]
+        parts = boxes.parts_of([atom for atom in atoms if atom[0] != b"udta"] + beside)
+        inside = boxes.parts_of(udta + new)
+        if inside:
+            parts += [boxes.header(b"udta", sum(map(len, inside))), *inside]
         names = [f"udta {boxes.type_name(kind)}" for kind, _ in new]
-        return boxes.build_all([*others, (b"udta", payload)]), names
+        return b"".join(parts), names + [f"moov {boxes.type_name(kind)}" for kind, _ in beside]
 
 
 def _same_tracks(source: Sequence[Track], output: Sequence[Track]) -> dict[int, int]:

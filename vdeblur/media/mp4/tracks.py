@@ -36,8 +36,8 @@ _FROM_TAGS = (
     }
     | set(b"titl auth gnre dscp albm cprt yrrc perf XMP_".split())
 )
-
-
+# Boxes of moov that a muxer writes anew, or that are of the old coding.
+_OF_MUXERS = frozenset(b"mvhd trak mvex udta meta iods cmov free skip wide \0\0\0\0".split(b" "))
 _FEW_SAMPLES = 1 << 22  # of any file
 _PRIMING = 0.1  # seconds: sound that an edit list skips for its encoder's sake is shorter
 
@@ -87,9 +87,9 @@ def read_tracks(path: str | Path) -> list[Track]:
 
 
 def read_maker_boxes(path: str | Path) -> list[tuple[bytes, bytes]]:
-    """Read the boxes of moov/udta that no muxer makes from tags.
+    """Read the boxes of moov and moov/udta that no muxer makes.
 
-    GoPro writes FIRM, LENS, CAME, SETT, MUID, HMMT, BCID, GUMI, GPMF … there.
+    GoPro writes FIRM, LENS, CAME, SETT, MUID, HMMT, BCID, GUMI, GPMF … into udta.
 
     Returns:
         (type, box with its header) of each, in file order.
@@ -98,7 +98,9 @@ def read_maker_boxes(path: str | Path) -> list[tuple[bytes, bytes]]:
         InputError: The file has no sound `moov`.
     """
     with boxes.open_input(path) as file:
-        return parse_maker_boxes(boxes.read_moov(file)[1])
+        moov = memoryview(boxes.read_moov(file)[1])
+        found = parse_maker_boxes(moov) + parse_movie_boxes(moov)
+        return [(kind, boxes.build(kind, payload)) for kind, payload in found]
 
 
 def sample_times(path: str | Path, index: int) -> list[tuple[int, int]]:
@@ -173,9 +175,7 @@ def check_counts(file: BinaryIO, moov: bytes) -> None:
         ValueError: A track has more samples than the file has bytes on disk.
     """
     most = max(_FEW_SAMPLES, 4 * _bytes_on_disk(file))
-    for kind, trak in boxes.children(moov):
-        if kind != b"trak":
-            continue
+    for trak in boxes.of_kind(moov, b"trak"):
         size = count = 0
         with suppress(ValueError, struct.error):
             stsz = boxes.get(trak, b"mdia", b"minf", b"stbl", b"stsz") or bytes(12)
@@ -199,7 +199,7 @@ def _bytes_on_disk(file: BinaryIO) -> int:
 
 def get_trak(moov: bytes, index: int) -> bytes:
     """Return the payload of the `trak` with a `Track.index`; ValueError without one."""
-    traks = [payload for kind, payload in boxes.children(moov) if kind == b"trak"]
+    traks = boxes.of_kind(moov, b"trak")
     if not 0 <= index < len(traks):
         raise ValueError(f"there is no track {index} among {len(traks)}")
     return traks[index]
@@ -207,7 +207,7 @@ def get_trak(moov: bytes, index: int) -> bytes:
 
 def parse_tracks(moov: bytes) -> list[Track]:
     """Parse the tracks of a `moov` payload, in file order."""
-    traks = [payload for kind, payload in boxes.children(moov) if kind == b"trak"]
+    traks = boxes.of_kind(moov, b"trak")
     chapters = {
         track_id
         for trak in traks
@@ -271,13 +271,19 @@ def by_kind(tracks: Iterable[Track]) -> dict[tuple[bytes, str, int], Track]:
     return found
 
 
-def parse_maker_boxes(moov: bytes) -> list[tuple[bytes, bytes]]:
-    """Parse the maker's boxes of a `moov` payload; see `read_maker_boxes`."""
-    return [
-        (kind, boxes.build(kind, data))
-        for kind, data in boxes.children(boxes.get(moov, b"udta") or b"")
-        if kind not in _FROM_TAGS
-    ]
+def parse_maker_boxes(moov: boxes.Data) -> list[tuple[bytes, boxes.Data]]:
+    """Parse the maker's boxes of moov/udta; see `read_maker_boxes`.
+
+    Returns:
+        (type, payload) of each: views of a view.
+    """
+    found = boxes.get(moov, b"udta")
+    return [box for box in boxes.children(found or moov[:0]) if box[0] not in _FROM_TAGS]
+
+
+def parse_movie_boxes(moov: boxes.Data) -> list[tuple[bytes, boxes.Data]]:
+    """Parse the maker's boxes beside the tracks; see `parse_maker_boxes`."""
+    return [box for box in boxes.children(moov) if box[0] not in _OF_MUXERS]
 
 
 def timescale_and_duration(payload: bytes) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match
 from vdeblur.media.verify.probe import ProbedFile
 from vdeblur.media.verify.streams import tag_problems
-from vdeblur.media.verify.wording import change, listed
+from vdeblur.media.verify.wording import change, listed, quoted
 
 
 def check_container(match: Match) -> Iterator[Finding]:
@@ -31,7 +31,7 @@ def check_chapters(match: Match) -> Iterator[Finding]:
             if abs(x - y) > slack:
                 problems.append(f"chapter {number} {word}: {change(x, y)}")
         if a.title != b.title:
-            problems.append(f"chapter {number}: {a.title!r} -> {b.title!r}")
+            problems.append(f"chapter {number}: {quoted(a.title)} -> {quoted(b.title)}")
     yield Finding("chapters", problems, str(len(output)) if output else "none")
 
 
@@ -69,17 +69,17 @@ def check_timecode(match: Match) -> Iterator[Finding]:
 
 
 def check_maker_boxes(match: Match) -> Iterator[Finding]:
-    """Compare the boxes of a camera's maker in moov/udta."""
-    have: dict[bytes, list[bytes]] = {}
-    for kind, box in match.output.maker:
-        have.setdefault(kind, []).append(_box_text(kind, box))
+    """Compare the boxes of a camera's maker in moov and moov/udta."""
+    have: dict[bytes, set[str]] = {}
+    for kind, digest in match.output.maker:
+        have.setdefault(kind, set()).add(digest)
     problems, names = [], []
-    for kind, box in match.source.maker:
+    for kind, digest in match.source.maker:
         name = kind.decode("latin-1")
         names.append(name)
         if kind not in have:
             problems.append(f"{name} is missing")
-        elif _box_text(kind, box) not in have[kind]:
+        elif digest not in have[kind]:
             problems.append(f"{name} differs")
     size, digest = match.source.trailer
     if size and not match.source.partial:
@@ -88,7 +88,7 @@ def check_maker_boxes(match: Match) -> Iterator[Finding]:
             problems.append(f"the {size} bytes behind the last box are missing")
         elif match.output.trailer[1] != digest:
             problems.append("the bytes behind the last box differ")
-    yield Finding("maker boxes", problems, listed(names))
+    yield Finding("maker boxes", problems, listed(dict.fromkeys(names)))
 
 
 def check_data_tracks(match: Match) -> Iterator[Finding]:
@@ -157,11 +157,6 @@ def _data_tracks(file: ProbedFile) -> list[Track]:
         for track in read_tracks(file.path)
         if track.handler not in media and not track.is_chapter_track
     ]
-
-
-def _box_text(kind: bytes, box: bytes) -> bytes:
-    """A box for comparison; of a © box the text alone: muxers write another language code."""
-    return box[12:] if kind[:1] == b"\xa9" else box
 
 
 def _without_last(runs: Sequence[tuple[int, int]], scale: Fraction) -> list[tuple[int, Fraction]]:

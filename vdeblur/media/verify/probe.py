@@ -217,7 +217,7 @@ class ProbedFile:
         errors: How often reading itself failed: 0 or 1.
         iso: Whether it is an MP4 or MOV.
         moov_first: Whether its `moov` precedes the samples.
-        maker: (type, box) of the maker's boxes in moov/udta.
+        maker: (type, SHA-256) of the maker's boxes in moov and moov/udta.
         trailer: (bytes, SHA-256) of what lies behind the last box of an MP4; (0, "") for nothing.
         partial: Only a part of the streams was kept (`excerpt`): `ProbedStream.whole` and `maker`
             are still those of the file.
@@ -235,7 +235,7 @@ class ProbedFile:
     errors: int
     iso: bool = False
     moov_first: bool = False
-    maker: list[tuple[bytes, bytes]] = field(default_factory=list)
+    maker: list[tuple[bytes, str]] = field(default_factory=list)
     trailer: tuple[int, str] = (0, "")
     partial: bool = False
     still: StillFacts | None = None
@@ -303,13 +303,22 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
                 errors=errors,
                 iso=iso,
                 moov_first=iso and boxes.moov_first(path),
-                maker=read_maker_boxes(path) if iso else [],
+                maker=_maker_boxes(path) if iso else [],
                 still=still,
                 trailer=_trailer(path) if iso else (0, ""),
             )
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} is not a video that can be read ({reason})") from error
+
+
+def _maker_boxes(path: Path) -> list[tuple[bytes, str]]:
+    found = []
+    for kind, box in read_maker_boxes(path):
+        # Of a © box the text alone: muxers write another language code.
+        text = memoryview(box)[12 if kind[:1] == b"\xa9" else 0 :]
+        found.append((kind, hashlib.sha256(text).hexdigest()))
+    return found
 
 
 def _trailer(path: Path) -> tuple[int, str]:

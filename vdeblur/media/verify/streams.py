@@ -13,7 +13,7 @@ from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match, begin_seconds
 from vdeblur.media.verify.probe import ProbedStream, kept_tags
 from vdeblur.media.verify.ticks import duration_problem, time_problem
-from vdeblur.media.verify.wording import change, disposition, listed
+from vdeblur.media.verify.wording import change, disposition, listed, quoted
 
 # Tags that name a stream of the file that was, or that other checks compare.
 _STREAM_TAGS = {"language", "timecode", "source_id", "file_package_umid"}
@@ -158,7 +158,7 @@ def check_headers(match: Match) -> Iterator[Finding]:
             flags.append(f"{source.name}: {names[0]} -> {names[1]}")
     yield Finding("codec parameters", codecs, listed(output.codec for _, output in match.copies))
     spoken = [_language(output) for _, output in match.videos + match.copies]
-    yield Finding("language", languages, ", ".join(spoken))
+    yield Finding("language", languages, listed(spoken) if spoken else "")
     yield Finding("stream metadata", tags, "equal")
     yield Finding("disposition", flags, "equal")
 
@@ -184,6 +184,6 @@ def tag_problems(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[s
     """Yield (key, problem in words) of the tags of a that b lacks or has otherwise."""
     for key, value in a.items():
         if key not in b:
-            yield key, f"{value!r} is missing"
+            yield key, f"{quoted(value)} is missing"
         elif b[key] != value:
-            yield key, f"{value!r} -> {b[key]!r}"
+            yield key, f"{quoted(value)} -> {quoted(b[key])}"

@@ -7,10 +7,21 @@ from fractions import Fraction
 
 from av.stream import Disposition
 
+_MOST_ITEMS, _MOST_LETTERS = 40, 200
+
 
 def listed(items: Iterable[str]) -> str:
-    """Return items with commas between them, or "none"."""
-    return ", ".join(items) or "none"
+    """Return items with commas between them, or "none"; of very many the first."""
+    found = list(items)
+    more = [f"and {len(found) - _MOST_ITEMS} more"] if len(found) > _MOST_ITEMS else []
+    return ", ".join(found[:_MOST_ITEMS] + more) or "none"
+
+
+def quoted(text: str) -> str:
+    """Return a text of a file in quotes; of a very long one its beginning and its length."""
+    if len(text) <= _MOST_LETTERS:
+        return repr(text)
+    return f"{text[:_MOST_LETTERS]!r}… ({len(text)} characters)"
 
 
 def in_seconds(value: Fraction | None) -> str:
