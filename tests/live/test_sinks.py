@@ -37,7 +37,7 @@ from tests.helpers.live import (
 from vdeblur.errors import OutputError, UsageError
 from vdeblur.live.addresses import Scene
 from vdeblur.live.encoding import LiveEncoding, PictureEncoder
-from vdeblur.live.sinks.files import FileSink
+from vdeblur.live.sinks.files import FileSink, HlsSink
 from vdeblur.live.sinks.sink import SinkOptions
 from vdeblur.live.sources.demo_scene import draw
 
@@ -86,6 +86,27 @@ def test_hls_folder_and_rotated_files(tmp_path: Path) -> None:
         numbers_of(tmp_path / "hls" / "index.m3u8")
     )
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_hls_replaces_nothing_of_others(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "cam_000007.ts", tmp_path / "film1.ts"
+    ours.write_text("of a killed run, or of somebody")
+    theirs.write_text("precious")
+    listed = "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1.0,\n{}\n"
+    for text in ("precious\n", listed.format("film1.ts"), listed.format("../cam_000001.ts")):
+        (tmp_path / "film.m3u8").write_text(text)
+        with pytest.raises(OutputError, match="is no playlist of an earlier run"):
+            HlsSink(str(tmp_path / "film.m3u8"), SinkOptions())
+        assert (tmp_path / "film.m3u8").read_text() == text
+    options = replace(QUICK, sink=SinkOptions(hls_seconds=0.5))
+    for _ in range(2):  # the second goes on with the playlist
+        with session("test:160x90@25", tmp_path / "cam.m3u8", options=options) as (live, _events):
+            peers.until(lambda: count(live) > 50)
+    assert ours.read_text().startswith("of a killed run")
+    names = [line for line in (tmp_path / "cam.m3u8").read_text().split() if line.endswith(".ts")]
+    assert names == sorted(set(names))
+    assert names[-1] > "cam_000010.ts"
+    assert theirs.read_text() == "precious"
 
 
 def test_rotation_by_size(tmp_path: Path) -> None:

@@ -203,7 +203,10 @@ def test_nothing_is_left_of_a_writer_that_is_given_up(film: Path, tmp_path: Path
 def test_a_folder_of_other_files_is_no_folder_of_pairs(tmp_path: Path) -> None:
     check_replaceable(tmp_path)
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(OutputError, match="holds files that are no pairs made earlier"):
+    with pytest.raises(OutputError, match="which is no part of pairs made earlier"):
         check_replaceable(tmp_path)
     (tmp_path / "made.json").touch()
+    with pytest.raises(OutputError, match=r"holds holiday\.jpg"):
+        check_replaceable(tmp_path)
+    (tmp_path / "holiday.jpg").rename(tmp_path / "sharp")
     check_replaceable(tmp_path)

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from vdeblur.errors import OutputError
-from vdeblur.system import renaming
+from vdeblur.system import renaming, streams
 from vdeblur.system.files import (
     Temporary,
     check_target,
-    is_stream,
     remove_leftovers,
     replacing,
     replacing_folder,
@@ -24,6 +23,7 @@ from vdeblur.system.files import (
     spare_name,
 )
 from vdeblur.system.renaming import move
+from vdeblur.system.streams import is_stream
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks are POSIX's")
 
@@ -105,7 +105,7 @@ def test_a_name_is_taken_in_one_step(
 
         monkeypatch.setattr(os, "link", refuse)
     if lacking.endswith("renameat2"):
-        monkeypatch.setattr(renaming, "_exclusive_rename", lambda: None)
+        monkeypatch.setattr(renaming, "_rename_call", lambda _: None)
     for name in ("free", "taken"):
         source, target = tmp_path / "source", tmp_path / name
         source.write_text("new")
@@ -253,8 +253,13 @@ def test_the_checksum_of_a_file(tmp_path: Path) -> None:
     assert sha256_of(path) == hashlib.sha256(b"content" * 1000).hexdigest()
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
     target = tmp_path / "out"
+    if not swaps:  # some file systems, and older kernels
+        monkeypatch.setattr(renaming, "_rename_call", lambda _: None)
 
     def fill(content: str, *, replace: bool) -> None:
         with replacing_folder(target, replace=replace) as new:
@@ -271,6 +276,66 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     fill("second", replace=True)
     assert (target / "a").read_text() == "second"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@posix
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_folder_moved_aside_is_found_again(tmp_path: Path, killed: bool) -> None:
+    """Where names cannot be exchanged, an end may come between two renames."""
+    target = tmp_path / "out"
+    (target / "sharp").mkdir(parents=True)
+    (target / "sharp" / "a").write_text("precious")
+    end = "os._exit(9)" if killed else "raise KeyboardInterrupt"
+    program = f"""
+import os
+from pathlib import Path
+from vdeblur.system import files, renaming
+renaming._rename_call = lambda _: None
+rename = Path.rename
+def ending(self, target):
+    rename(self, target)
+    {end}
+with files.replacing_folder(Path({str(target)!r}), replace=True):
+    Path.rename = ending
+"""
+    subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False)
+    if killed:
+        assert not target.exists()
+        remove_leftovers(tmp_path)
+    assert (target / "sharp" / "a").read_text() == "precious"
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@posix
+def test_a_pipe_that_nobody_reads_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READER_SECONDS", 0.1)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match="nobody reads"), replacing(fifo):
+        pass
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
+        monkeypatch.setattr(streams, "_READER_SECONDS", 30)
+        with replacing(fifo) as path:
+            path.write_text("read")
+        assert reader.stdout is not None
+        assert reader.stdout.read() == b"read"
+
+
+@posix
+def test_what_standard_output_is_appended_to_is_not_cut_off(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("precious\n")
+    program = """
+from pathlib import Path
+from vdeblur.system.files import replacing
+with replacing(Path("/dev/stdout")) as path:
+    path.write_text("new")
+"""
+    with log.open("ab") as file:
+        subprocess.run([sys.executable, "-c", program], stdout=file, check=True)
+    assert log.read_text() == "precious\nnew"
 
 
 def test_a_planted_name_is_no_temporary_folder_of_pairs(tmp_path: Path) -> None:

@@ -80,9 +80,11 @@ def draw(result: BenchResult | None, sweep: Sweep | None) -> RGBImage:
     return np.concatenate(parts)
 
 
-def write(path: Path, result: BenchResult | None, sweep: Sweep | None) -> None:
+def write(
+    path: Path, result: BenchResult | None, sweep: Sweep | None, *, overwrite: bool = False
+) -> None:
     """Write the chart as a PNG; OutputError when it cannot be written."""
-    write_png(path, draw(result, sweep))
+    write_png(path, draw(result, sweep), only_new=not overwrite)
 
 
 def _chart(title: str, subtitle: str, bars: list[_Bar]) -> RGBImage:

@@ -13,9 +13,9 @@ from vdeblur.cli.options import (
     add_read_options,
     tile_of,
 )
-from vdeblur.cli.output import in_options, print_json, say
+from vdeblur.cli.output import check_new_file, in_options, print_json, say
 from vdeblur.cli.values import picture_size
-from vdeblur.errors import OutputError, UsageError
+from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def add(commands: Commands) -> None:
     )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench.add_argument("--chart", metavar="FILE", help="draw the figures into a PNG file")
+    bench.add_argument(
+        "--force", dest="overwrite", action="store_true", help="replace a chart that exists"
+    )
     bench.set_defaults(run=_run)
 
 
@@ -86,9 +89,9 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.chart and Path(args.chart).suffix.lower() != ".png":
         raise UsageError(f"--chart {args.chart}: give a name that ends in .png")
-    if args.chart and not Path(args.chart).absolute().parent.is_dir():
-        raise OutputError(f"the folder of {args.chart} does not exist: create it first")
     if args.chart:  # said before anything is measured
+        clip = [Path(args.clip)] if args.clip else []
+        check_new_file(Path(args.chart), force=args.overwrite, sources=clip)
         optional("matplotlib", extra="plots", purpose="--chart")
     if args.clip and args.size and not args.tune:
         raise UsageError("--size is of the generated scene: leave it out, or CLIP")
@@ -123,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(in_options(format_result(result)))
     if args.chart:
-        chart.write(Path(args.chart), result, sweep)
+        chart.write(Path(args.chart), result, sweep, overwrite=args.overwrite)
     return 0
 
 

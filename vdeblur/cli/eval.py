@@ -16,6 +16,7 @@ from vdeblur.cli.options import (
 )
 from vdeblur.cli.output import check_new_file, in_options, say
 from vdeblur.errors import OutputError, UsageError
+from vdeblur.media.image_sequences import is_image
 from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
@@ -255,25 +256,43 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for option, name in named.items():
         if name is None:
             continue
-        if str(name) in files:
-            raise UsageError(
-                f"{files[str(name)]} and {option} would both go to {name}: give two names"
-            )
-        files[str(name)] = option
-    for name in files:
-        if name != "-":
-            check_new_file(Path(name), force=args.overwrite)
+        place = "-" if str(name) == "-" else str(Path(name).absolute())
+        if place in files:
+            raise UsageError(f"{files[place]} and {option} would both go to {name}: give two names")
+        files[place] = option
+        if place != "-":
+            _check_file(Path(name), args)
     if args.panels is None:
         if args.panel_count is not None:
             raise UsageError("--panel-count is for --panels DIR: give both, or leave it out")
         return
     if args.panels.exists() and not args.panels.is_dir():
         raise OutputError(f"{args.panels} is a file: give --panels a folder")
+    _check_apart(args.panels, args)
     if not args.overwrite and any(args.panels.glob("*.png")):
         raise OutputError(
             f"{args.panels} has pictures in it already: use --force to replace those of the same "
             "names, or give another folder"
         )
+
+
+def _check_file(file: Path, args: argparse.Namespace) -> None:
+    check_new_file(file, force=args.overwrite, sources=_scored(args))
+    if file.exists() and is_image(file):
+        _check_apart(file, args)
+
+
+def _check_apart(output: Path, args: argparse.Namespace) -> None:
+    """Check that an output cannot replace pictures that are scored."""
+    for folder in _scored(args):
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{output} is among the pictures of {folder}: choose another place")
+
+
+def _scored(args: argparse.Namespace) -> list[Path]:
+    more = [args.lengths] if args.lengths else []
+    pairs = [path for paths in args.pairs for path in paths]
+    return [Path(path) for path in (*pairs, *(args.restored or []), *more)]
 
 
 def _weights_name(weights: str | None) -> str:
@@ -358,7 +377,7 @@ def _write(
         if args.csv == "-":
             print(table, end="")
         else:
-            write_bytes(Path(args.csv), table.encode())
+            write_bytes(Path(args.csv), table.encode(), only_new=not args.overwrite)
     if args.json is not None:
         everything = {
             "protocol": args.protocol,
@@ -375,7 +394,7 @@ def _write(
         if args.json == "-":
             print(text, end="")
             return
-        write_bytes(Path(args.json), text.encode())
+        write_bytes(Path(args.json), text.encode(), only_new=not args.overwrite)
     if args.csv != "-":
         _print_tables(args, scores, by_length, label)
 
@@ -442,5 +461,6 @@ def _write_report(
             "By length of blur: pans over photographs, shutter open for half of a frame's time; "
             "pixels that a place moves meanwhile."
         )
-    write_bytes(args.report, page(sets, tables, label=label, notes=notes).encode())
+    text = page(sets, tables, label=label, notes=notes)
+    write_bytes(args.report, text.encode(errors="replace"), only_new=not args.overwrite)
     say(f"report in {args.report}")

@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace) -> int:
         opset=_OPSET if args.opset is None else args.opset,
         metadata=facts,
         overwrite=args.overwrite,
+        sources=[] if loaded.path is None else [loaded.path],
     )
     size = sum(file.stat().st_size for file in done.files) / 1e6
     opset = f" opset {done.opset}" if done.opset else ""

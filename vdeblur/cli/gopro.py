@@ -236,7 +236,7 @@ def _plan(jobs: list[Job], encode: EncodeOptions, args: argparse.Namespace) -> i
         if plan.blur is not None:
             picture = job.output.with_name(f"{job.chapters[0].stem}_blur.png")
             try:
-                plan.blur.draw(picture, names)
+                plan.blur.draw(picture, names, overwrite=args.overwrite)
                 print(printable(f"  plot: {picture}"))
             except (UsageError, OutputError) as error:  # the plan is worth having without it
                 print(printable(in_options(f"  not plotted: {error}")))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import platform
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from vdeblur.system.printable import printable
 from vdeblur.version import __version__
 
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# The first line of a log, and how much of a file is looked at.
+_FIRST, _HEAD = re.compile(rb"\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ vdeblur"), 4096
 _log = logging.getLogger(__name__)
 
 
@@ -98,9 +101,31 @@ def logging_to(verbose: int, file: str | None, words: Sequence[str]) -> Iterator
 
 
 def _file_handler(file: str) -> logging.Handler:
-    if Path(file).is_dir():
-        raise OutputError(f"{file} is a folder: name a file for the log")
     try:
+        _check_log(Path(file))
         return _File(file, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError(f"the log {file} cannot be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"the log {file} cannot be written ({why})") from error
+
+
+def _check_log(path: Path) -> None:
+    """Check that what a log would be appended to is a log, and no film.
+
+    Raises:
+        OutputError: It is something else.
+        OSError: It cannot be read.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file for the log")
+    if path.is_fifo():
+        raise OutputError(f"{path} is a pipe: name a file for the log")
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    text = b"\0" not in head and path.suffix.lower() in (".log", ".txt")
+    if head and not text and not _FIRST.match(head):
+        raise OutputError(
+            f"{path} exists and is no log: name a new file for the log, or one that ends in .log"
+        )

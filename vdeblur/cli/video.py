@@ -127,7 +127,13 @@ def _expand(name: str) -> list[str]:
             raise InputError(f"no videos or images in folder {name}: give a folder with some")
         return files
     if not path.exists() and any(c in name for c in "*?["):
-        # glob takes an absolute or a relative pattern, which Path.glob does not.
+        # A folder may have these characters in its name; glob takes an absolute or a relative
+        # pattern, which Path.glob does not.
+        folder, last = os.path.split(name)
+        if folder and Path(folder).is_dir():
+            if is_pattern(last):
+                return [name]
+            name = os.path.join(glob.escape(folder), last)  # noqa: PTH118
         matches = glob.glob(name, recursive=True)  # noqa: PTH207
         files = sorted(f for f in matches if Path(f).is_file())
         if not files:

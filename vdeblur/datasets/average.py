@@ -266,11 +266,11 @@ def average_video(
     options = options or AverageOptions()
     table = response_table(options.response)
     folder = out / source.stem
+    check_replaceable(folder)
     if folder.exists() and not overwrite:
         raise OutputError(
             f"{folder} exists already: give another `out`, or `overwrite=True` to replace it"
         )
-    check_replaceable(folder)
     frames = _open(source, options)
     report = AverageReport(str(source), str(folder), frames.name)
     report.notes += _notes(source, options)

@@ -85,24 +85,25 @@ def png_bytes(picture: RGBImage) -> bytes:
     return b"".join(bytes(packet) for packet in packets)
 
 
-def write_png(path: Path, picture: RGBImage) -> None:
-    """Write a picture as a PNG file.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    write_bytes(path, png_bytes(picture))
+def write_png(path: Path, picture: RGBImage, *, only_new: bool = False) -> None:
+    """Write a picture as a PNG file; see `write_bytes`."""
+    write_bytes(path, png_bytes(picture), only_new=only_new)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, only_new: bool = False) -> None:
     """Write a whole file under a temporary name, then rename it.
+
+    Args:
+        path: The file.
+        data: Its content.
+        only_new: Replace nothing, not even a file that has appeared since it was looked for.
 
     Raises:
         OutputError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with replacing(path, only_new=only_new) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise OutputError(

@@ -20,10 +20,12 @@ from vdeblur.datasets.blur_options import PURE, BlurOptions
 from vdeblur.datasets.layouts import picture_files
 from vdeblur.datasets.synthetic_pairs import SyntheticPairs
 from vdeblur.errors import OutputError
-from vdeblur.system.files import replacing, replacing_folder
+from vdeblur.system.files import remove_leftovers, replacing, replacing_folder
 from vdeblur.system.optional import optional
 
 _CANDIDATES = 3
+# What a folder of pairs consists of, and what macOS puts into every folder.
+_MADE = frozenset({"blur", "blur_gamma", "sharp", "made.json", ".DS_Store"})
 
 #: One effect at a time, as in the first rows of a sheet.
 FEATURES: dict[str, BlurOptions] = {
@@ -73,9 +75,9 @@ def write_pairs(
         OutputError: `out` is not empty, or cannot be written.
     """
     image = optional("PIL.Image", extra="train", purpose="writing pictures")
+    check_replaceable(out)
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise OutputError(f"{out} exists and is not empty: give another `out`, or `overwrite=True`")
-    check_replaceable(out)
     blur = options or BlurOptions()
     data = SyntheticPairs(
         picture_files(folder),
@@ -106,10 +108,14 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         OutputError: It holds something else, photographs perhaps.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "made.json").is_file():
+    remove_leftovers(folder.parent)  # which puts back what a killed run has moved aside
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    made = (folder / "made.json").is_file()
+    other = next((file for file in files if not made or file.name not in _MADE), None)
+    if other is not None:
         raise OutputError(
-            f"{folder} holds files that are no pairs made earlier, and is not replaced: give "
-            "another `out`"
+            f"{folder} holds {other.name}, which is no part of pairs made earlier, and is not "
+            "replaced: give another `out`"
         )
 
 

@@ -116,7 +116,8 @@ def compare_page(
     encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     name = title or f"{Path(before).name} · {Path(after).name}"
     text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
-    write_bytes(page, text.encode())
+    # Names that are not UTF-8 cannot be in a page.
+    write_bytes(page, text.encode(errors="replace"), only_new=not overwrite)
     return notes
 
 
@@ -133,9 +134,12 @@ def _keep(copy: Path, wanted: Path, earlier: list[str]) -> Path:
 
 def _copies_of(page: Path) -> list[str]:
     """The copies that an earlier page has beside it."""
+    if not page.is_file():
+        return []
     with contextlib.suppress(OSError, ValueError):
         found = re.search(r'"copies": (\[.*?\])', page.read_text(encoding="utf-8"))
-        return [str(name) for name in json.loads(found[1])] if found else []
+        names = [str(name) for name in json.loads(found[1])] if found else []
+        return [name for name in names if Path(name).name == name]
     return []
 
 

@@ -30,6 +30,7 @@ from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.joined_file import Joined
 from vdeblur.media.mp4.tracks import sample_times
 from vdeblur.media.reader import VideoReader
+from vdeblur.system.files import check_target
 
 Floats = NDArray[np.float64]
 
@@ -109,8 +110,10 @@ class Blur:
             result.append(f"rank correlation of blur and sharpness: {self.correlation:+.2f}")
         return [*result, *sensors.notes]
 
-    def draw(self, path: Path, title: str) -> None:
-        """Write a plot over time as a PNG."""
+    def draw(self, path: Path, title: str, *, overwrite: bool = False) -> None:
+        """Write a plot over time as a PNG; OutputError if it cannot be written."""
+        if path.parent.is_dir():
+            check_target(path, overwrite=overwrite)
         sensors = self.sensors
         subtitle = (
             f"{sensors.camera}, focal length {sensors.focal:.0f} px ({sensors.focal_source}); "
@@ -125,7 +128,7 @@ class Blur:
             title=title,
             subtitle=subtitle,
         )
-        write_png(path, picture)
+        write_png(path, picture, only_new=not overwrite)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ def export(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    sources: Sequence[Path] = (),
 ) -> Exported:
     """Write a network as a file, after checking it.
 
@@ -90,6 +91,7 @@ def export(
         opset: Of ONNX.
         metadata: Texts to keep in the file besides those of `describe`.
         overwrite: Whether an existing file may be replaced.
+        sources: Files that are not replaced in any case.
 
     Raises:
         UsageError: A package is missing, the opset is impossible or the file's ending is wrong.
@@ -103,7 +105,7 @@ def export(
         raise UsageError(f"{target} cannot hold an OpenVINO network: give a name ending in .xml")
     files = (target, target.with_suffix(".bin")) if format == "openvino" else (target,)
     for file in files:
-        check_target(file, overwrite=overwrite)
+        check_target(file, overwrite=overwrite, sources=sources)
     network = network.eval()
     texts = describe(network) | dict(metadata or {})
     # Fails for a missing package before anything is computed.

@@ -21,6 +21,7 @@ from vdeblur.media.metadata import loops
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.picture_formats import PNG, format_of_name
 from vdeblur.media.stale_tags import kept_file_tags, kept_stream_tags
+from vdeblur.system.streams import is_stream
 
 if TYPE_CHECKING:
     from vdeblur.media.reader import VideoReader
@@ -162,6 +163,13 @@ def format_name(
         wrong = "names pictures by a number, as in frames/%05d.png"
     if wrong is not None:
         raise OutputError(f"{what} {wrong}: use .mp4, .mov, .mkv, .webm or .ts")
+    if name in _ISO and (str(destination) == "-" or is_stream(Path(destination))):
+        where = "standard output" if str(destination) == "-" else str(destination)
+        advice = "`format=matroska`" if asked or where != str(destination) else "a name in .mkv"
+        raise OutputError(
+            f"{where} cannot take {name}, whose index is written last: pipe Matroska or MPEG-TS, "
+            f"such as {advice}, or write to a file"
+        )
     return name
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from vdeblur.errors import InputError, OutputError
+from vdeblur.system.files import is_temporary_name
 from vdeblur.system.masking import masked
 
 # One slash is what is left of two where a name has been a Path.
@@ -60,12 +61,13 @@ def is_read_once(path: str | Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def check_source(source: str | Path, *, once: bool = False) -> None:
+def check_source(source: str | Path, *, once: bool = False, unfinished: bool = False) -> None:
     """Check, without reading from a pipe, that a source can be one.
 
     Args:
         source: A path; "-" and image patterns are not checked.
         once: A source that can be read only once is welcome, too.
+        unfinished: So is an output that has no final name yet.
 
     Raises:
         InputError: It is an address, is missing or empty, or is no file.
@@ -82,6 +84,10 @@ def check_source(source: str | Path, *, once: bool = False) -> None:
     if is_address(source):
         raise InputError(about_address(str(source)))
     path = source if isinstance(source, Path) else Path(source)
+    if is_temporary_name(path) and not unfinished:
+        raise InputError(
+            f"{path} has the name of an unfinished output, which the next run removes: rename it"
+        )
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

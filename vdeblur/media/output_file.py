@@ -18,13 +18,8 @@ from vdeblur.media.libav_errors import output_error, text_of
 from vdeblur.media.names import libav_name
 from vdeblur.media.picture_folder import PictureFolder
 from vdeblur.media.pipes import OutputPipe
-from vdeblur.system.files import (
-    Temporary,
-    check_target,
-    is_stream,
-    open_stream,
-    remove_leftovers,
-)
+from vdeblur.system.files import Temporary, check_target, remove_leftovers
+from vdeblur.system.streams import is_stream, open_stream
 
 if TYPE_CHECKING:
     from vdeblur.media.reader import VideoReader

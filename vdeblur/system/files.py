@@ -17,16 +17,18 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import psutil
 
 from vdeblur.errors import OutputError
-from vdeblur.system.renaming import flush_disk, move
+from vdeblur.system.renaming import exchange, flush_disk, move
+from vdeblur.system.streams import is_stream, open_stream
 
 if sys.platform != "win32":
     import fcntl
@@ -42,8 +44,6 @@ DISK_ERRORS = frozenset(
 COMPLETE = ".vdeblur.json"
 
 _TEMPORARY = re.compile(r"\.vdeblur-[0-9a-f]{16}(\.\w{1,12})?")
-# A stream that has a name: nothing is replaced by writing into it.
-_DESCRIPTOR = re.compile(r"(?:/dev/|/proc/self/)(stdout|stderr|fd/\d+)")
 # Where a lock tells of every process that can reach the file. Elsewhere (NFS, SMB, FUSE) another
 # machine may hold it unseen.
 _LOCAL = frozenset({
@@ -52,6 +52,7 @@ _LOCAL = frozenset({
 })  # fmt: skip
 _FORGOTTEN_SECONDS = 86400.0  # what nobody has written to for this long, on other file systems
 _LONGEST_NAME = 255  # bytes
+_ASIDE = "aside"  # in a temporary folder: what it replaces, where names cannot be exchanged
 
 
 # --- temporary files ----------------------------------------------------------------------------
@@ -260,7 +261,11 @@ def replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
         OSError: The folder cannot be written, or `path` cannot be replaced.
     """
     if is_stream(path):
-        yield path
+        with open_stream(path) as stream, tempfile.TemporaryDirectory(prefix="vdeblur-") as folder:
+            whole = Path(folder) / "whole"
+            yield whole
+            with whole.open("rb") as file:
+                shutil.copyfileobj(file, stream)
         return
     _swept(path.parent.absolute())
     with Temporary(path.parent, mode=_mode_of(path)) as temporary:
@@ -289,14 +294,36 @@ def replacing_folder(path: Path, *, replace: bool) -> Iterator[Path]:
         new.mkdir()
         yield new
         held.flush()
-        if replace and path.exists():
-            path.rename(held.name / "old")
-        try:
-            (held.name / "new").rename(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                (held.name / "old").rename(path)
-            raise
+        _take_folder(held.name, path, replace=replace and os.path.lexists(path))
+    flush_folder(path.parent)
+
+
+def _take_folder(held: Path, path: Path, *, replace: bool) -> None:
+    """Give the folder `new` in a temporary one its name; what it replaces is left in its place."""
+    new, aside = held / "new", held / _ASIDE / path.name
+    if replace and exchange(new, path):
+        return
+    try:
+        if replace:
+            # Under its own name: after a kill, the next run puts it back.
+            aside.parent.mkdir()
+            path.rename(aside)
+        new.rename(path)
+    except BaseException:  # a signal, too
+        _put_back(held)
+        raise
+
+
+def _put_back(held: Path) -> None:
+    """Give a folder that was to be replaced its name again, if nothing has it.
+
+    Raises:
+        OSError: It cannot be had.
+    """
+    for folder in (held / _ASIDE).glob("*"):
+        name = held.parent / folder.name
+        if not os.path.lexists(name):
+            folder.rename(name)
 
 
 @contextlib.contextmanager
@@ -344,6 +371,11 @@ def _mode_of(path: Path) -> int:
     return 0o666
 
 
+def is_temporary_name(path: Path) -> bool:
+    """Tell whether a file has a name that leftovers of dead runs have."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def spare_name(target: Path, number: int) -> Path:
     """Return a name like `target` with a number: `ride-2.mp4`, shortened where it is too long."""
     end = f"-{number}{target.suffix}"
@@ -386,6 +418,7 @@ def _remove_if_dead(path: Path) -> None:
     with claimed(path) as owned:
         if owned and path.is_dir():
             if not (path / COMPLETE).exists():
+                _put_back(path)
                 shutil.rmtree(path)
         elif owned:
             path.unlink()
@@ -441,31 +474,6 @@ def _file_system(folder: Path) -> str:
 
 
 # --- names that an output may have --------------------------------------------------------------
-
-
-def is_stream(path: Path) -> bool:
-    """Tell whether a name is that of a pipe or a character device, which is written into."""
-    if _DESCRIPTOR.fullmatch(str(path)):
-        return True
-    try:
-        kind = path.stat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)
-
-
-def open_stream(path: Path) -> BinaryIO:
-    """Open what `is_stream` is true of for writing; a named pipe waits for its reader.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    own = _DESCRIPTOR.fullmatch(str(path))
-    if own is None:
-        return os.fdopen(os.open(path, os.O_WRONLY), "wb")
-    # Not opened by its name: a file that standard output is appended to would be cut off.
-    number = {"stdout": 1, "stderr": 2}.get(own[1]) or int(own[1].removeprefix("fd/"))
-    return os.fdopen(os.dup(number), "wb")
 
 
 def check_target(path: Path, *, overwrite: bool, sources: Sequence[Path] = ()) -> None:

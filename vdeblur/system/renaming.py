@@ -94,7 +94,8 @@ def _move_to_free_name(source: Path, target: Path, descriptor: int | None) -> No
 
 
 def _rename_to_free_name(source: Path, target: Path) -> None:
-    call = _exclusive_rename()
+    # RENAME_NOREPLACE, RENAME_EXCL
+    call = _rename_call(4 if sys.platform == "darwin" else 1)
     if call is not None:
         if call(os.fsencode(source), os.fsencode(target)) == 0:
             return
@@ -110,15 +111,31 @@ def _rename_to_free_name(source: Path, target: Path) -> None:
         raise
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two files or folders in one step; False where that is not possible.
+
+    Raises:
+        OSError: They cannot be renamed.
+    """
+    call = _rename_call(2)  # RENAME_EXCHANGE, RENAME_SWAP
+    if call is None:
+        return False
+    if call(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _LACKING:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
 @cache
-def _exclusive_rename() -> Any:
-    """The system's rename that replaces nothing: renameat2(2) of Linux, renamex_np(2) of macOS."""
-    library = _library()
-    here, no_replace, excl = -100, 1, 4  # AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCL
+def _rename_call(flag: int) -> Any:
+    """The system's rename with a flag: renameat2(2) of Linux, renamex_np(2) of macOS."""
+    library, here = _library(), -100  # AT_FDCWD
     if sys.platform == "linux" and hasattr(library, "renameat2"):
-        return lambda old, new: library.renameat2(here, old, here, new, no_replace)
+        return lambda old, new: library.renameat2(here, old, here, new, flag)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
-        return lambda old, new: library.renamex_np(old, new, excl)
+        return lambda old, new: library.renamex_np(old, new, flag)
     return None
 
 

@@ -19,6 +19,9 @@ from vdeblur.training.run_log import read_metrics
 from vdeblur.training.validation import ValidationScores
 from vdeblur.weights import save_weights, write_card
 
+#: Name of the trained weights in a run's folder.
+WEIGHTS = "weights.safetensors"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -40,7 +43,7 @@ class Provenance:
 
 def write_weights(out: Path, recipe: Recipe, network: Network) -> Path:
     """Write weights.safetensors into a run's folder; returns its path."""
-    weights = out / "weights.safetensors"
+    weights = out / WEIGHTS
     family = spec(recipe.network).family
     save_weights(weights, network.state_dict(), network=family, config=network.config)
     return weights

@@ -32,6 +32,7 @@ from vdeblur.networks.limits import limited_building
 from vdeblur.training.dead_channels import revive, start_well
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.model_card import (
+    WEIGHTS,
     Provenance,
     write_card_of_run,
     write_weights,
@@ -125,6 +126,7 @@ def run_recipe(
         Diverged: The run ran away; the last sound weights are written.
     """
     run = run or RunOptions()
+    _check_folder(settings)
     with _folder_of_run(settings.out):
         prepared = _prepare(recipe, settings, run)
         reporter = None if prepared.rank else Reporter(prepared, on_message, stop)
@@ -334,6 +336,20 @@ class Reporter:
     def close(self) -> None:
         """Close the log."""
         self._log.close()
+
+
+def _check_folder(settings: RunSettings) -> None:
+    """Check that the weights in a run's folder are its own.
+
+    Raises:
+        OutputError: They are others.
+    """
+    earlier = (settings.state_file, settings.out / METRICS)
+    if (settings.out / WEIGHTS).exists() and not any(file.exists() for file in earlier):
+        raise OutputError(
+            f"{settings.out} holds {WEIGHTS}, which is of no run there: give another `out`, or "
+            "move it away"
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from datetime import datetime
 from pathlib import Path
@@ -224,7 +225,29 @@ class HlsSink(Sink):
                 f"folder {self._playlist.parent} cannot be made: {error.strerror}"
             ) from error
         _writable(self._playlist.parent)
+        self._number = self._next_number()
         self._times_opened = 0
+
+    def _next_number(self) -> int:
+        """Return the number of the first segment if there is no playlist to go on with.
+
+        Raises:
+            OutputError: The playlist is of another program: libav would delete its segments.
+        """
+        segment = re.compile(re.escape(self._playlist.stem) + r"_(\d{6,})\.ts")
+        try:
+            lines = self._playlist.read_text("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            found = (segment.fullmatch(file.name) for file in self._playlist.parent.iterdir())
+            return max((int(match[1]) + 1 for match in found if match), default=0)
+        except OSError as error:
+            raise OutputError(f"{self._playlist} cannot be read ({error.strerror})") from error
+        names = [line for line in lines[1:] if line and not line.startswith("#")]
+        if lines[:1] != ["#EXTM3U"] or not all(map(segment.fullmatch, names)):
+            raise OutputError(
+                f"{self._playlist} is no playlist of an earlier run: name another, or move it away"
+            )
+        return 0
 
     def opened(self, template: Template, first: Chunk) -> Muxer:
         """See `Sink.opened`."""
@@ -243,6 +266,7 @@ class HlsSink(Sink):
             "hls_segment_filename": f"{stem}_%06d.ts",
             "hls_segment_options": "mpegts_flags=+resend_headers",
             "hls_start_number_source": "generic",
+            "start_number": str(self._number),
         }
         return Muxer(libav_name(self._playlist), "hls", template, options)
 

@@ -276,7 +276,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     Raises:
         InputError: The file cannot be read, or holds no media.
     """
-    check_source(path)
+    check_source(path, unfinished=True)
     path = path if isinstance(path, Path) else Path(path)
     iso = boxes.is_iso(path)
     try:
