@@ -43,7 +43,11 @@ def with_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
 
 
 def with_chunks(data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    return data[:33] + b"".join(bytes(png.Chunk(k, d)) for k, d in chunks) + data[33:]
+    return (
+        data[:33]
+        + b"".join(part for k, d in chunks for part in png.Chunk(k, d).parts())
+        + data[33:]
+    )
 
 
 def rich(kind: str) -> bytes:

@@ -113,17 +113,13 @@ class VideoReader:
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._place = -1  # of the last packet in the file
         self._late: LateDescriptions | None = None
+        # Orientation of a single picture, and whether its file is cut off; before libav holds it.
+        self._picture, names = _picture_facts(self.path)
         opened = open_source(source, self.options, on_device=on_device)
         self.notes = opened.notes
         self._pictures = opened.pictures
         self.pictures = opened.pictures.pictures if opened.pictures is not None else None
-        is_picture = self.path is not None and is_image(self.path)
-        # Orientation of a single picture, and whether its file is cut off
-        self._picture: tuple[int, bool] | None = None
-        self.picture_metadata = [] if opened.pictures is None else opened.pictures.metadata
-        if is_picture:
-            data = cast(Path, self.path).read_bytes()
-            self._picture, self.picture_metadata = carry.inspect(data), carry.read(data).names
+        self.picture_metadata = names if opened.pictures is None else opened.pictures.metadata
         self._clipped = 0  # ticks that the times of an image sequence are shifted by
         self._container, self._file = opened.container, opened.file
         try:
@@ -392,6 +388,17 @@ class VideoReader:
         demuxer = self._container.format.name
         for text in end_notes(self.path, demuxer, self._place, self._reached, stated):
             self.damage.note(text)
+
+
+def _picture_facts(path: Path | None) -> tuple[tuple[int, bool] | None, list[str]]:
+    """Return what `carry.inspect` says of a picture file, and the names of its metadata."""
+    if path is None or not is_image(path):
+        return None, []
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None, []  # its opening tells why
+    return carry.inspect(data), carry.read(data).names
 
 
 def _note_lead(begin: int | None, picture: av.VideoFrame, stream: Any, damage: Damage) -> None:

@@ -66,7 +66,7 @@ class PictureMetadata:
             "IPTC": self.iptc,
             "comments": self.comments,
         }
-        return [name for name, value in kinds.items() if value] + self.other
+        return [name for name, value in kinds.items() if value] + list(dict.fromkeys(self.other))
 
 
 def carry(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
@@ -99,7 +99,7 @@ def inspect(data: bytes) -> tuple[int, bool]:
         found = next((block[len(_EXIF) :] for block in blocks if block.startswith(_EXIF)), b"")
     elif _is_png(data):
         chunks, end = png.parse(data)
-        found = next((c.data.removeprefix(_EXIF) for c in chunks if c.kind == b"eXIf"), b"")
+        found = next((_exif_of(c) for c in chunks if c.kind == b"eXIf"), b"")
     elif webp.is_webp(data):
         parts, end = webp.parse(data)
         found = dict(parts).get(b"EXIF", b"").removeprefix(_EXIF)
@@ -157,6 +157,8 @@ def _carry_jpeg(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
     lost: list[str] = []
     kept: list[jpeg.Segment] = []
     profile, credentials = _icc_of_jpeg(old), _credentials(old)
+    if old.left_out:
+        lost.append(_beyond(old))
     for one in old.segments:
         if not one.is_metadata or _codes(one):
             continue
@@ -168,14 +170,18 @@ def _carry_jpeg(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
             kept.append(one)
     # The color model of the output is told by its own encoder.
     coding = [one for one in new.segments if not one.is_metadata or one.data.startswith(_ADOBE)]
-    head = jpeg.SIGNATURE + jpeg.join(kept) + jpeg.join(coding)
+    parts = [jpeg.SIGNATURE, *jpeg.parts_of(kept), *jpeg.parts_of(coding)]
     end = len(output) if new.end is None else new.end
-    data = head + output[new.scan : end]
-    behind = b"" if old.end is None else source[old.end :]
+    parts.append(output[new.scan : end])
     multi = next((one for one in kept if one.data.startswith(_MPF)), None)
     if multi is not None and old.end is not None:
-        data = _moved_pictures(data, multi, old.end, len(source))
-    return data + behind, list(dict.fromkeys(lost))
+        parts = [_moved_pictures(b"".join(parts), multi, old.end, len(source))]
+    behind = b"" if old.end is None else memoryview(source)[old.end :]
+    return b"".join([*parts, behind]), list(dict.fromkeys(lost))
+
+
+def _beyond(picture: jpeg.Jpeg) -> str:
+    return f"{picture.left_out} segments behind the first {jpeg.MOST_SEGMENTS}"
 
 
 def _codes(one: jpeg.Segment) -> bool:
@@ -278,6 +284,8 @@ def _read_jpeg(data: bytes) -> PictureMetadata:
             found.other.append(_CREDENTIALS)
         elif not one.data.startswith((b"JFIF\0", b"JFXX\0")):
             found.other.append(f"APP{one.marker - jpeg.APP0} data")
+    if picture.left_out:
+        found.other.append(_beyond(picture))
     if picture.end is not None and picture.end < len(data):
         found.other.append(_BEHIND)
         found.xmp = xmp.without_pointers(found.xmp)
@@ -346,15 +354,21 @@ def _carry_png(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
             lost.append(f"PNG chunk {chunk.kind.decode('latin-1')}: it depends on the coding")
     ours = [c for c in new if c.kind in _PNG_CODING - {b"sBIT"}]
     ours += [] if new_end else [png.Chunk(b"IEND", b"")]
-    return _png_of(ours, kept) + (b"" if end is None else source[end:]), lost
+    return _png_of(ours, kept, b"" if end is None else memoryview(source)[end:]), lost
 
 
-def _png_of(ours: list[png.Chunk], kept: list[png.Chunk]) -> bytes:
+def _exif_of(chunk: png.Chunk) -> bytes:
+    return bytes(chunk.data).removeprefix(_EXIF)
+
+
+def _png_of(
+    ours: list[png.Chunk], kept: list[png.Chunk], behind: bytes | memoryview = b""
+) -> bytes:
     """Return a PNG: IHDR first, chunks that explain colors before PLTE, all others before IDAT."""
     early = [c for c in kept if c.kind in _PNG_COLOR]
     late = [c for c in kept if c.kind not in _PNG_COLOR]
     place = next((n for n, c in enumerate(ours) if c.kind == b"IDAT"), len(ours))
-    return png.join([*ours[:1], *early, *ours[1:place], *late, *ours[place:]])
+    return png.join([*ours[:1], *early, *ours[1:place], *late, *ours[place:]], behind)
 
 
 def _read_png(data: bytes) -> PictureMetadata:
@@ -375,10 +389,9 @@ def _read_png(data: bytes) -> PictureMetadata:
         elif keyword is not None:
             found.other.append(f"text {keyword}")
         elif chunk.kind == b"eXIf":
-            found.exif = chunk.data.removeprefix(_EXIF)
+            found.exif = _exif_of(chunk)
         elif chunk.kind == b"iCCP":
-            _, _, rest = chunk.data.partition(b"\0")
-            found.icc = png.inflate(rest[1:]) or b""
+            found.icc = png.inflate(png.named(chunk)[1][1:]) or b""
             if not found.icc:
                 found.other.append("a damaged ICC profile")
         elif chunk.kind == b"pHYs" and len(chunk.data) == 9:

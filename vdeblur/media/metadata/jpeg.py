@@ -15,6 +15,8 @@ SIGNATURE = b"\xff\xd8"
 APP0, COM = 0xE0, 0xFE
 #: The most bytes that a segment holds.
 LONGEST = 65533
+#: The most segments before a picture that are read: 4 GiB of metadata, if they are full.
+MOST_SEGMENTS = 1 << 16
 
 _SOS, _EOI = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOFn
@@ -50,25 +52,27 @@ class Jpeg:
         scan: Where the first scan's marker lies.
         end: Where the picture ends, after its EOI marker; None if the file is cut off.
         components: Colors of a pixel: 1, 3 or 4; 0 if not stated.
+        left_out: Segments beyond `MOST_SEGMENTS`.
     """
 
     segments: tuple[Segment, ...]
     scan: int
     end: int | None
     components: int
+    left_out: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> Jpeg:
         """Read the segments of a file."""
         segments: list[Segment] = []
-        at, scan, components = 2, 0, 0
+        at, scan, components, left_out = 2, 0, 0, 0
         while at + 2 <= len(data) and data[at] == 0xFF:
             marker = data[at + 1]
             if marker == 0xFF:  # a fill byte
                 at += 1
                 continue
             if marker == _EOI:
-                return cls(tuple(segments), scan or at, at + 2, components)
+                return cls(tuple(segments), scan or at, at + 2, components, left_out)
             if marker == 1 or 0xD0 <= marker <= 0xD8:  # without a length
                 at += 2
                 continue
@@ -78,7 +82,10 @@ class Jpeg:
             if length < 2 or at + 2 + length > len(data):
                 break
             if not scan and marker != _SOS:
-                segments.append(Segment(marker, data[at + 4 : at + 2 + length], at + 4))
+                if APP0 <= marker < APP0 + 16 and len(segments) >= MOST_SEGMENTS:
+                    left_out += 1  # the tables of the picture may still follow
+                else:
+                    segments.append(Segment(marker, data[at + 4 : at + 2 + length], at + 4))
                 if marker in _FRAMES and length > 7:
                     components = data[at + 9]
             at += 2 + length
@@ -88,7 +95,7 @@ class Jpeg:
                 if found is None:
                     break
                 at = found.start()
-        return cls(tuple(segments), scan or min(at, len(data)), None, components)
+        return cls(tuple(segments), scan or min(at, len(data)), None, components, left_out)
 
 
 def segment(marker: int, data: bytes) -> bytes:
@@ -96,9 +103,12 @@ def segment(marker: int, data: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
-def join(segments: Iterable[Segment]) -> bytes:
-    """Return segments as bytes."""
-    return b"".join(segment(one.marker, one.data) for one in segments)
+def parts_of(segments: Iterable[Segment]) -> list[bytes]:
+    """Return headers and data of segments, to be joined."""
+    parts = []
+    for one in segments:
+        parts += [struct.pack(">BBH", 0xFF, one.marker, len(one.data) + 2), one.data]
+    return parts
 
 
 def icc_segments(profile: bytes) -> list[bytes]:

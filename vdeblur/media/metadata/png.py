@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Bytes that compressed text and profiles of a file may grow to.
 LONGEST_TEXT = 1 << 26
+_MOST_CHUNKS = 1 << 20  # of a file: more are damage
+_LONGEST_KEYWORD = 80  # with the zero behind it
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 
 
@@ -18,15 +21,16 @@ class Chunk:
 
     Attributes:
         kind: Its four letters.
-        data: Its data, without length and checksum.
+        data: Its data, without length and checksum; a view of the file where it comes from one.
     """
 
     kind: bytes
-    data: bytes
+    data: bytes | memoryview
 
-    def __bytes__(self) -> bytes:
+    def parts(self) -> tuple[bytes, bytes | memoryview, bytes]:
+        """Return what stands in the file: length and kind, data, checksum."""
         head = struct.pack(">I", len(self.data)) + self.kind
-        return head + self.data + struct.pack(">I", zlib.crc32(self.kind + self.data))
+        return head, self.data, struct.pack(">I", zlib.crc32(self.data, zlib.crc32(self.kind)))
 
 
 def parse(data: bytes) -> tuple[list[Chunk], int | None]:
@@ -35,24 +39,33 @@ def parse(data: bytes) -> tuple[list[Chunk], int | None]:
     Returns:
         The chunks, and where the picture ends; None if the file is cut off.
     """
-    chunks, at = [], len(SIGNATURE)
-    while at + 12 <= len(data):
+    chunks: list[Chunk] = []
+    at, view = len(SIGNATURE), memoryview(data)
+    while at + 12 <= len(data) and len(chunks) < _MOST_CHUNKS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if at + 12 + length > len(data):
             break
-        chunks.append(Chunk(kind, data[at + 8 : at + 8 + length]))
+        chunks.append(Chunk(kind, view[at + 8 : at + 8 + length]))
         at += 12 + length
         if kind == b"IEND":
             return chunks, at
     return chunks, None
 
 
-def join(chunks: list[Chunk]) -> bytes:
-    """Return a file of chunks."""
-    return SIGNATURE + b"".join(bytes(chunk) for chunk in chunks)
+def join(chunks: Iterable[Chunk], behind: bytes | memoryview = b"") -> bytes:
+    """Return a file of chunks, and what stands behind them."""
+    parts = [part for chunk in chunks for part in chunk.parts()]
+    return b"".join([SIGNATURE, *parts, behind])
 
 
-def inflate(data: bytes, most: int = LONGEST_TEXT) -> bytes | None:
+def named(chunk: Chunk) -> tuple[bytes, memoryview]:
+    """Return the keyword that a chunk begins with, and what follows it."""
+    view = memoryview(chunk.data)
+    keyword, _, _ = bytes(view[:_LONGEST_KEYWORD]).partition(b"\0")
+    return keyword, view[len(keyword) + 1 :]
+
+
+def inflate(data: bytes | memoryview, most: int = LONGEST_TEXT) -> bytes | None:
     """Inflate the compressed part of a chunk; None if it is damaged or longer than `most` bytes."""
     stream = zlib.decompressobj()
     try:
@@ -64,7 +77,7 @@ def inflate(data: bytes, most: int = LONGEST_TEXT) -> bytes | None:
 
 def keyword_of(chunk: Chunk) -> str | None:
     """Return the keyword of a text chunk; None of another."""
-    return chunk.data.partition(b"\0")[0].decode("latin-1") if chunk.kind in _TEXTS else None
+    return named(chunk)[0].decode("latin-1") if chunk.kind in _TEXTS else None
 
 
 def text_of(chunk: Chunk, most: int) -> bytes | None:
@@ -72,12 +85,12 @@ def text_of(chunk: Chunk, most: int) -> bytes | None:
 
     None if it is damaged, or compressed and longer than `most` bytes.
     """
-    _, _, rest = chunk.data.partition(b"\0")
+    _, rest = named(chunk)
     if chunk.kind == b"tEXt":
-        return rest
+        return bytes(rest)
     if chunk.kind == b"zTXt":
         return inflate(rest[1:], most)
-    body = rest[2:].split(b"\0", 2)
+    body = bytes(rest[2:]).split(b"\0", 2)
     if len(body) < 3:
         return None
     return inflate(body[2], most) if rest[0] else body[2]

@@ -46,14 +46,14 @@ def join(chunks: list[tuple[bytes, bytes]]) -> bytes:
             chunks = [(kind, data) for kind, data in chunks if kind not in _FLAGS]
         else:
             chunks = [(b"VP8X", header), *chunks]
-    body = b"WEBP"
+    body = bytearray(b"WEBP")
     order = {b"VP8X": 0, b"ICCP": 1, b"EXIF": 3, b"XMP ": 4}
     for kind, data in sorted(chunks, key=lambda chunk: order.get(chunk[0], 2)):
         if kind == b"VP8X" and data:
             flags = data[0] & ~sum(_FLAGS.values()) | sum(_FLAGS[name] for name in wanted)
             data = bytes([flags]) + data[1:]
         body += kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+    return b"".join([b"RIFF", struct.pack("<I", len(body)), body])
 
 
 def _extended(parts: dict[bytes, bytes]) -> bytes | None:

@@ -281,13 +281,14 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     iso = boxes.is_iso(path)
     try:
         check_index(path)
+        still = still_facts(path)
+        orientation = carry.inspect(path.read_bytes())[0] if is_image(path) else 1
         with open_container(for_libav(path)) as container:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
-            still = still_facts(path)
             errors = _read_packets(container, streams, full=full, still=still is not None)
             if is_image(path):
-                _turn(streams, carry.inspect(path.read_bytes())[0])
+                _turn(streams, orientation)
             return ProbedFile(
                 path=path,
                 family=_family(container.format.name),
