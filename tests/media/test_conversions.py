@@ -78,7 +78,7 @@ def mentions(lines: Sequence[str], text: str) -> bool:
 # -- found by players ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".ts", ".mpg"])
+@pytest.mark.parametrize("suffix", [".ts", ".mpg", ".flv"])
 @pytest.mark.parametrize("codec", ["mjpeg", "ffv1", "libvpx-vp9", "libsvtav1", "mpeg4"])
 def test_pictures_are_coded_as_players_of_a_broadcast_find_them(
     tmp_path: Path, codec: str, suffix: str
@@ -220,3 +220,45 @@ def test_raw_dv_has_its_own_rate(tmp_path: Path) -> None:
     deblur_video(source, tmp_path / "output.mov", model="identity")
     with av.open(str(tmp_path / "output.mov")) as film:
         assert film.streams.video[0].average_rate == 25
+
+
+def telecined(path: Path) -> Path:
+    """MPEG-2 at 24000/1001 pictures a second for screens of 30000/1001: every other repeats one."""
+    with av.open(str(path), "w") as output:
+        video: Any = output.add_stream("mpeg2video", rate=Fraction(30000, 1001))
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1001, 30000)
+        fields, packets = 0, []
+        for number in range(24):
+            frame = picture(number)
+            frame.pts = number
+            packets += video.encode(frame)
+        for number, packet in enumerate([*packets, *video.encode(None)]):
+            data = bytearray(bytes(packet))
+            head = data.index(b"\0\0\1\xb5\x8f")  # picture coding extension
+            data[head + 7] |= 2 * (number % 2)
+            data[head + 8] |= 0x80
+            marked = av.Packet(bytes(data))
+            marked.pts = marked.dts = fields
+            marked.time_base = Fraction(1001, 60000)
+            marked.is_keyframe, marked.stream = packet.is_keyframe, video
+            output.mux(marked)
+            fields += 2 + number % 2
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv", ".mp4", ".avi"])
+@pytest.mark.parametrize("kind", [".ts", ".mpg", ".mkv"])
+def test_soft_telecine_keeps_its_speed(tmp_path: Path, kind: str, suffix: str) -> None:
+    source, output = telecined(tmp_path / f"source{kind}"), tmp_path / f"output{suffix}"
+    report = deblur_video(source, output, model="identity")
+    assert sum("repeated fields" in line for line in report.lost) == 1
+    assert not report.differences
+    spans = []
+    for path in (source, output):
+        with av.open(str(path)) as film:
+            assert film.streams.video[0].codec_context.name == "mpeg2video"
+            times = [float((p.dts or 0) * p.time_base) for p in film.demux(video=0) if p.size]
+            assert len(times) == 24
+            spans.append(times[-1] - times[0])
+    assert spans[0] == pytest.approx(spans[1], abs=0.04)

@@ -106,6 +106,9 @@ _LABELED = {
     "hdmv_pgs_subtitle",
     "vob": "mpeg1video mpeg2video mpeg4 h264 hevc mp1 mp2 mp3 ac3 dts truehd pcm_s16be pcm_dvd "
     "dvd_subtitle",
+    # Its muxer refuses MPEG-4 only when all is set up.
+    "flv": "flv1 flashsv flashsv2 vp6f vp6a vp9 av1 h264 hevc mp3 aac ac3 eac3 opus flac speex "
+    "nellymoser adpcm_swf pcm_u8 pcm_s16le pcm_s16be pcm_mulaw pcm_alaw text",
 }
 _LOOKAHEAD = 100  # pictures that an encoder may hold back
 # Without times or without a file of its own: `verify` has nothing to compare.

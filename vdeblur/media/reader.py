@@ -33,7 +33,7 @@ from vdeblur.media.picture_reader import PictureReader
 from vdeblur.media.pixel_formats import layout_of, planar_format, software_format
 from vdeblur.media.probing import LateDescriptions, late_streams
 from vdeblur.media.read_options import Clip, ReadOptions
-from vdeblur.media.stream_facts import rate_of
+from vdeblur.media.stream_facts import rate_of, repeats_field
 from vdeblur.media.stream_roles import streams_of
 from vdeblur.media.timeline import RESTARTING, Timeline
 from vdeblur.system.closing import ClosingGuard
@@ -74,6 +74,7 @@ class VideoReader:
         templates: Streams that describe those of `container` that libav knows too little of at its
             opening, by their index.
         frame_times: Times of the frames so far (pts), by stream; 8 bytes a frame.
+        telecined: Video streams whose pictures repeat fields, as films on DVD (soft telecine) do.
         late_streams: Streams that appeared while reading, and could not be read.
         damage: What could not be decoded so far.
         notes: What else a user should know.
@@ -108,8 +109,8 @@ class VideoReader:
         )
         self.damage = Damage()
         self.frame_times: dict[int, array[int]] = {}
+        self.late_streams, self.telecined = list[str](), set[int]()
         self._guard = ClosingGuard()
-        self.late_streams: list[str] = []
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._place = -1  # of the last packet in the file
         self._late: LateDescriptions | None = None
@@ -232,10 +233,10 @@ class VideoReader:
             index = packet.stream.index
             role = self.roles.get(index, "dropped")
             if role == "video":
-                midway = self.options.whole and not packet.is_keyframe
-                leads.setdefault(index, packet.pts if midway else None)
+                leads.setdefault(index, None if packet.is_keyframe else packet.pts)
+                self.telecined |= {index} if repeats_field(packet) else set()
                 for picture in () if index in ended else self._decode(packet, index):
-                    if index not in factories:
+                    if index not in factories and self.options.whole:
                         _note_lead(leads[index], picture, packet.stream, self.damage)
                     frame = self._frame(picture, packet.stream, factories)
                     if clip.is_part:

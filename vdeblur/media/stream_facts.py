@@ -11,6 +11,9 @@ import ctypes
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+_EXTENSION = b"\0\0\1\xb5"  # start code of an extension of MPEG-2
+_HEAD = 1024  # bytes of a packet that its headers end in
+
 
 class SoundFormat(NamedTuple):
     """What a stream of sound holds; 0 and "" are unknown."""
@@ -36,6 +39,19 @@ def rate_of(stream: Any) -> Fraction | None:
         average = None  # a picture a tick: of raw DV, libav counts its fine ticks
     rate = average or guessed
     return Fraction(rate) if rate else None
+
+
+def repeats_field(packet: Any) -> bool:
+    """Tell whether an MPEG-2 picture shows one of its fields twice (repeat_first_field)."""
+    if codec_of(packet.stream) != "mpeg2video":
+        return False
+    head = memoryview(packet)[:_HEAD].tobytes()
+    at = head.find(_EXTENSION)
+    while at >= 0 and at + 8 < len(head):
+        if head[at + 4] >> 4 == 8:  # picture coding extension (ITU-T H.262, 6.2.3.1)
+            return bool(head[at + 7] & 2)
+        at = head.find(_EXTENSION, at + 4)
+    return False
 
 
 def sound_of(stream: Any) -> SoundFormat:

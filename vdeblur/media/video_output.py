@@ -92,6 +92,11 @@ class VideoSource:
     @property
     def rate(self) -> Fraction:
         """Frames a second."""
+        coding = self.stream.codec_context
+        if self.codec in ("mpeg1video", "mpeg2video") and coding.framerate:
+            # The encoder takes the rates of a table only: with repeated fields, the average of the
+            # times is none of them.
+            return Fraction(coding.framerate)
         return rate_of(self.stream) or Fraction(25)
 
     @property
@@ -115,6 +120,7 @@ class VideoOutput:
         frames: Frames encoded so far.
         codec: libav's canonical name of the source's codec.
         losses: Told of what pictures carry and the encoder does not write.
+        coarse: The container has one time a packet, in coarser ticks than the source's.
     """
 
     stream: Any
@@ -127,9 +133,12 @@ class VideoOutput:
     frames: int = 0
     codec: str = ""  # of the source
     losses: Losses = field(default_factory=Losses)
+    coarse: bool = False
     # pts and duration by what the encoder was given as pts, until its packet comes
     _times: dict[int, tuple[int, int]] = field(default_factory=dict)
     _begin: int = 0  # pts of the first frame
+    _shown: dict[int, int] = field(default_factory=dict)  # pts by number, where packets reorder
+    _last: int | None = None  # decoding time of the last packet, in coarser ticks
     _waiting: Frame | None = None
 
     def encode(self, frame: Frame) -> list[av.Packet[Any]]:
@@ -180,6 +189,8 @@ class VideoOutput:
             picture.time_base = self.counting
             if self.frames == 0:
                 self._begin = frame.pts
+            if self.reorders:
+                self._shown[self.frames] = frame.pts
         self._times[cast(int, picture.pts)] = (frame.pts, frame.duration)
         self.frames += 1
         if (self.choice.encoder, self.choice.pix_fmt) == ("mjpeg", "gray"):
@@ -199,11 +210,26 @@ class VideoOutput:
                 packet.duration = duration  # some encoders make their own of the rate
             if self.counting is not None and number is not None:
                 packet.pts = pts
-                # Only in AVI do these encoders reorder.
-                ticks = round(number * self.counting / self.time_base)
-                packet.dts = self._begin + ticks if self.reorders else packet.pts
+                # Only in AVI do these encoders reorder: a packet is then decoded when the picture
+                # of its number is shown.
+                early = self._begin + round(number * self.counting / self.time_base)
+                packet.dts = self._shown.pop(number, early) if self.reorders else packet.pts
                 packet.time_base = self.time_base
+            if self.coarse:
+                self._settle(packet)
         return packets
+
+    def _settle(self, packet: av.Packet[Any]) -> None:
+        """Round a packet's times to coarser ticks, of which no two packets share one."""
+        ticks = self.stream.time_base
+        pts, dts = (
+            round(cast(int, t) * packet.time_base / ticks)
+            for t in (packet.pts, packet.pts if packet.dts is None else packet.dts)
+        )
+        if self._last is not None:
+            dts = max(dts, self._last + 1)
+        self._last = dts
+        packet.pts, packet.dts, packet.time_base = max(pts, dts), dts, ticks
 
 
 def add_video(
@@ -413,7 +439,7 @@ def _configure(
     if (choice.encoder, choice.pix_fmt) == ("mjpeg", "gray"):
         context.pix_fmt = "yuvj420p"  # of the stream only: `gray_jpeg` codes the pictures
     context.framerate = source.rate
-    stream.time_base = _ticks(container, source)
+    ticks = stream.time_base = _ticks(container, source)
     context.time_base = counting or source.time_base
     aspect = source.stream.sample_aspect_ratio
     if aspect:
@@ -466,7 +492,7 @@ def _configure(
         ) from error
     return VideoOutput(
         stream, choice, source.time_base, counting, reorders, source.variable, conversion,
-        codec=source.codec, losses=losses,
+        codec=source.codec, losses=losses, coarse=ticks > source.time_base,
     )  # fmt: skip
 
 

@@ -427,7 +427,12 @@ def _lose_stream(reader: VideoReader, losses: Losses, index: int, why: str) -> N
 
 
 def _lose_late(reader: VideoReader, losses: Losses) -> None:
-    """State which streams appeared too late to be read."""
+    """State which streams appeared too late to be read, and what was seen only while reading."""
+    if reader.telecined:
+        losses.lose(
+            "marks of repeated fields (soft telecine): the times of the pictures say how long each "
+            "is shown"
+        )
     for name in reader.late_streams:
         losses.lose(f"{name}: it begins too far into the source to be found")
         if name.startswith("video"):
