@@ -201,3 +201,62 @@ def test_a_page_of_films_whose_names_are_not_utf8(tmp_path: Path, film: Path, ru
     code, said = run("compare", odd, odd, "-o", tmp_path / "o.html")
     assert code == 0, said
     assert "caf?" in (tmp_path / "o.html").read_text(encoding="utf-8")
+
+
+@posix
+def test_standard_output_that_takes_nothing(film: Path) -> None:
+    for words, output in (
+        ("verify FILM FILM", "/dev/full"),
+        ("video FILM -o - --model identity", "&-"),
+    ):
+        command = f"{sys.executable} -m vdeblur {words.replace('FILM', str(film))} >{output}"
+        if output == "/dev/full" and not Path(output).exists():
+            continue
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith("vdeblur: standard output cannot be")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "video FILM -o EMPTY",
+        "gopro FILM -o EMPTY",
+        "data average FILM -o EMPTY",
+        "train --data EMPTY",
+        "compare FILM FILM -o o.mkv --encoder EMPTY",
+        "compare FILM FILM -o o.mkv --height 99999999999999999999",
+        "compare FILM FILM -o o.mkv --mode wipe --period inf",
+        "eval --pairs FILM FILM --every 99999999999999999999",
+        "bench FILM --batch 99999999999999999999",
+        "bench FILM --stage none --model identity",
+        "data average FILM -o o --max-blur nan",
+        "data synth FILM -o o --crop 99999999999999999999",
+        "train --data FILM --workers 99999999999999999999",
+        "train --data FILM --seed 99999999999999999999",
+        "camera FILM -o o.mkv --keyframes 99999999999999999999",
+        "camera FILM -o o.mkv --rotate-size 0.1",
+    ],
+)
+def test_values_that_mean_nothing(
+    words: str, film: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(film.parent)
+    given = [{"FILM": film.name, "EMPTY": ""}.get(word, word) for word in words.split()]
+    code, said = run(*given)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "fault of vdeblur" not in said
+    assert [path.name for path in film.parent.iterdir()] == [film.name]
+
+
+def test_a_preset_in_other_digits(film: Path, tmp_path: Path, run: Run) -> None:
+    words = ("-o", tmp_path / "o.mkv", "--model", "identity", "--encoder", "libx264")
+    code, said = run("video", film, *words, "--preset", "\u0663")
+    assert (code, said.count("\n"), "has no preset" in said) == (1, 1, True)
+
+
+def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path, run: Run) -> None:
+    chapter = gopro_clips.footage(tmp_path, ("GX010042.MP4",)).chapters[0]
+    output = f"{tmp_path}/new/deep/"
+    code, _ = run("gopro", chapter, "-o", output, "--model", "identity", "--preset", "none")
+    assert (code, (tmp_path / "new").exists()) == (1, False)

@@ -35,6 +35,7 @@ from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.devices import device_name, fastest_convolutions, synchronize
 from vdeblur.inference.export import random_motion
 from vdeblur.inference.kernels import color
+from vdeblur.inference.setup import choose_output
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
@@ -43,7 +44,7 @@ from vdeblur.media.writer import VideoWriter
 from vdeblur.motion.guide import Guide
 from vdeblur.motion.movement import Movement
 from vdeblur.motion.neighbours import Around, View, with_neighbours
-from vdeblur.networks import Network, build, spec
+from vdeblur.networks import build, spec
 from vdeblur.networks.base import traits_of
 from vdeblur.networks.cost import work_of
 from vdeblur.system.memory import peak_bytes, reset_peak
@@ -129,8 +130,8 @@ def bench(
         raise UsageError("`frames` and `rounds` must be 1 or more")
     module, name, notes = load_for_speed(model, weights)
     plain = copy.deepcopy(module)  # the Deblurrer may turn its own into whatever is faster
-    if (stage := network.get("stage")) is not None and isinstance(plain, Network):
-        plain.stage = stage
+    if (stage := network.get("stage")) is not None:
+        choose_output(plain, stage)
     deblurrer = Deblurrer(module, **network)
     deblurrer.name = name
     # Of the products: other runtimes are given fp32, and round inside.

@@ -9,18 +9,23 @@ was unsound (reported on stderr); 130, 143 and 129 stopped by Ctrl-C, SIGTERM an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Commands and what they need are imported by `main`, which answers a signal meanwhile.
 from vdeblur.cli.stopping import Stops
 
 _log = logging.getLogger(__name__)
+
+# Whole numbers beside those of plain integers, and the bounds that differ from the usual one.
+_COUNTS = ("batch", "tile", "halo")
+_MOST = {"seed": 1 << 63, "crop": 1 << 14, "height": 1 << 14, "workers": 1 << 10}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,9 +68,13 @@ def _failed(error: BaseException) -> int:
 
     if not isinstance(error, Exception):
         return 128 + signal.SIGINT
-    if isinstance(error, BrokenPipeError) and error.filename is None:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
         # Python would fail again when it flushes the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError) and error.filename is None:
         return 1
     _say(f"vdeblur: {sentence_of(error)}")
     # A package that is missing here could be installed.
@@ -121,6 +130,16 @@ class _Parser(argparse.ArgumentParser):
 
         text = printable(masked_message(f"{self.prog}: {message}; see {self.prog} --help"))
         self.exit(2, f"{text}\n")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # A variable of a shell that has no value; Path("") would be the present folder.
+        if not arg_string and arg_string not in (action.const, action.default):
+            raise argparse.ArgumentError(action, "the value is empty: give one, or leave it out")
+        value = super()._get_value(action, arg_string)
+        whole = isinstance(value, int) and (action.type is int or action.dest in _COUNTS)
+        if whole and abs(value) >= _MOST.get(action.dest, 1 << 31):
+            raise argparse.ArgumentError(action, f"{arg_string} is too large")
+        return value
 
     def commands(self) -> Iterator[_Parser]:
         """Yield the parsers below this one that have no further subcommands."""

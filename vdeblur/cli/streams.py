@@ -25,8 +25,8 @@ class _Printable:
     A carriage return at the beginning of what is written passes: progress bars begin with it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -38,8 +38,14 @@ class _Printable:
         elif not _MOVES.fullmatch(text):
             text = printable(text, lines=True)
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        with _named(self._name):
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        with _named(self._name):
+            self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
         """Write several texts."""
@@ -48,11 +54,22 @@ class _Printable:
 
 
 @contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name a stream in an error that says nothing of where it came from."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads any more, which is no error to tell
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+@contextlib.contextmanager
 def printable_streams() -> Iterator[None]:
     """Have all that is printed while the context is open pass through `printable`."""
     before = sys.stdout, sys.stderr
-    sys.stdout = cast(TextIO, _Printable(before[0]))
-    sys.stderr = cast(TextIO, _Printable(before[1]))
+    sys.stdout = cast(TextIO, _Printable(before[0], "standard output"))
+    sys.stderr = cast(TextIO, _Printable(before[1], "standard error"))
     try:
         yield
     finally:

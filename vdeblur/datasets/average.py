@@ -49,7 +49,7 @@ class AverageOptions:
         seed: Decides the counts.
 
     Raises:
-        UsageError: `frames` holds no odd count of 3 or more, or the stride is below 1.
+        UsageError: `frames` holds no odd count of 3 or more, or another value is out of its range.
     """
 
     frames: tuple[int, int] = (7, 13)
@@ -66,6 +66,8 @@ class AverageOptions:
                 f"{low}..{high} frames cannot be averaged around a middle one: give an odd "
                 "count of 3 or more, or a range that holds one, such as 7..13"
             )
+        if not 0 <= self.max_blur <= 1:
+            raise UsageError(f"`max_blur` is {self.max_blur:g}: give 0 to 1")
         if self.stride is not None and self.stride < 1:
             raise UsageError(f"a stride of {self.stride} does not move: give 1 or more")
 

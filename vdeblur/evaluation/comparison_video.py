@@ -62,7 +62,7 @@ def _check(options: CompareOptions) -> None:
         raise UsageError(f"mode is {options.mode!r}: choose {', '.join(MODES)}")
     if options.height is not None and options.height < 16:
         raise UsageError(f"height is {options.height}: choose 16 pixels or more")
-    if not options.period > 0:
+    if not 0 < options.period < math.inf:
         raise UsageError(f"period is {options.period:g}: choose more than 0 seconds")
 
 

@@ -30,6 +30,7 @@ from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 from vdeblur.motion.exposure import AUTO, Exposure, exposure_of
 from vdeblur.motion.guide import Guide
+from vdeblur.system.files import folder_made
 
 #: Pixels of blur that neither viewers see nor networks improve: shorter blur counts as none.
 THRESHOLD = 1.5
@@ -104,28 +105,29 @@ def restore(
     deblurrer = Deblurrer.of(model)
     guided = deblurrer.guided and not deblurrer.changes_nothing
     guide = motion_guide(source, options.exposure, focal=options.focal) if guided else None
-    with contextlib.suppress(OSError):
-        job.output.parent.mkdir(parents=True, exist_ok=True)
 
     def complete(reader: VideoReader, writer: VideoWriter) -> None:
         assert writer.temporary is not None
         _complete(source, writer.temporary, notes, headers=reader.iso)
 
-    report = deblur_video(
-        source,
-        job.output,
-        model=deblurrer,
-        batch=options.batch,
-        encode=options.encode,
-        hwaccel=options.hwaccel,
-        # libav does not know the name, but a .360 is an MP4.
-        format="mp4" if source.suffix.lower() == ".360" else None,
-        overwrite=options.overwrite,
-        choose=choose,
-        guide=guide,
-        complete=complete,
-        on_progress=on_progress,
-    )
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # the writer says why
+            stack.enter_context(folder_made(job.output.parent))
+        report = deblur_video(
+            source,
+            job.output,
+            model=deblurrer,
+            batch=options.batch,
+            encode=options.encode,
+            hwaccel=options.hwaccel,
+            # libav does not know the name, but a .360 is an MP4.
+            format="mp4" if source.suffix.lower() == ".360" else None,
+            overwrite=options.overwrite,
+            choose=choose,
+            guide=guide,
+            complete=complete,
+            on_progress=on_progress,
+        )
     report.notes += notes
     if isinstance(source, Joined):
         report.damage = source.damage + report.damage

@@ -146,20 +146,24 @@ def numbered(template: str, number: int, count: int) -> str:
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_LONGEST = 1e9  # seconds: 31 years
+_LARGEST = 1e18  # bytes
 _SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def duration_seconds(text: str) -> float:
     """Parse `300ms`, `5s`, `10m`, `1h` or a number of seconds; ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*", text.lower())
-    if match is None or float(match[1]) <= 0:
+    seconds = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    if not 0 < seconds <= _LONGEST:
         raise ValueError(f"{text!r} is not a length of time: write 300ms, 5s, 10m or 1h")
-    return float(match[1]) * _UNITS[match[2] or ""]
+    return seconds
 
 
 def size_bytes(text: str) -> int:
     """Parse `500M`, `2G` or a number of bytes; ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
-    if match is None or float(match[1]) <= 0:
+    size = float(match[1]) * _SIZES[match[2]] if match else 0.0
+    if not 1 <= size <= _LARGEST:
         raise ValueError(f"{text!r} is not a size: write 500M or 2G")
-    return int(float(match[1]) * _SIZES[match[2]])
+    return int(size)

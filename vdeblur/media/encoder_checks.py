@@ -101,7 +101,7 @@ def check_preset(encoder: str, preset: str | None) -> None:
     elif (
         encoder in X26X
         and preset not in _X26X_PRESETS
-        and not (preset.isdecimal() and int(preset) < len(_X26X_PRESETS))
+        and not (preset.isascii() and preset.isdecimal() and int(preset) < len(_X26X_PRESETS))
     ):
         raise EncoderError(
             f"{encoder} has no preset {preset!r}: choose one of {', '.join(_X26X_PRESETS)}"

@@ -327,6 +327,24 @@ def _put_back(held: Path) -> None:
 
 
 @contextlib.contextmanager
+def folder_made(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; on an error, remove what was made and is empty.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def held_alone(path: Path) -> Iterator[bool]:
     """Hold a lock file while the block runs; yield False if another run holds it.
 

@@ -29,6 +29,7 @@ from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
 from vdeblur.networks.cost import operations
 from vdeblur.networks.limits import limited_building
+from vdeblur.system.files import folder_made
 from vdeblur.training.dead_channels import revive, start_well
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.model_card import (
@@ -355,20 +356,14 @@ def _check_folder(settings: RunSettings) -> None:
 @contextlib.contextmanager
 def _folder_of_run(out: Path) -> Iterator[None]:
     """Create the run's folder; remove it again if the run never began."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be a folder for this run ({error.strerror}): give another `out`"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder_made(out))
+        except OSError as error:
+            raise OutputError(
+                f"{out} cannot be a folder for this run ({error.strerror}): give another `out`"
+            ) from error
         yield
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # it is not empty
-                folder.rmdir()
-        raise
 
 
 @contextlib.contextmanager
