@@ -260,3 +260,14 @@ def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path, run: Run) -> No
     output = f"{tmp_path}/new/deep/"
     code, _ = run("gopro", chapter, "-o", output, "--model", "identity", "--preset", "none")
     assert (code, (tmp_path / "new").exists()) == (1, False)
+
+
+@posix
+def test_a_file_larger_than_its_disk_takes(film: Path, tmp_path: Path) -> None:
+    """Of 4 GB on FAT, or less by a limit of the shell."""
+    words = f"video {film} -o {tmp_path / 'o.mkv'} --model identity"
+    command = f"ulimit -f 1; {sys.executable} -m vdeblur {words}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "o.mkv is larger than a file may be here: choose another disk" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [film.name]

@@ -34,6 +34,11 @@ def output_error(error: BaseException, destination: str | Path) -> OutputError:
         return DiskError.of(number, where)
     if number in (errno.EACCES, errno.EPERM):
         return OutputError(f"{where} may not be written: check the folder's permissions")
+    if number == errno.EFBIG:
+        return OutputError(
+            f"{where} is larger than a file may be here: choose another disk, or write parts with "
+            "`start` and `duration`"
+        )
     if number == errno.EPIPE:
         return OutputError(f"the program reading {where} has gone")
     return OutputError(f"{where} cannot be written ({text_of(error)})")
