@@ -221,6 +221,26 @@ def test_addresses_of_files_keep_their_path() -> None:
     assert not leaks(masked_download(f"https://a.example/bot1:{S}/b.pth"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"rtmp://127.0.0.1:9/live playpath={S}",
+        f"password='{S}'",
+        f'"passphrase": "{S}"',
+        f"['-passphrase', '{S}']",
+        f"Cookie: session={S}; a=1",
+        f"X-Api-Key: {S}",
+        f"x-auth-token: {S}",
+        f"headers='Authorization: Token {S}{S}\\r\\nX: y'",
+        f"streamid=publish/{S}",
+    ],
+)
+def test_settings_and_headers_beside_an_address(text: str) -> None:
+    assert not leaks(masked(f"cannot open {text}: refused"))
+    hide("rtsp://127.0.0.1:9/live")
+    assert not leaks(masked_message(text))
+
+
 def test_long_texts_take_no_time() -> None:
     texts = ["a" * 20_000, "a://" * 5_000, "a:b@" * 5_000, "rtsp://h/" + "a_" * 10_000]
     texts += ["-" * 20_000, "rtsp://h/" + "s." * 10_000, "token" * 4_000, "a-" * 10_000]

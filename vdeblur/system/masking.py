@@ -78,10 +78,17 @@ _AROUND = "'\"`)]}>,.;:!…"
 _SETTING = re.compile(
     r"(?i)(?<![a-z0-9])(?P<name>[\w-]{0,40}(?:passw(?:or)?d|passphrase|pwd|token|secret|signature|"
     r"credential)[\w-]{0,40}|(?:login|user)?pas|pass|psw|pw|sig|auth|"
-    r"(?:api|access|account|stream)?[_-]?key)"
-    r"(?P<equals>\s*=\s*|%3d|\"?\s*:\s*\")(?P<value>[^&;,\s'\"#]+)"
+    r"(?:api|access|account|stream)?[_-]?key|playpath|stream_?id)"
+    r"(?P<equals>\s*=\s*['\"]?|%3d|['\"]?\s*[:,]\s*['\"])(?P<value>[^&;,\s'\"#]+)"
 )
-_AUTHORIZATION = re.compile(r"(?i)\b((?:basic|bearer|digest)\s+)(?:[\w+/.=-]{8,}|\w+=.*)")
+_AUTHORIZATION = re.compile(
+    r"(?i)\b((?:basic|bearer|digest)\s+|(?:proxy-)?authorization:\s*[\w-]+\s+)"
+    r"(?:[\w+/.=-]{8,}|\w+=.*)"
+)
+# Headers of HTTP whose whole value is secret (RFC 6265, and keys of services).
+_HEADER = re.compile(
+    r"(?i)(?<![a-z0-9-])((?:set-)?cookie|x-(?:[\w-]*-)?(?:key|token|secret))(:\s*)[^\r\n\\'\"]+"
+)
 _REST = re.compile(
     r"//(?!\w+:\*{3}@)[^\s@/]*:\S*@|"
     r"\b[\w.-]{1,100}:(?!\*{3}@)[^\s@/:]{1,200}@(?=[\w.-]+[:/])",
@@ -188,6 +195,7 @@ def _masked(text: str, addresses: list[str], *, paths: bool, settings: bool) -> 
         return text
     text = _REST.sub(lambda m: ("//" if m[0].startswith("//") else "") + f"{_HIDDEN}@", text)
     text = _AUTHORIZATION.sub(rf"\1{_HIDDEN}", text)
+    text = _HEADER.sub(rf"\1\2{_HIDDEN}", text)
     return _SETTING.sub(lambda m: f"{m['name']}{m['equals']}{_HIDDEN}", text)
 
 
