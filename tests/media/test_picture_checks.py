@@ -92,7 +92,8 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, suffix: str) -> None:
     source, output = with_metadata(tmp_path / "source.jpg"), tmp_path / f"output{suffix}"
     report = deblur_video(source, output, model="identity")
     said = " ".join(report.lost)
-    assert all(word in said for word in ("EXIF", "ICC", "XMP"))
+    assert all(word in said for word in ("EXIF", "XMP"))
+    assert ("ICC" in said) is (suffix != ".bmp")
     assert not report.differences
 
 

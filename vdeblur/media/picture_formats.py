@@ -6,6 +6,7 @@ says nothing: those are refused here. Knows bytes only.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -277,6 +278,20 @@ def _jpeg_problem(file: BinaryIO) -> str | None:
     return None if components in (1, 3) else f"is a JPEG of {components} components"
 
 
+def _jpeg_ls_problem(file: BinaryIO) -> str | None:
+    """Whether libav decodes the order of the samples (ITU-T T.87, C.2.3)."""
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        size = int.from_bytes(head[2:], "big") - 2
+        if head[1] == 0xDA:
+            scan = file.read(size)
+            return (
+                "is a JPEG-LS of interleaved samples, which is not read" if scan[-2] == 2 else None
+            )
+        file.seek(size, 1)
+    return None
+
+
 _TIFF_CODINGS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _TIFF_COLORS = {0: "gray", 1: "gray", 2: "RGB", 3: "a palette", 6: "YCbCr"}
 
@@ -346,6 +361,31 @@ def _tiff_problem(file: BinaryIO) -> str | None:
     return f"is a TIFF of {pages} pages, of which one would be kept" if pages > 1 else None
 
 
+_NETPBM_HEAD = re.compile(rb"P[56](?:\s|#[^\n]*\n)+" + rb"(\d{1,9})(?:\s|#[^\n]*\n)+" * 3)
+_PAM_HEAD = re.compile(rb"P7\n(?:[^\n]*\n){1,40}?ENDHDR\n")
+
+
+def _netpbm_problem(file: BinaryIO) -> str | None:
+    """Whether another picture follows the first, of the same kind (netpbm's manual)."""
+    file.seek(0)
+    head = file.read(_HEADER)
+    if found := _NETPBM_HEAD.match(head):
+        width, height, most = (int(found[n]) for n in (1, 2, 3))
+        samples = 3 if head[:2] == b"P6" else 1
+        end = found.start(3) + len(found[3]) + 1
+    elif found := _PAM_HEAD.match(head):
+        words = dict(line.split()[:2] for line in found[0].splitlines() if len(line.split()) > 1)
+        names = (b"WIDTH", b"HEIGHT", b"MAXVAL", b"DEPTH")
+        width, height, most, samples = (int(words.get(name, b"0")) for name in names)
+        end = found.end()
+    else:
+        return None
+    file.seek(end + width * height * samples * (2 if most > 255 else 1))
+    if file.read(2) == head[:2]:
+        return "holds several pictures, of which one would be kept"
+    return None
+
+
 def _jpeg_2000_problem(file: BinaryIO) -> str | None:
     file.seek(0)
     head = file.read(1 << 16)
@@ -403,8 +443,12 @@ def _heif_problem(file: BinaryIO) -> str | None:
 
 _PROBLEMS = {
     JPEG: _jpeg_problem,
+    JPEG_LS: _jpeg_ls_problem,
     TIFF: _tiff_problem,
     JPEG_2000: _jpeg_2000_problem,
+    PPM: _netpbm_problem,
+    PGM: _netpbm_problem,
+    PAM: _netpbm_problem,
     WEBP: _webp_problem,
     TARGA: _targa_problem,
     AVIF: _heif_problem,

@@ -28,7 +28,7 @@ from vdeblur.media.header_trial import is_refusal, refused_streams
 from vdeblur.media.image_sequences import writes_sequence
 from vdeblur.media.libav_errors import reported, text_of
 from vdeblur.media.losses import Losses
-from vdeblur.media.metadata import exif
+from vdeblur.media.metadata import carry, exif
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.graft import graft, trailer_name
 from vdeblur.media.mp4.tracks import sample_times
@@ -367,6 +367,8 @@ class VideoWriter:
         """Add what libav's muxers cannot write: maker's boxes and tracks."""
         if self._pictures is not None:
             self._pictures.close()
+        elif self._container.name == "apng" and self.temporary:
+            _carry_to_apng(self, self.temporary, self._losses)
         else:
             _lose_picture_metadata(self.reader, self._losses)
         if self._container.name == "avi" and self.temporary and self._copied:
@@ -483,6 +485,19 @@ def _lose_picture_metadata(reader: VideoReader, losses: Losses) -> None:
         )
     if reader.picture_metadata:
         losses.lose(f"{', '.join(reader.picture_metadata)} of the source: not in a film")
+
+
+def _carry_to_apng(writer: VideoWriter, output: Path, losses: Losses) -> None:
+    """Copy metadata from one animated PNG into another."""
+    reader = writer.reader
+    if reader.path is None or reader.container.format.name != "apng":
+        _lose_picture_metadata(reader, losses)
+        return
+    with reported(writer.destination):
+        data, lost = carry.carry(reader.path.read_bytes(), output.read_bytes())
+        output.write_bytes(data)
+    for text in lost:
+        losses.lose(text, "picture metadata")
 
 
 def _graft(reader: VideoReader, container: Container, output: Path, losses: Losses) -> None:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from vdeblur.media.metadata import exif, jpeg, others, png, tiff, webp, xmp
+from vdeblur.media.metadata import bmp, exif, jpeg, others, png, tiff, webp, xmp
 
 _CREDENTIALS = "content credentials (C2PA): they vouch for the pixels of the source"
 _BEHIND = "what stands behind the picture, such as the film of a motion photo or a gain map"
@@ -118,6 +118,8 @@ def read(data: bytes) -> PictureMetadata:
         return _read_webp(data)
     if tiff.is_tiff(data):
         return _read_tiff(data)
+    if bmp.is_bmp(data):
+        return PictureMetadata(icc=bmp.profile_of(data), density=bmp.density_of(data))
     return PictureMetadata(other=others.names_of(data))
 
 
@@ -525,6 +527,21 @@ def _into_tiff(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[st
     return tiff.with_tags(output, tags), lost
 
 
+# -- BMP -------------------------------------------------------------------------------------------
+
+
+def _carry_bmp(source: bytes, output: bytes) -> tuple[bytes, list[str]]:
+    profile, density = bmp.profile_of(source), bmp.density_of(source)
+    return bmp.with_facts(output, density=density, profile=profile, source=source), []
+
+
+def _into_bmp(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[str]]:
+    fits = _fits(metadata.icc, 3)
+    lost = [name for name in metadata.names if name != "ICC profile" or not fits]
+    profile = metadata.icc if fits else b""
+    return bmp.with_facts(output, density=metadata.density, profile=profile), lost
+
+
 _Carry = Callable[[bytes, bytes], tuple[bytes, list[str]]]
 _Embed = Callable[[PictureMetadata, bytes], tuple[bytes, list[str]]]
 _IsKind = Callable[[bytes], bool]
@@ -533,10 +550,12 @@ _SAME: tuple[tuple[_IsKind, _Carry], ...] = (
     (_is_png, _carry_png),
     (webp.is_webp, _carry_webp),
     (tiff.is_tiff, _carry_tiff),
+    (bmp.is_bmp, _carry_bmp),
 )
 _EMBEDDING: tuple[tuple[_IsKind, _Embed], ...] = (
     (_is_jpeg, _into_jpeg),
     (_is_png, _into_png),
     (webp.is_webp, _into_webp),
     (tiff.is_tiff, _into_tiff),
+    (bmp.is_bmp, _into_bmp),
 )

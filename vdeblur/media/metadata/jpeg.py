@@ -20,7 +20,9 @@ MOST_SEGMENTS = 1 << 16
 
 _SOS, _EOI = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOFn
+_FRAME_OF_LS = 0xF7
 _NEXT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # the end of entropy-coded data
+_NEXT_OF_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")  # ITU-T T.87, C.2.1: it stuffs a bit
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Jpeg:
         """Read the segments of a file."""
         segments: list[Segment] = []
         at, scan, components, left_out = 2, 0, 0, 0
+        following = _NEXT
         while at + 2 <= len(data) and data[at] == 0xFF:
             marker = data[at + 1]
             if marker == 0xFF:  # a fill byte
@@ -86,12 +89,14 @@ class Jpeg:
                     left_out += 1  # the tables of the picture may still follow
                 else:
                     segments.append(Segment(marker, data[at + 4 : at + 2 + length], at + 4))
-                if marker in _FRAMES and length > 7:
+                if marker == _FRAME_OF_LS:
+                    following = _NEXT_OF_LS
+                if (marker in _FRAMES or marker == _FRAME_OF_LS) and length > 7:
                     components = data[at + 9]
             at += 2 + length
             if marker == _SOS:
                 scan = scan or at - 2 - length
-                found = _NEXT.search(data, at)
+                found = following.search(data, at)
                 if found is None:
                     break
                 at = found.start()

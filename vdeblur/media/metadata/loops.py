@@ -6,7 +6,6 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-_HEAD = 1 << 20  # bytes of a PNG before its pictures
 _LOOPING = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
 
@@ -21,9 +20,20 @@ def plays_of(path: Path) -> int | None:
         if head[:6] in (b"GIF87a", b"GIF89a"):
             return _plays_of_gif(file)
         if head == b"\x89PNG\r\n\x1a\n":
-            data = file.read(_HEAD)
-            at = data.find(b"acTL", 0, max(data.find(b"IDAT"), 0))
-            return int(struct.unpack_from(">I", data, at + 8)[0]) if at >= 0 else None
+            return _plays_of_png(file)
+    return None
+
+
+def _plays_of_png(file: BinaryIO) -> int | None:
+    """Read the chunks before the first picture."""
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"acTL":
+            data = file.read(8)
+            return int.from_bytes(data[4:], "big") if len(data) == 8 else None
+        if kind == b"IDAT":
+            break
+        file.seek(length + 4, 1)
     return None
 
 

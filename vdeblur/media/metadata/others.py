@@ -10,11 +10,10 @@ _UUIDS = {
     bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): "XMP",
     bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38"): "IPTC",
 }
-_BMP_PROFILES = (b"DEBM", b"KNIL")  # MBED and LINK, as little-endian numbers
 
 
 def names_of(data: bytes) -> list[str]:
-    """Name the metadata of a JPEG 2000, HEIF, AVIF, BMP or DPX file.
+    """Name the metadata of a JPEG 2000, HEIF, AVIF or DPX file.
 
     Args:
         data: The file.
@@ -25,13 +24,11 @@ def names_of(data: bytes) -> list[str]:
         return [name for sign, name in _HEIF.items() if sign in meta]
     if data[4:8] == b"jP  ":
         return _of_jpeg_2000(data)
-    if data[:2] == b"BM" and len(data) > 74:
-        (size,) = struct.unpack_from("<I", data, 14)
-        profile = size >= 124 and data[70:74] in _BMP_PROFILES
-        return ["ICC profile"] if profile else []
     if data[:4] in (b"SDPX", b"XPDS"):
-        # The film and television headers (SMPTE ST 268-1, 4.5 and 4.6); unset fields are ones.
-        film = data[1664:2048].replace(b"\xff", b"").replace(b"\0", b"")
+        # The film and television headers (SMPTE ST 268-1, 4.5 and 4.6); unset fields are ones. Some
+        # programs leave both out.
+        begin = int.from_bytes(data[4:8], "big" if data[:1] == b"S" else "little")
+        film = data[1664 : min(begin, 2048)].replace(b"\xff", b"").replace(b"\0", b"")
         return ["film and television information (timecode)"] if film else []
     return []
 

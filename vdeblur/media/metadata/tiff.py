@@ -11,7 +11,7 @@ from typing import NamedTuple, Union
 import numpy as np
 
 ICC, XMP, IPTC, PHOTOSHOP = 34675, 700, 33723, 34377
-_EXTRA_SAMPLES, _SAMPLES = 338, 277
+_EXTRA_SAMPLES, _SAMPLES, _BITS, _TRANSFER = 338, 277, 258, 301
 _RESOLUTION = (282, 283, 296)
 # Tags whose value is the place of another directory: EXIF, GPS, interoperability.
 _DIRECTORIES = (34665, 34853, 40965)
@@ -19,12 +19,13 @@ _DIRECTORIES = (34665, 34853, 40965)
 _TYPES = {
     1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1),
     7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4), 11: (4, 4), 12: (8, 8),
+    129: (1, 1),  # UTF-8, Exif 3.0
 }  # fmt: skip
 # Tags that say how the samples are coded, which the coder of the output says of its own.
 # fmt: off
 _CODING = frozenset({
     254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288,
-    289, 290, 291, 292, 293, 297, 301, 317, 320, 321, 322, 323, 324, 325, 326, 327, 328, 330, 332,
+    289, 290, 291, 292, 293, 297, 317, 320, 321, 322, 323, 324, 325, 326, 327, 328, 330, 332,
     333, 334, 336, 337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521,
     529, 530, 531, 532, 37724, 50215, 50216, 50255,
 })
@@ -126,7 +127,7 @@ def build(tags: Directory, order: str = ">", at: int = 0) -> bytes:
 
 def exif_of(tags: Directory) -> bytes:
     """Return EXIF data, a TIFF file of its own, of the tags that are not of the coding."""
-    apart = _CODING | {ICC, XMP, IPTC, PHOTOSHOP}
+    apart = _CODING | {ICC, XMP, IPTC, PHOTOSHOP, _TRANSFER}
     kept = {tag: value for tag, value in tags.items() if tag not in apart}
     telling = [tag for tag in kept if tag not in _RESOLUTION]
     return struct.pack(">2sHI", b"MM", 42, 8) + build(kept, ">", 8) if telling else b""
@@ -153,6 +154,8 @@ def with_tags(output: bytes, tags: Directory) -> bytes:
     own.pop(ICC, None)  # libav's coder writes the source's, too
     if own.get(_SAMPLES) != tags.get(_SAMPLES):
         tags = {tag: value for tag, value in tags.items() if tag != _EXTRA_SAMPLES}
+    if own.get(_BITS) != tags.get(_BITS):  # the curve has an entry for each value of a sample
+        tags = {tag: value for tag, value in tags.items() if tag != _TRANSFER}
     kept = {
         tag: value for tag, value in tags.items() if tag not in _CODING or tag == _EXTRA_SAMPLES
     }

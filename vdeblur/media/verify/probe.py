@@ -20,7 +20,7 @@ import av.error
 from av.codec.context import Flags as CodecFlags
 from av.filter import Graph
 from av.stream import Disposition
-from av.video.reformatter import ColorRange
+from av.video.reformatter import ColorRange, ColorTrc
 
 from vdeblur.errors import InputError
 from vdeblur.media.encoders import PICTURE_DATA, picture_data, side_data_bytes
@@ -426,6 +426,11 @@ def _digest(stream: ProbedStream, packet: Any) -> None:
     stream.whole.update(data)
 
 
+def _transfer(frame: Any, codec: str) -> int:
+    """Return what is stated: libav supposes a curve for TIFFs of gray where zero is black."""
+    return int(ColorTrc.UNSPECIFIED if codec == "tiff" else frame.color_trc)
+
+
 def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
     stream.frame_pts.append(UNKNOWN if frame.pts is None else frame.pts)
     stream.frame_durations.append(frame.duration or 0)
@@ -439,7 +444,7 @@ def _look(stream: ProbedStream, frame: Any, field_order: _FieldOrder) -> None:
         "pixel format": frame.format.name,
         "colour range": int(frame.color_range),
         "colour primaries": int(frame.color_primaries),
-        "transfer characteristics": int(frame.color_trc),
+        "transfer characteristics": _transfer(frame, stream.codec),
         "matrix coefficients": int(frame.colorspace),
         "display matrix": _matrix(side.get("DISPLAYMATRIX")),
         "field order": field_order(frame) if frame.interlaced_frame else "progressive",
