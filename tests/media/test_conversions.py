@@ -262,3 +262,39 @@ def test_soft_telecine_keeps_its_speed(tmp_path: Path, kind: str, suffix: str) -
             assert len(times) == 24
             spans.append(times[-1] - times[0])
     assert spans[0] == pytest.approx(spans[1], abs=0.04)
+
+
+# -- odd films -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv", ".mp4"])
+def test_motion_jpeg_of_fields(tmp_path: Path, suffix: str) -> None:
+    source = write(tmp_path / "source.mov", "mjpeg", options={"field_order": "tt"})
+    output = tmp_path / f"output{suffix}"
+    assert deblur_video(source, output, model="identity").frames == 25
+    assert frames_of(output) == 25
+
+
+def test_one_picture_in_a_transport_stream_has_no_duration(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.ts", frames=1, begin=1)
+    assert not deblur_video(source, tmp_path / "output.ts", model="identity").differences
+
+
+def test_colors_of_a_film_in_rgb_have_another_range_in_another_coding(tmp_path: Path) -> None:
+    source = tmp_path / "source.mov"
+    with av.open(str(source), "w") as output:
+        video: Any = output.add_stream("qtrle", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "rgb24"
+        for number in range(5):
+            frame = picture(number, "rgb24")
+            frame.pts = number
+            output.mux(video.encode(frame))
+    assert not deblur_video(source, tmp_path / "output.mp4", model="identity").differences
+
+
+def test_a_stream_of_jpegs_stays_one(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "source.mjpeg", "mjpeg"), tmp_path / "output.mjpeg"
+    jfif = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"  # by which libav takes it for a picture
+    source.write_bytes(source.read_bytes().replace(b"\xff\xd8", b"\xff\xd8" + jfif))
+    assert deblur_video(source, output, model="identity").frames == 25
+    assert frames_of(output) == 25

@@ -258,7 +258,7 @@ def add_video(
         names = names[:1]  # the codec's own encoder takes it, or says what it takes
         losses.known.add("pixel format")
     plays = encode
-    if source.is_image and container.name != "image2" and encode.encoder == "auto":
+    if source.is_image and container.name not in ("image2", "mjpeg") and encode.encoder == "auto":
         # Pictures become a film that players play: not PNG or JPEG in a video container.
         names = [name for name in names if name not in PICTURE_CODERS] or names
         if first.format.is_rgb and container.name not in ("apng", "gif"):
@@ -293,6 +293,8 @@ def add_video(
             "chroma location",
             "matrix coefficients",  # VP8 has one only
         )
+    if first.format.is_rgb and not VideoFormat(choice.pix_fmt).is_rgb:
+        losses.known.add("colour range")
     for note in choice.notes:
         losses.lose(note, "pixel format")
     if container.name == "image2":
@@ -458,8 +460,9 @@ def _configure(
     if source.first.interlaced_frame or order >= _FIELDS:
         if choice.encoder in _FRAME_CODERS:
             losses.lose(f"interlaced coding: {choice.encoder} codes frames only", "field order")
-        flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
         options.setdefault("field_order", _BOTTOM_FIRST.get(order, "tt"))
+        if choice.encoder not in PICTURE_CODERS:
+            flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
     context.flags = flags
     if choice.bit_rate is not None:
         context.bit_rate = choice.bit_rate
