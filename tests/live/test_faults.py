@@ -23,6 +23,7 @@ import pytest
 import vdeblur
 from tests.helpers import peers
 from tests.helpers.live import QUICK, clip, count, needs_nginx, needs_rtsp, numbers_of, session
+from vdeblur.cli.main import main
 from vdeblur.errors import EncoderError, InputError
 from vdeblur.live.encoding import PictureEncoder
 from vdeblur.live.sources.receiver import RetryOptions
@@ -94,6 +95,14 @@ def test_refused_credentials_are_said_at_once_and_without_the_password() -> None
             assert next(iter(stream)).picture.width == 160
             assert "right@" not in json.dumps(stream.stats())
     assert not Path("test_never.mkv").exists()
+
+
+def test_a_camera_that_gave_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"rtsp://127.0.0.1:{peers.free_port()}/stream"
+    words = ["camera", address, "-o", str(tmp_path / "a.mkv"), "--duration", "1s", "--quiet"]
+    assert main([*words, "--model", "identity"]) == 1
+    assert "no picture came: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_giving_up_when_told_to() -> None:

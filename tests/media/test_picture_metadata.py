@@ -92,6 +92,26 @@ def test_formats(before: str, after: str) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(plain))
 
 
+@pytest.mark.parametrize("before", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("after", ["jpg", "png", "webp", "tif"])
+def test_data_stand_once(tmp_path: Path, before: str, after: str) -> None:
+    """libav's coders write EXIF data of their own beside those that are carried."""
+    block = Image.Exif()
+    block[0x0112], block[0x013B] = 6, "Ann"
+    source, output = tmp_path / f"a.{before}", tmp_path / f"b.{after}"
+    Image.fromarray(scenery(60, 42)).save(source, exif=block)
+    deblur_video(source, output, model="identity")
+    data = output.read_bytes()
+    if after == "png":
+        assert [chunk.kind for chunk in png.parse(data)[0]].count(b"eXIf") == 1
+    elif after == "jpg":
+        blocks = [one for one in jpeg.Jpeg.parse(data).segments if one.is_metadata]
+        assert sum(one.data.startswith(b"Exif") for one in blocks) == 1
+        assert not [one for one in blocks if one.marker == jpeg.COM]
+    with Image.open(output) as image:
+        assert dict(image.getexif()).items() >= {0x0112: 6, 0x013B: "Ann"}.items()
+
+
 def test_coding_is_not_copied() -> None:
     """Adobe's color model, palettes, significant bits and animations are the source's coding."""
     source = with_segments(encoded("JPEG"), (0xEE, b"Adobe\0d\0\0\0\0\0"), (0xEC, b"Ducky\0\1"))

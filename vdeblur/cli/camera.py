@@ -24,6 +24,9 @@ from vdeblur.cli.values import bitrate, file_size, live_duration, picture_size, 
 from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
 
+#: Share of the time of a live picture below which the network would be fast enough.
+_BUSY = 0.6
+
 if TYPE_CHECKING:
     from vdeblur.cli.options import Commands
     from vdeblur.live.counters import Snapshot
@@ -287,6 +290,8 @@ def _live(args: argparse.Namespace) -> int:
 
 
 def _until_stopped(args: argparse.Namespace, session: Session, speaker: Speaker) -> int:
+    from vdeblur.live.addresses import resolve, sink_kind
+
     every = args.every or (1.0 if args.json else 10.0)
     left = args.duration
     missing: list[str] = []
@@ -295,13 +300,12 @@ def _until_stopped(args: argparse.Namespace, session: Session, speaker: Speaker)
             try:
                 while True:
                     step = every if left is None else min(every, left)
-                    if session.wait(step):
-                        return 0
-                    speaker.status(session.snapshot())
-                    if left is not None:
-                        left -= step
-                        if left <= 0:
-                            return 0
+                    ended = session.wait(step)
+                    if not ended:
+                        speaker.status(session.snapshot())
+                        left = None if left is None else left - step
+                    if ended or (left is not None and left <= 0):
+                        return speaker.silent(session.snapshot())
             finally:
                 missing = [s["sink"] for c in session.snapshot() for s in _gone(c)]
     except KeyboardInterrupt:
@@ -312,7 +316,9 @@ def _until_stopped(args: argparse.Namespace, session: Session, speaker: Speaker)
         elif not any(status["received"] for status in session.snapshot()):
             speaker.say("stopped; no picture had come")
         else:
-            speaker.say("stopped" if missing else "stopped; the files are complete")
+            files = any(sink_kind(resolve(sink)) in ("file", "hls") for sink in args.output)
+            whole = files and not missing
+            speaker.say("stopped; the files are complete" if whole else "stopped")
         return answered(130)
     finally:
         speaker.end(session.snapshot(), missing)
@@ -407,6 +413,9 @@ class Speaker:
         where = " on this CPU" if self.device == "cpu" else ""
         took = f"{facts['network_ms']:.0f} ms per frame" if facts["network_ms"] else "too long"
         reason = f": {facts['level_name']} takes {took}{where}"
+        busy = facts["network_ms"] / 1000 * facts.get("frames", 0) / facts.get("seconds", 1)
+        if 0 < busy < _BUSY:
+            reason += ", which would be in time: the machine is busy with something else"
         return f"{reason}: try {', '.join([*ways[:-2], ' or '.join(ways[-2:])])}"
 
     def status(self, cameras: list[Snapshot]) -> None:
@@ -415,6 +424,14 @@ class Speaker:
             self._json("status", status)
             if self._lines is None:
                 self.say(_status(status, self._several))
+
+    def silent(self, cameras: list[Snapshot]) -> int:
+        """Say which cameras gave no picture in all the time; return the exit code."""
+        silent = [status for status in cameras if not status["received"]]
+        for status in silent:
+            why = f": {status['reason']}" if status["reason"] else f" from {status['source']}"
+            self.say(f"no picture came{why}; nothing was written of it", always=True)
+        return 1 if silent else 0
 
     def end(self, cameras: list[Snapshot], missing: list[str]) -> None:
         """Write the totals of the run, and the sinks that were not connected at its end."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
 import signal
@@ -105,12 +106,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     from vdeblur.cli.output import name_options
 
     parser = _parser()
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser.check_command(words[0] if words else "")
+    args = parser.parse_args(words)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
     name_options(args.options)
-    words = sys.argv[1:] if arguments is None else arguments
     with logging_to(getattr(args, "verbose", 0), getattr(args, "log_file", None), words):
         try:
             code = int(args.run(args))
@@ -123,6 +125,31 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage in one line; --help has the usage of a command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what a command does not know; argparse would leave it to the parser above."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return known, unknown
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        words = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        options = [word for word in self._option_string_actions if word.startswith("--")]
+        near = [word for each in words for word in difflib.get_close_matches(each, options, 1, 0.7)]
+        return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""
+
+    def check_command(self, word: str) -> None:
+        """Refuse a word that is no command, and name the one that was meant."""
+        names = [name for a in self._actions if isinstance(a.choices, dict) for name in a.choices]
+        if not word or word.startswith("-") or word in names:
+            return
+        near = difflib.get_close_matches(word.lower(), names, 1, 0.7)
+        if near:
+            self.error(f"there is no command {word!r} (did you mean {near[0]}?)")
+        if "." in word or "/" in word:
+            self.error(f"{word!r} is no command: vdeblur video restores a file or a folder")
+        self.error(f"there is no command {word!r}: name one of {', '.join(names)}")
 
     def error(self, message: str) -> NoReturn:
         from vdeblur.system.masking import masked_message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -27,14 +28,21 @@ def number_or(*words: str) -> Callable[[str], int | str]:
     return parse
 
 
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_UNIT = re.compile(rf"([0-9.]+)({'|'.join(_SECONDS)})")
+
+
 def seconds(text: str) -> float:
-    """Parse seconds or [HH:]MM:SS; return seconds."""
+    """Parse seconds, [HH:]MM:SS or a number with its unit, such as 1.5s; return seconds."""
+    unit = _UNIT.fullmatch(text)
     try:
-        parts = [float(part) for part in text.split(":")]
+        parts = [float(part) for part in (unit[1] if unit else text).split(":")]
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: give seconds or [HH:]MM:SS")
+    if unit:
+        parts = [parts[0] * _SECONDS[unit[2]]]
     total = 0.0
     for part in parts:
         total = total * 60 + part
@@ -44,10 +52,10 @@ def seconds(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """Parse a positive number with s, m or h at its end, or without; return seconds."""
-    factors = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    """Parse a positive number, with a unit such as s, m or h or without; return seconds."""
+    unit = _UNIT.fullmatch(text)
     try:
-        value = float(text[:-1] if text[-1:] in factors else text) * factors.get(text[-1:], 1.0)
+        value = float(unit[1]) * _SECONDS[unit[2]] if unit else float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= _LONGEST:

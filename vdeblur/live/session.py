@@ -58,8 +58,6 @@ class Session:
         self.options = options or SessionOptions()
         if not sources:
             raise UsageError("there is no source: name a camera, such as rtsp://… or test")
-        if self.options.max_latency <= 0:
-            raise UsageError(f"max_latency is {self.options.max_latency} s: more than 0 is needed")
         resolved = [resolve(source) for source in sources]
         for source in resolved:
             if source_kind(source) == "test":

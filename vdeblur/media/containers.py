@@ -149,7 +149,8 @@ def format_name(
         suffix = Path(destination).suffix.lower()
         if not suffix:
             raise OutputError(
-                f"{destination} has no extension to choose a container by: add one such as .mkv"
+                f"{destination} has no extension to choose a container by: add one such as .mkv, "
+                "say the format (matroska, mp4), or end the name of a folder with /"
             )
         name = _FORMATS.get(suffix) or _muxer_of(suffix)
         if not name and source is not None and suffix == source.suffix.lower():

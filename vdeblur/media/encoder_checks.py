@@ -37,6 +37,17 @@ _WORST_CRF = {
 }
 _FEWEST_BITS_PER_SECOND = 1000
 _MOST_BITS_PER_SECOND = 100_000_000_000
+# Names of codings that libav calls otherwise, or encodes by a library of its own name.
+_USUAL = {
+    "h265": ["libx265"],
+    "hevc": ["libx265"],
+    "x265": ["libx265"],
+    "x264": ["libx264"],
+    "avc": ["libx264"],
+    "vp9": ["libvpx-vp9"],
+    "vp8": ["libvpx"],
+    "prores": ["prores_ks"],
+}
 #: Ends of the names of encoders that need hardware.
 _HARDWARE = ("_nvenc", "_qsv", "_amf", "_vaapi", "_videotoolbox", "_v4l2m2m", "_vulkan", "_mf")
 
@@ -52,7 +63,9 @@ def check_encoder(name: str) -> None:
         codec = av.codec.Codec(name, "w")
     except (UnknownCodecError, ValueError) as error:
         known = sorted(each for each in av.codec.codecs_available if _is_video(each))
-        close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.7)
+        close = _USUAL.get(name.lower()) or difflib.get_close_matches(
+            name.lower(), known, n=3, cutoff=0.7
+        )
         meant = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise EncoderError(
             f"encoder {name!r} is not in this build of libav{meant}: leave `encoder` out, or name "

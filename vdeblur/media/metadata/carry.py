@@ -325,8 +325,8 @@ def _into_jpeg(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[st
             across, down = (min(round(n * 0.0254), 65535) for n in metadata.density)
             changed = one.data[:7] + struct.pack(">BHH", 1, across, down) + one.data[12:]
             head.append(jpeg.segment(one.marker, changed))
-        elif one.data.startswith(_ICC):
-            pass  # libav's coder writes the source's, too
+        elif one.data.startswith((_ICC, _EXIF)) or one.marker == jpeg.COM:
+            pass  # libav's coder writes the source's, too, and its own name
         elif one.marker == jpeg.APP0:
             head.append(jpeg.segment(one.marker, one.data))
         else:
@@ -413,6 +413,8 @@ def _read_png(data: bytes) -> PictureMetadata:
 
 def _into_png(metadata: PictureMetadata, output: bytes) -> tuple[bytes, list[str]]:
     chunks, _ = png.parse(output)
+    # libav's coder writes the source's EXIF data, too, and with tags of its own.
+    chunks = [c for c in chunks if c.kind != b"eXIf"]
     lost, kept = [], []
     if metadata.exif:
         kept.append(png.Chunk(b"eXIf", metadata.exif))
