@@ -167,6 +167,41 @@ def test_animated_png_keeps_its_metadata(tmp_path: Path) -> None:
     assert loops.plays_of(source) is None
 
 
+def with_facts(path: Path, *, profile: bytes, exif: int, words: str) -> Path:
+    """A picture with metadata of these values."""
+    facts = Image.Exif()
+    facts[274] = exif
+    more = {"comment": words} if path.suffix == ".jpg" else {"xmp": f"<x>{words}</x>".encode()}
+    Image.fromarray(RGB).save(path, icc_profile=profile, exif=facts, lossless=True, **more)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".tif"])
+def test_metadata_of_another_picture_is_seen(tmp_path: Path, suffix: str) -> None:
+    source = with_facts(tmp_path / f"a{suffix}", profile=srgb(), exif=6, words="a")
+    same = with_facts(tmp_path / f"b{suffix}", profile=srgb(), exif=6, words="a")
+    other_profile = srgb()[:100] + b"x" + srgb()[101:]
+    changes = {
+        "ICC profile is another": {"profile": other_profile, "exif": 6, "words": "a"},
+        "EXIF data is another": {"profile": srgb(), "exif": 6, "words": "a"},
+        "is another": {"profile": srgb(), "exif": 6, "words": "b"},
+    }
+    changes["EXIF data is another"]["exif"] = 1
+
+    def said(output: Path) -> str:
+        checks = verify(source, output)
+        return "".join(c.detail for c in checks if c.name == "picture metadata" and not c.passed)
+
+    assert said(same) == ""
+    for words, change in changes.items():
+        if suffix == ".tif" and words != "ICC profile is another":
+            continue  # a TIFF's tags are written anew
+        if suffix == ".png" and words == "is another":
+            continue  # Pillow writes no XMP there
+        other = with_facts(tmp_path / f"c{suffix}", **change)  # type: ignore[arg-type]
+        assert words in said(other), words
+
+
 def test_dpx_without_headers_of_film(tmp_path: Path) -> None:
     source = tmp_path / "a.dpx"
     write_frames(source, [picture(1, "rgb24", (64, 48))], "dpx", form="image2")
@@ -175,3 +210,18 @@ def test_dpx_without_headers_of_film(tmp_path: Path) -> None:
     assert others.names_of(data) == []
     longer = data[:4] + struct.pack("<I", 2048) + data[8:1664] + b"film".ljust(384, b"\0")
     assert others.names_of(longer + data[1664:]) == ["film and television information (timecode)"]
+
+
+def test_what_a_gif_says_beside_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "a.gif"
+    pictures = [Image.fromarray(RGB).quantize(32), Image.fromarray(255 - RGB).quantize(32)]
+    pictures[0].save(source, save_all=True, append_images=pictures[1:], comment=b"by me")
+    assert others.names_of(source.read_bytes()) == ["comments"]
+    report = deblur_video(source, tmp_path / "b.gif", model="identity")
+    assert any("comments of the source" in line for line in report.lost)
+    data = source.read_bytes()
+    for end in range(0, len(data), 37):
+        others.names_of(data[:end])
+    plain = tmp_path / "c.gif"
+    pictures[0].save(plain, save_all=True, append_images=pictures[1:])
+    assert others.names_of(plain.read_bytes()) == []

@@ -393,13 +393,13 @@ class VideoReader:
 
 def _picture_facts(path: Path | None) -> tuple[tuple[int, bool] | None, list[str]]:
     """Return what `carry.inspect` says of a picture file, and the names of its metadata."""
-    if path is None or not is_image(path):
+    if path is None or not (is_image(path) or path.suffix.lower() == ".gif"):
         return None, []
     try:
         data = path.read_bytes()
     except OSError:
         return None, []  # its opening tells why
-    return carry.inspect(data), carry.read(data).names
+    return carry.inspect(data) if is_image(path) else None, carry.read(data).names
 
 
 def _note_lead(begin: int | None, picture: av.VideoFrame, stream: Any, damage: Damage) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 _HEIF = {b"Exif": "EXIF data", b"application/rdf+xml": "XMP", b"colrprof": "ICC profile"}
+_GIF_APPLICATIONS = {b"XMP DataXMP": "XMP", b"ICCRGBG1012": "ICC profile"}
 _UUIDS = {
     b"JpgTiffExif->JP2": "EXIF data",
     bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): "XMP",
@@ -13,7 +14,7 @@ _UUIDS = {
 
 
 def names_of(data: bytes) -> list[str]:
-    """Name the metadata of a JPEG 2000, HEIF, AVIF or DPX file.
+    """Name the metadata of a JPEG 2000, HEIF, AVIF, DPX or GIF file.
 
     Args:
         data: The file.
@@ -22,6 +23,8 @@ def names_of(data: bytes) -> list[str]:
         start = int.from_bytes(data[:4], "big")
         meta = data[start : start + int.from_bytes(data[start : start + 4], "big")]
         return [name for sign, name in _HEIF.items() if sign in meta]
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _of_gif(data)
     if data[4:8] == b"jP  ":
         return _of_jpeg_2000(data)
     if data[:4] in (b"SDPX", b"XPDS"):
@@ -50,3 +53,32 @@ def _of_jpeg_2000(data: bytes) -> list[str]:
             break
         at += size
     return list(dict.fromkeys(found))
+
+
+def _of_gif(data: bytes) -> list[str]:
+    """Look at the extensions (GIF89a, section 23)."""
+    found: list[str] = []
+    at = 13 + _table(data[10:11])
+    while at + 10 <= len(data):
+        if data[at] == 0x2C:  # a picture
+            at += 11 + _table(data[at + 9 : at + 10])
+        elif data[at] == 0x21:
+            label, name = data[at + 1], data[at + 3 : at + 14]
+            if label == 0xFE:
+                found.append("comments")
+            elif label == 0xFF:
+                found += [_GIF_APPLICATIONS[name]] if name in _GIF_APPLICATIONS else []
+            elif label == 1:
+                found.append("plain text")
+            at += 2
+        else:
+            break
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return list(dict.fromkeys(found))
+
+
+def _table(flags: bytes) -> int:
+    """Return the bytes of the color table that flags announce."""
+    return 3 * 2 ** (flags[0] % 8 + 1) if flags and flags[0] & 0x80 else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from vdeblur.media.metadata import carry
-from vdeblur.media.picture_formats import format_of_content, format_of_name, is_lossless
+from vdeblur.media.picture_formats import (
+    JPEG,
+    PNG,
+    WEBP,
+    format_of_content,
+    format_of_name,
+    is_lossless,
+)
 from vdeblur.media.pixel_formats import color_arguments, layout_of, planar_format
 from vdeblur.media.verify.checks import Finding
 
@@ -30,12 +38,14 @@ class StillFacts:
         named: The name of the format that its suffix says; None for another suffix.
         lossless: Whether it is coded without loss; None if the file does not say.
         metadata: Names of the metadata beside the picture.
+        contents: Digests of what stays the same to the byte in the same format.
     """
 
     form: str
     named: str | None
     lossless: bool | None
     metadata: tuple[str, ...]
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def still_facts(path: Path) -> StillFacts | None:
@@ -48,9 +58,14 @@ def still_facts(path: Path) -> StillFacts | None:
     if form is None:
         return None
     named = format_of_name(path)
-    names = carry.read(path.read_bytes()).names
+    found = carry.read(path.read_bytes())
     named_as = named.name if named is not None else None
-    return StillFacts(form.name, named_as, is_lossless(path), tuple(names))
+    contents = {"ICC profile": found.icc}
+    if form in (JPEG, PNG, WEBP):  # a TIFF is written anew, tag by tag
+        contents |= {"EXIF data": found.exif, "comments": b"\0".join(found.comments)}
+    contents |= {"XMP": found.xmp, "IPTC": found.iptc}
+    digests = {name: hashlib.sha256(data).digest() for name, data in contents.items() if data}
+    return StillFacts(form.name, named_as, is_lossless(path), tuple(found.names), digests)
 
 
 def mean_colors(frame: Any, codec: str) -> tuple[int, ...]:
@@ -107,4 +122,10 @@ def check_stills(match: Any) -> Iterator[Finding]:
 def _lost_metadata(source: StillFacts | None, output: StillFacts | None) -> list[str]:
     if source is None or output is None:
         return []
-    return [f"{name} is missing" for name in source.metadata if name not in output.metadata]
+    problems = [f"{name} is missing" for name in source.metadata if name not in output.metadata]
+    for name, digest in source.contents.items():
+        # In another format only a profile stays the same to the byte.
+        kept = source.form == output.form or name == "ICC profile"
+        if kept and output.contents.get(name, digest) != digest:
+            problems.append(f"{name} is another")
+    return problems
