@@ -85,7 +85,7 @@ def _jpeg_segments(folder: Path, large: bool) -> Path:
 
 @pytest.mark.parametrize(
     ("form", "most"),
-    [(_attachment, 8), (_maker_box, 4), (_png_text, 5), (_jpeg_segments, 5)],
+    [(_attachment, 4), (_maker_box, 4), (_png_text, 5), (_jpeg_segments, 5)],
 )
 def test_large_parts_are_held_a_few_times(
     tmp_path: Path, form: Callable[[Path, bool], Path], most: float

@@ -64,17 +64,24 @@ class CopiedStreams:
         # Packets that are hidden before the first that is shown; None behind that.
         self._hidden: dict[int, list[av.Packet[Any]] | None] = {}
 
-    def add(self, source: Any, label: str, template: Any | None = None) -> None:
+    def add(
+        self,
+        source: Any,
+        label: str,
+        template: Any | None = None,
+        attached: Iterable[bytes] | None = None,
+    ) -> None:
         """Add a stream for one of the source.
 
         Args:
             source: The source's stream.
             label: What reports call it.
             template: A stream that describes it better.
+            attached: The file that it is, in blocks, where the stream does not hold it.
         """
         # These are taken as streams and then refused with the whole header.
-        attached = source.type == "attachment" and self._container.name != "matroska"
-        if attached or (source.type == "data" and self._converts):
+        alien = source.type == "attachment" and self._container.name != "matroska"
+        if alien or (source.type == "data" and self._converts):
             self._losses.lose(f"{label}: {self._container.name} cannot hold it", source.index)
             return
         codec = codec_of(source)
@@ -82,7 +89,12 @@ class CopiedStreams:
             why = f"{self._container.name} has no label for {codec}: players would find only data"
             self._losses.lose(f"{label}: {why}", source.index)
             return
-        stream = self._template(source, label, template=template)
+        if attached is not None:
+            name = source.metadata.get("filename", f"attachment {source.index}")
+            kind = source.metadata.get("mimetype", "application/octet-stream")
+            stream: Any = self._output.add_attachment(name, kind, b"".join(attached))
+        else:
+            stream = self._template(source, label, template=template)
         if stream is None:
             return
         if self._container.name == "mp4" and codec and codec.startswith("pcm_"):

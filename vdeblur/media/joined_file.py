@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vdeblur.media.matroska import lean_file
 from vdeblur.media.names import libav_name
 
 if sys.platform == "win32":
@@ -161,5 +162,10 @@ class _Reader(io.RawIOBase):
 
 
 def for_libav(path: Path) -> Any:
-    """Return an argument of av.open: the path's name, or an open file for the caller to close."""
-    return path.open("rb") if isinstance(path, Joined) else libav_name(path)
+    """Return an argument of av.open: the path's name, or an open file for the caller to close.
+
+    That is a `LeanFile` for a Matroska with more than libav should get.
+    """
+    if isinstance(path, Joined):
+        return path.open("rb")
+    return lean_file(path) or libav_name(path)

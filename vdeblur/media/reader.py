@@ -27,6 +27,7 @@ from vdeblur.media.damage import Damage
 from vdeblur.media.frame_factory import FrameFactory, to_host
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.libav_errors import reason
+from vdeblur.media.matroska import LeanFile
 from vdeblur.media.metadata import carry
 from vdeblur.media.opening import name_of, open_source, path_of
 from vdeblur.media.picture_reader import PictureReader
@@ -169,6 +170,16 @@ class VideoReader:
         self._container.close()
         if self._file is not None:
             self._file.close()
+
+    def attached(self, stream: Any) -> Iterator[bytes] | None:
+        """Return a large attached file in blocks; None for one that its stream holds."""
+        lean = self._file if isinstance(self._file, LeanFile) else None
+        return None if lean is None else lean.blocks(stream.data)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What libav cannot read of the source, and reads it without."""
+        return self._file.left_out if isinstance(self._file, LeanFile) else []
 
     @property
     def container(self) -> Any:

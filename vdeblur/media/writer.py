@@ -273,6 +273,8 @@ class VideoWriter:
         )
         for stream in source.streams:
             self._add(stream, self._copied)
+        for text in self.reader.left_out:
+            self._losses.lose(text)
         self.stream_map.update(self._copied.stream_map)
         if self._container.name == "image2":
             index = self.reader.video_streams[0]
@@ -294,7 +296,8 @@ class VideoWriter:
         elif _is_grafted(self.reader, self._container, index):
             pass
         elif role == "copy":
-            copied.add(stream, label, self.reader.templates.get(index))
+            attached = self.reader.attached(stream) if stream.type == "attachment" else None
+            copied.add(stream, label, self.reader.templates.get(index), attached)
         elif role == "dropped" and track is not None and stream.type == "data":
             self._losses.lose(f"{label}: it has no samples", index)
         elif role == "dropped":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -27,6 +28,7 @@ from vdeblur.media.encoders import PICTURE_DATA, picture_data, side_data_bytes
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.matroska import LeanFile
 from vdeblur.media.metadata import carry, exif
 from vdeblur.media.mp4 import boxes
 from vdeblur.media.mp4.tracks import Track, check_index, read_maker_boxes, read_tracks
@@ -283,7 +285,9 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
         check_index(path)
         still = still_facts(path)
         orientation = carry.inspect(path.read_bytes())[0] if is_image(path) else 1
-        with open_container(for_libav(path)) as container:
+        file = for_libav(path)
+        lean = file if isinstance(file, LeanFile) else None
+        with lean or contextlib.nullcontext(), open_container(file) as container:
             tracks = {track.track_id: track for track in read_tracks(path)} if iso else {}
             streams = [_probe_stream(stream, tracks.get(stream.id)) for stream in container.streams]
             errors = _read_packets(container, streams, full=full, still=still is not None)
@@ -296,7 +300,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
                 metadata=kept_tags(container.metadata, _MUXER_TAGS | {"timecode"}, is_of_file),
                 chapters=[_chapter(chapter) for chapter in container.chapters()],
                 attachments=[
-                    (s.name or "", s.mimetype or "", hashlib.sha256(s.data).hexdigest())
+                    (s.name or "", s.mimetype or "", _attached_digest(s.data, lean))
                     for s in container.streams.attachments
                 ],
                 start_seconds=_av_seconds(container.start_time),
@@ -311,6 +315,13 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} is not a video that can be read ({reason})") from error
+
+
+def _attached_digest(data: bytes, lean: LeanFile | None) -> str:
+    digest = hashlib.sha256()
+    for block in (lean.blocks(data) if lean is not None else None) or [data]:
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _maker_boxes(path: Path) -> list[tuple[bytes, str]]:
