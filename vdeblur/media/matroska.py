@@ -184,9 +184,10 @@ class LeanFile(io.RawIOBase):
                 self._lighten(child)
             elif child.kind == _FILE_DATA:
                 continue
-            elif size > _LONGEST_TEXT and child.kind != _CODEC_PRIVATE:
+            elif size > _LONGEST_TEXT:
                 self._patches.append((child.at, _void(child.end - child.at)))
-                self.left_out.append(f"a text of {size} bytes: longer than can be read")
+                what = "codec header" if child.kind == _CODEC_PRIVATE else "text"
+                self.left_out.append(f"a {what} of {size} bytes: longer than can be read")
         # A cover is a stream of one packet, which libav holds once.
         if element.kind == _ATTACHED_FILE and not kind.startswith(b"image/"):
             for child in self._children(element.begin, element.end):

@@ -79,6 +79,7 @@ class VideoReader:
         late_streams: Streams that appeared while reading, and could not be read.
         damage: What could not be decoded so far.
         notes: What else a user should know.
+        lean: The source as libav gets it, where that is not all of it.
 
     Raises:
         InputError: The source is missing, empty, unreadable or no video.
@@ -124,6 +125,7 @@ class VideoReader:
         self.picture_metadata = names if opened.pictures is None else opened.pictures.metadata
         self._clipped = 0  # ticks that the times of an image sequence are shifted by
         self._container, self._file = opened.container, opened.file
+        self.lean = opened.file if isinstance(opened.file, LeanFile) else None
         try:
             streams = streams_of(self._container, self.path, self.name, self.damage)
             self.roles, self.tracks, self.iso = streams.roles, streams.tracks, streams.iso
@@ -170,16 +172,6 @@ class VideoReader:
         self._container.close()
         if self._file is not None:
             self._file.close()
-
-    def attached(self, stream: Any) -> Iterator[bytes] | None:
-        """Return a large attached file in blocks; None for one that its stream holds."""
-        lean = self._file if isinstance(self._file, LeanFile) else None
-        return None if lean is None else lean.blocks(stream.data)
-
-    @property
-    def left_out(self) -> list[str]:
-        """What libav cannot read of the source, and reads it without."""
-        return self._file.left_out if isinstance(self._file, LeanFile) else []
 
     @property
     def container(self) -> Any:

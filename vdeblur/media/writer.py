@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -273,8 +273,6 @@ class VideoWriter:
         )
         for stream in source.streams:
             self._add(stream, self._copied)
-        for text in self.reader.left_out:
-            self._losses.lose(text)
         self.stream_map.update(self._copied.stream_map)
         if self._container.name == "image2":
             index = self.reader.video_streams[0]
@@ -296,8 +294,7 @@ class VideoWriter:
         elif _is_grafted(self.reader, self._container, index):
             pass
         elif role == "copy":
-            attached = self.reader.attached(stream) if stream.type == "attachment" else None
-            copied.add(stream, label, self.reader.templates.get(index), attached)
+            copied.add(stream, label, self.reader.templates.get(index), _data(self.reader, stream))
         elif role == "dropped" and track is not None and stream.type == "data":
             self._losses.lose(f"{label}: it has no samples", index)
         elif role == "dropped":
@@ -364,7 +361,7 @@ class VideoWriter:
             if not video.frames:
                 why = "none of its pictures were decoded"
                 _lose_stream(self.reader, self._losses, index, why)
-        _lose_late(self.reader, self._losses)
+        _lose_unreadable(self.reader, self._losses)
 
     def _complete(self) -> None:
         """Add what libav's muxers cannot write: maker's boxes and tracks."""
@@ -431,8 +428,18 @@ def _lose_stream(reader: VideoReader, losses: Losses, index: int, why: str) -> N
         reader.damage.note(f"a whole video stream is missing ({text})")
 
 
-def _lose_late(reader: VideoReader, losses: Losses) -> None:
-    """State which streams appeared too late to be read, and what was seen only while reading."""
+def _data(reader: VideoReader, stream: Any) -> Iterator[bytes] | None:
+    """Return a large attached file in blocks; None for what its stream holds."""
+    if reader.lean is None or stream.type != "attachment":
+        return None
+    return reader.lean.blocks(stream.data)
+
+
+def _lose_unreadable(reader: VideoReader, losses: Losses) -> None:
+    """State what could not be read, appeared too late or was seen only while reading."""
+    if reader.lean is not None:
+        for text in reader.lean.left_out:
+            losses.lose(text)
     if reader.telecined:
         losses.lose(
             "marks of repeated fields (soft telecine): the times of the pictures say how long each "

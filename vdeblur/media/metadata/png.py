@@ -10,7 +10,7 @@ from dataclasses import dataclass
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Bytes that compressed text and profiles of a file may grow to.
 LONGEST_TEXT = 1 << 26
-_MOST_CHUNKS = 1 << 20  # of a file: more are damage
+_MOST_CHUNKS = 1 << 18  # of a file: more are damage
 _LONGEST_KEYWORD = 80  # with the zero behind it
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 
