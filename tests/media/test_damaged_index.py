@@ -9,6 +9,7 @@ import struct
 import time
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.helpers.clips import MP4, make
@@ -62,6 +63,27 @@ def test_one_damaged_recording_does_not_stop_the_others(tmp_path: Path) -> None:
     joined = join.join([huge(tmp_path / "GX010001.MP4"), good])
     with joined.open("rb") as file:
         assert len(file.read()) > good.stat().st_size
+
+
+def test_texts_of_more_bytes_than_the_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        output.mux(stream.encode(None))
+    data = path.read_bytes()
+    at = 20 + struct.unpack_from("<I", data, 16)[0]
+    VideoReader(path).close()
+    text = b"LIST" + struct.pack("<I", 0xFFFFFF00) + b"INFOICMT" + struct.pack("<I", 0x7FFFFFF0)
+    path.write_bytes(data[:at] + text + data[at:])
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="a text of 2147483632 bytes is longer than the file"):
+        VideoReader(path)
+    assert time.monotonic() - begun < 2
+    path.write_bytes(data[: at + 20])  # cut off within its pictures: no text is too long
+    with contextlib.suppress(InputError):
+        VideoReader(path).close()
 
 
 def test_mutated_indexes_are_read_or_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Set the field of AVI stream headers that libav's muxer does not expose to Python.
+"""AVI headers: a field that libav's muxer does not expose, and texts that its demuxer must not see.
 
 Knows bytes only. Names follow Microsoft's AVISTREAMHEADER.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from vdeblur.media.mp4 import boxes
+
 _HEADERS = 1 << 20  # hdrl is at the front and far smaller
+_MOST_CHUNKS = 1 << 16  # before the pictures
 _BY_FRAMES = {0x0055, 0x00FF, 0x2000}  # MP3, AAC and AC-3
 
 
@@ -35,3 +38,30 @@ def time_sound_by_frames(path: Path, packets: list[int]) -> None:
                 file.seek(at + 8 + 44)
                 file.write(struct.pack("<I", 0))  # dwSampleSize
             at = head.find(b"strh", form)
+
+
+def check_texts(path: Path) -> None:
+    """Refuse an AVI of which a text claims more bytes than the file has: libav would take them all.
+
+    Raises:
+        InputError: It is damaged in this way, or cannot be read.
+    """
+    with boxes.open_input(path) as file:
+        length = boxes.file_length(file)
+        file.seek(0)
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] not in (b"AVI ", b"AVIX"):
+            return
+        at = texts_end = 12
+        for _ in range(_MOST_CHUNKS):
+            file.seek(at)
+            head = file.read(12)
+            if len(head) < 8 or head[8:] == b"movi":
+                return
+            kind, size = struct.unpack_from("<4sI", head)
+            end = at + 8 + size
+            if length < end <= texts_end:
+                raise ValueError(f"a text of {size} bytes is longer than the file")
+            if kind == b"LIST" and head[8:] == b"INFO":
+                texts_end = end
+            at = at + 12 if kind == b"LIST" else end + size % 2

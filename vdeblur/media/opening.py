@@ -19,6 +19,7 @@ import av.error
 from av.codec.hwaccel import HWAccel, HWDeviceType
 
 from vdeblur.errors import InputError, UsageError
+from vdeblur.media.avi import check_texts
 from vdeblur.media.image_sequences import NumberedPictures, is_pattern
 from vdeblur.media.input_formats import open_container, refused_kind
 from vdeblur.media.joined_file import for_libav
@@ -92,6 +93,7 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
     if path is not None:
         check_picture(path)
         check_index(path)
+        check_texts(path)
     file = _pipe(source) if path is None else for_libav(path)
     kept = None if isinstance(file, str) else file
     notes: list[str] = []

@@ -24,6 +24,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, ColorTrc
 
 from vdeblur.errors import InputError
+from vdeblur.media.avi import check_texts
 from vdeblur.media.encoders import PICTURE_DATA, picture_data, side_data_bytes
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
@@ -283,6 +284,7 @@ def probe(path: str | Path, *, full: bool) -> ProbedFile:
     iso = boxes.is_iso(path)
     try:
         check_index(path)
+        check_texts(path)
         still = still_facts(path)
         orientation = carry.inspect(path.read_bytes())[0] if is_image(path) else 1
         file = for_libav(path)
