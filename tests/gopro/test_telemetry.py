@@ -308,7 +308,7 @@ def test_without_telemetry_all_is_restored(tmp_path: Path, run: Run) -> None:
     job = job_of(made, tmp_path / "out")
     report = gopro.restore(job, gopro.RestoreOptions(only_blurred=1.5), model=deblurrer)
     assert (report.frames, report.unchosen) == (4, 0)
-    assert any("every frame is restored" in note for note in report.notes)
+    assert any("no frame is left out for it" in note for note in report.notes)
     code, out, _ = run("gopro", made.chapters[0], "--plan")
     assert code == 0
     assert "blur not known" in out

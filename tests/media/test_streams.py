@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.clips import picture
+from tests.helpers.clips import MP4, make, picture
 from vdeblur import InputError, VideoReader, deblur_video
 from vdeblur.frames import Frame
 from vdeblur.media import first_pictures
@@ -23,6 +24,7 @@ from vdeblur.media.containers import Container, muxer_options
 from vdeblur.media.copied_streams import CopiedStreams
 from vdeblur.media.header_trial import refused_streams
 from vdeblur.media.losses import Losses
+from vdeblur.media.mp4.tracks import read_tracks
 from vdeblur.media.stream_facts import sound_of
 from vdeblur.media.verify import verify
 
@@ -382,6 +384,15 @@ def test_a_file_without_its_last_bytes_is_said_to_be_cut_off(tmp_path: Path, suf
     source.write_bytes(source.read_bytes()[:-50])
     report = deblur_video(source, output, model="identity", overwrite=True)
     assert any("the source is cut off" in line for line in report.damage)
+
+
+def test_tracks_stand_in_the_order_of_the_source(tmp_path: Path) -> None:
+    """Also those that are copied past libav, before the track of the chapters."""
+    source = make(tmp_path / "source.mp4", replace(MP4, telemetry=()))
+    deblur_video(source, tmp_path / "output.mp4", model="identity")
+    order = [[t.fourcc for t in read_tracks(p)] for p in (source, tmp_path / "output.mp4")]
+    assert order[0] == order[1]
+    assert order[0].index("tx3g") < order[0].index("text")
 
 
 def test_pictures_before_the_broken_one_are_not_lost_with_it(tmp_path: Path) -> None:

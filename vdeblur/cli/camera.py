@@ -475,7 +475,7 @@ def _status(status: Snapshot, several: bool) -> str:
         f"latency p95 {latency:.0f} ms" if latency is not None else "no picture yet",
     ]
     if status["exposure_ms"] is not None:
-        parts.append(f"exposure {_exposure(status)}")
+        parts.append(f"exposure {_exposure(status) or 'too short to blur'}")
     if status["level"]:
         parts.append(status["level_name"])
     if status["state"] == "live" and (gone := _gone(status)):
@@ -494,7 +494,9 @@ def _sum(status: Snapshot, several: bool) -> str:
     if (latency := status["latency_ms"]["p95"]) is not None:
         parts.append(f"latency p95 {latency:.0f} ms in the last minute")
     if status["exposure_ms"] is not None:
-        parts.append(f"the shutter was open for about {_exposure(status)} in the end")
+        time = _exposure(status)
+        shut = f"for about {time} in the end" if time else "too shortly to blur what moves"
+        parts.append(f"the shutter was open {shut}")
     return (_whose(status, several) or "in all: ") + "; ".join(parts)
 
 
@@ -504,7 +506,10 @@ def _percent(status: Snapshot) -> str:
 
 
 def _exposure(status: Snapshot) -> str:
+    """Return how long the shutter is open; empty where the pictures show no blur."""
     seconds = status["exposure_ms"] / 1000
+    if not seconds:
+        return ""
     return f"1/{1 / seconds:.0f} s" if 0 < seconds < 0.5 else f"{seconds:.2g} s"
 
 

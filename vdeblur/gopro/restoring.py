@@ -101,7 +101,7 @@ def restore(
         try:
             choose = blur_filter(source, options.only_blurred, focal=options.focal)
         except InputError as error:
-            notes.append(f"{error}: every frame is restored")
+            notes.append(f"{error}: no frame is left out for it")
     deblurrer = Deblurrer.of(model)
     guided = deblurrer.guided and not deblurrer.changes_nothing
     guide = motion_guide(source, options.exposure, focal=options.focal) if guided else None

@@ -283,7 +283,7 @@ class _Copied(NamedTuple):
                 _copy(self.file, out, offset, size)
 
     def insert_tracks(self, moov: bytes, position: int, *, wide: bool) -> tuple[bytes, list[str]]:
-        """An output's `moov` with the copied traks behind its own, and their names.
+        """An output's `moov` with the copied traks among its own, as in the source; their names.
 
         position: where their samples begin in the output.
         """
@@ -295,18 +295,26 @@ class _Copied(NamedTuple):
         left = [track for track in source_tracks if track.index not in self.chunks]
         ids = _same_tracks(left, output_tracks)
         ids |= {source_tracks[index].track_id: first_id + n for n, index in enumerate(self.chunks)}
-        traks: list[tuple[bytes, bytes]] = []
+        places = {ids[t.track_id]: t.index for t in source_tracks if t.track_id in ids}
+        atoms: list[tuple[bytes, bytes | memoryview]] = [*boxes.children(memoryview(moov))]
+        # (place in the source, trak); chapters that only the output has come last.
+        own = [payload for kind, payload in atoms if kind == b"trak"]
+        traks: list[tuple[int, bytes | memoryview]] = [
+            (places.get(track.track_id, len(source_tracks)), trak)
+            for track, trak in zip(output_tracks, own, strict=True)
+        ]
+        longest = 0
         for index, chunks in self.chunks.items():
             offsets = position + np.cumsum(chunks[:, 1]) - chunks[:, 1]
             position += int(chunks[:, 1].sum())
             trak = _renumber(get_trak(self.moov, index), ids[source_tracks[index].track_id], ids)
-            traks.append((b"trak", _relocate(trak, rescale, offsets, wide=wide)))
-        atoms: list[tuple[bytes, bytes | memoryview]] = [*boxes.children(memoryview(moov))]
-        at = max(
-            (n + 1 for n, (kind, _) in enumerate(atoms) if kind == b"trak"), default=len(atoms)
-        )
-        body = boxes.build_all(atoms[:at] + traks + atoms[at:])
-        longest = max(_tkhd_duration(boxes.get(trak, b"tkhd") or b"") for _, trak in traks)
+            trak = _relocate(trak, rescale, offsets, wide=wide)
+            longest = max(longest, _tkhd_duration(boxes.get(trak, b"tkhd") or b""))
+            traks.append((index, trak))
+        ordered = [(b"trak", trak) for _, trak in sorted(traks, key=lambda each: each[0])]
+        at = next((n for n, (kind, _) in enumerate(atoms) if kind == b"trak"), len(atoms))
+        rest = [atom for atom in atoms if atom[0] != b"trak"]
+        body = boxes.build_all([*rest[:at], *ordered, *rest[at:]])
         # GoPro's telemetry track claims a second more than its film has: the film's length stands.
         film = timescale_and_duration(boxes.get(self.moov, b"mvhd") or b"")[1]
         longest = min(longest, rescale(film))
