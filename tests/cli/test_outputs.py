@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers import gopro_clips, pictures
 from tests.helpers.clips import scene, write_frames
 from vdeblur.cli import main as cli
+from vdeblur.evaluation import comparison_page
 from vdeblur.system import streams
 
 Run = Callable[..., tuple[int, str]]
@@ -271,3 +273,57 @@ def test_a_file_larger_than_its_disk_takes(film: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "o.mkv is larger than a file may be here: choose another disk" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [film.name]
+
+
+@posix
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS keeps the folder until it is left")
+def test_a_present_folder_that_has_gone(film: Path, tmp_path: Path) -> None:
+    words = f"video {film} -o {tmp_path / 'o.mkv'} --model identity"
+    command = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m vdeblur {words}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "the present folder does not exist any more" in done.stderr
+
+
+@posix
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may read everything")
+def test_folders_that_may_not_be_read(film: Path, tmp_path: Path, run: Run) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    try:
+        for words in (
+            ("video", closed),
+            ("video", film, "-o", closed / "o.mkv", "--model", "identity"),
+            ("gopro", closed),
+            ("data", "synth", closed, "-o", tmp_path / "o"),
+            ("data", "check", closed),
+            ("compare", film, film, "-o", closed / "o.mkv"),
+        ):
+            code, said = run(*words)
+            assert (code, said.count("\n")) == (1, 1), said
+            assert "may not be" in said
+            assert "permissions" in said
+    finally:
+        closed.chmod(0o700)
+
+
+def test_a_page_that_is_not_written_leaves_no_copies(
+    film: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run was quicker."""
+    page = tmp_path / "o.html"
+
+    def late(*arguments: Any, **named: Any) -> None:
+        page.write_text("precious")
+        write_bytes(*arguments, **named)
+
+    write_bytes = comparison_page.write_bytes
+    monkeypatch.setattr(comparison_page, "write_bytes", late)
+    code, said = run("compare", film, film, "-o", page, "--embed", "never")
+    assert (code, said.count("\n")) == (1, 1), said
+    assert page.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {film.name, "o.html"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vdeblur.errors import OutputError
+from vdeblur.errors import DiskError, OutputError
 from vdeblur.system import renaming, streams
 from vdeblur.system.files import (
     Temporary,
@@ -369,3 +369,18 @@ def test_a_signal_while_it_is_made_leaves_nothing(
 def test_what_its_owner_never_knew_of_is_removed(tmp_path: Path) -> None:
     Temporary(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_a_disk_that_is_read_only_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Facts:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="check the folder's permissions"):
+        check_target(tmp_path / "a", overwrite=False)
+    monkeypatch.setattr(os, "statvfs", lambda _: Facts)
+    with pytest.raises(DiskError, match="is read-only"):
+        check_target(tmp_path / "a", overwrite=False)

@@ -17,6 +17,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Commands and what they need are imported by `main`, which answers a signal meanwhile.
@@ -104,6 +105,7 @@ def _open_standard_streams() -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     from vdeblur.cli.logs import logging_to
     from vdeblur.cli.output import name_options
+    from vdeblur.errors import InputError
 
     parser = _parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -113,6 +115,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return 2
     name_options(args.options)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        # Names are relative to it, and packages end the process where there is none.
+        raise InputError("the present folder does not exist any more: change to another") from None
     with logging_to(getattr(args, "verbose", 0), getattr(args, "log_file", None), words):
         try:
             code = int(args.run(args))

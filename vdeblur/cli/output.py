@@ -67,6 +67,8 @@ def sentence_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "there is too little memory: close other programs, or choose a smaller `tile`"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} may not be used: check its permissions, and those of its folders"
     if isinstance(error, OSError):
         # No command handles these: a folder without permission, a name that is too long.
         what = os.strerror(error.errno) if error.errno else str(error)

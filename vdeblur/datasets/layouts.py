@@ -89,6 +89,8 @@ def picture_files(folder: Path) -> list[Path]:
     Raises:
         InputError: There is none.
     """
+    if folder.is_dir():
+        next(folder.iterdir(), None)  # one that may not be read is no empty one
     files = _pictures(folder)
     if not files:
         raise InputError(f"no pictures under {folder}: give a folder of PNG or JPEG files")

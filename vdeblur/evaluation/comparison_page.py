@@ -116,8 +116,14 @@ def compare_page(
     encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     name = title or f"{Path(before).name} · {Path(after).name}"
     text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
-    # Names that are not UTF-8 cannot be in a page.
-    write_bytes(page, text.encode(errors="replace"), only_new=not overwrite)
+    try:
+        # Names that are not UTF-8 cannot be in a page.
+        write_bytes(page, text.encode(errors="replace"), only_new=not overwrite)
+    except BaseException:
+        for name in set(copies) - set(earlier):  # a page that is not there has no use for them
+            with contextlib.suppress(OSError):
+                page.with_name(name).unlink()
+        raise
     return notes
 
 

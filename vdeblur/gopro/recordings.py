@@ -157,6 +157,7 @@ def find_recordings(inputs: Iterable[str | Path]) -> list[Recording]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
+            next(path.iterdir(), None)  # rglob passes over what may not be read
             files = [f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")]
             card = recordings(files)
             if not card:

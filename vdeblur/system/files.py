@@ -26,7 +26,7 @@ from typing import Self
 
 import psutil
 
-from vdeblur.errors import OutputError
+from vdeblur.errors import DiskError, OutputError
 from vdeblur.system.renaming import exchange, flush_disk, move
 from vdeblur.system.streams import is_stream, open_stream
 
@@ -515,6 +515,8 @@ def check_target(path: Path, *, overwrite: bool, sources: Sequence[Path] = ()) -
             kind = stat.S_IFMT(path.stat().st_mode)  # of what a link points to
     except FileNotFoundError:
         kind = 0
+    except PermissionError as error:
+        raise OutputError(f"{path} may not be written: check the folder's permissions") from error
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}): change the name"
@@ -530,6 +532,9 @@ def check_target(path: Path, *, overwrite: bool, sources: Sequence[Path] = ()) -
     if kind and not overwrite:
         raise OutputError(f"{path} exists already: use `overwrite=True` to replace it")
     if not os.access(path.parent, os.W_OK):
+        with contextlib.suppress(OSError, AttributeError):  # Windows has none
+            if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+                raise DiskError.of(errno.EROFS, str(path))
         raise OutputError(f"{path} may not be written: check the folder's permissions")
 
 
