@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import gopro_clips, pictures
 from tests.helpers.clips import scene, write_frames
 from vdeblur.cli import main as cli
+from vdeblur.datasets.pictures import write_bytes
 from vdeblur.evaluation import comparison_page
 from vdeblur.system import streams
 
@@ -321,7 +322,6 @@ def test_a_page_that_is_not_written_leaves_no_copies(
         page.write_text("precious")
         write_bytes(*arguments, **named)
 
-    write_bytes = comparison_page.write_bytes
     monkeypatch.setattr(comparison_page, "write_bytes", late)
     code, said = run("compare", film, film, "-o", page, "--embed", "never")
     assert (code, said.count("\n")) == (1, 1), said
