@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import gopro_clips, pictures
 from tests.helpers.clips import scene, write_frames
+from vdeblur import InputError, OutputError, deblur_video, verify
 from vdeblur.cli import main as cli
 from vdeblur.datasets.pictures import write_bytes
 from vdeblur.evaluation import comparison_page
@@ -327,3 +328,12 @@ def test_a_page_that_is_not_written_leaves_no_copies(
     assert (code, said.count("\n")) == (1, 1), said
     assert page.read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {film.name, "o.html"}
+
+
+def test_names_that_cannot_be(film: Path, tmp_path: Path, run: Run) -> None:
+    code, said = run("video", film, "-o", "a\0.mkv", "--model", "identity")
+    assert (code, said.count("\n"), "leave it out" in said) == (2, 1, True)
+    with pytest.raises(OutputError, match="is no possible name of a file"):
+        deblur_video(film, "a\0.mkv", model="identity")
+    with pytest.raises(InputError, match="cannot be read"):
+        verify(film, tmp_path / ("x" * 300))

@@ -169,6 +169,8 @@ class _Parser(argparse.ArgumentParser):
         # A variable of a shell that has no value; Path("") would be the present folder.
         if not arg_string and arg_string not in (action.const, action.default):
             raise argparse.ArgumentError(action, "the value is empty: give one, or leave it out")
+        if "\0" in arg_string:
+            raise argparse.ArgumentError(action, "no file or value has a NUL in it: leave it out")
         value = super()._get_value(action, arg_string)
         whole = isinstance(value, int) and (action.type is int or action.dest in _COUNTS)
         if whole and abs(value) >= _MOST.get(action.dest, 1 << 31):

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -116,15 +117,22 @@ def compare_page(
     encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     name = title or f"{Path(before).name} · {Path(after).name}"
     text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
-    try:
+    with _removed_on_error(page.with_name(name) for name in set(copies) - set(earlier)):
         # Names that are not UTF-8 cannot be in a page.
         write_bytes(page, text.encode(errors="replace"), only_new=not overwrite)
-    except BaseException:
-        for name in set(copies) - set(earlier):  # a page that is not there has no use for them
-            with contextlib.suppress(OSError):
-                page.with_name(name).unlink()
-        raise
     return notes
+
+
+@contextlib.contextmanager
+def _removed_on_error(files: Iterable[Path]) -> Iterator[None]:
+    """Remove copies that were made for a page that cannot be written."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        raise
 
 
 def _keep(copy: Path, wanted: Path, earlier: list[str]) -> Path:

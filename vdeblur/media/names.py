@@ -120,8 +120,10 @@ def check_destination(destination: str | Path) -> None:
     """Check that an output is named as a file.
 
     Raises:
-        OutputError: It is an address.
+        OutputError: It is an address, or no possible name.
     """
+    if "\0" in str(destination):
+        raise OutputError(f"{str(destination)!r} is no possible name of a file: leave the NUL out")
     if is_address(destination):
         name = _shown(str(destination))
         raise OutputError(
