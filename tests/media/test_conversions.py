@@ -298,3 +298,47 @@ def test_a_stream_of_jpegs_stays_one(tmp_path: Path) -> None:
     source.write_bytes(source.read_bytes().replace(b"\xff\xd8", b"\xff\xd8" + jfif))
     assert deblur_video(source, output, model="identity").frames == 25
     assert frames_of(output) == 25
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_chapters_with_gaps_are_said_to_lose_them(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / "source.mkv"
+    with av.open(str(write(tmp_path / "plain.mkv"))) as film, av.open(str(source), "w") as output:
+        output.set_chapters(
+            [
+                {
+                    "id": n,
+                    "start": start,
+                    "end": end,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {},
+                }
+                for n, (start, end) in enumerate([(100, 300), (200, 600), (800, 900)], start=1)
+            ]
+        )
+        video = output.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    report = deblur_video(source, tmp_path / f"output{suffix}", model="identity")
+    assert not report.differences
+    assert mentions(report.lost, "gaps and overlaps of chapters") == (suffix != ".mkv")
+
+
+def test_a_gap_between_fragments_is_no_difference(tmp_path: Path) -> None:
+    source = tmp_path / "source.mp4"
+    plain = write(tmp_path / "plain.mkv", sound="aac", options={"bf": "0"})
+    flags = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    with av.open(str(plain)) as film, av.open(str(source), "w", container_options=flags) as output:
+        streams = [output.add_stream_from_template(stream) for stream in film.streams]
+        for packet in film.demux():
+            if packet.size:
+                late = packet.stream.type == "audio" and (packet.pts or 0) > 500
+                packet.pts, packet.dts = (
+                    (packet.pts or 0) + 40 * late,
+                    (packet.dts or 0) + 40 * late,
+                )
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    assert not deblur_video(source, tmp_path / "output.mp4", model="identity").differences

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,6 +46,7 @@ from vdeblur.system.closing import ClosingGuard
 _MOST_REFUSALS = 16  # of packets of pictures, one after the other
 _PATIENCE_SECONDS = 5.0  # for an encoder or a pipe that does not return, before it is left open
 _MOST_NAMES = 40  # in one line of a report
+_NO_GAP = Fraction(1, 500)  # seconds between chapters that are rounded
 _VARIES = 1.2  # longest to shortest duration of frames from which on their rate is variable
 
 
@@ -261,7 +263,7 @@ class VideoWriter:
             metadata_errors="surrogateescape",
         )
         self._output.metadata.update(kept_file_tags(source.metadata))
-        _keep_chapters(self._output, self.reader, self._losses)
+        _keep_chapters(self._output, self.reader, self._losses, iso=self._container.iso)
         self._copied = CopiedStreams(
             self._output,
             self._container,
@@ -407,11 +409,17 @@ def _why_no_frame(reader: VideoReader) -> str:
 
 
 def _keep_chapters(
-    output: av.container.OutputContainer, reader: VideoReader, losses: Losses
+    output: av.container.OutputContainer, reader: VideoReader, losses: Losses, *, iso: bool
 ) -> None:
     chapters = reader.container.chapters()
     if chapters and reader.options.whole:
         output.set_chapters(chapters)
+        ends = [Fraction(0), *(c["end"] * (c["time_base"] or 1) for c in chapters)]
+        starts = [c["start"] * (c["time_base"] or 1) for c in chapters]
+        gaps = (abs(start - end) for start, end in zip(starts, ends, strict=False))
+        if iso and max(gaps) > _NO_GAP:
+            text = "gaps and overlaps of chapters: in MP4 and MOV each lasts until the next"
+            losses.lose(text, "chapters")
         losses.kept.append(f"{len(chapters)} chapter" + ("" if len(chapters) == 1 else "s"))
     elif chapters:
         losses.lose(

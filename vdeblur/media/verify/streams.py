@@ -12,7 +12,7 @@ from vdeblur.media.stale_tags import is_of_coding
 from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match, begin_seconds
 from vdeblur.media.verify.probe import ProbedStream, kept_tags
-from vdeblur.media.verify.ticks import duration_problem, time_problem
+from vdeblur.media.verify.ticks import duration_problem, time_problem, until_next
 from vdeblur.media.verify.wording import change, disposition, listed, quoted
 
 # Tags that name a stream of the file that was, or that other checks compare.
@@ -115,6 +115,9 @@ def _packet_problems(
     if source.kind == "audio" and match.source.family == "matroska":
         return  # Matroska stores no durations of audio: the demuxer infers them
     problem = duration_problem(a, source.time_base, b, output.time_base, "packet")
+    if problem and match.output.iso:
+        a = until_next(source.pts, a)
+        problem = duration_problem(a, source.time_base, b, output.time_base, "packet")
     if problem:
         yield "packet duration", problem
 

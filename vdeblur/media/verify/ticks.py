@@ -6,6 +6,7 @@ of the two. Knows numbers only: no files, no streams.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Iterable
@@ -94,6 +95,14 @@ def duration_problem(
         return None
     first = wrong[0]
     return f"{what} {first}: {_tick_change(a[first], a_base, b[first], b_base)}"
+
+
+def until_next(pts: array[int], durations: array[int]) -> array[int]:
+    """Return durations as an MP4's index has them, without gaps; fragments may have gaps."""
+    if UNKNOWN in pts:
+        return durations
+    steps = [later - at for at, later in itertools.pairwise(pts)]
+    return array("q", [*steps, *durations[len(steps) :]])
 
 
 def _deltas(

@@ -10,7 +10,13 @@ import av
 from vdeblur.media.verify.checks import Finding
 from vdeblur.media.verify.matching import Match, begin_seconds, shown_times
 from vdeblur.media.verify.probe import ProbedFile, ProbedStream
-from vdeblur.media.verify.ticks import duration_problem, first_time, increasing, time_problem
+from vdeblur.media.verify.ticks import (
+    duration_problem,
+    first_time,
+    increasing,
+    time_problem,
+    until_next,
+)
 from vdeblur.media.verify.wording import change, in_seconds
 
 _OFFSET_TOLERANCE = Fraction(1, 10_000)  # seconds between two streams
@@ -38,6 +44,8 @@ def check_frames(match: Match) -> Iterator[Finding]:
             if match.source.iso and match.output.iso and not reordered:
                 problem = duration_problem(
                     a_lengths, source.time_base, b_lengths, output.time_base, "frame"
+                ) and duration_problem(
+                    until_next(a, a_lengths), source.time_base, b_lengths, output.time_base, "frame"
                 )
                 if problem:
                     lengths.append(f"{source.name} {problem}")
