@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.helpers.browser import CHROMIUM, Page
 from tests.helpers.clips import PLAIN, Audio, make, read_frames, scene, write_frames
@@ -222,7 +223,7 @@ def test_a_page_holds_small_files_and_names_others(tmp_path: Path) -> None:
     assert all(link.startswith("data:video/mp4;base64,") for link in told["sources"])
     assert told["times"] == [0, 0.1, 0.2, 0.3, 0.4]
     assert (told["width"], told["height"], told["still"]) == (96, 64, False)
-    assert "http" not in page.read_text(encoding="utf-8")
+    assert "://" not in page.read_text(encoding="utf-8")
     (tmp_path / "pages").mkdir()
     compare_page(ours, theirs, tmp_path / "pages" / "c.html", embed="never")
     links = facts(tmp_path / "pages" / "c.html")["sources"]
@@ -230,6 +231,19 @@ def test_a_page_holds_small_files_and_names_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_a_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
+    names = ("{{facts}}<b>.png", "a\u202egnp.exe.png")
+    for name in names:
+        Image.new("RGB", (32, 24)).save(tmp_path / name)
+    page = tmp_path / "page.html"
+    compare_page(tmp_path / names[0], tmp_path / names[1], page)
+    text = page.read_text("utf-8")
+    title = "{{facts}}&lt;b&gt;.png · a\\u202egnp.exe.png"
+    assert f"<title>{title}</title>" in text
+    assert text.count('"sources"') == 1
+    assert "default-src 'none'" in text
+
+
 def test_a_page_of_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     ours = film(tmp_path / "a.mp4", [60])
     os.mkfifo(tmp_path / "pipe.mp4")

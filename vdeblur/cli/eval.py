@@ -260,7 +260,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         if place in files:
             raise UsageError(f"{files[place]} and {option} would both go to {name}: give two names")
         files[place] = option
-        if place != "-":
+    for name in named.values():
+        if name is not None and str(name) != "-":
             _check_file(Path(name), args)
     if args.panels is None:
         if args.panel_count is not None:

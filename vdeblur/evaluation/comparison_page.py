@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import json
 import mimetypes
 import os
@@ -25,6 +24,7 @@ import av
 
 from vdeblur.datasets.pictures import write_bytes
 from vdeblur.errors import InputError
+from vdeblur.evaluation.pages import filled
 from vdeblur.frames import Frame
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import is_image
@@ -102,7 +102,6 @@ def compare_page(
                 path = _keep(path, page.with_name(f"{page.stem}_{name}{path.suffix}"), earlier)
                 copies.append(path.name)
             links.append(quote(os.path.relpath(path.resolve(), page.parent.resolve()), safe="/"))
-    template = (Path(__file__).with_name("comparison_page.html")).read_text(encoding="utf-8")
     facts = {
         "still": described[0]["still"],
         "width": described[0]["width"],
@@ -115,8 +114,8 @@ def compare_page(
     }
     # "</" would end the script that the facts stand in.
     encoded = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
-    name = title or f"{Path(before).name} · {Path(after).name}"
-    text = template.replace("{{title}}", html.escape(name)).replace("{{facts}}", encoded)
+    heading = title or f"{Path(before).name} · {Path(after).name}"
+    text = filled("comparison_page.html", heading, facts=encoded)
     with _removed_on_error(page.with_name(name) for name in set(copies) - set(earlier)):
         # Names that are not UTF-8 cannot be in a page.
         write_bytes(page, text.encode(errors="replace"), only_new=not overwrite)

@@ -10,11 +10,11 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
 from vdeblur.datasets.pictures import RGBImage, png_bytes, to_picture
+from vdeblur.evaluation.pages import filled
 from vdeblur.evaluation.panels import largest_change
 from vdeblur.evaluation.scores import PairScore, SetScores
 from vdeblur.evaluation.tables import Table
@@ -119,9 +119,7 @@ def page(
         shown = [("worst", gallery.worst), ("median", gallery.median(scores.pictures))]
         parts += [_views(kind, one, label) for kind, one in shown if one is not None]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
-    title = f"vdeblur eval: {label}"
-    template = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
-    return template.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(parts))
+    return filled("report_page.html", f"vdeblur eval: {label}", body="\n".join(parts))
 
 
 def _table(heading: str, table: Table) -> str:
