@@ -37,6 +37,18 @@ def element(kind: bytes, data: bytes) -> bytes:
     return kind + ((1 << 56) | len(data)).to_bytes(8, "big") + data
 
 
+def test_chapters_within_chapters_without_end(tmp_path: Path) -> None:
+    last = element(b"\xec", bytes(17 << 20))
+    heads, size = b"", len(last)
+    kinds = [*[b"\xb6"] * 2000, b"\x45\xb9", b"\x10\x43\xa7\x70", b"\x18\x53\x80\x67"]
+    for kind in kinds:
+        head = kind + ((1 << 56) | size).to_bytes(8, "big")
+        heads, size = head + heads, size + len(head)
+    path = tmp_path / "deep.mkv"
+    path.write_bytes(element(b"\x1a\x45\xdf\xa3", b"") + heads + last)
+    assert lean_file(path) is None
+
+
 def attachments_behind(path: Path) -> Path:
     """Move the attachments of a file behind its clusters, where a SeekHead finds them."""
     data = path.read_bytes()

@@ -30,6 +30,7 @@ _LONGEST_TEXT = 1 << 24  # bytes that libav reads (FFmpeg's matroskadec.c)
 _LARGE = 1 << 20  # bytes of an attached file from which on libav does not get it
 _LONGEST_HEAD = 1 << 16  # bytes of a SeekHead and of a media type
 _MOST_ELEMENTS = 1 << 16
+_DEEPEST = 16  # as deep as libav reads (EBML_MAX_DEPTH)
 _TOKEN = 16
 _BLOCK = 1 << 20
 
@@ -169,11 +170,12 @@ class LeanFile(io.RawIOBase):
                     if part.kind == _SEEK_POSITION and part.end - part.begin <= 8:
                         yield int.from_bytes(self._bytes(part), "big")
 
-    def _lighten(self, element: _Element) -> None:
+    def _lighten(self, element: _Element, depth: int = 0) -> None:
         """Replace what is too large within an element of the header."""
         least = _LARGE if element.kind in _ATTACHING else _LONGEST_TEXT
         masters = _MASTERS | _ATTACHING
-        if element.kind not in masters or element.end - element.begin <= least:
+        size = element.end - element.begin
+        if element.kind not in masters or size <= least or depth > _DEEPEST:
             return
         kind = b""
         for child in self._children(element.begin, element.end):
@@ -181,7 +183,7 @@ class LeanFile(io.RawIOBase):
             if child.kind == _FILE_TYPE and size <= _LONGEST_HEAD:
                 kind = self._bytes(child)
             if child.kind in masters:
-                self._lighten(child)
+                self._lighten(child, depth + 1)
             elif child.kind == _FILE_DATA:
                 continue
             elif size > _LONGEST_TEXT:
