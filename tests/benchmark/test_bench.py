@@ -214,7 +214,7 @@ def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--size", "65x48"], 2, "size is 65x48: choose even numbers"),
         (["--rounds", "0"], 2, "must be 1 or more"),
         (["--chart", "a.svg"], 2, "ends in .png"),
-        (["--chart", "nowhere/a.png"], 1, "the folder of nowhere/a.png does not exist"),
+        (["--chart", "nowhere/a.png"], 1, "folder nowhere does not exist: create it first"),
         (["--model", "unheard-of"], 2, "there is no network"),
     ],
 )

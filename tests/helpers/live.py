@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +92,12 @@ def numbers_of(path: Path | str, *, torn: bool = False) -> list[int]:
         except av.error.InvalidDataError:
             assert torn
     return found
+
+
+def goes_on(numbers: list[int]) -> bool:
+    """Whether pictures follow each other; where a machine stalls, the scene itself skips some."""
+    steps = [b - a for a, b in pairwise(numbers)]
+    return min(steps) > 0 and sum(step > 3 for step in steps) <= 1 + len(steps) // 20
 
 
 def count(live: Session, key: str = "encoded", camera: int = 0) -> int:

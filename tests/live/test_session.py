@@ -28,6 +28,7 @@ from tests.helpers.live import (
     ROOT,
     Network,
     count,
+    goes_on,
     needs_nginx,
     needs_rtsp,
     numbers_of,
@@ -65,7 +66,7 @@ def test_rtsp_to_rtmp_and_a_file(tmp_path: Path) -> None:
     assert status["restored"] > 0.8 * status["received"]
     numbers = numbers_of(tmp_path / "a.mkv")
     assert len(numbers) >= 75
-    assert all(0 < b - a <= 3 for a, b in pairwise(numbers))
+    assert goes_on(numbers)
     with av.open(str(tmp_path / "a.mkv")) as container:
         assert container.streams.audio[0].codec_context.name == "aac"
         assert sum(p.size > 0 for p in container.demux(audio=0)) > 20

@@ -36,7 +36,10 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = cli.main(["models", *map(str, arguments)])
+        try:
+            code = cli.main(["models", *map(str, arguments)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
         said = capfd.readouterr()
         return code, said.out, said.err
 
@@ -187,7 +190,8 @@ def test_a_name_is_taken_once(run: Run, tmp_path: Path, folder: Path) -> None:
 def test_names_that_cannot_be(name: str, run: Run, tmp_path: Path, folder: Path) -> None:
     code, _, err = run("add", checkpoint(tmp_path / "a.pth"), "--name=" + name)
     assert code == 2
-    assert err.startswith("vdeblur: ")
+    assert err.startswith("vdeblur")
+    assert err.count("\n") == 1
     assert not folder.exists()
 
 

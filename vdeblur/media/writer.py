@@ -417,7 +417,8 @@ def _keep_chapters(
         ends = [Fraction(0), *(c["end"] * (c["time_base"] or 1) for c in chapters)]
         starts = [c["start"] * (c["time_base"] or 1) for c in chapters]
         gaps = (abs(start - end) for start, end in zip(starts, ends, strict=False))
-        if iso and max(gaps) > _NO_GAP:
+        # Those of an MP4 can be written again; a GoPro's highlights are read as chapters, too.
+        if iso and not reader.iso and max(gaps) > _NO_GAP:
             text = "gaps and overlaps of chapters: in MP4 and MOV each lasts until the next"
             losses.lose(text, "chapters")
         losses.kept.append(f"{len(chapters)} chapter" + ("" if len(chapters) == 1 else "s"))
