@@ -424,15 +424,12 @@ def test_planes_with_gaps_in_memory_are_read() -> None:
 
 def test_devices_precisions_and_names_that_do_not_exist() -> None:
     assert find_device("cpu") == torch.device("cpu")
-    assert find_device("auto").type in ("cuda", "mps", "cpu")
+    assert find_device("auto").type in ("cuda", "xpu", "mps", "cpu")
     with pytest.raises(UsageError, match="there is no device 'gpu'"):
         Deblurrer("identity", device="gpu")
-    with pytest.raises(DeviceError, match="there is no cuda:99: PyTorch sees"):
+    with pytest.raises(DeviceError, match="there is no cuda:99: this PyTorch, built for"):
         Deblurrer("identity", device="cuda:99")
-    if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="PyTorch sees no CUDA GPU here; use `device='cpu'`"):
-            Deblurrer("identity", device="cuda")
-        assert Deblurrer("identity", device="cpu").dtype == torch.float32
+    assert Deblurrer("identity", device="cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="precision is 'int4'"):
         Deblurrer("identity", precision="int4")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="there is no network"):

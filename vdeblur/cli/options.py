@@ -30,7 +30,8 @@ _NETWORK: dict[str, dict[str, Any]] = {
     "device": {
         "default": "auto",
         "metavar": "NAME",
-        "help": "where the network runs: cpu, cuda, cuda:1, mps …; auto uses a GPU if there is one",
+        "help": "where the network runs: cpu, cuda, cuda:1, rocm, xpu, mps …; auto uses a GPU if "
+        "there is one",
     },
     "precision": {
         "default": "auto",

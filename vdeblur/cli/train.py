@@ -132,7 +132,7 @@ def _add_recipe_options(train: argparse.ArgumentParser) -> None:
 def _add_machine_options(train: argparse.ArgumentParser) -> None:
     how = train.add_argument_group("machine and reports")
     how.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, rocm, xpu, mps …"
     )
     how.add_argument(
         "--precision",

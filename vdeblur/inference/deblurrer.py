@@ -20,7 +20,14 @@ from vdeblur.color import as_int16
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference import runtimes, setup
-from vdeblur.inference.devices import current_device, device_name, find_device, free_memory
+from vdeblur.inference.devices import (
+    current_device,
+    device_name,
+    empty_cache,
+    find_device,
+    free_memory,
+    is_out_of_memory,
+)
 from vdeblur.inference.guidance import Guidance
 from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import MemoryPlan, Plan
@@ -64,7 +71,7 @@ class Deblurrer:
             mimo-unet-guided.
         weights: A file, or the name of stored weights (see `vdeblur.weights.load`); None for
             those that ship. What was loaded is named in `name`, and in `about` as report lines.
-        device: "auto" is CUDA, else Apple's MPS, else the CPU.
+        device: "auto" is CUDA (or ROCm), else Intel's XPU, else Apple's MPS, else the CPU.
         precision: "auto" is fp16 on CUDA where the network supports it; bf16 on a CPU with
             instructions for it (AVX-512 BF16, AMX) where a network of the catalogue restores the
             same picture to 50 dB; fp32 elsewhere; or the environment's VDEBLUR_PRECISION. "int8"
@@ -382,12 +389,11 @@ class Deblurrer:
                 start = end
                 continue
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 # The traceback would hold the failed attempt's tensors.
                 cause = error.with_traceback(None)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            empty_cache(self.device)
             try:
                 self.memory.shrink(end - start, height, width)
             except DeviceError as error:
@@ -404,12 +410,3 @@ class Deblurrer:
 
 def _one(run: Callable[[int, int, int | None], T], tile: int | None, number: int) -> T:
     return run(number, number + 1, tile)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError has this name since torch 2.0, its short one only since 2.5.
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    # What CUDA, torch's CPU allocator, oneDNN and cuDNN say.
-    phrases = "out of memory", "not enough memory", "can't allocate memory", "alloc_failed"
-    return any(phrase in str(error).lower() for phrase in phrases)

@@ -13,48 +13,94 @@ import torch
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.system.memory import available_bytes
 
+#: Kinds of GPU in torch's words, in the order in which "auto" looks for one. ROCm's are "cuda" too.
+KINDS = ("cuda", "xpu", "mps")
+_BUILDS = {
+    "cuda": "NVIDIA's driver and a CUDA build of PyTorch",
+    "rocm": "AMD's driver and a ROCm build of PyTorch",
+    "xpu": "Intel's driver and an XPU build of PyTorch",
+    "mps": "PyTorch for macOS on a Mac with Apple silicon",
+}
+
 
 def find_device(device: str | torch.device) -> torch.device:
     """Return the device that is meant, after checking that it is there.
 
     Args:
-        device: "auto" for CUDA, else Apple's MPS, else the CPU; or a name or device of torch. A
-            CUDA device without an index is the first one.
+        device: "auto" for the first GPU of KINDS, else the CPU; or a name or device of torch. A
+            GPU without an index is the first one. "rocm" is an AMD GPU, which torch calls "cuda".
 
     Raises:
         DeviceError: The device is not there.
         UsageError: There is no such kind of device.
     """
-    if str(device) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {device!r}: choose auto, cpu, cuda or mps") from error
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
-            have = f"PyTorch sees {count} of them" if count else "PyTorch sees no CUDA GPU here"
-            raise DeviceError(
-                f"there is no {found}: {have}; use `device='cpu'`, or install a driver and "
-                "a CUDA build of PyTorch"
-            )
-        return torch.device("cuda", found.index or 0)
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("there is no Apple GPU that PyTorch can use here: use `device='cpu'`")
-    return found
+    asked = str(device)
+    if asked == "auto":
+        return next((_usual(kind) for kind in KINDS if _count(kind)), torch.device("cpu"))
+    kind = asked.partition(":")[0]
+    found = None
+    with suppress(RuntimeError):
+        found = torch.device(asked.replace("rocm", "cuda", 1) if kind == "rocm" else asked)
+    if found is None or found.type not in ("cpu", *KINDS):
+        raise UsageError(f"there is no device {asked!r}: choose auto, cpu, cuda, rocm, xpu or mps")
+    if found.type == "cpu":
+        return found
+    if (found.index or 0) >= _count(found.type) or (kind == "rocm" and not torch.version.hip):
+        seen = [torch.device(each, i) for each in KINDS for i in range(_count(each))]
+        have = ", ".join(f"{each} ({device_name(each)})" for each in seen) or "no GPU"
+        raise DeviceError(
+            f"there is no {asked}: this PyTorch, built for {_build()}, sees {have}; use "
+            f"`device='auto'`, or install {_BUILDS[kind]}"
+        )
+    return torch.device(found.type, found.index or 0)
+
+
+def accelerator(device: torch.device) -> Any | None:
+    """Return torch's module for a kind of GPU, such as torch.cuda (ROCm's too); None for the CPU.
+
+    torch.cuda and torch.xpu have the same functions; torch.mps has few of them.
+    """
+    return getattr(torch, device.type) if device.type in KINDS else None
+
+
+def has_streams(device: torch.device) -> bool:
+    """Return whether work can be queued on streams of the device, and copied to pinned memory."""
+    return device.type in ("cuda", "xpu")
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind torch sees."""
+    module = getattr(torch, kind)
+    # Drivers too old for torch are counted too, but not available.
+    available = kind == "mps" or module.is_available()
+    return int(module.device_count()) if available else 0
+
+
+def _usual(kind: str) -> torch.device:
+    """The device of a kind that torch uses by default."""
+    module = getattr(torch, kind)
+    return torch.device(kind, 0 if kind == "mps" else module.current_device())
+
+
+def _build() -> str:
+    """What torch was built for."""
+    version: Any = torch.version
+    for name, key in (("ROCm", "hip"), ("CUDA", "cuda"), ("XPU", "xpu")):
+        if number := getattr(version, key, None):
+            return f"{name} {number.partition('-')[0]}"
+    return "MPS" if torch.backends.mps.is_built() else "the CPU"
 
 
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or of the processor with the number of torch's threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return f"{platform.machine()} {device.type}"
-    threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    if device.type == "mps":
+        # Only in newer torch.
+        return str(getattr(torch.backends.mps, "get_name", lambda: f"{platform.machine()} mps")())
+    module = accelerator(device)
+    return device.type if module is None else str(module.get_device_name(device))
 
 
 def _processor() -> str:
@@ -66,14 +112,43 @@ def _processor() -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that a new computation can have on the device; None if unknown."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Memory that torch has reserved and does not use is free to torch.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu":
-        return available_bytes()
-    return None
+    """Return the bytes that a new computation can have on the device; None if unknown.
+
+    Memory that torch has reserved and does not use is free to torch.
+    """
+    module = accelerator(device)
+    if module is None:
+        return available_bytes() if device.type == "cpu" else None
+    if device.type == "mps":  # its memory is the main memory
+        free = int(module.recommended_max_memory() - module.current_allocated_memory())
+        return min(free, available_bytes() or free)
+    used = module.memory_allocated(device)
+    try:
+        free, _ = module.mem_get_info(device)
+        return int(free + module.memory_reserved(device) - used)
+    except (RuntimeError, AttributeError):  # of Intel's GPUs inside processors it is not known
+        return int(module.get_device_properties(device).total_memory - used)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back the memory that torch has reserved on a GPU and does not use."""
+    if (module := accelerator(device)) is not None:
+        module.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory was not enough, of a GPU or of the computer."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What MPS, torch's CPU allocator, oneDNN, cuDNN and Intel's Unified Runtime say.
+    phrases = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "alloc_failed",
+        "ur_result_error_out_of",
+    )
+    return any(phrase in str(error).lower() for phrase in phrases)
 
 
 @lru_cache
@@ -92,15 +167,16 @@ def multiplies_bf16() -> bool:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all the work it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if (module := accelerator(device)) is not None:
+        module.synchronize(*[device] * (device.type != "mps"))  # of which there is one
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make the device CUDA's current one in a `with` block: Triton launches its kernels there."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """Make the device torch's current one in a `with` block: Triton launches its kernels there."""
+    context: AbstractContextManager[object] = getattr(accelerator(device), "device", nullcontext)(
+        device
+    )
+    return context
 
 
 def fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:

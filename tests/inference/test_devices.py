@@ -1,0 +1,213 @@
+"""Devices of every kind that torch knows, simulated: none of them needs to be there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vdeblur.errors import DeviceError, UsageError
+from vdeblur.inference import devices
+from vdeblur.inference.devices import (
+    accelerator,
+    current_device,
+    device_name,
+    empty_cache,
+    find_device,
+    free_memory,
+    has_streams,
+    is_out_of_memory,
+    synchronize,
+)
+
+GB = 10**9
+
+
+class FakeKind(SimpleNamespace):
+    """What torch.cuda and torch.xpu have in common, for `count` devices of 16 GB."""
+
+    def __init__(self, name: str, count: int, current: int = 0) -> None:
+        super().__init__()
+        self.name, self.count, self.current = name, count, current
+        self.calls: list[Any] = []
+
+    def is_available(self) -> bool:
+        return self.count > 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def current_device(self) -> int:
+        return self.current
+
+    def get_device_name(self, device: torch.device) -> str:
+        return f"{self.name} {device.index}"
+
+    def memory_allocated(self, device: torch.device) -> int:
+        return 1 * GB
+
+    def memory_reserved(self, device: torch.device) -> int:
+        return 3 * GB
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 12 * GB, 16 * GB
+
+    def get_device_properties(self, device: torch.device) -> Any:
+        return SimpleNamespace(total_memory=16 * GB)
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty_cache")
+
+    def synchronize(self, device: torch.device) -> None:
+        self.calls.append(("synchronize", device))
+
+    def device(self, device: torch.device) -> AbstractContextManager[Any]:
+        self.calls.append(("device", device))
+        return torch.no_grad()
+
+
+class FakeMps(SimpleNamespace):
+    """What torch.mps has: one device, and functions that take none."""
+
+    def device_count(self) -> int:
+        return 1
+
+    def recommended_max_memory(self) -> int:
+        return 12 * GB
+
+    def current_allocated_memory(self) -> int:
+        return 2 * GB
+
+    def synchronize(self) -> None:
+        self.synchronized = True
+
+    def empty_cache(self) -> None:
+        self.emptied = True
+
+
+@pytest.fixture
+def nothing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No GPU of any kind."""
+    monkeypatch.setattr(torch, "cuda", FakeKind("NVIDIA H100", 0))
+    monkeypatch.setattr(torch, "xpu", FakeKind("Intel Arc B580", 0))
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 0)
+    for build in ("cuda", "hip", "xpu"):
+        monkeypatch.setattr(torch.version, build, None, raising=False)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    return monkeypatch
+
+
+def test_auto_takes_cuda_then_xpu_then_mps_then_the_cpu(nothing: pytest.MonkeyPatch) -> None:
+    assert find_device("auto") == torch.device("cpu")
+    nothing.setattr(torch, "mps", FakeMps())
+    assert find_device("auto") == find_device("mps") == torch.device("mps", 0)
+    nothing.setattr(torch, "xpu", FakeKind("Intel Arc B580", 2, current=1))
+    assert find_device("auto") == torch.device("xpu", 1)
+    assert find_device("xpu") == torch.device("xpu", 0)
+    nothing.setattr(torch, "cuda", FakeKind("NVIDIA H100", 1))
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
+    assert find_device(torch.device("xpu:1")) == torch.device("xpu", 1)
+
+
+def test_rocm_is_another_name_of_cuda_where_torch_is_built_for_it(
+    nothing: pytest.MonkeyPatch,
+) -> None:
+    nothing.setattr(torch, "cuda", FakeKind("AMD Instinct MI300X", 2))
+    nothing.setattr(torch.version, "hip", "6.4.43482-0f2d60242", raising=False)
+    assert find_device("rocm:1") == find_device("cuda:1") == torch.device("cuda", 1)
+    assert device_name(find_device("rocm")) == "AMD Instinct MI300X 0"
+    nothing.setattr(torch.version, "hip", None, raising=False)
+    nothing.setattr(torch.version, "cuda", "13.0", raising=False)
+    message = (
+        r"there is no rocm: this PyTorch, built for CUDA 13.0, sees cuda:0 \(AMD Instinct MI300X "
+        r"0\), cuda:1 \(AMD Instinct MI300X 1\); use `device='auto'`, or install AMD's driver and "
+        "a ROCm build of PyTorch"
+    )
+    with pytest.raises(DeviceError, match=message):
+        find_device("rocm")
+
+
+@pytest.mark.parametrize(
+    ("asked", "install"),
+    [
+        ("cuda:1", "NVIDIA's driver and a CUDA build"),
+        ("rocm:1", "AMD's driver and a ROCm build"),
+        ("xpu", "Intel's driver and an XPU build"),
+        ("mps", "PyTorch for macOS on a Mac with Apple silicon"),
+    ],
+)
+def test_a_device_that_is_not_there_is_said_with_what_to_install(
+    nothing: pytest.MonkeyPatch, asked: str, install: str
+) -> None:
+    message = f"there is no {asked}: this PyTorch, built for the CPU, sees no GPU; .*{install}"
+    with pytest.raises(DeviceError, match=message):
+        find_device(asked)
+
+
+def test_a_gpu_whose_driver_torch_cannot_use_is_not_there(nothing: pytest.MonkeyPatch) -> None:
+    old = FakeKind("NVIDIA H100", 1)
+    nothing.setattr(old, "is_available", lambda: False)
+    nothing.setattr(torch, "cuda", old)
+    assert find_device("auto") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="sees no GPU"):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize("asked", ["gpu", "rocm:x", "vulkan", "meta", "cuda:-1"])
+def test_kinds_that_nobody_restores_on_are_refused(asked: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no device '{asked}': choose auto, cpu, cuda"):
+        find_device(asked)
+
+
+def test_calls_reach_the_kind_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    xpu, mps = FakeKind("Intel Arc B580", 2), FakeMps()
+    monkeypatch.setattr(torch, "xpu", xpu)
+    monkeypatch.setattr(torch, "mps", mps)
+    second, apple, cpu = torch.device("xpu:1"), torch.device("mps:0"), torch.device("cpu")
+    for device in (second, apple, cpu):
+        synchronize(device)
+        empty_cache(device)
+        with current_device(device):
+            pass
+    assert xpu.calls == [("synchronize", second), "empty_cache", ("device", second)]
+    assert mps.synchronized
+    assert mps.emptied
+    assert [accelerator(device) for device in (second, apple, cpu)] == [xpu, mps, None]
+    assert [has_streams(device) for device in (second, apple, cpu)] == [True, False, False]
+
+
+def test_free_memory_counts_what_torch_holds_and_does_not_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    xpu = FakeKind("Intel Arc B580", 1)
+    monkeypatch.setattr(torch, "xpu", xpu)
+    assert free_memory(torch.device("xpu:0")) == (12 + 3 - 1) * GB
+
+    def unknown(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("The device doesn't support querying the available free memory")
+
+    monkeypatch.setattr(xpu, "mem_get_info", unknown)
+    assert free_memory(torch.device("xpu:0")) == (16 - 1) * GB
+    monkeypatch.setattr(torch, "mps", FakeMps())
+    for available, free in ((None, 10), (64, 10), (3, 3)):
+        bytes_ = None if available is None else available * GB
+        monkeypatch.setattr(devices, "available_bytes", lambda found=bytes_: found)
+        assert free_memory(torch.device("mps:0")) == free * GB
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("XPU out of memory. Tried to allocate 512.00 MiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.56 GB, max allowed: 6.80 GB)."),
+        RuntimeError("UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory"),
+        MemoryError(),
+    ],
+)
+def test_every_kind_says_in_its_words_that_memory_was_not_enough(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
