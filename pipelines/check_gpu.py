@@ -6,8 +6,7 @@ python pipelines/check_gpu.py --out gpu [--minutes 9] [--model mimo-unet] [--wei
 Each part is a process with its own time limit, so that a failure does not stop the others. Logs,
 JSON and charts go to --out, and a summary against the targets is printed last. --pairs takes
 blurred and sharp pictures as `vdeblur eval` does; on them, the default network is scored in half
-precision, and with --weights also --model in half precision and in 8 bits (the default network has
-no 8-bit blocks).
+precision, and with --weights also --model.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
         x = torch.randn(n, channels, h, w, device='cuda', dtype=torch.half)
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
-        quick = convolution.FusedBlock(block, whole=channels <= 64)
+        quick = convolution.FusedBlock(block)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             times, expected = {}, block(x).float()
             for name, way in quick.ways().items():
@@ -46,34 +45,6 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
             plain = autotune.milliseconds(block, x)
         gb = 6 * x.numel() * 2 / 1e9
         print(f'{channels:>8} {n}x{h}x{w:>6} {plain:>9.3f}  {times} ({gb:.2f} GB unfused)')
-"""
-
-IN_8_BITS = """
-import torch
-from vdeblur.inference.kernels import autotune, convolution, quantised
-from vdeblur.networks.layers import ResBlock
-print(f"{'kind':>5} {'channels':>8} {'half ms':>9}  ms, and error as a share of the step to half")
-for kind in quantised.KINDS.values():
-    for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
-        block = ResBlock(channels).cuda().half().eval().requires_grad_(False)
-        x = torch.randn(4, channels, h, w, device='cuda', dtype=torch.half)
-        x = x.contiguous(memory_format=torch.channels_last)
-        block = block.to(memory_format=torch.channels_last)
-        half = convolution.FusedBlock(block, whole=channels <= 64)
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            both = [(float(a.min()), float(a.max())) for a in (x, block.main[0](x))]
-            coded = quantised.QuantisedBlock(block, tuple(both), kind)
-            part = x[:1, :, :128, :128]
-            right = coded.reference(part).float()
-            step, times = float((right - block(part).float()).abs().mean()), {}
-            plain = autotune.milliseconds(half, x)
-            for name, way in coded.ways().items():
-                try:
-                    error = float((way(part).float() - right).abs().mean()) / step
-                    times[name] = f'{autotune.milliseconds(way, x):.3f} ({error:.4f})'
-                except Exception as problem:
-                    times[name] = type(problem).__name__
-        print(f'{kind.name:>5} {channels:>8} {plain:>9.3f}  {times}')
 """
 
 FILMS = """
@@ -226,7 +197,6 @@ def main() -> int:
         return done
 
     model = ["--model", args.model]
-    quick = ["--backend", "triton", "--rounds", "2"]
     # Checks of the device first; the others share the remaining time.
     results = [
         part("films", ["-c", FILMS], 60),
@@ -235,8 +205,6 @@ def main() -> int:
         part("kernels", ["-c", KERNELS], 90),
         bench("torch", *model, "--backend", "torch", "--against", "published", limit=70),
         bench("tuned", *model, "--tune", limit=150),
-        part("in-8-bits", ["-c", IN_8_BITS], 100),
-        bench("int8", *model, *quick, "--precision", "int8", limit=60),
         part(
             "tests",
             # pytest-benchmark, where it happens to be installed, warns of xdist: an error here.
@@ -255,15 +223,13 @@ def main() -> int:
         part("in-8-gb", ["-c", IN_8_GB.format(model=args.model)], 40),
         bench("1080p", *model, "--size", "1920x1080", "--rounds", "2", limit=50),
         bench("nvdec", *model, "--hwaccel", "cuda", "--rounds", "2", limit=50),
-        bench("fp8", *model, *quick, "--precision", "fp8", limit=60),
         bench("default", "--tune", "--rounds", "2", limit=90),
     ]
     words = ["-m", "vdeblur", "eval", "--pairs", str(args.pairs), "--device", "cuda", "--precision"]
     if args.pairs:
         results.append(part("pairs", [*words, "fp16"], 40))
-    for precision in ("fp16", "int8", "fp8") if args.pairs and args.weights else ():
-        own = [precision, *model, "--weights", args.weights]
-        results.append(part(f"pairs-{precision}", [*words, *own], 40))
+    if args.pairs and args.weights:
+        results.append(part("pairs-own", [*words, "fp16", *model, "--weights", args.weights], 40))
     return 0 if all(results) else 1
 
 

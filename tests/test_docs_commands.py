@@ -93,7 +93,6 @@ def of_a_gpu(args: argparse.Namespace) -> bool:
     return (
         str(given.get("device", "")).startswith("cuda")
         or given.get("backend") in ("cudagraphs", "triton")
-        or given.get("precision") == "fp8"
         or given.get("encoder") == "nvenc"
         or bool(given.get("hwaccel"))
     )

@@ -69,7 +69,7 @@ def test_names_of_folders(name: str) -> None:
 
 
 # Programs for developers, which time or train parts of the package by themselves.
-OF_THE_INSIDE = {"check_gpu.py", "score_8_bits.py", "train_blur_field.py"}
+OF_THE_INSIDE = {"check_gpu.py", "train_blur_field.py"}
 PROGRAMS = {path.name for path in (ROOT / "pipelines").glob("[a-z]*.py")} - OF_THE_INSIDE
 
 

@@ -75,4 +75,4 @@ def test_the_command_says_its_options(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--weights", "x.pkl"]) == 2
     assert "leave --weights out" in capsys.readouterr().err
     assert main([*words, "--precision", "int8", "--backend", "torch"]) == 2
-    assert "use --backend auto, or --precision auto" in capsys.readouterr().err
+    assert "use --device cpu with --backend openvino, or --precision" in capsys.readouterr().err

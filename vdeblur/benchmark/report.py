@@ -10,7 +10,6 @@ from tabulate import tabulate
 
 from vdeblur.benchmark.result import AGAINST, STEPS, BenchResult, Rates
 from vdeblur.benchmark.sweep import AGREEMENT, Sweep, Trial
-from vdeblur.inference.runtimes import EIGHT_BITS
 
 
 def format_result(result: BenchResult) -> str:
@@ -139,10 +138,8 @@ def format_sweep(sweep: Sweep) -> str:
         )
     if sweep.kept:
         lines.append(f"  kept: {sweep.model} at {sweep.size} is run so here from now on")
-    elif (asked := sweep.best.precision) in EIGHT_BITS:
-        lines.append(
-            f"  not kept: {asked} is never chosen unasked; `precision={asked!r}` asks for it"
-        )
+    elif sweep.best.precision == "int8":
+        lines.append("  not kept: int8 is never chosen unasked; `precision='int8'` asks for it")
     else:
         lines.append("  not kept")
     return "\n".join([*lines, *(f"  note: {note}" for note in sweep.notes)])

@@ -35,7 +35,6 @@ from vdeblur.inference.devices import (
 from vdeblur.inference.export import random_motion, random_pictures
 from vdeblur.inference.kernels import color, convolution
 from vdeblur.inference.memory_plan import Plan
-from vdeblur.inference.runtimes import EIGHT_BITS
 from vdeblur.inference.settings import Setting, store_setting
 from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.motion.neighbours import Around
@@ -121,7 +120,7 @@ class TuneOptions:
     Attributes:
         size: Width and height of the pictures.
         device: As `Deblurrer` takes it.
-        precision: 8 bits are tried when asked for, and never kept.
+        precision: int8 is tried when asked for, and never kept.
         backend: The runtime.
         batch: Pictures that go through the network together.
         tile: Pixels a side; None for whole pictures.
@@ -180,7 +179,7 @@ def tune(
     setting = Setting(best.backend, best.precision, best.batch, best.tile, best.rate)
     untrained = any("untrained" in note for note in notes)
     kept = False
-    if best.precision not in EIGHT_BITS and not untrained:
+    if best.precision != "int8" and not untrained:
         kept = store_setting(loaded, device, (height, width), setting)
     size = f"{width}x{height}"
     return Sweep(name, device_name(device), size, search.trials, best, kept, notes)
@@ -292,8 +291,6 @@ def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple
         names += [name for name in ("openvino", "onnxruntime") if installed(name)]
     if backend != "auto":
         names = [backend]
-    elif gpu and precision in EIGHT_BITS:
-        names = ["triton"]
     for name in names:
         precisions = ["fp32"]
         if name == "torch" and gpu:

@@ -296,17 +296,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _calibration(sources: Sequence[str], args: argparse.Namespace) -> list[Any]:
-    """Return pictures of the sources for a network in 8 bits, none for others."""
-    if args.precision not in ("int8", "fp8"):
+    """Return pictures of the sources for a network in int8, none for others."""
+    if args.precision != "int8":
         return []
     from vdeblur.inference.calibration import to_tensor
     from vdeblur.media.sample_frames import sample_frames
 
     if not (args.quiet or args.json):
-        say(
-            f"{args.precision}: measuring ranges on frames of the input, "
-            "some seconds the first time"
-        )
+        say("int8: measuring ranges on frames of the input, some seconds the first time")
     return [to_tensor(picture) for picture in sample_frames(sources)]
 
 

@@ -19,7 +19,7 @@ The modules:
     steadying      averages flicker away along the motion
     transfers      copies next to computation: pinned buffers, streams, events
     gpu_frames     frames decoded on the GPU → tensors on the same GPU
-    calibration    crops on which an 8-bit network's ranges are measured
+    calibration    crops on which an int8 network's ranges are measured
     export         ONNX, OpenVINO and TorchScript files for other programs
     notes          what reports say of a `Deblurrer`
     runtimes/      OpenVINO, ONNX Runtime, CUDA kernels, torch on CPUs

@@ -1,4 +1,4 @@
-"""Crops on which the ranges of a network in 8 bits are measured. Knows tensors only."""
+"""Crops on which the ranges of a network in int8 are measured. Knows tensors only."""
 
 from __future__ import annotations
 

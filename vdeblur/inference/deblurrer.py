@@ -75,7 +75,7 @@ class Deblurrer:
         precision: "auto" is fp16 on CUDA where the network supports it; bf16 on a CPU with
             instructions for it (AVX-512 BF16, AMX) where a network of the catalogue restores the
             same picture to 50 dB; fp32 elsewhere; or the environment's VDEBLUR_PRECISION. "int8"
-            is computed by OpenVINO on a CPU and by Triton on CUDA, "fp8" by Triton.
+            is computed by OpenVINO on a CPU.
         tile: Side in pixels of the squares that the network gets, overlap included; None is the
             whole picture, "auto" the whole picture unless it would not fit the free memory.
         halo: Pixels at a tile's edge that are computed and dropped; "auto" is the network's own
@@ -89,7 +89,7 @@ class Deblurrer:
         stage: Which of the network's `stages` to take.
         backend: The runtime, see `vdeblur.inference.runtimes`; "auto" is what `vdeblur bench
             --tune` found fastest here, else OpenVINO on a CPU where it is installed, else torch.
-        calibration: Pictures (N, 3, H, W) of the kind to come, on which the ranges of 8 bits are
+        calibration: Pictures (N, 3, H, W) of the kind to come, on which the ranges of int8 are
             measured; without any, they are measured on the first pictures that are restored.
 
     Raises:
@@ -402,8 +402,8 @@ class Deblurrer:
 
     def _threads(self, tile: int | None) -> SideBySide | None:
         """The threads that restore the pictures of a batch; None: all at once, in the caller's."""
-        # Tiles of one picture may share means, which the network holds meanwhile. And 8-bit ranges
-        # are measured on the first pictures, all together.
+        # Tiles of one picture may share means, which the network holds meanwhile. And the
+        # ranges of int8 are measured on the first pictures, all together.
         shares = tile is not None and self._pass.shares_means
         return None if shares or not getattr(self.network, "ready", True) else self._beside
 

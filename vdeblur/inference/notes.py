@@ -84,10 +84,7 @@ def setup_report(
             "computed in bf16, which this CPU has instructions for: `precision='fp32'` is exact, "
             "and half as fast"
         )
-    if settings.precision in runtimes.EIGHT_BITS:
+    if settings.precision == "int8":
         on = f"{calibrated} pictures of the source" if calibrated else "the first pictures"
-        lines.append(
-            f"computed in {settings.precision}, its ranges measured on {on}: "
-            "`precision='fp32'` is exact"
-        )
+        lines.append(f"computed in int8, its ranges measured on {on}: `precision='fp32'` is exact")
     return tuple(lines)

@@ -30,16 +30,15 @@ from vdeblur.system.folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 #: A precision, or "auto" for the fastest that keeps the picture.
-PrecisionRequest = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
-#: Of torch's tensors: 8 bits are inside OpenVINO, or in the residual blocks of a half network.
+PrecisionRequest = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+#: Of torch's tensors: 8 bits are inside OpenVINO.
 DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "int8": torch.float32,
-    "fp8": torch.float16,
 }
 Size = tuple[int, int]  # height, width
 KeyParts = dict[str, str]
@@ -149,12 +148,13 @@ def resolve(
     return InferenceSettings(
         runtime=found,
         precision=chosen,
-        dtype=_dtype(found, chosen, device),
+        # Other runtimes take fp32, and round inside.
+        dtype=DTYPES[chosen] if found in runtimes.TENSOR_RUNTIMES else torch.float32,
         tuned=tuned,
         key_parts=key_parts,
         precision_asked=asked,
         precision_measured=measured_or_asked and not asked,
-        replaceable=runtime == "auto" and chosen not in runtimes.EIGHT_BITS,
+        replaceable=runtime == "auto" and chosen != "int8",
     )
 
 
@@ -166,13 +166,6 @@ def _usual_precision(
         return "bf16"
     half = device.type == "cuda" and traits_of(network).supports_half
     return "fp16" if half and runtime in ("auto", *runtimes.TENSOR_RUNTIMES) else "fp32"
-
-
-def _dtype(runtime: Runtime, precision: Precision, device: torch.device) -> torch.dtype:
-    if precision == "int8" and device.type == "cuda":
-        return torch.float16
-    # Other runtimes take fp32, and round inside.
-    return DTYPES[precision] if runtime in runtimes.TENSOR_RUNTIMES else torch.float32
 
 
 def tuning_key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:

@@ -120,7 +120,7 @@ def in_runtime(
         network: On the device.
         settings: How it is to be computed.
         device: Where.
-        calibration: Pictures (N, 3, H, W) that 8-bit ranges are measured on.
+        calibration: Pictures (N, 3, H, W) that ranges of int8 are measured on.
         notes: Gets a line if torch has to take the runtime's place.
 
     Returns:

@@ -2,9 +2,8 @@
 
 A full-resolution residual block moves six feature maps through memory if each of its layers is a
 kernel (two convolutions, ReLU, biases, the addition), and computes little on each value, so memory
-bounds its speed. `conv3x3` folds bias, ReLU and addition into the convolution; `residual_block`
-computes the whole block in one kernel, whose middle stays in the second-level cache. `fuse` puts
-them into a network. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
+bounds its speed. `conv3x3` folds bias, ReLU and addition into the convolution; `fuse` puts it into
+a network. Runs on CPU tensors too, under TRITON_INTERPRET=1, for tests.
 
 Knows no video, no files, and no network but by its layers.
 """
@@ -27,10 +26,6 @@ try:
 except ImportError:  # CPU builds of PyTorch come without it
     triton = None
 
-# Pixels of an output tile of the block kernel: the middle is computed on a ring of 1 more, 20 % of
-# the first convolution's work at this size.
-TILE_ROWS, TILE_COLUMNS = 16, 32
-
 
 # What is tried on a device; the best depends on its registers, caches and shared memory. The loop
 # over the nine taps is one that the compiler keeps: unrolled, it put the nine loads of several
@@ -38,14 +33,6 @@ TILE_ROWS, TILE_COLUMNS = 16, 32
 # and took several times as long to compile. With more than one stage, loads run ahead of
 # multiplications, but past the first-level cache (cp.async.cg), where each tap's neighbours are.
 _LAUNCHES = (Launch(), Launch(128, 4, 1), Launch(128, 8, 1), Launch(128, 8, 3))
-# Twice or four times as many programs as an H200 has processors hide waits too.
-_BLOCK_LAUNCHES = (
-    Launch(64, 4, 1),
-    Launch(64, 4, 1, 528),
-    Launch(128, 8, 1),
-    Launch(64, 4, 3),
-    Launch(128, 8, 2),
-)
 
 
 def available() -> bool:
@@ -102,64 +89,6 @@ if triton is not None:
             acc = tl.maximum(acc, 0.0)
         tl.store(target + place, acc.to(target.dtype.element_ty), mask=inside[:, None])
 
-    @triton.jit  # type: ignore[untyped-decorator]
-    def _block_kernel(  # type: ignore[no-untyped-def]
-        source, weights1, bias1, weights2, bias2, scratch, target, tiles, height, width,
-        CHANNELS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
-        ROWS: tl.constexpr, PROGRAMS: tl.constexpr,
-    ):  # fmt: skip
-        """Persistent: each program takes every PROGRAMS-th tile, with a scratch of its own."""
-        WIDE: tl.constexpr = TILE_COLUMNS + 2
-        MIDDLE: tl.constexpr = (TILE_ROWS + 2) * WIDE
-        channels = tl.arange(0, CHANNELS)
-        middle = scratch + tl.program_id(0).to(tl.int64) * MIDDLE * CHANNELS
-        across = tl.cdiv(width, TILE_COLUMNS)
-        down = tl.cdiv(height, TILE_ROWS)
-        for tile in range(tl.program_id(0), tiles, PROGRAMS):
-            base = (tile // (across * down)).to(tl.int64) * height * width
-            top = tile % (across * down) // across * TILE_ROWS
-            left = tile % across * TILE_COLUMNS
-            for start in range(0, MIDDLE, ROWS):
-                i = start + tl.arange(0, ROWS)
-                y, x = top + i // WIDE - 1, left + i % WIDE - 1
-                inside = (i < MIDDLE) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-                acc = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
-                acc = _taps(
-                    source, weights1, acc, y, x, base, inside, height, width,
-                    CHANNELS, CHANNELS, CHANNELS, CHANNELS, 0,
-                )  # fmt: skip
-                acc = tl.maximum(acc + tl.load(bias1 + channels)[None, :].to(tl.float32), 0.0)
-                # Outside the picture the second convolution sees zeros, not biases.
-                acc = tl.where(inside[:, None], acc, 0.0)
-                tl.store(
-                    middle + i[:, None] * CHANNELS + channels[None, :],
-                    acc.to(target.dtype.element_ty),
-                    mask=(i < MIDDLE)[:, None],
-                )
-            tl.debug_barrier()  # the scratch is written by other threads of this program
-            for start in range(0, TILE_ROWS * TILE_COLUMNS, ROWS):
-                i = start + tl.arange(0, ROWS)
-                row, column = i // TILE_COLUMNS, i % TILE_COLUMNS
-                inside = (top + row < height) & (left + column < width)
-                acc = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
-                for tap in range(9):
-                    near = (row + tap // 3) * WIDE + column + tap % 3
-                    # A barrier makes what a program's threads wrote visible to all of them, the
-                    # first-level cache included (PTX ISA, memory consistency model).
-                    values = tl.load(middle + near[:, None] * CHANNELS + channels[None, :])
-                    weight = tl.load(
-                        weights2
-                        + (tap * CHANNELS + channels[:, None]) * CHANNELS
-                        + channels[None, :]
-                    )
-                    acc = tl.dot(values, weight, acc)
-                acc += tl.load(bias2 + channels)[None, :].to(tl.float32)
-                pixel = base + (top + row) * width + left + column
-                place = pixel[:, None] * CHANNELS + channels[None, :]
-                acc += tl.load(source + place, mask=inside[:, None], other=0.0).to(tl.float32)
-                tl.store(target + place, acc.to(target.dtype.element_ty), mask=inside[:, None])
-            tl.debug_barrier()  # all threads must read this middle before the next is written
-
 
 def pack(weight: Tensor) -> Tensor:
     """Rearrange a convolution's weight (out, in, 3, 3) to (9, in, out), as the kernels read it."""
@@ -207,45 +136,6 @@ def conv3x3(
     return target
 
 
-def residual_block(
-    x: Tensor,
-    packed1: Tensor,
-    bias1: Tensor,
-    packed2: Tensor,
-    bias2: Tensor,
-    *,
-    launch: Launch = _BLOCK_LAUNCHES[0],
-) -> Tensor:
-    """Compute x + conv(ReLU(conv(x))) in one kernel.
-
-    Args:
-        x: (N, C, H, W) channels-last. C is 16, 32 or 64: the nine matrices of a convolution and a
-            tile must fit a processor.
-        packed1: (9, C, C) by `pack`, of the first convolution.
-        bias1: (C,).
-        packed2: Of the second convolution.
-        bias2: (C,).
-        launch: How the kernel is launched.
-
-    Returns:
-        The same shape, layout and dtype.
-    """
-    n, channels, height, width = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
-    target = torch.empty_like(x, memory_format=torch.channels_last)
-    tiles = n * triton.cdiv(height, TILE_ROWS) * triton.cdiv(width, TILE_COLUMNS)
-    programs = min(tiles, launch.programs)
-    middle = (TILE_ROWS + 2) * (TILE_COLUMNS + 2) * channels
-    scratch = torch.empty(programs * middle, dtype=x.dtype, device=x.device)
-    _block_kernel[(programs,)](
-        x, packed1, bias1, packed2, bias2, scratch, target, tiles, height, width,
-        CHANNELS=channels, TILE_ROWS=TILE_ROWS, TILE_COLUMNS=TILE_COLUMNS,
-        ROWS=launch.rows, PROGRAMS=programs,
-        num_warps=launch.warps, num_stages=launch.stages,
-    )  # fmt: skip
-    return target
-
-
 class FusedConv(nn.Module):
     """A 3×3 `BasicConv` as a single kernel, where that is faster."""
 
@@ -269,16 +159,11 @@ class FusedConv(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """A `ResBlock` as one kernel, as two, or as it is, whichever is fastest for a shape.
+    """A `ResBlock` as two kernels, or as it is, whichever is fastest for a shape."""
 
-    Args:
-        block: The layer.
-        whole: Whether one kernel is tried; off CUDA devices, where nothing is timed, it is taken.
-    """
-
-    def __init__(self, block: ResBlock, *, whole: bool) -> None:
+    def __init__(self, block: ResBlock) -> None:
         super().__init__()
-        self.plain, self.whole = block, whole
+        self.plain = block
         for number, part in enumerate(block.main, 1):
             assert isinstance(part, BasicConv)
             conv = conv_of(part)
@@ -290,30 +175,22 @@ class FusedBlock(nn.Module):
         packed1, bias1 = self.get_buffer("packed1"), self.get_buffer("bias1")
         packed2, bias2 = self.get_buffer("packed2"), self.get_buffer("bias2")
 
-        def one(launch: Launch) -> Way:
-            return lambda x: residual_block(x, packed1, bias1, packed2, bias2, launch=launch)
-
-        def two(launch: Launch) -> Way:
+        def way(launch: Launch) -> Way:
             def run(x: Tensor) -> Tensor:
                 middle = conv3x3(x, packed1, bias1, relu=True, launch=launch)
                 return conv3x3(middle, packed2, bias2, added=x, launch=launch)
 
             return run
 
-        ways = (
-            {f"one kernel {launch}": one(launch) for launch in _BLOCK_LAUNCHES}
-            if self.whole
-            else {}
-        )
-        return ways | {f"two kernels {launch}": two(launch) for launch in _LAUNCHES}
+        return {f"two kernels {launch}": way(launch) for launch in _LAUNCHES}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the same shape."""
-        kind = ("block", *self.get_buffer("packed1").shape, self.whole)
+        kind = ("block", *self.get_buffer("packed1").shape)
         return choose_kernel(kind, self.ways(), self.plain)(x)(x)
 
 
-def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)) -> nn.Module:
+def fuse(network: nn.Module) -> nn.Module:
     """Return a copy of `network` whose residual blocks and 3×3 convolutions are Triton kernels.
 
     On a CUDA device a kernel is used for the shapes where it is fastest (`choose_kernel`). Layers
@@ -322,7 +199,6 @@ def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)
 
     Args:
         network: For inference.
-        whole_block_channels: Blocks of these channels may become one kernel, others two.
 
     Raises:
         DeviceError: Triton is not installed.
@@ -337,11 +213,7 @@ def fuse(network: nn.Module, *, whole_block_channels: tuple[int, ...] = (32, 64)
     def replace(parent: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, ResBlock) and all(_fits(part) for part in child.main):
-                first = conv_of(child.main[0])
-                # Pruning narrows a block's middle: the one kernel has no room for two widths.
-                even = first.in_channels == first.out_channels
-                whole = even and first.in_channels in whole_block_channels
-                parent.add_module(name, FusedBlock(child, whole=whole))
+                parent.add_module(name, FusedBlock(child))
             elif isinstance(child, BasicConv) and _fits(child):
                 parent.add_module(name, FusedConv(child))
             else:

@@ -7,7 +7,6 @@ to torch each time they are loaded. Knows no video, and no files but the cache's
 from vdeblur.inference.runtimes.choice import (
     ABILITIES,
     AGREEMENT,
-    EIGHT_BITS,
     PRECISION_VARIABLE,
     REQUESTS,
     RUNTIME_VARIABLE,
@@ -29,7 +28,6 @@ from vdeblur.inference.runtimes.runner import (
 __all__ = [
     "ABILITIES",
     "AGREEMENT",
-    "EIGHT_BITS",
     "NOT_KEPT",
     "PRECISION_VARIABLE",
     "REQUESTS",

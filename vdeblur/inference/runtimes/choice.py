@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,8 @@ class Abilities:
         return self.package is None or installed(self.package)
 
 
-#: Precisions used only on request: calibration on pictures changes the result.
-EIGHT_BITS = ("int8", "fp8")
 _FLOATS = ("fp32", "fp16", "bf16")
-#: The runtimes, in the order in which 8 bits look for one.
+#: The runtimes. int8 is used only on request: calibration on pictures changes the result.
 ABILITIES: dict[Runtime, Abilities] = {
     "torch": Abilities((), _FLOATS),
     "openvino": Abilities(
@@ -77,9 +75,7 @@ ABILITIES: dict[Runtime, Abilities] = {
         "onnxruntime",
     ),
     "cudagraphs": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
-    "triton": Abilities(
-        ("cuda",), (*_FLOATS, *EIGHT_BITS), "runs on a CUDA device", "`device='cuda'`", "triton"
-    ),
+    "triton": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`", "triton"),
 }
 RUNTIMES = tuple(ABILITIES)
 REQUESTS = ("auto", *RUNTIMES)
@@ -124,9 +120,9 @@ def _candidates(
 ) -> list[Runtime]:
     """The runtimes to consider, best first."""
     named: list[Runtime] = [runtime for runtime in RUNTIMES if runtime == wanted]
-    if precision in EIGHT_BITS:
-        # The environment names a runtime for what is automatic, which 8 bits never are.
-        return list(RUNTIMES) if asked == "auto" else named
+    if precision == "int8" and asked == "auto":
+        # The environment names a runtime for what is automatic, which int8 never is.
+        return ["openvino"]
     if wanted == "auto":
         return ["openvino", "torch"] if _suits_openvino(network, device, precision) else ["torch"]
     if asked == "auto" and ABILITIES[named[0]].devices != ("cuda",):
@@ -152,31 +148,23 @@ def _refusal(asked: str, wanted: str, device: torch.device, precision: str) -> V
 
     A request that would fit a GPU is a DeviceError if there is no GPU, since it is not wrong.
     """
-    if precision in EIGHT_BITS:
-        needs_gpu = asked in ("auto", "triton")
-        places = "OpenVINO on a CPU or Triton on CUDA" if precision == "int8" else "Triton on CUDA"
-        subject = f"precision {precision}"
-        claim = f"{subject} is for {places}"
-        misfit, instead = f"not for {device}", "`precision='auto'`"
-        advice = f"use `device={('cpu' if precision == 'int8' else 'cuda')!r}`, or {instead}"
-        if asked != "auto":
-            misfit = f"not for backend {asked} on {device}"
-            advice = "use `backend='auto'`, or `precision='auto'`"
-        alone = claim if asked == "auto" else "backend triton is for CUDA"
-        other = "`backend='auto'`"
-        instead = f"use {instead if asked == 'auto' else other}"
-    else:
-        abilities = next(each for name, each in ABILITIES.items() if name == wanted)
-        needs_gpu = abilities.devices == ("cuda",)
-        subject = f"{RUNTIME_VARIABLE}={wanted}" if asked == "auto" else f"backend {wanted}"
-        claim = alone = f"{subject} {abilities.described}"
-        misfit = f"not on {device}" + ("" if needs_gpu else f" in {precision}")
-        other = f"unset {RUNTIME_VARIABLE}" if asked == "auto" else "`backend='auto'`"
-        instead = other if asked == "auto" else f"use {other}"
-        torch_instead = "`backend='torch'`"
-        advice = f"use {abilities.advice}, or {other if needs_gpu else torch_instead}"
+    if precision == "int8":
+        place = f"{device}" if asked == "auto" else f"backend {asked} on {device}"
+        return UsageError(
+            f"precision int8 is for OpenVINO on a CPU, not for {place}: use `device='cpu'` with "
+            "`backend='openvino'`, or `precision='auto'`"
+        )
+    abilities = next(each for name, each in ABILITIES.items() if name == wanted)
+    needs_gpu = abilities.devices == ("cuda",)
+    subject = f"{RUNTIME_VARIABLE}={wanted}" if asked == "auto" else f"backend {wanted}"
+    claim = f"{subject} {abilities.described}"
+    other = f"unset {RUNTIME_VARIABLE}" if asked == "auto" else "`backend='auto'`"
     if needs_gpu and device.type == "cpu" and not torch.cuda.is_available():
-        return DeviceError(f"{alone}, and PyTorch sees no CUDA GPU here: {instead}")
+        instead = other if asked == "auto" else f"use {other}"
+        return DeviceError(f"{claim}, and PyTorch sees no CUDA GPU here: {instead}")
+    misfit = f"not on {device}" + ("" if needs_gpu else f" in {precision}")
+    torch_instead = "`backend='torch'`"
+    advice = f"use {abilities.advice}, or {other if needs_gpu else torch_instead}"
     return UsageError(f"{claim}, {misfit}: {advice}")
 
 
@@ -221,7 +209,7 @@ def with_runtime(
         runtime: Which runtime.
         device: Where it computes.
         precision: A precision that `choose_runtime` allows.
-        calibration: Inputs (N, 3 or more, H, W) of the kind to come, on which the ranges of 8 bits
+        calibration: Inputs (N, 3 or more, H, W) of the kind to come, on which the ranges of int8
             are measured; without any, the first inputs that are restored.
         note: Called with what a user should know.
 
@@ -245,14 +233,11 @@ def with_runtime(
         from vdeblur.inference.runtimes import cuda
 
         create = partial(cuda.create_runner, fused=runtime == "triton")
-        if precision in EIGHT_BITS:
-            cuda.require(network, precision, device)
-            create = cuda.create_8_bit_runner
-    measures = precision in EIGHT_BITS
+    measures = precision == "int8"
 
     def create_runner(first: Tensor) -> Runner:
-        pictures = (calibration or (first,)) if measures else ()
-        return create(network, device=device, precision=precision, calibration=pictures, note=note)
+        more: dict[str, Any] = {"calibration": calibration or (first,)} if measures else {}
+        return create(network, device=device, precision=precision, note=note, **more)
 
     external = ExternalNetwork(network, create_runner)
     if not measures or calibration:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ def create_runner(
     *,
     device: torch.device,
     precision: str = "fp32",
-    calibration: Sequence[Tensor] = (),
     note: Callable[[str], object] = lambda _: None,
 ) -> Runner:
     """Return the runner of `network`, from the cache if it is there; see `choice.with_runtime`."""
