@@ -6,9 +6,11 @@ import itertools
 import math
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vdeblur.datasets.batches import DataOptions
 from vdeblur.datasets.blur_options import PURE, BlurOptions
@@ -211,13 +214,32 @@ def test_some_frames_are_without_neighbours() -> None:
     assert float(around.min()) == 1
 
 
-def test_nothing_but_pictures_to_match_is_read_back_from_a_device(
+class NoWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses copies from the CPU to another device that the host waits for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if "_to_copy" in str(func) and args[0].device.type == "cpu" and not out.is_cpu:
+            assert kwargs.get("non_blocking"), traceback.format_stack()[-4:]
+        return out
+
+
+def test_nothing_but_pictures_to_match_is_waited_for_or_read_back_from_a_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On "meta", which has shapes and no values."""
     monkeypatch.setattr("vdeblur.datasets.camera_motion.Draw.on_device", lambda self: None)
+    made_on_meta()  # what is kept there travels once
+    with NoWaits():  # type: ignore[no-untyped-call]
+        made_on_meta()
+
+
+def made_on_meta() -> None:
     pairs = make_pairs(
-        scenes(5, 128).to("meta"),
+        torch.empty(5, 3, 128, 128, device="meta"),
         margin=32,
         options=replace(BlurOptions(), layer_share=1.0),
         generator=seeded(),

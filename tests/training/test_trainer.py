@@ -33,6 +33,7 @@ from vdeblur.errors import InputError, UsageError, VdeblurError
 from vdeblur.networks import names, spec, taps
 from vdeblur.networks.base import Network
 from vdeblur.networks.mimo_unet_guided import MIMOUNetGuided
+from vdeblur.training import trainer
 from vdeblur.training.divergence import Diverged
 from vdeblur.training.losses import (
     l1,
@@ -280,7 +281,13 @@ def test_average_of_weights() -> None:
     assert all(map(torch.equal, weights_of(averaged.last), weights_of(without.last)))
 
 
-def test_a_step_without_a_finite_gradient_is_left_out() -> None:
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_step_without_a_finite_gradient_is_left_out(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the host looks at each step, or lets the device leave it out, as on a GPU."""
+    monkeypatch.setitem(trainer._AHEAD, "cpu", ahead)
+
     def with_one_bad(first: int) -> Iterator[tuple[Tensor, Tensor]]:
         for number, (blurred, sharp) in zip(range(first, 5), batches(first), strict=False):
             bad = blurred.float().div(255)
@@ -295,6 +302,18 @@ def test_a_step_without_a_finite_gradient_is_left_out() -> None:
         callbacks=Callbacks(on_report=lambda p, _: reports.append(p)),
     )
     assert [r.skipped for r in reports[:5]] == [0, 0, 1, 0, 0]
+    by_two = replace(EVERY_STEP, report_steps=2)
+    sums: list[Progress] = []
+    again = train(
+        network_of(),
+        with_one_bad,
+        TINY,
+        run=by_two,
+        callbacks=Callbacks(on_report=lambda p, _: sums.append(p)),
+    )
+    assert [r.skipped for r in sums] == [0, 1, 0]
+    assert sums[0].loss == pytest.approx((reports[0].loss + reports[1].loss) / 2)
+    assert all(map(torch.equal, weights_of(again.last), weights_of(outcome.last)))
     assert all(w.isfinite().all() for w in weights_of(outcome.last))
     nothing_else = [(torch.full((2, 3, 32, 32), math.nan), torch.zeros(2, 3, 32, 32))] * 100
     with pytest.raises(VdeblurError, match="lower `learning_rate`"):

@@ -174,6 +174,12 @@ def _basis(device: torch.device) -> Tensor:
     return two.to(device, torch.float32)
 
 
+@lru_cache(maxsize=8)
+def _steps(device: torch.device) -> Tensor:
+    """The tables of luma and chroma: (2, 1, 64)."""
+    return torch.tensor([_LUMA_TABLE, _CHROMA_TABLE], device=device).view(2, 1, 64)
+
+
 def _quantize(plane: Tensor, table: Tensor) -> Tensor:
     """Pass codes (N, 1, H, W), H and W multiples of 8, through quantized 8 × 8 DCT blocks.
 
@@ -214,8 +220,7 @@ def _jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     q = quality.float()
     scale = torch.where(q < 50, (5000 / q).floor(), 200 - 2 * q)[:, None]
     tables = []
-    for table in (_LUMA_TABLE, _CHROMA_TABLE):
-        steps = torch.tensor(table, device=q.device).view(1, 64)
+    for steps in _steps(q.device):
         tables.append(((steps * scale + 50) / 100).floor().clamp(1, 255))
     return tables[0], tables[1]
 
@@ -338,12 +343,32 @@ def h264_stream(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> 
 
 
 def h264(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """Apply H.264: by x264 on the CPU, by quantized blocks that imitate it elsewhere."""
-    if x.device.type == "cpu":
+    """Apply H.264: by x264 on the CPU, by quantized blocks that imitate it elsewhere.
+
+    Without PyAV, or without its x264, by blocks everywhere.
+    """
+    if x.device.type == "cpu" and _has_x264():
         return h264_stream(x, crf, offset=offset)
     return h264_blocks(x, crf, offset=offset)
 
 
+@lru_cache(maxsize=1)
+def _has_x264() -> bool:
+    try:
+        import av
+
+        return "libx264" in av.codecs_available
+    except ImportError:
+        return False
+
+
 def choose(indices: Sequence[int], device: torch.device) -> Tensor:
     """Make a tensor of indices for `index_select` and `index_copy`."""
-    return torch.tensor(indices, dtype=torch.long, device=device)
+    return to_device(torch.tensor(indices, dtype=torch.long), device)
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Move numbers drawn on the CPU to a device, without waiting for a GPU."""
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdeblur.datasets.blur_options import PURE, BlurOptions
+from vdeblur.datasets.camera_effects import to_device
 
 #: A motion field has one vector for this many pixels of a row and of a column.
 MOTION_STEP = 4
@@ -34,7 +35,7 @@ class Draw:
 
     def each(self, low: float = 0.0, high: float = 1.0, *, of: int | None = None) -> Tensor:
         """Draw the same as (n, 1, 1, 1) on the device."""
-        return self.uniform(low, high, of=of).to(self.device)[:, None, None, None]
+        return to_device(self.uniform(low, high, of=of), self.device)[:, None, None, None]
 
     def chosen(self, share: float) -> list[int]:
         """Draw the pictures that something of this share happens to."""
@@ -117,9 +118,9 @@ class Motion:
         """Return the motion of some pictures, on a device."""
 
         def of(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[rows].to(device)
+            return None if part is None else to_device(part[rows], device)
 
-        path = self.path[rows].to(device)
+        path = to_device(self.path[rows], device)
         return Motion(path, of(self.depth), of(self.roll), of(self.zoom), of(self.tilt))
 
 

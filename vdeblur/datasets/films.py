@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdeblur.datasets.camera_effects import choose
+from vdeblur.datasets.camera_effects import choose, to_device
 from vdeblur.datasets.matching import Matching, matched
 from vdeblur.datasets.motion_errors import (
     AS_SHOWN,
@@ -26,7 +26,6 @@ from vdeblur.datasets.motion_errors import (
     EXACTLY,
     MotionErrors,
     is_still,
-    to_device,
     with_errors,
 )
 from vdeblur.datasets.pool import Film

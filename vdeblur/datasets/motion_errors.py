@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.datasets.camera_effects import to_device
 from vdeblur.errors import UsageError
 
 
@@ -84,13 +85,6 @@ _DRIFT_PLACES = 3  # along a side
 def is_still(motion: Tensor) -> Tensor:
     """Return in which pictures of a batch (N, 4, h, w) nothing moves: (N, 1, 1, 1) bool."""
     return motion.abs().amax(dim=(1, 2, 3), keepdim=True) < _STILL
-
-
-def to_device(drawn: Tensor, device: torch.device) -> Tensor:
-    """Move drawn numbers to a device, without waiting for a GPU."""
-    if device.type == "cuda":
-        drawn = drawn.pin_memory()
-    return drawn.to(device, non_blocking=True)
 
 
 def with_errors(

@@ -1,14 +1,14 @@
 """RGB pictures in and out of files.
 
 Reads through `vdeblur.media.reader`, so that pictures and frames of videos become RGB by the same
-code, and no picture library is needed. Knows nothing of networks.
+code, and no picture library is needed. Training reads with Pillow alone, and runs on machines
+without PyAV, which is therefore imported late. Knows nothing of networks.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from torch import Tensor
 from vdeblur.color import planes_to_rgb, split_fields
 from vdeblur.errors import InputError, OutputError
 from vdeblur.frames import Frame, PlaneLayout
-from vdeblur.media.reader import VideoReader
 from vdeblur.system.files import replacing
 from vdeblur.system.optional import optional
 
@@ -45,6 +44,8 @@ def read_rgb(path: Path) -> Tensor:
     Raises:
         InputError: The file cannot be read.
     """
+    from vdeblur.media.reader import VideoReader
+
     with VideoReader(path) as reader:
         for frame in reader:
             return frame_to_rgb(frame)
@@ -77,6 +78,8 @@ def to_picture(image: Tensor) -> RGBImage:
 
 def png_bytes(picture: RGBImage) -> bytes:
     """Encode a picture as a PNG file."""
+    import av
+
     codec = av.CodecContext.create("png", "w")
     codec.width, codec.height = picture.shape[1], picture.shape[0]
     codec.pix_fmt = "rgb24"

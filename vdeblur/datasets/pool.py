@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdeblur.datasets.camera_effects import to_device
 from vdeblur.datasets.camera_motion import MOTION_STEP
-from vdeblur.datasets.motion_errors import to_device
 from vdeblur.errors import UsageError
 
 

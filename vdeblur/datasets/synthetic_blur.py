@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vdeblur.datasets import camera_effects
 from vdeblur.datasets.blur_options import BlurOptions
-from vdeblur.datasets.camera_effects import Response, choose
+from vdeblur.datasets.camera_effects import Response, choose, to_device
 from vdeblur.datasets.camera_motion import (
     MOTION_STEP,
     Draw,
@@ -209,7 +209,7 @@ class _Exposure:
         self.size = (linear.shape[2], linear.shape[3])
         self.grid = (self.size[0] // MOTION_STEP, self.size[1] // MOTION_STEP)
         self.blurred = blur_each(linear, paths.motion, anchors=options.anchors)
-        self.field = motion_field(paths.motion, self.size, self.grid).to(linear.device)
+        self.field = to_device(motion_field(paths.motion, self.size, self.grid), linear.device)
         self.film = None
         if neighbours:
             self.film = _NeighborFrames(draw, paths, linear, margin, options)
@@ -239,14 +239,14 @@ class _Exposure:
         near = draw.uniform(0.3, 1.6, of=len(some)) * (1 - paths.followed[some])
         own += paths.motion.path[some] * near[:, None, None]
         kept = Motion(own).within(self.margin, self.size).path
-        path = kept.to(device)
+        path = to_device(kept, device)
         moved = convolve(torch.cat([layer * mask, mask], dim=1), transfer(path, self.size))
         behind = self.blurred.index_select(0, rows)
         self.blurred.index_copy_(0, rows, moved[:, :3] + (1 - moved[:, 3:]) * behind)
         covered = layer * mask + (1 - mask) * self.target.index_select(0, rows)
         self.target.index_copy_(0, rows, covered)
         here = F.interpolate(mask, size=self.grid, mode="area")
-        own_field = chord_and_bend(path)[:, :, None, None] * here
+        own_field = to_device(chord_and_bend(kept), device)[:, :, None, None] * here
         under = self.field.index_select(0, rows)
         self.field = self.field.index_copy(0, rows, own_field + (1 - here) * under)
         if self.film is not None:
@@ -284,11 +284,12 @@ class _NeighborFrames:
             own = scaled_motion(motion, exposure.path, factor).within(margin, self._size)
             part = blur_each(linear, own, anchors=options.anchors)
             # Few numbers travel to the device; the whole field is made there.
-            gone = (field / self.shares[:, None, None, None]).to(linear.device)
+            gone = to_device(field / self.shares[:, None, None, None], linear.device)
             gone = F.interpolate(gone, size=self._size, mode="bilinear", align_corners=True)
             self.blurred.append(carried(part, gone))
             self.ways.append(F.interpolate(gone, size=self._grid, mode="area"))
-            self.fields.append(motion_field(own, self._size, self._grid).to(linear.device))
+            own_field = motion_field(own, self._size, self._grid)
+            self.fields.append(to_device(own_field, linear.device))
 
     def cover(self, some: list[int], layer: Tensor, mask: Tensor, path: Tensor) -> None:
         """Lay a layer over some pictures.
@@ -305,7 +306,10 @@ class _NeighborFrames:
             exposure = self._next(path, self._times[some], some, side)
             gone = exposure.gone / self.shares[some, None]
             gone = gone.clamp(-self._margin, self._margin)
-            own, gone = exposure.path.to(layer.device), gone.to(layer.device)
+            own, gone, moves = (
+                to_device(part, layer.device)
+                for part in (exposure.path, gone, chord_and_bend(exposure.path))
+            )
             ways = self.ways[number].index_select(0, rows)
             ways = gone[:, :, None, None] * shown + (1 - shown) * ways
             self.ways[number].index_copy_(0, rows, ways)
@@ -316,7 +320,7 @@ class _NeighborFrames:
             self.blurred[number].index_copy_(0, rows, moved[:, :3] + (1 - cover) * behind)
             here = F.interpolate(cover, size=self._grid, mode="area")
             under = self.fields[number].index_select(0, rows)
-            field = chord_and_bend(own)[:, :, None, None] * here + (1 - here) * under
+            field = moves[:, :, None, None] * here + (1 - here) * under
             self.fields[number].index_copy_(0, rows, field)
 
     def _next(self, path: Tensor, times: Tensor, some: Any, side: int) -> NextExposure:
@@ -348,7 +352,8 @@ def _finish(
     )
     frames = _compressed(frames, draw, options)
     # A sharp picture must come back as it is.
-    target = torch.where(paths.still.to(draw.device)[:, None, None, None], frames[0], target)
+    still = to_device(paths.still, draw.device)[:, None, None, None]
+    target = torch.where(still, frames[0], target)
     edge, grid = margin // MOTION_STEP, exposure.grid
     cut = (..., slice(edge, grid[0] - edge), slice(edge, grid[1] - edge))
     around = None
@@ -373,9 +378,9 @@ def random_masks(
 
     def uniform(low: float, high: float) -> Tensor:
         drawn = torch.rand(count, 1, 1, 1, generator=generator)
-        return (low + (high - low) * drawn).to(device)
+        return to_device(low + (high - low) * drawn, device)
 
-    noise = torch.randn(count, 1, 5, 5, generator=generator).to(device)
+    noise = to_device(torch.randn(count, 1, 5, 5, generator=generator), device)
     blobs = F.interpolate(noise, size=size, mode="bicubic", align_corners=False) - 0.6
     angle = uniform(-math.pi, math.pi)
     x = torch.arange(width, device=device) - uniform(0.2, 0.8) * width
@@ -385,7 +390,7 @@ def random_masks(
     long, wide = uniform(0.1, 0.5) * width, uniform(0.05, 1.0).square() * 0.3 * width + 1.5
     boxes = torch.minimum(long - along, wide - across)
     ellipses = (1 - ((along / long).square() + (across / wide).square()).sqrt()) * wide
-    kind = torch.randint(3, (count, 1, 1, 1), generator=generator).to(device)
+    kind = to_device(torch.randint(3, (count, 1, 1, 1), generator=generator), device)
     shape = torch.where(kind == 0, blobs, torch.where(kind == 1, boxes, ellipses))
     down, right = torch.gradient(shape, dim=(2, 3))
     distance = shape / (down.square() + right.square()).sqrt().clamp_min(1e-3)  # to the edge
@@ -399,7 +404,7 @@ def _lights(
     height, width = size
     out = torch.zeros(count, 3, height, width, device=device)
     for _ in range(int(torch.randint(1, 7, (), generator=generator))):
-        drawn = torch.rand(count, 7, 1, 1, generator=generator).to(device)
+        drawn = to_device(torch.rand(count, 7, 1, 1, generator=generator), device)
         x = torch.arange(width, device=device) - drawn[:, :1] * width
         y = torch.arange(height, device=device)[:, None] - drawn[:, 1:2] * height
         radius = 0.6 + 3 * drawn[:, 2:3].square()
@@ -471,6 +476,6 @@ def _compressed(frames: list[Tensor], draw: Draw, options: BlurOptions) -> list[
     def h264(pictures: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         return camera_effects.h264(pictures, parameters[0], offset=offset)
 
-    device = draw.device
-    frames = [_some(x, (by_jpeg, (quality.to(device),)), jpeg) for x in frames]
-    return [_some(x, (by_h264, (crf.to(device),)), h264) for x in frames]
+    quality, crf = (to_device(part, draw.device) for part in (quality, crf))
+    frames = [_some(x, (by_jpeg, (quality,)), jpeg) for x in frames]
+    return [_some(x, (by_h264, (crf,)), h264) for x in frames]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,8 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         self._last: tuple[Any, Pool] | None = None
         self.device = torch.device(device)
         self.in_thread = self.device.type != "cpu"
-        self.pictures = [self._load(file) for file in files]
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+            self.pictures = list(threads.map(self._load, files))
         self._held_out = list(held_out)
         self.summary = f"{len(files)} photographs, blurred as they are used"
         if held_out:

@@ -74,13 +74,21 @@ class BlurFieldNetwork(nn.Module):
 
 
 @cache
-def _rings() -> tuple[Tensor, Tensor, Tensor]:
+@torch.inference_mode(False)
+def _rings(device: torch.device) -> tuple[Tensor, ...]:
     """Return the ring of each value of half a spectrum, the values per ring, and a Hann window."""
     down = torch.fft.fftshift(torch.fft.fftfreq(WINDOW))[:, None]
     across = torch.fft.rfftfreq(WINDOW)[None]
     ring = ((down**2 + across**2).sqrt() * WINDOW).round().long().clamp_max(WINDOW // 2).flatten()
     hann = torch.hann_window(WINDOW)
-    return ring, torch.bincount(ring, minlength=WINDOW // 2 + 1).float(), hann[:, None] * hann
+    sizes = torch.bincount(ring, minlength=WINDOW // 2 + 1).float()
+    return tuple(part.to(device) for part in (ring, sizes, hann[:, None] * hann))
+
+
+@cache
+@torch.inference_mode(False)
+def _lengths(device: torch.device) -> Tensor:
+    return torch.tensor(LENGTHS, device=device)
 
 
 def spectra(windows: Tensor) -> Tensor:
@@ -93,7 +101,7 @@ def spectra(windows: Tensor) -> Tensor:
         (N, 2, WINDOW, WINDOW / 2): the log power of each frequency minus the mean of its ring, and
         that mean times 0.3.
     """
-    ring, sizes, hann = (part.to(windows.device) for part in _rings())
+    ring, sizes, hann = _rings(windows.device)
     windows = (windows - windows.mean(dim=(1, 2), keepdim=True)) * hann
     power = torch.log(torch.fft.rfft2(windows).abs().square() + _FLOOR)
     power = torch.fft.fftshift(power, dim=1).flatten(1)
@@ -186,7 +194,7 @@ def mean_chord(probabilities: Tensor) -> Tensor:
         (2, h, w), x and y in pixels.
     """
     angle = torch.arange(DIRECTIONS, device=probabilities.device) * (math.pi / DIRECTIONS)
-    length = probabilities.new_tensor(LENGTHS)
+    length = _lengths(probabilities.device)
     each = probabilities[..., :-1].reshape(*probabilities.shape[:2], DIRECTIONS, len(LENGTHS))
     along = (each * (torch.cos(2 * angle)[:, None] * length)).sum((2, 3))
     across = (each * (torch.sin(2 * angle)[:, None] * length)).sum((2, 3))

@@ -128,7 +128,7 @@ def filtered(own: Tensor) -> Tensor:
     Returns:
         (N, len(FILTERS), H, W), the corrections of the luma by each filter.
     """
-    weights = _wiener().to(own)
+    weights = _wiener(own.device)
     return F.conv2d(own[:, SHAPE_CHANNELS + len(SLOPES) :], weights[:, :, None, None])
 
 
@@ -199,8 +199,9 @@ def direction(motion: Tensor) -> Tensor:
 
 
 @functools.cache
-def _wiener() -> Tensor:
-    return wiener_bank((1.0,) * len(FILTERS), FILTERS)
+@torch.inference_mode(False)
+def _wiener(device: torch.device) -> Tensor:
+    return wiener_bank((1.0,) * len(FILTERS), FILTERS).to(device)
 
 
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
@@ -299,7 +300,7 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
     n, channels, height, width = luma.shape
     across = torch.arange(width, device=luma.device, dtype=luma.dtype)
     down = torch.arange(height, device=luma.device, dtype=luma.dtype)[:, None]
-    times = luma.new_tensor(places)[:, None, None]
+    times = _column(tuple(places), luma.device)
     grid = torch.stack(
         [
             (across + x * times + 0.5) * (2 / width) - 1,
@@ -316,6 +317,13 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
     )
     found = found.view(n, channels, len(places), height, width).transpose(1, 2)
     return found.reshape(n, len(places) * channels, height, width)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _column(places: tuple[float, ...], device: torch.device) -> Tensor:
+    """`places` as (K, 1, 1); kept, since copying them to a GPU waits for it."""
+    return torch.tensor(places, device=device)[:, None, None]
 
 
 def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:

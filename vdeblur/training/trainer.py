@@ -33,6 +33,9 @@ from vdeblur.training.processes import agree, all_have, processes
 from vdeblur.training.recipes import Recipe
 from vdeblur.training.state import StateFile, Totals, unusable
 
+#: Updates that a device may be behind the host, by its type: reading a loss waits for its step.
+_AHEAD = {"cuda": 4}
+
 #: A function of a step's number that returns the batches from there on: `Batch`, or (blurred,
 #: sharp).
 Batches = Callable[[int], Iterable[Batch | tuple[Tensor, Tensor]]]
@@ -133,7 +136,8 @@ class Trainer:
         self._guided = network.guided or (teacher is not None and traits_of(teacher).guided)
         self._terms = parse_loss(recipe.loss)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._fused = True if self.device.type == "cuda" else None  # all parameters in one launch
+        self._ahead = _AHEAD.get(self.device.type, 1)
+        self._fused = True if self._ahead > 1 else None  # all parameters in one launch
         self._optimizer = self._make_optimizer()
         self._dtype = PRECISIONS[run.precision]
         enabled = self._dtype == torch.float16
@@ -144,6 +148,7 @@ class Trainer:
         self._rate = 0.0
         self._sound: dict[str, Tensor] | None = None
         self._interval = _Interval(0)
+        self._unread: list[Tensor] = []  # loss and size of the gradient, of the last updates
         self.progress = self._idle()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -219,6 +224,8 @@ class Trainer:
                 self.totals.used, stopped = agree(used, callbacks.stop(), self.device)
                 finished = batch is None or self.share >= 1
                 ending = finished or stopped
+                if ending or self._due(now):
+                    self._read()
                 wild = self._check_divergence(finished, stopped)
                 # A report of a wild step waits for a sound one: it may be the first of many.
                 if (ending and wild < SUSPECT) or (
@@ -248,13 +255,9 @@ class Trainer:
         self.totals.pixels += blurred[:, 0].numel() * self.world
         count = min(_at(recipe.updates, share, 1), len(blurred))
         for part in zip(blurred.chunk(count), sharp.chunk(count), strict=True):
-            loss, finite = self._update(*part, share)
-            if finite:
-                self._interval.loss += loss
-                self._interval.updates += 1
-            else:
-                self._interval.skipped += 1
-            self.divergence.see(loss, finite=finite)
+            self._update(*part, share)
+            if len(self._unread) >= self._ahead:
+                self._read()
             self.totals.updates += 1
             if recipe.ema:
                 updates = self.totals.updates
@@ -344,8 +347,20 @@ class Trainer:
                 around = before, after
             return taps.with_guidance(blurred, motion, around), sharp
 
-    def _update(self, blurred: Tensor, sharp: Tensor, share: float) -> tuple[float, bool]:
-        """Change the weights once. Returns the loss, and whether it and its gradient are finite."""
+    def _read(self) -> None:
+        """Take note of the latest updates, for which the device must have done them."""
+        for loss, size in torch.stack(self._unread).tolist() if self._unread else []:
+            finite = math.isfinite(loss) and math.isfinite(size)
+            if finite:
+                self._interval.loss += loss
+                self._interval.updates += 1
+            else:
+                self._interval.skipped += 1
+            self.divergence.see(loss, finite=finite)
+        self._unread.clear()
+
+    def _update(self, blurred: Tensor, sharp: Tensor, share: float) -> None:
+        """Change the weights once, unless loss or gradient are not finite."""
         blurred = blurred.contiguous(memory_format=self._layout)
         self._optimizer.zero_grad(set_to_none=True)
         parts = min(self.options.accumulate, len(blurred))
@@ -359,15 +374,15 @@ class Trainer:
             losses.append(loss.detach())
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip or math.inf)
-        # The only wait for the device: times measured elsewhere are those of the work.
-        value, size = torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]).tolist()
-        finite = math.isfinite(value) and math.isfinite(size)
-        if finite:
-            self._scaler.step(self._optimizer)
-        else:
+        self._unread.append(torch.stack([torch.stack(losses).sum(), norm.to(losses[0])]))
+        infinite = ~self._unread[-1].isfinite().all()
+        if self._fused and not self._scaler.is_enabled():
+            # The device itself leaves the update out, as for a scaler, and the host need not wait.
+            self._optimizer.found_inf = infinite.float()  # type: ignore[attr-defined]
+        elif not self._fused and bool(infinite):
             self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.step(self._optimizer)
         self._scaler.update()
-        return value, finite
 
     def _loss(self, x: Tensor, y: Tensor, share: float) -> Tensor:
         """The recipe's loss when `share` of the run is done; a scalar."""
