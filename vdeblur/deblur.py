@@ -24,7 +24,7 @@ from vdeblur.errors import InputError, UsageError, VdeblurError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
-from vdeblur.inference.gpu_frames import adopt
+from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.settings import PrecisionRequest
 from vdeblur.inference.transfers import Overlap, motion_of
 from vdeblur.media.default_names import default_output as default_output
@@ -210,7 +210,8 @@ def deblur_video(
     notes_of_run = deblurrer.notes.begin_run()
     chosen = _Chosen(choose)
     with (
-        VideoReader(source, read, on_device=deblurrer.device.type == "cuda") as reader,
+        current_context(deblurrer.device) as gpu,
+        VideoReader(source, read, gpu=gpu) as reader,
         VideoWriter(output, reader, encode=encode, overwrite=overwrite, format=format) as writer,
     ):
         if writer.recovered is not None:

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
+from vdeblur.media.input_formats import open_container
 from vdeblur.networks import DEFAULT, build
 from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
@@ -195,6 +197,24 @@ def test_a_decoder_that_is_not_here_is_told(clip: Path) -> None:
     options = BenchOptions(rounds=1, frames=1, hwaccel="cuda")
     got = bench(clip, model="identity", device="cpu", options=options)
     assert got.notes == ["no cuda decoder here: decoding on the CPU"]
+
+
+def test_decoding_in_hardware_is_asked_for_as_in_a_run(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def refused(file: Any, *, acceleration: Any = None) -> Any:
+        if acceleration is None:
+            return open_container(file)
+        asked.append((acceleration.device_id, acceleration.is_hw_owned))
+        raise OSError("no device")
+
+    monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
+    monkeypatch.setattr("vdeblur.benchmark.run.current_context", lambda device: nullcontext(1))
+    options = BenchOptions(rounds=1, frames=1, hwaccel="cuda")
+    bench(clip, model="identity", device="cpu", options=options)
+    assert asked[0] == (1, True)  # frames stay on the GPU of the network
 
 
 def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

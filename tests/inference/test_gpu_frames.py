@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -18,8 +18,10 @@ from tests.helpers.clips import scene, write_frames
 from tests.inference.test_transfers import FakeDevice, LazyPlusOne
 from vdeblur.deblur import deblur_video
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
-from vdeblur.inference.gpu_frames import adopt, tensors_of
+from vdeblur.inference.gpu_frames import adopt, current_context, tensors_of
 from vdeblur.inference.transfers import Overlap
+from vdeblur.media.decoding import StreamDecoder
+from vdeblur.media.frame_factory import to_host
 from vdeblur.media.reader import VideoReader
 
 CPU = torch.device("cpu")
@@ -64,12 +66,12 @@ class Capsules:
 
 def decoding(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Have every frame come as hardware."""
-    decode = VideoReader._decode
+    decode = StreamDecoder.decode
 
-    def _decode(self: VideoReader, packet: Any, index: int) -> list[Any]:
-        return [Hardware(frame, name) for frame in decode(self, packet, index)]
+    def hardware(self: StreamDecoder, packet: Any) -> list[Any]:
+        return [to_host(cast(Any, Hardware(frame, name))) for frame, _ in decode(self, packet)]
 
-    monkeypatch.setattr(VideoReader, "_decode", _decode)
+    monkeypatch.setattr(StreamDecoder, "decode", hardware)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_without_a_gpu_decoding_falls_back(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     clip = write_frames(tmp_path / "a.mp4", (scene(n) for n in range(7)), "libx264")
-    with VideoReader(clip, hwaccel="cuda", on_device=True) as reader:
+    with VideoReader(clip, hwaccel="cuda", gpu=0) as reader:
         frames = list(reader)
     assert len(frames) == 7
     assert all(frame.on_device is None for frame in frames)
@@ -186,7 +188,7 @@ def test_a_gpu_s_decoder_gives_what_the_cpu_s_gives(tmp_path: Path) -> None:
     with VideoReader(source) as reader:
         usual = [[plane.copy() for plane in frame.planes] for frame in reader]
     device = torch.device("cuda", 0)
-    with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
+    with current_context(device) as gpu, VideoReader(source, hwaccel="cuda", gpu=gpu) as reader:
         frames = list(adopt(reader, device, note=pytest.fail))
         assert reader.notes == []
     assert len(frames) == 24

@@ -21,17 +21,16 @@ from tests.helpers.clips import (
     MP4,
     PLAIN,
     PTS,
-    Media,
     make,
     picture,
     samples,
     scene,
     write_frames,
 )
-from vdeblur import Cancelled, Frame, InputError, VideoReader, deblur_video
+from vdeblur import Cancelled, Frame, InputError, VideoReader
 from vdeblur.media.image_sequences import is_image, is_pattern
 from vdeblur.media.input_formats import open_container
-from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of, software_format
+from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
 
 
 def test_frames(tmp_path: Path) -> None:
@@ -243,80 +242,28 @@ def test_a_device_that_cannot_be_shared_is_asked_for_a_decoder_of_its_own_then_n
     opened, asked = open_container, []
 
     def refused(file: Any, *, acceleration: Any = None) -> Any:
-        asked.append(acceleration and (acceleration.is_hw_owned, acceleration.options))
+        asked.append(acceleration and (acceleration.device_id, acceleration.options))
         if acceleration is not None:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return opened(file, acceleration=acceleration)
 
     monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
-    with VideoReader(source, hwaccel="cuda", on_device=True) as reader:
+    with VideoReader(source, hwaccel="cuda", gpu=1) as reader:
         assert len(list(reader)) == 3
         assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
     # torch's own context first: PyAV's default would want it with other flags.
-    assert asked == [(True, {"primary_ctx": "0", "current_ctx": "1"}), (False, {}), None]
-
-
-# Only an encoder that is made from the parameters of the stream keeps where its chroma sits.
-SITED = replace(PLAIN, options={"preset": "ultrafast", "x264-params": "chromaloc=2"})
-NVDEC = {"yuv420p": "nv12", "yuv420p10le": "p010le"}
-
-
-def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have accelerated decoders report a device's format before the first frame, as NVDEC's does.
-
-    Frames come from the CPU's decoder all the same, interleaved: there may be no GPU.
-    """
-    opened, decode = open_container, VideoReader._decode
-
-    def interleaved(self: VideoReader, packet: Any, index: int) -> list[Any]:
-        found = []
-        for frame in decode(self, packet, index):
-            found.append(frame.reformat(format=NVDEC[frame.format.name]))
-            found[-1].duration = frame.duration
-        return found
-
-    def accelerated(file: Any, *, acceleration: Any = None) -> Any:
-        container = opened(file)
-        if acceleration is not None:
-            for stream in container.streams.video:
-                stream.codec_context.pix_fmt = "cuda"
-        return container
-
-    monkeypatch.setattr("vdeblur.media.opening.open_container", accelerated)
-    monkeypatch.setattr(VideoReader, "_decode", interleaved)
-
-
-@pytest.mark.parametrize(("media", "pix_fmt"), [(SITED, "yuv420p"), (HDR, "yuv420p10le")])
-def test_a_hardware_decoder_is_described_by_the_format_of_the_stream(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, media: Media, pix_fmt: str
-) -> None:
-    source = make(tmp_path / "a.mp4", media)
-    with VideoReader(source) as reader:
-        usual = reader.info
-    hardware(monkeypatch)
-    with VideoReader(source, hwaccel="cuda") as reader:
-        assert reader.container.streams.video[0].codec_context.pix_fmt == "cuda"
-        assert reader.info == usual
-        assert reader.info.pix_fmt == pix_fmt
-        assert len(list(reader)) == 24
-        assert reader.notes == []
-    report = deblur_video(
-        source, tmp_path / "b.mp4", model="identity", device="cpu", hwaccel="cuda"
-    )
-    assert (report.frames, report.differences, report.lost) == (24, [], [])
+    assert asked == [(1, {"primary_ctx": "0", "current_ctx": "1"}), (0, {}), None]
 
 
 def test_a_hardware_format_that_hides_its_own_is_decoded_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make(tmp_path / "a.mp4", PLAIN)
-    hardware(monkeypatch)
-    known = software_format
-
-    def hidden(stream: Any) -> str | None:
-        return None if stream.codec_context.pix_fmt == "cuda" else known(stream)
-
-    monkeypatch.setattr("vdeblur.media.opening.software_format", hidden)
+    opened = open_container
+    monkeypatch.setattr(
+        "vdeblur.media.opening.open_container", lambda file, *, acceleration=None: opened(file)
+    )
+    monkeypatch.setattr("vdeblur.media.opening.software_format", lambda stream: None)
     with VideoReader(source, hwaccel="cuda") as reader:
         assert reader.info.pix_fmt == "yuv420p"
         assert len(list(reader)) == 24
@@ -338,7 +285,7 @@ def test_a_pipe_is_read_from_its_beginning_after_acceleration_has_failed(
     monkeypatch.setattr("vdeblur.media.opening.open_container", refused)
     with source.open("rb") as file:
         monkeypatch.setattr("sys.stdin", file)
-        with VideoReader("-", hwaccel="cuda", on_device=True) as reader:
+        with VideoReader("-", hwaccel="cuda", gpu=1) as reader:
             assert len(list(reader)) == 3
             assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
 

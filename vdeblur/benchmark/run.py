@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -34,6 +34,7 @@ from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.devices import device_name, fastest_convolutions, synchronize
 from vdeblur.inference.export import random_motion
+from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.kernels import color
 from vdeblur.inference.setup import choose_output
 from vdeblur.inference.transfers import Overlap
@@ -196,8 +197,9 @@ class _Measurement:
     def __init__(self, clip: str | Path, deblurrer: Deblurrer, options: BenchOptions) -> None:
         self.clip, self.deblurrer, self._options = clip, deblurrer, options
         self.device, self.encoder = deblurrer.device, ""
+        self.count = 1
         with self._reader() as reader:
-            first = next(iter(reader))
+            first = next(self._frames(reader))
             self.notes = list(reader.notes)
         self.layout = first.layout
         self.height, self.width = self.layout.height, self.layout.width
@@ -224,11 +226,16 @@ class _Measurement:
         # Of whole batches: a device does not do half of one twice as fast.
         self.batches = -(-self.count // self.batch)
 
-    def _reader(self) -> VideoReader:
-        return VideoReader(self.clip, hwaccel=self._options.hwaccel)
+    @contextmanager
+    def _reader(self) -> Iterator[VideoReader]:
+        with (
+            current_context(self.device) as gpu,
+            VideoReader(self.clip, hwaccel=self._options.hwaccel, gpu=gpu) as reader,
+        ):
+            yield reader
 
     def _frames(self, reader: VideoReader) -> Iterator[Frame]:
-        return islice(reader, self.count)
+        return islice(adopt(reader, self.device, note=reader.notes.append), self.count)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor

@@ -7,13 +7,31 @@ converted are uploaded from host memory as usual. Knows neither files nor networ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from vdeblur.frames import Frame, PlaneLayout
+
+
+@contextmanager
+def current_context(device: torch.device) -> Iterator[int | None]:
+    """Make torch's CUDA context of a device current on this thread, for a decoder opened within.
+
+    Yields:
+        The index of the GPU, as `vdeblur.media.reader.VideoReader` takes it; None for a device that
+        NVDEC shares no memory with.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        yield None
+        return
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        yield torch.cuda.current_device()
 
 
 def adopt(
@@ -22,35 +40,42 @@ def adopt(
     """Replace the `on_device` planes of frames by tensors on a device.
 
     The tensors are copies, complete when the frame is yielded, so that no stream needs to wait for
-    them, and the decoder gets its surface back at once: it has few. If a copy fails, frames keep
-    to their planes in host memory from then on.
+    them. The first frame's are compared with those in host memory. If they differ, or a copy fails,
+    frames keep to their planes in host memory from then on.
 
     Args:
         items: Frames and other objects.
         device: Where the frames were decoded, and are restored.
-        note: Called once if a copy fails.
+        note: Called once if that is given up.
 
     Yields:
         The items; `on_device` of frames is a tuple of tensors, or None.
     """
     stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    possible = True
+    possible, checked = True, False
     for item in items:
         if isinstance(item, Frame) and item.on_device is not None:
             held, item.on_device = item.on_device, None
             if possible:
                 try:
-                    if stream is None:
-                        item.on_device = tensors_of(held.planes, item.layout, device)
-                    else:
-                        with torch.cuda.stream(stream):
-                            item.on_device = tensors_of(held.planes, item.layout, device)
+                    with torch.cuda.stream(stream):  # none is the current one
+                        tensors = tensors_of(held.planes, item.layout, device)
+                        if not checked:
+                            _check(tensors, item)
+                    if stream is not None:
                         stream.synchronize()
-                except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                    item.on_device, checked = tensors, True
+                except (RuntimeError, TypeError, ValueError, BufferError) as error:
                     possible = False
                     note(f"decoded frames go through host memory ({error})")
             del held
         yield item
+
+
+def _check(tensors: tuple[Tensor, ...], frame: Frame) -> None:
+    for tensor, plane in zip(tensors, frame.planes, strict=True):
+        if not np.array_equal(tensor.cpu().numpy(), plane):
+            raise ValueError("their planes in the GPU's memory are others")
 
 
 def tensors_of(

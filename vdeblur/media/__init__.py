@@ -11,6 +11,7 @@ The modules:
     names             names of files as libav gets them; addresses, pipes and devices
     default_names     names of outputs that nobody gave
     input_formats     the formats that libav may read: none that reads other files
+    decoding          the decoder of one stream: on a device as long as that works
     opening           opens a source with libav, with hardware decoding where possible
     stream_roles      what becomes of each stream of a source
     pixel_formats     planes of each format that libav decodes; the meaning of color tags

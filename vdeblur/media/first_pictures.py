@@ -11,10 +11,11 @@ import av
 import av.error
 
 from vdeblur.frames import Frame
+from vdeblur.media.decoding import prepare_decoder
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.pixel_formats import planar_format, software_format
-from vdeblur.media.reader import VideoReader, prepare_decoder
+from vdeblur.media.reader import VideoReader
 
 _HELD_BYTES = 64 << 20
 _ITEM_BYTES = 1 << 10  # what a packet takes beside its data

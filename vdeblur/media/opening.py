@@ -20,6 +20,7 @@ from av.codec.hwaccel import HWAccel, HWDeviceType
 
 from vdeblur.errors import InputError, UsageError
 from vdeblur.media.avi import check_texts
+from vdeblur.media.decoding import DEVICE_FAILURES
 from vdeblur.media.image_sequences import NumberedPictures, is_pattern
 from vdeblur.media.input_formats import open_container, refused_kind
 from vdeblur.media.joined_file import for_libav
@@ -35,8 +36,6 @@ from vdeblur.media.read_options import ReadOptions
 
 _log = logging.getLogger(__name__)
 
-# What a device that is missing raises depends on its kind, in spite of allow_software_fallback.
-_FAILURES = (av.error.FFmpegError, OSError, ValueError, NotImplementedError)
 _SPOOL_BYTES = 1 << 20  # read at once
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid")
 
@@ -73,13 +72,14 @@ def path_of(source: str | Path) -> Path | None:
     return source if isinstance(source, Path) else Path(source)
 
 
-def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) -> OpenSource:
+def open_source(source: str | Path, options: ReadOptions, *, gpu: int | None = None) -> OpenSource:
     """Open a source for reading.
 
     Args:
         source: A path, an image2 pattern, or "-" for standard input.
         options: Of these hwaccel, framerate and start_number matter here.
-        on_device: With hwaccel "cuda", leave decoded pictures in the GPU's memory if possible.
+        gpu: With hwaccel "cuda", the index of the GPU whose CUDA context is current on this thread:
+            decoded pictures stay in its memory if possible.
 
     Raises:
         InputError: The source is missing, empty, unreadable or no video.
@@ -100,7 +100,7 @@ def open_source(source: str | Path, options: ReadOptions, *, on_device: bool) ->
     container = None
     try:
         if options.hwaccel and options.hwaccel != "none":
-            container = _accelerated(file, options.hwaccel, on_device)
+            container = _accelerated(file, options.hwaccel, gpu)
             if container is None:
                 notes.append(f"no {options.hwaccel} decoder here: decoding on the CPU")
         if container is None:
@@ -123,16 +123,16 @@ def _open_sequence(pattern: str, options: ReadOptions) -> OpenSource:
     return OpenSource(reader.container, reader, None, notes)
 
 
-def _accelerated(file: Any, hwaccel: str, on_device: bool) -> av.container.InputContainer | None:
+def _accelerated(file: Any, hwaccel: str, gpu: int | None) -> av.container.InputContainer | None:
     """Open with a decoder of a device; None where none can be had, with `file` at its beginning."""
     pipe = file if isinstance(file, InputPipe) else None
     if pipe is not None:
         pipe.remember()
     try:
-        for acceleration in _accelerations(hwaccel, on_device and hwaccel == "cuda"):
+        for acceleration in _accelerations(hwaccel, gpu if hwaccel == "cuda" else None):
             try:
                 container = open_container(file, acceleration=acceleration)
-            except _FAILURES as error:  # an error of the file itself comes again on the CPU
+            except DEVICE_FAILURES as error:  # an error of the file itself comes again on the CPU
                 _log.info("decoding by %s is refused: %s", hwaccel, error)
             else:
                 contexts = (s for s in container.streams.video if s.codec_context is not None)
@@ -151,19 +151,20 @@ def _accelerated(file: Any, hwaccel: str, on_device: bool) -> av.container.Input
     return None
 
 
-def _accelerations(hwaccel: str, on_device: bool) -> Iterator[HWAccel]:
-    """Yield what to ask for a decoder, best first."""
+def _accelerations(hwaccel: str, gpu: int | None) -> Iterator[HWAccel]:
+    """Yield what to ask for a decoder, best first.
+
+    None falls back to the CPU by itself: it would do so without a word, and in one thread.
+    """
     if hwaccel not in HWDeviceType.__members__:
         known = ", ".join(kind for kind in HWDeviceType.__members__ if kind != "none")
         raise UsageError(f"there is no hardware decoder {hwaccel!r}: choose one of {known}")
-    if on_device:
+    if gpu is not None:
         # The context that torch has made current: PyAV's default would set the primary one's
         # flags, which fails (EOPNOTSUPP) once torch has it.
         context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
-        yield HWAccel(
-            device_type=hwaccel, allow_software_fallback=True, is_hw_owned=True, options=context
-        )
-    yield HWAccel(device_type=hwaccel, allow_software_fallback=True)
+        yield HWAccel(hwaccel, str(gpu), False, context, is_hw_owned=True)
+    yield HWAccel(hwaccel, allow_software_fallback=False)
 
 
 def _on_the_cpu(source: str | Path, file: Any) -> av.container.InputContainer:

@@ -16,15 +16,13 @@ from typing import Any, Self, cast
 
 import av
 import av.error
-from av.codec.context import CodecContext
-from av.codec.context import Flags as CodecFlags
-from av.video.codeccontext import VideoCodecContext
 
 from vdeblur.errors import InputError
 from vdeblur.frames import Frame, VideoInfo
 from vdeblur.media.cut_off import end_notes
 from vdeblur.media.damage import Damage
-from vdeblur.media.frame_factory import FrameFactory, to_host
+from vdeblur.media.decoding import StreamDecoder
+from vdeblur.media.frame_factory import FrameFactory, GpuPicture
 from vdeblur.media.image_sequences import is_image
 from vdeblur.media.libav_errors import reason
 from vdeblur.media.matroska import LeanFile
@@ -56,8 +54,9 @@ class VideoReader:
         framerate: Frames a second of an image sequence.
         start_number: Number of the first picture of an image sequence.
         hwaccel: libav's type of a device that decodes, such as "cuda".
-        on_device: With hwaccel "cuda", frames also carry their decoded planes in the GPU's memory
-            (`Frame.on_device`).
+        gpu: With hwaccel "cuda", the index of the GPU whose CUDA context is current on this thread
+            (`vdeblur.inference.gpu_frames.current_context`): frames also carry their decoded planes
+            in its memory (`Frame.on_device`).
 
     Attributes:
         source: As given.
@@ -96,7 +95,7 @@ class VideoReader:
         framerate: Fraction | None = None,
         start_number: int | None = None,
         hwaccel: str | None = None,
-        on_device: bool = False,
+        gpu: int | None = None,
     ) -> None:
         self.source = source
         self.name = name_of(source)
@@ -116,9 +115,10 @@ class VideoReader:
         self._reached = 0.0  # seconds: the latest end of any packet so far
         self._place = -1  # of the last packet in the file
         self._late: LateDescriptions | None = None
+        self._decoders: dict[int, StreamDecoder] = {}
         # Orientation of a single picture, and whether its file is cut off; before libav holds it.
         self._picture, names = _picture_facts(self.path)
-        opened = open_source(source, self.options, on_device=on_device)
+        opened = open_source(source, self.options, gpu=gpu)
         self.notes = opened.notes
         self._pictures = opened.pictures
         self.pictures = opened.pictures.pictures if opened.pictures is not None else None
@@ -131,10 +131,12 @@ class VideoReader:
             self.roles, self.tracks, self.iso = streams.roles, streams.tracks, streams.iso
             self.video_streams = streams.videos
             self._decoders = {
-                index: decoder
+                index: StreamDecoder(self._container.streams[index], self.damage, self._note_device)
                 for index in self.video_streams
-                if (decoder := prepare_decoder(self._container.streams[index])) is not None
             }
+            wanted = self.options.hwaccel not in (None, "none") and not self.notes
+            if wanted and not all(decoder.on_device for decoder in self._decoders.values()):
+                self._note_device("decodes only some of the video")
             self._late = LateDescriptions(self._container, self.path)
             self.templates = self._late.templates
             first = self._container.streams[self.video_streams[0]]
@@ -169,6 +171,7 @@ class VideoReader:
     def _close(self) -> None:
         if self._late is not None:
             self._late.close()
+        self._decoders.clear()  # a device's are few
         self._container.close()
         if self._file is not None:
             self._file.close()
@@ -238,10 +241,11 @@ class VideoReader:
             if role == "video":
                 leads.setdefault(index, None if packet.is_keyframe else packet.pts)
                 self.telecined |= {index} if repeats_field(packet) else set()
-                for picture in () if index in ended else self._decode(packet, index):
+                decoder = self._decoders[index]
+                for picture, on_gpu in () if index in ended else decoder.decode(packet):
                     if index not in factories and self.options.whole:
                         _note_lead(leads[index], picture, packet.stream, self.damage)
-                    frame = self._frame(picture, packet.stream, factories)
+                    frame = self._frame(picture, packet.stream, factories, on_gpu)
                     if clip.is_part:
                         seconds = float(frame.pts * frame.time_base)
                         if clip.is_over(seconds):
@@ -305,9 +309,12 @@ class VideoReader:
                 yield frame
 
     def _frame(
-        self, decoded: av.VideoFrame, stream: Any, factories: dict[int, FrameFactory]
+        self,
+        picture: av.VideoFrame,
+        stream: Any,
+        factories: dict[int, FrameFactory],
+        on_gpu: GpuPicture | None = None,
     ) -> Frame:
-        picture, on_gpu = to_host(decoded)
         factory = factories.get(stream.index)
         if factory is None:
             decoding_times = self._container.format.name == "avi"
@@ -317,6 +324,9 @@ class VideoReader:
         if on_gpu is not None and on_gpu.size == (frame.layout.width, frame.layout.height):
             frame.on_device = on_gpu
         return frame
+
+    def _note_device(self, what: str) -> None:
+        self.notes.append(f"{self.options.hwaccel} {what}: the CPU decodes the rest")
 
     def _seek(self, clip: Clip) -> None:
         """Go to a keyframe before the clip, where the source can be sought."""
@@ -358,29 +368,6 @@ class VideoReader:
                 self._reached = max(self._reached, end)
             yield packet
 
-    def _decode(self, packet: av.Packet[Any], index: int) -> list[av.VideoFrame]:
-        frames: list[av.VideoFrame] = []
-        decoder = self._decoders.get(index, packet.stream.codec_context)
-        try:
-            if packet.is_corrupt and "mov" in self._container.format.name:
-                # The last packet of a file that was cut off: threads of the decoder would lose the
-                # pictures before it with it.
-                frames = decoder.decode(None)
-                decoder.flush_buffers()
-            frames += decoder.decode(packet if packet.size else None)
-        except (av.error.FFmpegError, OSError) as error:
-            if not isinstance(error, av.error.EOFError):
-                self.damage.packets += 1
-                at = packet.pts if packet.pts is not None else packet.dts
-                where = f" near {float(at * packet.time_base):.2f} s" if at is not None else ""
-                self.damage.note(f"a damaged packet{where} could not be decoded ({reason(error)})")
-        for frame in frames:
-            frame.time_base = packet.stream.time_base
-            if frame.is_corrupt:
-                self.damage.frames += 1
-                self.damage.note(f"the frame at {frame.time or 0:.2f} s is damaged in the source")
-        return frames
-
     def _check_complete(self) -> None:
         """Note a source that ends before the end that it states, and streams that were not read."""
         self.late_streams = late_streams(self._container)
@@ -414,21 +401,6 @@ def _note_lead(begin: int | None, picture: av.VideoFrame, stream: Any, damage: D
         damage.note(
             f"the first {lost:.2f} s cannot be decoded: the source begins before its first keyframe"
         )
-
-
-def prepare_decoder(stream: Any) -> VideoCodecContext | None:
-    """Set up the decoder of a libav video stream; return another one where that is better."""
-    stream.thread_type = "AUTO"
-    context = stream.codec_context
-    # Without it libav rounds a left crop to what its SIMD likes, and the picture grows.
-    context.flags |= int(CodecFlags.unaligned)
-    if stream.metadata.get("alpha_mode") != "1" or context.name not in ("vp8", "vp9"):
-        return None
-    # The native decoders drop the alpha plane (FFmpeg ticket 8344); libvpx keeps it.
-    name = "libvpx" if context.name == "vp8" else "libvpx-vp9"
-    decoder = cast(VideoCodecContext, CodecContext.create(name, "r"))
-    decoder.extradata = context.extradata
-    return decoder
 
 
 def _info_of(

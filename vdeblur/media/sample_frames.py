@@ -46,7 +46,7 @@ def sample_frames(sources: Sequence[str | Path], *, count: int = COUNT) -> list[
 def _opened(source: str | Path) -> av.container.InputContainer:
     path = path_of(source)
     if path is None:
-        return open_source(source, ReadOptions(), on_device=False).container
+        return open_source(source, ReadOptions()).container
     return open_container(for_libav(path))
 
 
