@@ -95,20 +95,22 @@ for layout in (LAYOUTS[1], LAYOUTS[5], PlaneLayout(12, 9)):
     planes = [plane.to(device) for plane in planes_of(layout, low=0.2, high=0.7)]
     for network in (small_network(), Returns(), Adds(0.6, multiple=4)):
         restored = []
-        for colour in (None, color.Kernels(notes.append)):
+        for quick in (False, True):
             deblurrer = Deblurrer(network, device=device, precision="fp32", strength=0.7)
-            deblurrer.color_kernels = colour
+            deblurrer.use_kernels(quick)
             restored.append(deblurrer.restore_planes(planes, layout))
+            notes += [note for note in deblurrer.notes if color.FALLBACK in note]
         (plain, told), (quick, also_told) = restored
         worst, share = off_by(quick, plain)
         assert worst <= 1 and share < 0.002, (layout, network, worst, share)
         assert told.tolist() == also_told.tolist() == [getattr(network, "value", 0) > 0.5] * 2
 assert not notes, notes
 ensemble = []
-for colour in (None, color.Kernels(notes.append)):
+for quick in (False, True):
     deblurrer = Deblurrer(small_network(), device=device, precision="fp32", ensemble=True)
-    deblurrer.color_kernels = colour
+    deblurrer.use_kernels(quick)
     ensemble.append(deblurrer.restore_planes(planes, layout)[0])
+    notes += [note for note in deblurrer.notes if color.FALLBACK in note]
 worst, share = off_by(*ensemble)
 assert worst <= 1 and share < 0.002 and not notes
 print("agree")
@@ -138,8 +140,9 @@ for depth, plane in ((8, "*u8"), (10, "*i16")):
         layout = PlaneLayout(1920, 1080, depth, "yuv", shift, siting=siting)
         constants = color._constants(layout)
         planes = dict.fromkeys(("plane0", "plane1", "plane2", "new0", "new1", "new2"), plane)
-        built(color._input_kernel, planes | {"table": "*fp32", "target": "*fp16"},
-              constants | {"REFLECT": True, "PIXELS": 512})
+        built(color._input_kernel, planes | {
+              "table": "*fp32", "target": "*fp16", "luma": "*fp32"},
+              constants | {"REFLECT": True, "LUMA": True, "PIXELS": 512})
         built(color._planes_kernel, planes | {
               "delta": "*fp16", "replaced": "*u8", "table": "*fp32", "strength": "fp32",
               "top": "fp32"}, constants | {"TOGETHER": 1, "SAMPLES": 128})
@@ -180,7 +183,7 @@ def test_kernels_that_fail_are_told_once_and_torch_goes_on(
     deblurrer = Deblurrer(small_network(), device="cpu", backend="torch")
     assert deblurrer.color_kernels is None
     expected = [deblurrer.restore_planes(planes_of(layout), layout) for layout in LAYOUTS]
-    deblurrer.color_kernels = color.Kernels(deblurrer.notes.append)
+    deblurrer.use_kernels()
     for layout, (planes, replaced) in zip(LAYOUTS, expected, strict=True):
         again, also = deblurrer.restore_planes(planes_of(layout), layout)
         assert also.tolist() == replaced.tolist()
@@ -192,6 +195,7 @@ def test_kernels_that_fail_are_told_once_and_torch_goes_on(
 
 def test_kernels_that_give_other_codes_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def off(planes: list[torch.Tensor], layout: PlaneLayout, **options: object) -> torch.Tensor:
+        options.pop("luma")
         return color.in_torch(planes, layout, **options) + 0.01  # type: ignore[arg-type]
 
     notes: list[str] = []

@@ -246,7 +246,7 @@ def inputs_of(one: Frame) -> Tensor:
     def rgb() -> Tensor:
         raise AssertionError("pictures of a film have views")
 
-    return Inputs(torch.device("cpu")).of(rgb, motion, [one.around], size, torch.float32)
+    return Inputs(torch.device("cpu"), torch.float32).of(rgb, motion, [one.around], size)
 
 
 def test_neighbours_are_brought_to_the_places_of_the_frame() -> None:
@@ -358,7 +358,8 @@ def test_what_neighbours_show_turns_with_the_picture(turns: int, mirror: bool) -
 
     def seen(rgb: Tensor, motion: Tensor, around: Around) -> Tensor:
         size = (rgb.shape[2], rgb.shape[3])
-        made = Inputs(torch.device("cpu")).of(lambda: rgb, motion, [around], size, torch.float32)
+        inputs = Inputs(torch.device("cpu"), torch.float32)
+        made = inputs.of(lambda: rgb, motion, [around], size)
         return made[:, 3 + taps.OWN_CHANNELS :]
 
     straight = seen(*film_in_hand(lambda x: x))

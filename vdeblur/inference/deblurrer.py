@@ -159,11 +159,7 @@ class Deblurrer:
                 side_by_side=self.side_by_side,
             )
         self.notes.end_setup()
-        self._log_setup()
-        #: Planes to the network's input and back, in kernels where those are.
-        self.color_kernels: color.Kernels | None = None
-        if self.device.type == "cuda" and color.available():
-            self.color_kernels = color.Kernels(self.notes.append)
+        _log_setup(self)
         if self.device.type == "cpu":
             keep_pages()
             if self.backend == "torch":
@@ -177,16 +173,18 @@ class Deblurrer:
             ensemble=self.ensemble,
             margin=self.memory.margin,
         )
+        if self.device.type in ("cuda", "xpu") and color.available():
+            self.use_kernels()
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
 
-    def _log_setup(self) -> None:
-        _log.info(
-            "network %s on %s (%s): runtime %s, precision %s; %d threads, torch %s",
-            *(self.name, self.device, device_name(self.device), self.backend, self.precision),
-            *(torch.get_num_threads(), torch.__version__),
-        )
-        for line in (*self.about, *self.notes):
-            _log.info("%s", line)
+    def use_kernels(self, wanted: bool = True) -> None:
+        """Convert color and make guidance by Triton kernels, where they can, or by torch alone."""
+        self._pass.use_kernels(self.notes.append if wanted else None)
+
+    @property
+    def color_kernels(self) -> color.Kernels | None:
+        """Planes to the network's input and back, in kernels; None leaves them to torch."""
+        return self._pass.color_kernels
 
     @classmethod
     def of(cls, model: nn.Module | str | Deblurrer | None, **options: Any) -> Deblurrer:
@@ -293,7 +291,6 @@ class Deblurrer:
                 tile,
                 guidance[start:end],
                 strength=self.strength,
-                kernels=self.color_kernels,
             )
 
         parts = self._in_batches(restore, count, layout.height, layout.width)
@@ -406,6 +403,16 @@ class Deblurrer:
         # ranges of int8 are measured on the first pictures, all together.
         shares = tile is not None and self._pass.shares_means
         return None if shares or not getattr(self.network, "ready", True) else self._beside
+
+
+def _log_setup(made: Deblurrer) -> None:
+    _log.info(
+        "network %s on %s (%s): runtime %s, precision %s; %d threads, torch %s",
+        *(made.name, made.device, device_name(made.device), made.backend, made.precision),
+        *(torch.get_num_threads(), torch.__version__),
+    )
+    for line in (*made.about, *made.notes):
+        _log.info("%s", line)
 
 
 def _one(run: Callable[[int, int, int | None], T], tile: int | None, number: int) -> T:

@@ -17,9 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdeblur.color import planes_to_rgb
+from vdeblur.frames import PlaneLayout
+from vdeblur.inference.kernels import color
+from vdeblur.inference.kernels import guidance as by_kernels
 from vdeblur.motion.neighbours import Around, Link, View
 from vdeblur.networks import taps
 
+Size = tuple[int, int]  # height, width
 _OWN = slice(3, 3 + taps.OWN_CHANNELS)
 _AROUND = slice(3 + taps.OWN_CHANNELS, 3 + taps.CHANNELS)
 #: float32 values per pixel kept of a film's pictures, beside the network's own: two inputs, of the
@@ -53,20 +57,32 @@ class Guidance:
         if self.motion is None:
             return self
         motion = self.motion.repeat_interleave(2, dim=0)
-        return Guidance(motion * motion.new_tensor([1.0, 0.5, 1.0, 0.5])[:, None, None])
+        half = taps.constant((1.0, 0.5, 1.0, 0.5), motion.device)
+        return Guidance(motion * half[:, None, None])
 
     def fitted(self, size: tuple[int, int], padded: tuple[int, int]) -> Guidance:
         """Return the guidance of pictures of `size` (height, width) padded below and right."""
         if self.motion is None:
             return self
-        return replace(self, motion=fitted(self.motion, size, padded))
+        return replace(self, motion=taps.fitted(self.motion, size, padded))
 
 
 class Inputs:
-    """Makes the inputs of one deblurrer's network, on its device."""
+    """Makes the inputs of one deblurrer's network, on its device.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Args:
+        device: Where.
+        dtype: Of inputs that kernels make, and of several pictures; others are float32.
+
+    Attributes:
+        color_kernels: Convert planes, where they can.
+        kernels: Make guidance, where they can; None leaves it to torch, and OpenCV on a CPU.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self.color_kernels: color.Kernels | None = None
+        self.kernels: by_kernels.Kernels | None = None
         self._spare: dict[object, deque[Tensor]] = {}
 
     def alone(self, rgb: Tensor, motion: Tensor | None) -> Tensor:
@@ -77,18 +93,27 @@ class Inputs:
             motion: (N, 4, h, w) in pixels; None for no motion.
 
         Returns:
-            (N, 3 + CHANNELS, H, W) float32.
+            (N, 3 + CHANNELS, H, W), float32 or the kernels' dtype.
         """
-        out = self._buffer((len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:]), torch.float32)
-        return taps.with_guidance(rgb.float(), motion, out=out)
+        shape = (len(rgb), 3 + taps.CHANNELS, *rgb.shape[2:])
+        if motion is None or not self._guides():
+            out = self._buffer(shape, torch.float32)
+            return taps.with_guidance(rgb.float(), motion, out=out)
+        out = self._like_network(shape)
+        out[:, :3] = rgb
+        luma, size = taps.luma_of(rgb.float()), (rgb.shape[2], rgb.shape[3])
+        for number, field in enumerate(motion):
+            one = slice(number, number + 1)
+            by_kernels.guidance(luma[one], field, size, out[one, _OWN])
+        out[:, _AROUND].zero_()
+        return out
 
     def of(
         self,
         rgb: Callable[[], Tensor],
         motion: Tensor,
         around: Sequence[Around | None],
-        size: tuple[int, int],
-        dtype: torch.dtype,
+        size: Size,
     ) -> Tensor:
         """Make the input of N pictures of a film.
 
@@ -97,14 +122,14 @@ class Inputs:
             motion: (N, 4, h, w) in pixels, used only for such pictures.
             around: The neighbors of each picture in the film.
             size: Height and width that pictures are padded to.
-            dtype: Of the result for several pictures.
 
         Returns:
-            (N, 3 + CHANNELS, *size); float32 for a single picture.
+            (N, 3 + CHANNELS, *size); float32 for a single picture that kernels did not make.
         """
         if len(around) == 1 and around[0] is not None:
             return self._input_of(around[0], size)
-        out = self._buffer((len(around), 3 + taps.CHANNELS, *size), dtype)
+        shape = (len(around), 3 + taps.CHANNELS, *size)
+        out = self._like_network(shape) if self._guides() else self._buffer(shape, self._dtype)
         pictures: Tensor | None = None
         for number, known in enumerate(around):
             if known is not None:
@@ -134,7 +159,24 @@ class Inputs:
             return self._spare[shape, dtype, torch.is_inference_mode_enabled()].pop()
         return torch.empty(shape, dtype=dtype, device=self._device)
 
-    def _input_of(self, around: Around, size: tuple[int, int]) -> Tensor:
+    def _like_network(self, shape: tuple[int, ...]) -> Tensor:
+        """Return memory in the network's precision and layout, so that nothing is copied again."""
+        return torch.empty(
+            shape, dtype=self._dtype, device=self._device, memory_format=torch.channels_last
+        )
+
+    def _guides(self) -> bool:
+        return self.kernels is not None and self.kernels.usable(self._device, self._dtype)
+
+    def _converts(self, planes: Sequence[Tensor], layout: PlaneLayout, size: Size) -> bool:
+        """Return whether kernels convert planes to this size, and make the guidance."""
+        return (
+            self._guides()
+            and self.color_kernels is not None
+            and self.color_kernels.usable(planes, layout, size=size, dtype=self._dtype)
+        )
+
+    def _input_of(self, around: Around, size: Size) -> Tensor:
         """Return a frame's input (1, 3 + CHANNELS, *size) with its neighbors; keep it no longer."""
         here = around.here
         # The neighbors come first, the next frame last: meanwhile another thread begins that frame
@@ -144,61 +186,86 @@ class Inputs:
             # From here on only this caller owns the input; the next request makes another.
             (luma, _), given = self._shown(here, size), self._given(here, size)
             here.given = None
-        sides = [
-            luma.new_zeros(1, taps.PICTURES + taps.DIRECTION_CHANNELS, *size)
-            if link is None or own is None
-            else taps.neighbour(luma, *own, self._field(link[0].motion, link[0], size),
-                                self._field(link[1], link[0], size))
-            for link, own in zip(around.links, shown, strict=True)
-        ]  # fmt: skip
-        taps.place((sides[0], sides[1]), given[:, _AROUND])
+        for number, (link, own) in enumerate(zip(around.links, shown, strict=True)):
+            parts = taps.parts_of(given[:, _AROUND], number)
+            if link is None or own is None:
+                for part in parts:
+                    part.zero_()
+            elif self._guides():
+                fields = self._moved(link[0].motion), self._moved(link[1])
+                by_kernels.neighbour(luma, *own, *fields, _size_of(here), parts)
+            else:
+                wide = (self._field(field, link[0], size) for field in (link[0].motion, link[1]))
+                taps.place_one(taps.neighbour(luma, *own, *wide), parts)
         return given
 
     def _neighbor(
-        self, link: Link | None, size: tuple[int, int], at_hand: bool
+        self, link: Link | None, size: Size, at_hand: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Return luma and filter additions of a neighbor; None without one, or without time."""
         if link is None or (at_hand and not self._is_shown(link[0], size)):
             return None
         return self._shown(link[0], size)
 
-    def _is_shown(self, view: View, size: tuple[int, int]) -> bool:
+    def _is_shown(self, view: View, size: Size) -> bool:
         return view.made_for == self._purpose(size) and view.added is not None
 
-    def _purpose(self, size: tuple[int, int]) -> object:
+    def _purpose(self, size: Size) -> object:
         # A tensor made in inference mode cannot be written outside it.
         return self._device, size, torch.is_inference_mode_enabled()
 
-    def _shown(self, view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _shown(self, view: View, size: Size) -> tuple[Tensor, Tensor]:
         """Return a picture's luma (1, 1, *size) in [0, 1] and its filters' additions."""
         with view.making:
             if not self._is_shown(view, size):
                 given = self._given(view, size)
-                view.added = taps.filtered(given[:, _OWN])
+                view.added = taps.filtered(given[:, _OWN]) if view.added is None else view.added
             assert view.luma is not None
             assert view.added is not None
             return view.luma, view.added
 
-    def _given(self, view: View, size: tuple[int, int]) -> Tensor:
+    def _given(self, view: View, size: Size) -> Tensor:
         """Return a picture's input (1, 3 + CHANNELS, *size) without its neighbors."""
         with view.making:
             if view.made_for != self._purpose(size):
                 view.given = view.luma = view.added = None
                 view.made_for = self._purpose(size)
             if view.given is None:
-                planes = [plane.to(self._device, non_blocking=True)[None] for plane in view.planes]
-                rgb = padded(planes_to_rgb(planes, view.layout), size)
-                given = self._buffer((1, 3 + taps.CHANNELS, *size), torch.float32)
-                given[:, :3] = rgb
-                view.luma = taps.luma_of(rgb)
-                taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
-                view.given = given
+                planes = [self._moved(plane)[None] for plane in view.planes]
+                quick = self._converts(planes, view.layout, size)
+                make = self._given_by_kernels if quick else self._given_by_torch
+                view.given = make(view, planes, size)
             return view.given
 
-    def _field(self, field: Tensor, view: View, size: tuple[int, int]) -> Tensor:
+    def _given_by_torch(self, view: View, planes: Sequence[Tensor], size: Size) -> Tensor:
+        rgb = padded(planes_to_rgb(planes, view.layout), size)
+        given = self._buffer((1, 3 + taps.CHANNELS, *size), torch.float32)
+        given[:, :3] = rgb
+        view.luma = taps.luma_of(rgb)
+        taps.guidance(view.luma, self._field(view.motion, view, size), out=given[:, _OWN])
+        return given
+
+    def _given_by_kernels(self, view: View, planes: Sequence[Tensor], size: Size) -> Tensor:
+        given = self._like_network((1, 3 + taps.CHANNELS, *size))
+        luma = torch.empty((1, 1, *size), device=self._device)
+        rgb, own = given[:, :3], given[:, _OWN]
+        color.planes_to_input(
+            planes, view.layout, size=size, dtype=self._dtype, target=rgb, luma=luma
+        )
+        view.added = by_kernels.guidance(luma, self._moved(view.motion), _size_of(view), own)
+        view.luma = luma
+        return given
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    def _field(self, field: Tensor, view: View, size: Size) -> Tensor:
         """Return a field (C, h, w) of the picture as (1, C, *size) on the device, padded."""
-        field = field.to(self._device, non_blocking=True)[None]
-        return fitted(field, (view.layout.height, view.layout.width), size)
+        return taps.fitted(self._moved(field)[None], _size_of(view), size)
+
+
+def _size_of(view: View) -> Size:
+    return view.layout.height, view.layout.width
 
 
 def padded(rgb: Tensor, size: tuple[int, int]) -> Tensor:
@@ -210,21 +277,3 @@ def padded(rgb: Tensor, size: tuple[int, int]) -> Tensor:
     # A reflection needs something to reflect; smaller pictures repeat their edge.
     mode = "reflect" if below < height and right < width else "replicate"
     return F.pad(rgb, (0, right, 0, below), mode=mode)
-
-
-def fitted(field: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """Resize and pad a field of pictures to the size of the padded pictures.
-
-    Args:
-        field: (N, C, h, w), at any size.
-        size: Height and width of the pictures.
-        padded: Height and width of the pictures padded below and to the right.
-
-    Returns:
-        (N, C, *padded); the field itself if nothing was padded.
-    """
-    if padded == size:
-        return field
-    field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
-    more = (0, padded[1] - size[1], 0, padded[0] - size[0])
-    return F.pad(field, more, mode="replicate")

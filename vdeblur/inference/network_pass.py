@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vdeblur.inference.devices import fastest_convolutions
 from vdeblur.inference.guidance import Guidance, Inputs
+from vdeblur.inference.kernels import color
+from vdeblur.inference.kernels import guidance as by_kernels
 from vdeblur.inference.tiling import in_tiles, sample_crops
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import GlobalMean, share_means, taps
@@ -50,8 +52,19 @@ class NetworkPass:
         #: Whether it weighs channels by the whole picture, so that tiles share means.
         self.shares_means = any(isinstance(layer, GlobalMean) for layer in network.modules())
         self._layout, self._margin = layout, margin
+        #: Planes to the network's input and back; None leaves them to torch.
+        self.color_kernels: color.Kernels | None = None
         self._leaves: Callable[[Tensor], bool] | None = getattr(network, "leaves", None)
-        self._inputs = Inputs(device)
+        self._inputs = Inputs(device, torch.float32 if ensemble else dtype)
+
+    def use_kernels(self, note: Callable[[str], object] | None) -> None:
+        """Convert color and make guidance by Triton kernels, where they can.
+
+        Args:
+            note: Called if they cannot; None leaves all to torch.
+        """
+        self.color_kernels = self._inputs.color_kernels = note and color.Kernels(note)
+        self._inputs.kernels = note and by_kernels.Kernels(note)
 
     def legal_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size in which the network takes pictures of this size."""
@@ -92,8 +105,7 @@ class NetworkPass:
                 return torch.zeros_like(pictures)
             given = self._inputs.alone(pictures, motion)
         else:
-            dtype = torch.float32 if self.ensemble else self.dtype
-            given = self._inputs.of(rgb, motion, guidance.around, size, dtype)
+            given = self._inputs.of(rgb, motion, guidance.around, size)
         delta = self._over_views(given, tile, motion)
         self._inputs.done(given)
         return delta

@@ -32,7 +32,6 @@ def restored_planes(
     guidance: Guidance,
     *,
     strength: float,
-    kernels: color.Kernels | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Restore planes; the fields of interlaced pictures are restored apart.
 
@@ -43,7 +42,6 @@ def restored_planes(
         tile: Side of tiles in pixels; None for whole pictures.
         guidance: Of the pictures; empty for networks that are not guided.
         strength: Share of the correction that is applied.
-        kernels: Convert color, where they can; None leaves it to torch.
 
     Returns:
         New planes, or the given ones if nothing changes; and bool (N,), which pictures were
@@ -56,6 +54,7 @@ def restored_planes(
         planes, pictures = split_fields(planes, layout)
         guidance, together = guidance.of_fields(), 2
     size = network.legal_size(pictures.height, pictures.width)
+    kernels = network.color_kernels
     if kernels and kernels.usable(planes, pictures, size=size, dtype=network.dtype):
         restored, replaced = _by_kernels(
             network, planes, pictures, tile, guidance, strength=strength, together=together

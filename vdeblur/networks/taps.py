@@ -50,14 +50,17 @@ DIRECTION_CHANNELS = 3
 CHANNELS = OWN_CHANNELS + 2 * (PICTURES + DIRECTION_CHANNELS)
 #: Unit of the shape channels in pixels, so that their values are about 1.
 UNIT = 16.0
-# Slopes are multiplied by the length, at most _SLOPE_LONGEST pixels, in units of _SLOPE_UNIT.
-_SLOPE_UNIT, _SLOPE_LONGEST = 4.0, 24.0
-_LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of coded R'G'B'; only used to follow detail
+# Slopes are multiplied by the length, at most SLOPE_LONGEST pixels, in units of SLOPE_UNIT.
+SLOPE_UNIT, SLOPE_LONGEST = 4.0, 24.0
+#: Weights of coded R'G'B' (BT.601) in the luma, which is only used to follow detail.
+LUMA = (0.299, 0.587, 0.114)
 
 
 def luma_of(rgb: Tensor) -> Tensor:
     """Return the luma (N, 1, H, W) of RGB (N, 3, H, W), of the same dtype and range."""
-    return (rgb * rgb.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    # By numbers: a tensor of weights would be copied to a GPU, which waits for it.
+    red, green, blue = rgb.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
 def guidance(luma: Tensor, motion: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -114,9 +117,31 @@ def place(around: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
         out.zero_()
         return
     for number, shown in enumerate(around):
-        out[:, number * PICTURES : (number + 1) * PICTURES] = shown[:, :PICTURES]
-        start = 2 * PICTURES + number * DIRECTION_CHANNELS
-        out[:, start : start + DIRECTION_CHANNELS] = shown[:, PICTURES:]
+        place_one(shown, parts_of(out, number))
+
+
+def place_one(shown: Tensor, parts: tuple[Tensor, Tensor]) -> None:
+    """Write a result of `neighbour` into a neighbor's `parts_of` the channels of both."""
+    parts[0][:] = shown[:, :PICTURES]
+    parts[1][:] = shown[:, PICTURES:]
+
+
+def parts_of(around: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return a neighbor's part of the channels of both.
+
+    Args:
+        around: The last channels of `with_guidance`, (N, 2 · (PICTURES + DIRECTION_CHANNELS), H,
+            W).
+        number: 0 for the frame before, 1 for the frame after.
+
+    Returns:
+        Views of its pictures and its directions.
+    """
+    start = 2 * PICTURES + number * DIRECTION_CHANNELS
+    return (
+        around[:, number * PICTURES : (number + 1) * PICTURES],
+        around[:, start : start + DIRECTION_CHANNELS],
+    )
 
 
 def filtered(own: Tensor) -> Tensor:
@@ -147,17 +172,25 @@ def neighbour(luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: T
         (N, PICTURES + DIRECTION_CHANNELS, H, W). The current frame is subtracted from the pictures.
         Directions are not aligned, since they vary slowly.
     """
-    size = luma.shape[2:]
-    out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
     if luma.device.type == "cpu":
+        out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *luma.shape[2:])
         parts = (part.numpy() for part in (luma[:, 0], there[:, 0], added, motion, way, out))
         for one in zip(*parts, strict=True):
             _neighbour_by_opencv(*one)
         return out
+    return neighbour_by_torch(luma, there, added, motion, way)
+
+
+def neighbour_by_torch(
+    luma: Tensor, there: Tensor, added: Tensor, motion: Tensor, way: Tensor
+) -> Tensor:
+    """Compute `neighbour` on any device, without rounding positions."""
+    size = luma.shape[2:]
+    out = luma.new_empty(len(luma), PICTURES + DIRECTION_CHANNELS, *size)
     way = F.interpolate(way, size=size, mode="bilinear", align_corners=False)
     pictures = torch.cat([there, there + added], dim=1)
     out[:, :PICTURES] = _sampled(pictures, way[:, :1], way[:, 1:], (1.0,)) - luma
-    shape = torch.cat(_direction(motion[:, :1], motion[:, 1:2]), dim=1) / UNIT
+    shape = direction(motion)
     for number in range(DIRECTION_CHANNELS):  # one at a time: all three take torch twice the time
         part = shape[:, number : number + 1]
         out[:, PICTURES + number : PICTURES + number + 1] = F.interpolate(
@@ -204,12 +237,42 @@ def _wiener(device: torch.device) -> Tensor:
     return wiener_bank((1.0,) * len(FILTERS), FILTERS).to(device)
 
 
+@functools.cache
+@torch.inference_mode(False)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return float32 values on a device; made once, since copies to a GPU wait for its work."""
+    return torch.tensor(values, device=device)
+
+
+def fitted(field: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """Resize and pad a field of pictures to the size of the padded pictures.
+
+    Args:
+        field: (N, C, h, w), at any size.
+        size: Height and width of the pictures.
+        padded: Height and width of the pictures padded below and to the right.
+
+    Returns:
+        (N, C, *padded); the field itself if nothing was padded.
+    """
+    if padded == size:
+        return field
+    field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
+    more = (0, padded[1] - size[1], 0, padded[0] - size[0])
+    return F.pad(field, more, mode="replicate")
+
+
 def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     """Write `guidance` into `out`, which is as large as ten pictures."""
     if luma.device.type == "cpu" and not motion.requires_grad:
         for parts in zip(luma[:, 0].numpy(), motion.numpy(), out.numpy(), strict=True):
             _guide_by_opencv(*parts)
         return
+    guide_by_torch(luma, motion, out)
+
+
+def guide_by_torch(luma: Tensor, motion: Tensor, out: Tensor) -> None:
+    """Write `guidance` into `out` on any device, without rounding positions."""
     size = luma.shape[2:]
     if motion.shape[2:] != size:
         motion = F.interpolate(motion, size=size, mode="bilinear", align_corners=False)
@@ -226,7 +289,7 @@ def _guide(luma: Tensor, motion: Tensor, out: Tensor) -> None:
     for number, place in enumerate(SLOPES):
         ends = [_sampled(luma, x * place + s * u, y * place + s * v, (1.0,)) for s in (1.0, -1.0)]
         slopes[:, number : number + 1] = ends[0] - ends[1]
-    slopes *= length.clamp_max(_SLOPE_LONGEST) / (2 * _SLOPE_UNIT)
+    slopes *= length.clamp_max(SLOPE_LONGEST) / (2 * SLOPE_UNIT)
     found = out[:, SHAPE_CHANNELS + len(SLOPES) :]
     found[:] = _sampled(luma, x, y, [side * o for o in OFFSETS for side in (-1.0, 1.0)])
     found -= luma
@@ -263,7 +326,7 @@ def _guide_by_opencv(luma: Floats, motion: Floats, out: Floats) -> None:
         options = {"borderMode": cv2.BORDER_REPLICATE}
         cv2.remap(luma, right, below, cv2.INTER_LINEAR, dst=place, **options)
 
-    steep = np.minimum(length, np.float32(_SLOPE_LONGEST)) * np.float32(0.5 / _SLOPE_UNIT)
+    steep = np.minimum(length, np.float32(SLOPE_LONGEST)) * np.float32(0.5 / SLOPE_UNIT)
     for place, plane in zip(SLOPES, out[SHAPE_CHANNELS:], strict=False):
         cv2.scaleAdd(x, place, across, dst=here)
         cv2.scaleAdd(y, place, down, dst=there)
@@ -300,7 +363,7 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
     n, channels, height, width = luma.shape
     across = torch.arange(width, device=luma.device, dtype=luma.dtype)
     down = torch.arange(height, device=luma.device, dtype=luma.dtype)[:, None]
-    times = _column(tuple(places), luma.device)
+    times = constant(tuple(places), luma.device)[:, None, None]
     grid = torch.stack(
         [
             (across + x * times + 0.5) * (2 / width) - 1,
@@ -317,13 +380,6 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
     )
     found = found.view(n, channels, len(places), height, width).transpose(1, 2)
     return found.reshape(n, len(places) * channels, height, width)
-
-
-@functools.cache
-@torch.inference_mode(False)
-def _column(places: tuple[float, ...], device: torch.device) -> Tensor:
-    """`places` as (K, 1, 1); kept, since copying them to a GPU waits for it."""
-    return torch.tensor(places, device=device)[:, None, None]
 
 
 def turned(motion: Tensor, turns: int, mirror: bool) -> Tensor:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from vdeblur.color import add_correction, as_int16, correction_to_planes, matrices, planes_to_rgb
 from vdeblur.frames import PlaneLayout
+from vdeblur.inference.kernels.checks import Checks
+from vdeblur.networks import taps
 
 try:
     import triton
@@ -71,12 +73,12 @@ if triton is not None:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _input_kernel(  # type: ignore[no-untyped-def]
-        plane0, plane1, plane2, table, target,
+        plane0, plane1, plane2, table, target, luma,
         height, width, rows, columns, small_rows, small_columns,
         step_n, step_c, step_y, step_x,
         CHROMA: tl.constexpr, SHIFT_X: tl.constexpr, SHIFT_Y: tl.constexpr,
         COSITED_X: tl.constexpr, COSITED_Y: tl.constexpr, WIDE: tl.constexpr,
-        REFLECT: tl.constexpr, PIXELS: tl.constexpr,
+        REFLECT: tl.constexpr, LUMA: tl.constexpr, PIXELS: tl.constexpr,
     ):  # fmt: skip
         picture = tl.program_id(1).to(tl.int64)
         i = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -105,6 +107,7 @@ if triton is not None:
                     there, WIDE,
                 )  # fmt: skip
         place = target + picture * step_n + row * step_y + column * step_x
+        seen = tl.zeros((PIXELS,), dtype=tl.float32)
         for channel in tl.static_range(3):
             value = first * tl.load(table + 3 * channel)
             if CHROMA:
@@ -112,6 +115,10 @@ if triton is not None:
                 value += third * tl.load(table + 3 * channel + 2)
             value += tl.load(table + 9 + channel)
             tl.store(place + channel * step_c, value.to(target.dtype.element_ty), mask=there)
+            if LUMA:
+                seen += value * tl.load(table + 21 + channel)
+        if LUMA:
+            tl.store(luma + picture * rows * columns + i, seen, mask=there)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _judge_kernel(  # type: ignore[no-untyped-def]
@@ -212,7 +219,13 @@ def available() -> bool:
 
 
 def planes_to_input(
-    planes: Sequence[Tensor], layout: PlaneLayout, *, size: tuple[int, int], dtype: torch.dtype
+    planes: Sequence[Tensor],
+    layout: PlaneLayout,
+    *,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    target: Tensor | None = None,
+    luma: Tensor | None = None,
 ) -> Tensor:
     """Compute `planes_to_rgb` and the padding of its result in one kernel.
 
@@ -222,20 +235,26 @@ def planes_to_input(
         size: Height and width of the result, which is extended below and to the right: reflected
             where there is enough to reflect, else the edge is repeated.
         dtype: Floating; rounded to from fp32.
+        target: (N, 3, *size) of that dtype and any strides, for the result; None: a new tensor,
+            channels-last.
+        luma: (N, 1, *size) float32, contiguous; gets the result's luma, as `taps.luma_of` would.
 
     Returns:
-        RGB (N, 3, *size) in [0, 1], channels-last.
+        RGB (N, 3, *size) in [0, 1].
     """
     count, (rows, columns) = len(planes[0]), size
-    target = torch.empty(
-        (count, 3, rows, columns), dtype=dtype, device=planes[0].device,
-        memory_format=torch.channels_last,
-    )  # fmt: skip
+    if target is None:
+        target = torch.empty(
+            (count, 3, rows, columns), dtype=dtype, device=planes[0].device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
     first, second, third = _three(planes)
     _input_kernel[triton.cdiv(rows * columns, _PIXELS), count](
         first, second, third, _table(layout, target.device), target,
+        target if luma is None else luma,
         layout.height, layout.width, rows, columns, *layout.shapes[-1], *target.stride(),
-        **_constants(layout), REFLECT=reflects(layout, size), PIXELS=_PIXELS, num_warps=4,
+        **_constants(layout), REFLECT=reflects(layout, size), LUMA=luma is not None,
+        PIXELS=_PIXELS, num_warps=4,
     )  # fmt: skip
     return target
 
@@ -317,7 +336,7 @@ def in_torch(
     return rgb.to(dtype, memory_format=torch.channels_last)
 
 
-class Kernels:
+class Kernels(Checks):
     """Checks on the first pictures of each layout whether the kernels can be used.
 
     Args:
@@ -325,9 +344,7 @@ class Kernels:
     """
 
     def __init__(self, note: Callable[[str], object]) -> None:
-        self._note = note
-        self._checked: set[tuple[PlaneLayout, tuple[int, int], torch.dtype]] = set()
-        self._usable = True
+        super().__init__(note, FALLBACK)
 
     def usable(
         self,
@@ -338,30 +355,21 @@ class Kernels:
         dtype: torch.dtype,
     ) -> bool:
         """Return whether they can be used for planes of this layout, to this size and dtype."""
-        key = layout, size, dtype
-        if not self._usable or key in self._checked:
-            return self._usable
-        try:
-            wrong = _differs([plane[:1] for plane in planes], layout, size, dtype)
-        except torch.cuda.OutOfMemoryError:
-            raise  # its remedy is less memory, not torch
-        except Exception as error:  # Triton's compiler and driver have many
-            wrong = str(error).strip().split("\n")[0] or type(error).__name__
-        if wrong:
-            self._usable = False
-            self._note(f"{FALLBACK}, its kernels cannot be used here ({wrong})")
-        self._checked.add(key)
-        return self._usable
+        first = [plane[:1] for plane in planes]
+        return self.passed((layout, size, dtype), lambda: _differs(first, layout, size, dtype))
 
 
 def _differs(
     planes: Sequence[Tensor], layout: PlaneLayout, size: tuple[int, int], dtype: torch.dtype
 ) -> str | None:
     """Describe how the kernels differ from torch, as part of a sentence; None if they agree."""
-    got = planes_to_input(planes, layout, size=size, dtype=dtype).float()
-    error = float((got - in_torch(planes, layout, size=size, dtype=dtype).float()).abs().max())
-    if not error <= 4 * max(torch.finfo(dtype).eps, 1e-6):
-        return f"RGB differs by {error:.1e}"
+    luma = torch.empty((1, 1, *size), device=planes[0].device)
+    got = planes_to_input(planes, layout, size=size, dtype=dtype, luma=luma).float()
+    wanted = in_torch(planes, layout, size=size, dtype=torch.float32)
+    for one, right in ((got, wanted.to(dtype)), (luma, taps.luma_of(wanted))):
+        error = float((one - right).abs().max())
+        if not error <= 4 * max(torch.finfo(dtype).eps, 1e-6):
+            return f"RGB differs by {error:.1e}"
     # A correction of both signs and about a deblurrer's size: the picture's own structure.
     delta = got.sub(got.mean()).mul(0.2).to(dtype)
     cropped = delta[..., : layout.height, : layout.width]
@@ -393,7 +401,7 @@ def _constants(layout: PlaneLayout) -> dict[str, int | bool]:
 
 @lru_cache(maxsize=16)
 def _table(layout: PlaneLayout, device: torch.device) -> Tensor:
-    """Return the layout's 21 coefficients as a single kernel argument."""
+    """Return the layout's 21 coefficients, and those of the luma, as a single kernel argument."""
     to_rgb, offset, to_codes = matrices(layout)
-    values = [*sum(to_rgb, ()), *offset, *sum(to_codes, ())]
+    values = [*sum(to_rgb, ()), *offset, *sum(to_codes, ()), *taps.LUMA]
     return torch.tensor(values, dtype=torch.float32, device=device)
