@@ -52,7 +52,7 @@ def test_what_no_encoder_can_do_is_refused(options: dict[str, Any], said: str) -
         (["--encoder", "aac"], 2, "makes sound, not video: leave --encoder out"),
         (["--encoder", "nosuch"], 1, "'nosuch' is not in this build of libav"),
         (["--encoder", "rawvideo"], 1, "mp4 cannot hold video by rawvideo"),
-        (["--encoder", "h264_v4l2m2m"], 1, "and that its hardware is here"),
+        (["--encoder", "h264_v4l2m2m"], 1, "choose --encoder libx264, which runs on the CPU"),
         (["--encoder", "libsvtav1", "--preset", "99"], 1, "libsvtav1 has no preset '99'"),
         (["--strength", "1e9"], 2, "strength is 1e+09"),
         (["--strength", "nan"], 2, "strength is nan"),

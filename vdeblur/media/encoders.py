@@ -138,8 +138,8 @@ def candidates(source_codec: str, source_pix_fmt: str, asked: str, default: str)
         asked = _NVENC.get(source_codec, "hevc_nvenc")
     if asked != "auto":
         check_encoder(asked)
-        return [_ENCODERS.get(asked, asked)]  # also the name of a coding, such as h264
-    family = _ENCODERS.get(source_codec, source_codec)
+        return [software_encoder(asked)]  # also the name of a coding, such as h264
+    family = software_encoder(source_codec)
     if family == "libx264" and VideoFormat(source_pix_fmt).is_rgb:
         family = "libx264rgb"
     modern = ["libx264", "libx265", "libsvtav1"]
@@ -236,6 +236,11 @@ def opens(choice: Choice, width: int, height: int, rate: Fraction) -> bool:
     except (av.error.FFmpegError, OSError, ValueError):
         return False
     return True
+
+
+def software_encoder(codec: str) -> str:
+    """Return the encoder of a codec (libav's canonical name) that runs on the CPU."""
+    return _ENCODERS.get(codec, codec)
 
 
 def takes_format(encoder: str, pix_fmt: str | None) -> bool:

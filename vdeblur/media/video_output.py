@@ -38,6 +38,7 @@ from vdeblur.media.encoders import (
     opens,
     picture_data,
     side_data_bytes,
+    software_encoder,
     takes_format,
 )
 from vdeblur.media.libav_errors import text_of
@@ -488,15 +489,29 @@ def _configure(
     try:
         context.open(strict=False)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        device = ", and that its hardware is here" if needs_hardware(choice.encoder) else ""
-        raise EncoderError(
-            f"encoder {choice.encoder} does not accept these settings ({text_of(error)}): "
-            f"check `crf`, `bitrate`, `preset` and `pix_fmt`{device}, or leave `encoder` out"
-        ) from error
+        raise _refusal(choice, (context.width, context.height), source.rate, error) from error
     return VideoOutput(
         stream, choice, source.time_base, counting, reorders, source.variable, conversion,
         codec=source.codec, losses=losses, coarse=ticks > source.time_base,
     )  # fmt: skip
+
+
+def _refusal(
+    choice: Choice, size: tuple[int, int], rate: Fraction, error: BaseException
+) -> EncoderError:
+    """Say why an encoder does not open: its device is missing, or the settings are not its own."""
+    name, codec, why = choice.encoder, choice.codec, text_of(error)
+    plain = choose_settings(name, "yuv420p", EncodeOptions())
+    if needs_hardware(name) and not opens(plain, *size, rate):
+        return EncoderError(
+            f"encoder {name} needs a device that encodes {codec}, and none opens here ({why}): "
+            f"choose `encoder` {software_encoder(codec)}, which runs on the CPU, or leave "
+            "`encoder` out"
+        )
+    return EncoderError(
+        f"encoder {name} does not accept these settings ({why}): "
+        "check `crf`, `bitrate`, `preset` and `pix_fmt`, or leave `encoder` out"
+    )
 
 
 def _ticks(container: Container, source: VideoSource) -> Fraction:
