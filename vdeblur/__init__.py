@@ -110,4 +110,7 @@ elif "OMP_WAIT_POLICY" not in os.environ:
         "next to other programs; import vdeblur first, or set OMP_WAIT_POLICY=PASSIVE"
     )
 
+# Likewise: operations that torch lacks on Apple's GPUs are computed on the CPU.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
 __getattr__, __dir__ = lazy.loader(__name__, _HOMES)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 
+from tests.helpers.clips import read_frames, write_frames
+from tests.helpers.simulated_devices import GB, Kind, Mps, simulated_gpu
+from vdeblur import Deblurrer, deblur_video
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.inference import devices
 from vdeblur.inference.devices import (
@@ -16,6 +19,7 @@ from vdeblur.inference.devices import (
     current_device,
     device_name,
     empty_cache,
+    exact_dtype,
     find_device,
     free_memory,
     has_streams,
@@ -23,76 +27,12 @@ from vdeblur.inference.devices import (
     synchronize,
 )
 
-GB = 10**9
-
-
-class FakeKind(SimpleNamespace):
-    """What torch.cuda and torch.xpu have in common, for `count` devices of 16 GB."""
-
-    def __init__(self, name: str, count: int, current: int = 0) -> None:
-        super().__init__()
-        self.name, self.count, self.current = name, count, current
-        self.calls: list[Any] = []
-
-    def is_available(self) -> bool:
-        return self.count > 0
-
-    def device_count(self) -> int:
-        return self.count
-
-    def current_device(self) -> int:
-        return self.current
-
-    def get_device_name(self, device: torch.device) -> str:
-        return f"{self.name} {device.index}"
-
-    def memory_allocated(self, device: torch.device) -> int:
-        return 1 * GB
-
-    def memory_reserved(self, device: torch.device) -> int:
-        return 3 * GB
-
-    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
-        return 12 * GB, 16 * GB
-
-    def get_device_properties(self, device: torch.device) -> Any:
-        return SimpleNamespace(total_memory=16 * GB)
-
-    def empty_cache(self) -> None:
-        self.calls.append("empty_cache")
-
-    def synchronize(self, device: torch.device) -> None:
-        self.calls.append(("synchronize", device))
-
-    def device(self, device: torch.device) -> AbstractContextManager[Any]:
-        self.calls.append(("device", device))
-        return torch.no_grad()
-
-
-class FakeMps(SimpleNamespace):
-    """What torch.mps has: one device, and functions that take none."""
-
-    def device_count(self) -> int:
-        return 1
-
-    def recommended_max_memory(self) -> int:
-        return 12 * GB
-
-    def current_allocated_memory(self) -> int:
-        return 2 * GB
-
-    def synchronize(self) -> None:
-        self.synchronized = True
-
-    def empty_cache(self) -> None:
-        self.emptied = True
-
 
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No GPU of any kind."""
-    monkeypatch.setattr(torch, "cuda", FakeKind("NVIDIA H100", 0))
-    monkeypatch.setattr(torch, "xpu", FakeKind("Intel Arc B580", 0))
+    monkeypatch.setattr(torch, "cuda", Kind("NVIDIA H100", 0))
+    monkeypatch.setattr(torch, "xpu", Kind("Intel Arc B580", 0))
     monkeypatch.setattr(torch.mps, "device_count", lambda: 0)
     for build in ("cuda", "hip", "xpu"):
         monkeypatch.setattr(torch.version, build, None, raising=False)
@@ -102,12 +42,12 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_auto_takes_cuda_then_xpu_then_mps_then_the_cpu(nothing: pytest.MonkeyPatch) -> None:
     assert find_device("auto") == torch.device("cpu")
-    nothing.setattr(torch, "mps", FakeMps())
+    nothing.setattr(torch, "mps", Mps())
     assert find_device("auto") == find_device("mps") == torch.device("mps", 0)
-    nothing.setattr(torch, "xpu", FakeKind("Intel Arc B580", 2, current=1))
+    nothing.setattr(torch, "xpu", Kind("Intel Arc B580", 2, current=1))
     assert find_device("auto") == torch.device("xpu", 1)
     assert find_device("xpu") == torch.device("xpu", 0)
-    nothing.setattr(torch, "cuda", FakeKind("NVIDIA H100", 1))
+    nothing.setattr(torch, "cuda", Kind("NVIDIA H100", 1))
     assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
     assert find_device(torch.device("xpu:1")) == torch.device("xpu", 1)
 
@@ -115,7 +55,7 @@ def test_auto_takes_cuda_then_xpu_then_mps_then_the_cpu(nothing: pytest.MonkeyPa
 def test_rocm_is_another_name_of_cuda_where_torch_is_built_for_it(
     nothing: pytest.MonkeyPatch,
 ) -> None:
-    nothing.setattr(torch, "cuda", FakeKind("AMD Instinct MI300X", 2))
+    nothing.setattr(torch, "cuda", Kind("AMD Instinct MI300X", 2))
     nothing.setattr(torch.version, "hip", "6.4.43482-0f2d60242", raising=False)
     assert find_device("rocm:1") == find_device("cuda:1") == torch.device("cuda", 1)
     assert device_name(find_device("rocm")) == "AMD Instinct MI300X 0"
@@ -148,7 +88,7 @@ def test_a_device_that_is_not_there_is_said_with_what_to_install(
 
 
 def test_a_gpu_whose_driver_torch_cannot_use_is_not_there(nothing: pytest.MonkeyPatch) -> None:
-    old = FakeKind("NVIDIA H100", 1)
+    old = Kind("NVIDIA H100", 1)
     nothing.setattr(old, "is_available", lambda: False)
     nothing.setattr(torch, "cuda", old)
     assert find_device("auto") == torch.device("cpu")
@@ -163,7 +103,7 @@ def test_kinds_that_nobody_restores_on_are_refused(asked: str) -> None:
 
 
 def test_calls_reach_the_kind_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    xpu, mps = FakeKind("Intel Arc B580", 2), FakeMps()
+    xpu, mps = Kind("Intel Arc B580", 2), Mps()
     monkeypatch.setattr(torch, "xpu", xpu)
     monkeypatch.setattr(torch, "mps", mps)
     second, apple, cpu = torch.device("xpu:1"), torch.device("mps:0"), torch.device("cpu")
@@ -173,16 +113,18 @@ def test_calls_reach_the_kind_of_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         with current_device(device):
             pass
     assert xpu.calls == [("synchronize", second), "empty_cache", ("device", second)]
-    assert mps.synchronized
-    assert mps.emptied
+    assert mps.calls == ["synchronize", "empty_cache"]
     assert [accelerator(device) for device in (second, apple, cpu)] == [xpu, mps, None]
     assert [has_streams(device) for device in (second, apple, cpu)] == [True, False, False]
+    xpu.fp64 = False
+    exact = [exact_dtype(device) for device in (second, apple, cpu)]
+    assert exact == [torch.float32, torch.float32, torch.float64]
 
 
 def test_free_memory_counts_what_torch_holds_and_does_not_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    xpu = FakeKind("Intel Arc B580", 1)
+    xpu = Kind("Intel Arc B580", 1)
     monkeypatch.setattr(torch, "xpu", xpu)
     assert free_memory(torch.device("xpu:0")) == (12 + 3 - 1) * GB
 
@@ -191,7 +133,7 @@ def test_free_memory_counts_what_torch_holds_and_does_not_use(
 
     monkeypatch.setattr(xpu, "mem_get_info", unknown)
     assert free_memory(torch.device("xpu:0")) == (16 - 1) * GB
-    monkeypatch.setattr(torch, "mps", FakeMps())
+    monkeypatch.setattr(torch, "mps", Mps())
     for available, free in ((None, 10), (64, 10), (3, 3)):
         bytes_ = None if available is None else available * GB
         monkeypatch.setattr(devices, "available_bytes", lambda found=bytes_: found)
@@ -211,3 +153,46 @@ def test_free_memory_counts_what_torch_holds_and_does_not_use(
 def test_every_kind_says_in_its_words_that_memory_was_not_enough(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four frames of a pan, blurred by a shutter that is open for half of a frame's time."""
+    shown = pytest.importorskip("tests.helpers.films", reason="lettered with Pillow").render(
+        "pan", 4, 9
+    )
+    pictures = (av.VideoFrame.from_ndarray(x[:128, :192], "rgb24") for x in shown.blurred)
+    path = tmp_path_factory.mktemp("film") / "pan.mkv"
+    return write_frames(path, (each.reformat(format="yuv420p") for each in pictures))
+
+
+def planes(path: Path) -> list[np.ndarray]:
+    return [plane.astype(np.float64) for _, frame in read_frames(path) for plane in frame]
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "decibels"),
+    [("xpu", "fp16", 55), ("mps", "fp32", 70)],
+)
+def test_a_film_is_restored_on_every_kind_as_on_the_cpu(
+    film: Path,
+    tmp_path: Path,
+    kind: str,
+    precision: str,
+    decibels: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
+    deblur_video(film, tmp_path / "cpu.mkv", device="cpu", precision="fp32")
+    with simulated_gpu(kind) as (gpu, _):
+        deblurrer = Deblurrer()
+        assert (deblurrer.device, deblurrer.precision) == (torch.device(kind, 0), precision)
+        report = deblur_video(film, tmp_path / "gpu.mkv", model=deblurrer, batch=2)
+    assert {"conv2d", "grid_sample"} <= gpu.seen
+    assert report.frames == 4
+    assert report.replaced == 0
+    source, cpu, there = map(planes, (film, tmp_path / "cpu.mkv", tmp_path / "gpu.mkv"))
+    error = np.mean([np.square(a - b).mean() for a, b in zip(cpu, there, strict=True)])
+    changed = np.mean([np.square(a - b).mean() for a, b in zip(cpu, source, strict=True)])
+    assert 10 * np.log10(255**2 / error) > decibels
+    assert changed > 100 * error

@@ -36,8 +36,8 @@ _NETWORK: dict[str, dict[str, Any]] = {
     "precision": {
         "default": "auto",
         "choices": ("auto", "fp32", "fp16", "bf16", "int8"),
-        "help": "number format of the computation: auto is fp16 on CUDA, bf16 on CPUs with "
-        "instructions for it, fp32 elsewhere; int8 needs OpenVINO on a CPU",
+        "help": "number format of the computation: auto is fp16 on CUDA, ROCm and XPU, bf16 on "
+        "CPUs with instructions for it, fp32 elsewhere; int8 needs OpenVINO on a CPU",
     },
     "backend": {
         "default": "auto",

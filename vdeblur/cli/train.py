@@ -19,6 +19,8 @@ from vdeblur.errors import UsageError
 from vdeblur.system.allocator import keep_pages
 
 if TYPE_CHECKING:
+    import torch
+
     from vdeblur.cli.options import Commands
     from vdeblur.training.recipes import Recipe
     from vdeblur.training.run import RunSettings
@@ -202,7 +204,7 @@ def _run(args: argparse.Namespace) -> int:
     device = start_processes(find_device(args.device))
     run = RunOptions(
         device=device,
-        precision=_precision(args.precision, device.type),
+        precision=_precision(args.precision, device),
         channels_last=not args.no_channels_last,
         compile=args.compile,
         checkpointing=args.checkpointing,
@@ -425,14 +427,15 @@ def _in_words(recipe: Recipe) -> str:
     )
 
 
-def _precision(name: str, device: str) -> str:
+def _precision(name: str, device: torch.device) -> str:
     """Resolve "auto": bf16 if the device multiplies it faster than fp32, else fp32."""
-    import torch
-
-    from vdeblur.inference.devices import multiplies_bf16
+    from vdeblur.inference.devices import accelerator, has_streams, multiplies_bf16
 
     if name != "auto":
         return name
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device == "cpu" and multiplies_bf16() else "fp32"
+    if has_streams(device):
+        # Older torch does not ask: each XPU that it supports has bf16.
+        able = getattr(accelerator(device), "is_bf16_supported", lambda: True)()
+    else:
+        able = device.type == "cpu" and multiplies_bf16()
+    return "bf16" if able else "fp32"

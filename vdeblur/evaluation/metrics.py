@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdeblur.inference.devices import exact_dtype
 from vdeblur.motion.warping import warp
 
 Array = NDArray[Any] | Tensor
@@ -152,7 +153,7 @@ def _pair(restored: Array, sharp: Array) -> tuple[Tensor, Tensor]:
     a, b = (x if isinstance(x, Tensor) else torch.tensor(x) for x in (restored, sharp))
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-    dtype = torch.float32 if a.device.type == "mps" else torch.float64
+    dtype = exact_dtype(a.device)
     return a.to(dtype), b.to(a.device, dtype)
 
 

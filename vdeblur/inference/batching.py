@@ -110,7 +110,7 @@ def batch_size(
     if batch == "auto":
         if size is not None and (tuned := deblurrer.tuned.get(size)) is not None:
             return tuned.batch
-        if deblurrer.device.type != "cuda":
+        if deblurrer.device.type == "cpu":
             return 1 if size is None else deblurrer.side_by_side(*size)
         if size is None:
             return 8

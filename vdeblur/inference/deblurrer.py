@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from vdeblur.color import as_int16
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
-from vdeblur.inference import runtimes, setup
+from vdeblur.inference import setup
 from vdeblur.inference.devices import (
     current_device,
     device_name,
     empty_cache,
     find_device,
     free_memory,
+    has_streams,
     is_out_of_memory,
 )
 from vdeblur.inference.guidance import Guidance
@@ -72,7 +73,7 @@ class Deblurrer:
         weights: A file, or the name of stored weights (see `vdeblur.weights.load`); None for
             those that ship. What was loaded is named in `name`, and in `about` as report lines.
         device: "auto" is CUDA (or ROCm), else Intel's XPU, else Apple's MPS, else the CPU.
-        precision: "auto" is fp16 on CUDA where the network supports it; bf16 on a CPU with
+        precision: "auto" is fp16 on CUDA and XPU where the network supports it; bf16 on a CPU with
             instructions for it (AVX-512 BF16, AMX) where a network of the catalogue restores the
             same picture to 50 dB; fp32 elsewhere; or the environment's VDEBLUR_PRECISION. "int8"
             is computed by OpenVINO on a CPU.
@@ -164,16 +165,15 @@ class Deblurrer:
             keep_pages()
             if self.backend == "torch":
                 self.network = torch_cpu.fuse(self.network, self.dtype).to(self.dtype)
-        own = self.backend in runtimes.TENSOR_RUNTIMES  # other runtimes take planes
         self._pass = NetworkPass(
             self.network,
             self.device,
             self.dtype,
-            layout=torch_cpu.layout_for(self.network) if own else torch.contiguous_format,
+            layout=setup.layout_for(self.network, self.device, self.backend),
             ensemble=self.ensemble,
             margin=self.memory.margin,
         )
-        if self.device.type in ("cuda", "xpu") and color.available():
+        if has_streams(self.device) and color.available():
             self.use_kernels()
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
 
@@ -276,7 +276,7 @@ class Deblurrer:
         Raises:
             ValueError: The shape of the motion is wrong.
         """
-        planes = [plane.to(self.device, non_blocking=True) for plane in planes]
+        planes = [plane.to(self.device, non_blocking=has_streams(self.device)) for plane in planes]
         count = len(planes[0])
         if self._changes_nothing or not count:
             return planes, torch.zeros(count, dtype=torch.bool, device=self.device)
@@ -363,7 +363,8 @@ class Deblurrer:
             )
         if around is not None and len(around) != count:
             raise ValueError(f"around is of {len(around)} pictures, and there are {count}")
-        return Guidance(motion.to(self.device, torch.float32, non_blocking=True), around)
+        there = motion.to(self.device, torch.float32, non_blocking=has_streams(self.device))
+        return Guidance(there, around)
 
     def _in_batches(
         self, run: Callable[[int, int, int | None], T], count: int, height: int, width: int

@@ -64,8 +64,18 @@ def accelerator(device: torch.device) -> Any | None:
 
 
 def has_streams(device: torch.device) -> bool:
-    """Return whether work can be queued on streams of the device, and copied to pinned memory."""
+    """Return whether the device has streams, and copies beside them from and to pinned memory.
+
+    On others nothing may be copied with `non_blocking=True`: MPS reads memory that is in use again.
+    """
     return device.type in ("cuda", "xpu")
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 where there is none: Apple's GPUs, and some of Intel's."""
+    xpu = torch.xpu.get_device_properties(device) if device.type == "xpu" else None
+    has_none = device.type == "mps" or (xpu is not None and not xpu.has_fp64)
+    return torch.float32 if has_none else torch.float64
 
 
 def _count(kind: str) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vdeblur.color import planes_to_rgb
 from vdeblur.frames import PlaneLayout
+from vdeblur.inference.devices import has_streams
 from vdeblur.inference.kernels import color
 from vdeblur.inference.kernels import guidance as by_kernels
 from vdeblur.motion.neighbours import Around, Link, View
@@ -257,7 +258,7 @@ class Inputs:
         return given
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        return tensor.to(self._device, non_blocking=has_streams(self._device))
 
     def _field(self, field: Tensor, view: View, size: Size) -> Tensor:
         """Return a field (C, h, w) of the picture as (1, C, *size) on the device, padded."""

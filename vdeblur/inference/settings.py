@@ -21,7 +21,7 @@ from torch import nn
 
 from vdeblur.errors import UsageError
 from vdeblur.inference import runtimes
-from vdeblur.inference.devices import device_name
+from vdeblur.inference.devices import device_name, has_streams
 from vdeblur.inference.runtimes import Runtime, RuntimeRequest
 from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.networks.base import traits_of
@@ -104,9 +104,9 @@ def resolve(
     """Decide how a network is computed on a device. Reads the environment and the cache only.
 
     "auto" is what `vdeblur bench --tune` measured as fastest for this network here, else:
-    precision fp16 on CUDA where the network supports it, bf16 on a CPU where `prefers_bf16` says
-    so, else fp32, or what the environment's VDEBLUR_PRECISION says; the runtime that
-    `choose_runtime` names.
+    precision fp16 on CUDA and XPU where the network supports it, bf16 on a CPU where
+    `prefers_bf16` says so, else fp32, or what the environment's VDEBLUR_PRECISION says; the runtime
+    that `choose_runtime` names.
 
     Args:
         network: As loaded: fp32, not moved.
@@ -164,7 +164,8 @@ def _usual_precision(
     """The precision where nobody asked for one and none was measured."""
     if device.type == "cpu" and runtimes.prefers_bf16(network, runtime):
         return "bf16"
-    half = device.type == "cuda" and traits_of(network).supports_half
+    # Not on MPS, where a half tensor of another kind than expected ends the process.
+    half = has_streams(device) and traits_of(network).supports_half
     return "fp16" if half and runtime in ("auto", *runtimes.TENSOR_RUNTIMES) else "fp32"
 
 
@@ -179,7 +180,7 @@ def tuning_key_parts(network: nn.Module, device: torch.device) -> KeyParts | Non
         None where it cannot be told, and on a CPU as long as nothing is kept: it then costs
         nothing.
     """
-    if device.type != "cuda" and not (cache_folder() / _KIND).is_dir():
+    if device.type == "cpu" and not (cache_folder() / _KIND).is_dir():
         return None
     return _key_parts(network, device)
 

@@ -17,7 +17,7 @@ from vdeblur.inference.devices import current_device
 from vdeblur.inference.export import random_guided
 from vdeblur.inference.guidance import KEPT_VALUES
 from vdeblur.inference.memory_plan import COLOR_BYTES, NetworkCost
-from vdeblur.inference.runtimes import with_runtime
+from vdeblur.inference.runtimes import TENSOR_RUNTIMES, torch_cpu, with_runtime
 from vdeblur.inference.settings import DTYPES, InferenceSettings
 from vdeblur.inference.tiling import MARGIN, MIN_TILE, margin_of
 from vdeblur.networks import Network
@@ -84,14 +84,22 @@ def threads_for(network: nn.Module, device: torch.device, runtime: str) -> SideB
 def moved(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Move a network to a device for inference, its convolutions channels-last; not a copy.
 
-    On a CPU it stays in fp32, since `torch_cpu.fuse` computes with the weights.
+    On a CPU it stays in fp32, since `torch_cpu.fuse` computes with the weights. On MPS nothing is
+    channels-last: before torch 2.12 it reads parts of such tensors wrongly (pytorch#180984).
     """
     dtype = torch.float32 if device.type == "cpu" else dtype
     prepared: nn.Module = network.eval().to(device=device, dtype=dtype)
-    for parameter in prepared.parameters():
+    for parameter in prepared.parameters() if device.type != "mps" else ():
         if parameter.ndim == 4:  # Module.to would ask it of five dimensions too, and fail
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return prepared
+
+
+def layout_for(network: nn.Module, device: torch.device, runtime: str) -> torch.memory_format:
+    """Return the memory format in which a network on a device takes its input fastest."""
+    # Other runtimes take planes.
+    own = runtime in TENSOR_RUNTIMES and device.type != "mps"
+    return torch_cpu.layout_for(network) if own else torch.contiguous_format
 
 
 def choose_output(network: nn.Module, name: str) -> None:

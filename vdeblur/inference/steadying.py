@@ -111,6 +111,8 @@ def steadied_in_order(
     Returns:
         The steadied planes; the same tensors if there was nothing to steady.
     """
+    if planes[0].device.type == "mps":  # has no area means and, before torch 2.13, no edges
+        planes = [plane.cpu() for plane in planes]
     pictures, any_new = [], False
     for number, known in enumerate(around):
         own = [plane[number] for plane in planes]

@@ -371,11 +371,15 @@ def _sampled(luma: Tensor, x: Tensor, y: Tensor, places: Sequence[float]) -> Ten
         ],
         dim=-1,
     )
+    edge = "border"
+    if luma.device.type == "mps":  # has no "border" before torch 2.13
+        last = grid.new_tensor([1 - 1 / width, 1 - 1 / height])
+        grid, edge = grid.clamp(-last, last), "zeros"
     found = F.grid_sample(
         luma,
         grid.view(n, len(places) * height, width, 2),
         mode="bilinear",
-        padding_mode="border",
+        padding_mode=edge,
         align_corners=False,
     )
     found = found.view(n, channels, len(places), height, width).transpose(1, 2)

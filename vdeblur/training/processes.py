@@ -7,6 +7,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from vdeblur.inference.devices import exact_dtype, has_streams
+
 
 def processes() -> tuple[int, int]:
     """Return (rank of this process, number of processes); (0, 1) outside torchrun."""
@@ -27,10 +29,10 @@ def start_processes(chosen: torch.device) -> torch.device:
         The device of this process: under torchrun on GPUs, the one of its local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if has_streams(chosen):
+            chosen = torch.device(chosen.type, int(os.environ.get("LOCAL_RANK", "0")))
+            getattr(torch, chosen.type).set_device(chosen)
+        dist.init_process_group({"cuda": "nccl", "xpu": "xccl"}.get(chosen.type, "gloo"))
     return chosen
 
 
@@ -41,7 +43,7 @@ def agree(value: float, flag: bool, device: torch.device) -> tuple[float, bool]:
     """
     if processes()[1] == 1:
         return value, flag
-    both = torch.tensor([value, float(flag)], dtype=torch.float64, device=device)
+    both = torch.tensor([value, float(flag)], dtype=exact_dtype(device), device=device)
     dist.all_reduce(both, dist.ReduceOp.MAX)
     return float(both[0]), bool(both[1])
 

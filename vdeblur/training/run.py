@@ -24,7 +24,7 @@ from vdeblur.datasets.batches import LENGTHS, Course, Data, DataOptions
 from vdeblur.datasets.blur_options import BlurOptions
 from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.inference.devices import device_name
+from vdeblur.inference.devices import device_name, has_streams, is_out_of_memory
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
 from vdeblur.networks.cost import operations
@@ -201,7 +201,7 @@ def _prepare(recipe: Recipe, settings: RunSettings, options: RunOptions) -> Run:
         batches=source.feed(
             workers=settings.workers,
             shard=(rank, world),
-            pin=options.device.type == "cuda" and not on_device,
+            pin=has_streams(options.device) and not on_device,
             course=course,
         ),
         state=state,
@@ -371,7 +371,9 @@ def _plain_errors(device: torch.device) -> Iterator[None]:
     """Turn errors of torch and of loading processes into sentences."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
             f"the memory of {device_name(device)} does not hold a step: take `accumulate=2` or "
             "more, `checkpointing=True`, or a smaller `batch` or `crop`"

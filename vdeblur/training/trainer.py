@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdeblur.datasets.pool import Batch
 from vdeblur.errors import UsageError
+from vdeblur.inference.devices import has_streams
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
 from vdeblur.networks.base import Network, traits_of
@@ -34,7 +35,7 @@ from vdeblur.training.recipes import Recipe
 from vdeblur.training.state import StateFile, Totals, unusable
 
 #: Updates that a device may be behind the host, by its type: reading a loss waits for its step.
-_AHEAD = {"cuda": 4}
+_AHEAD = {"cuda": 4, "xpu": 4}
 
 #: A function of a step's number that returns the batches from there on: `Batch`, or (blurred,
 #: sharp).
@@ -126,7 +127,9 @@ class Trainer:
             raise UsageError(
                 "the recipe has a teacher's weight but no teacher: give `teacher=FILE`"
             )
-        self._layout = torch.channels_last if run.channels_last else torch.contiguous_format
+        channels_last = run.channels_last and self.device.type != "mps"  # which reads them wrongly
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._beside = has_streams(self.device)
         network.to(device=self.device, memory_format=self._layout).train()  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(network).eval().requires_grad_(False)
         if teacher is not None:
@@ -137,7 +140,7 @@ class Trainer:
         self._terms = parse_loss(recipe.loss)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._ahead = _AHEAD.get(self.device.type, 1)
-        self._fused = True if self._ahead > 1 else None  # all parameters in one launch
+        self._fused = True if self._beside else None  # all parameters in one launch
         self._optimizer = self._make_optimizer()
         self._dtype = PRECISIONS[run.precision]
         enabled = self._dtype == torch.float16
@@ -193,7 +196,7 @@ class Trainer:
         if self.options.compile:
             model = torch.compile(model)
         if self.world > 1:
-            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            ids = [self.device.index or 0] if self._beside else None
             model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
         self._model = model
         self.progress = self._idle()
@@ -327,7 +330,9 @@ class Trainer:
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the network sees of a batch (N, 3 or more, H, W), and its targets (N, 3, H, W)."""
-        blurred, sharp = (_as_float(part.to(self.device, non_blocking=True)) for part in batch[:2])
+        blurred, sharp = (
+            _as_float(part.to(self.device, non_blocking=self._beside)) for part in batch[:2]
+        )
         if self.recipe.keep_sharp:
             first = self.totals.images + self.rank * len(blurred)
             share = self.recipe.keep_sharp
@@ -340,10 +345,10 @@ class Trainer:
         if motion is None:
             return blurred, sharp
         with torch.no_grad():
-            motion = motion.to(self.device, non_blocking=True)
+            motion = motion.to(self.device, non_blocking=self._beside)
             around = None
             if batch.around is not None:
-                before, after = batch.around.to(self.device, non_blocking=True)
+                before, after = batch.around.to(self.device, non_blocking=self._beside)
                 around = before, after
             return taps.with_guidance(blurred, motion, around), sharp
 
