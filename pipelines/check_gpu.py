@@ -241,8 +241,8 @@ def summary(said: dict[str, Any]) -> str:
         f"batch {said['batch']}, tile {said['tile']}",
         "   " + ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()),
         f"   network: {rates['network']:.1f} frames/s (bars at 1280x720: 110, 165, 276)",
-        "   planes to planes / network: "
-        f"{rates['planes to planes'] / rates['network']:.3f} (bar 0.95)",
+        "   planes to planes / restoring: "
+        f"{rates['planes to planes'] / rates['restoring']:.3f} (bar 0.95)",
     ]
     if said["ceiling"]:
         lines.append(f"   share of the ceiling: {rates['network'] / said['ceiling']:.2f}")

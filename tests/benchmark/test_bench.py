@@ -23,9 +23,10 @@ from vdeblur import Deblurrer, InputError, UsageError
 from vdeblur.benchmark import chart as bench_chart
 from vdeblur.benchmark import roofline
 from vdeblur.benchmark.report import format_result, format_sweep
-from vdeblur.benchmark.result import STEPS, BenchResult, Rates
+from vdeblur.benchmark.result import PARTS, STEPS, BenchResult, Rates
 from vdeblur.benchmark.run import BenchOptions, bench
 from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
+from vdeblur.benchmark.timing import busy_shares, hidden_copies, inputs_of
 from vdeblur.cli import main as cli
 from vdeblur.deblur import deblur_video
 from vdeblur.inference import batching, devices, runtimes, settings
@@ -33,12 +34,14 @@ from vdeblur.inference.batching import batch_size
 from vdeblur.inference.runtimes import cuda
 from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
+from vdeblur.inference.transfers import BatchTimes
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.input_formats import open_container
 from vdeblur.networks import DEFAULT, build
 from vdeblur.networks.cost import work_of
 from vdeblur.networks.mimo_unet import MIMOUNet
+from vdeblur.system.workers import WorkerTimes
 
 TINY = {"model": DEFAULT, "device": "cpu"}
 
@@ -68,7 +71,8 @@ def result(**changes: Any) -> BenchResult:
     rates = {
         "decode": Rates((200.0, 210.0, 190.0)),
         "colour": Rates((900.0,) * 3),
-        "network": Rates((50.0, 60.0, 40.0)),
+        "network": Rates((60.0, 70.0, 50.0)),
+        "restoring": Rates((50.0, 60.0, 40.0)),
         "encode": Rates((100.0,) * 3),
         "asynchronous": Rates((500.0,) * 3),
         "planes to planes": Rates((45.0,) * 3),
@@ -95,6 +99,8 @@ def result(**changes: Any) -> BenchResult:
         "ceiling": 100.0,
         "memory_bytes": 10**9,
         "memory_predicted": 2 * 10**9,
+        "copies_hidden": 0.934,
+        "busy": {"decode": 0.2, "restoring": 0.91, "encode": 0.4},
     }
     return BenchResult(**(values | changes))
 
@@ -110,8 +116,11 @@ def test_every_stage_is_measured(clip: Path) -> None:
         "upload",
         "download",
     }
+    assert got.copies_hidden is None
+    assert set(got.busy) == {"decode", "motion", "restoring", "encode"}
+    assert 0 < max(got.busy.values()) <= 1
     assert all(len(r.rounds) == 2 and min(r.rounds) > 0 for r in got.rates.values())
-    assert got.slowest == min(set(STEPS) & set(got.rates), key=got.rate)
+    assert got.slowest == min(set(STEPS) - set(PARTS) - {"upload", "download"}, key=got.rate)
     assert got.efficiency == got.rate("pipeline") / got.rate(got.slowest)
     assert got.memory_predicted > 64 * 48 * 100
     assert got.memory_bytes is None or got.memory_bytes > got.memory_predicted
@@ -134,6 +143,56 @@ def test_against_the_authors_way(clip: Path) -> None:
     assert "× the authors' way" in format_result(got)
 
 
+def test_copies_are_hidden_where_the_device_computes_meanwhile() -> None:
+    def batch(upload: float, compute: float, download: float) -> BatchTimes:
+        spans = ((begin, begin + 1.0) for begin in (upload, compute, download))
+        return BatchTimes(4, *spans)
+
+    # The second upload lies half under the first batch; the first download lies under the second.
+    times = [batch(0, 1, 2.5), batch(1.5, 2.5, 3.5)]
+    assert hidden_copies(times) == pytest.approx((0.5 + 1) / 2)
+    # The first upload and the last download have nothing to hide behind.
+    assert hidden_copies([batch(0, 1, 2), batch(1, 2, 3), batch(2, 3, 4)]) == 1
+    assert hidden_copies(times[:1]) is None
+    still = BatchTimes(1, (0, 0), (0, 1), (1, 1))
+    assert hidden_copies([still, still]) is None
+
+
+def test_threads_are_busy_while_they_do_not_wait() -> None:
+    decode = WorkerTimes("decode", busy_seconds=1, owner_seconds=2)
+    motion = WorkerTimes("motion", busy_seconds=8, owner_seconds=5)  # 2 of 8 for decoding
+    encode = WorkerTimes("encode", busy_seconds=3, owner_seconds=1)
+    shares = busy_shares([decode, motion], 9, encode, 10)
+    expected = {"decode": 0.1, "motion": 0.6, "restoring": 0.3, "encode": 0.3}
+    assert shares == pytest.approx(expected)
+
+
+def test_a_network_is_timed_on_what_it_is_given() -> None:
+    network = MIMOUNet(base=8, blocks=1)
+    deblurrer = Deblurrer(network, device="cpu", backend="torch", tile=128)
+    rgb = torch.rand(1, 3, 150, 200)
+    given = inputs_of(deblurrer.network, lambda: deblurrer.correction(rgb))
+    assert len(given) > 1  # tiles
+    assert {seen.dtype for seen in given} == {deblurrer.dtype}
+    # Not recorded any more.
+    assert len(inputs_of(deblurrer.network, lambda: None)) == 0
+    assert len(given) == len(inputs_of(deblurrer.network, lambda: deblurrer.correction(rgb)))
+
+
+def test_ceilings_are_measured_on_values_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def per_second(work: Any, device: torch.device, times: int) -> float:
+        seen.extend(getattr(work, "args", ()))
+        return 1.0
+
+    monkeypatch.undo()
+    monkeypatch.setattr(roofline, "_per_second", per_second)
+    roofline.peaks(torch.device("cpu"), torch.float32)
+    assert len(seen) == 6  # two products and a convolution
+    assert all(values.std() > 0.5 for values in seen)
+
+
 def test_a_network_without_weights_is_measured_untrained() -> None:
     options = BenchOptions(size=(64, 48), frames=1, rounds=1)
     got = bench(model="mimo-unet-lite", device="cpu", backend="torch", options=options)
@@ -144,19 +203,24 @@ def test_a_network_without_weights_is_measured_untrained() -> None:
 
 def test_how_it_is_shown() -> None:
     got = result()
-    assert got.slowest == "network"
+    assert got.slowest == "restoring"  # of which the network is a part
     assert got.efficiency == 0.8
     text = format_result(got)
     marked = next(line for line in text.splitlines() if "<- slowest stage" in line)
-    assert marked.split()[:6] == ["network", "50.0", "20.00", "40.0", "to", "60.0"]
-    for part in ("0.80 of the slowest", "0.90 of the network", "0.1 TFLOP/s, 10% of", "50% of it",
+    assert marked.split()[:6] == ["restoring", "50.0", "20.00", "40.0", "to", "60.0"]
+    for part in ("0.80 of the slowest", "0.90 of restoring", "0.12 TFLOP/s, 12% of", "60% of it",
+                 "93% of the copies hidden", "the network takes none",
+                 "bound by restoring, busy 91% of the time; beside it encode 40%, decode 20%",
                  "predicted to take 2.00 GB; the whole process, 1.00 GB at the peak",
-                 "5.00× the authors' way (4.00 to 6.00)",
+                 "6.00× the authors' way (5.00 to 7.00)",
                  "nothing is copied", "500.0"):  # fmt: skip
         assert part in text, part
     said = json.loads(json.dumps(got.as_dict()))
     assert said["efficiency"] == 0.8
-    assert said["rates"]["network"] == {"median": 50.0, "rounds": [50.0, 60.0, 40.0]}
+    assert said["rates"]["network"] == {"median": 60.0, "rounds": [60.0, 70.0, 50.0]}
+    rates = got.rates | {"pipeline": Rates((60.0,) * 3), "motion": Rates((80.0,) * 3)}
+    assert "were not computed" in format_result(result(rates=rates))
+    assert "were not computed" not in text
     assert "ceiling:" not in format_result(result(ceiling=None, network_flop=None))
     assert text.startswith("a.mp4, 64x48, 5 frames, 3 rounds\n")
     assert "a.mp4, 64x48, 1 frame, 1 round\n" in format_result(result(frames=1, rounds=1))

@@ -11,6 +11,8 @@ from tabulate import tabulate
 from vdeblur.benchmark.result import AGAINST, STEPS, BenchResult, Rates
 from vdeblur.benchmark.sweep import AGREEMENT, Sweep, Trial
 
+_FASTER = 1.1  # than its slowest stage, beyond noise
+
 
 def format_result(result: BenchResult) -> str:
     """Lay a result out as a table, with the network's speed against ceilings below."""
@@ -32,7 +34,7 @@ def format_result(result: BenchResult) -> str:
         disable_numparse=True,
     )  # fmt: skip
     lines = [f"  {line}".rstrip() for line in table.splitlines()]
-    lines[len(rows) : len(rows)] = ["", *_network_lines(result)]
+    lines[len(rows) : len(rows)] = ["", *_pipeline_lines(result), *_network_lines(result)]
     if published:
         lines += [
             _ratio("network", result.ratio(*AGAINST["network_against_published"])),
@@ -45,15 +47,19 @@ def _step_rows(result: BenchResult) -> list[list[str]]:
     rows = []
     for name in STEPS:
         if name not in result.rates:
-            missing = "copied" if name in ("upload", "download") else "computed"
-            rows.append([name, "-", "-", f"nothing is {missing}"])
+            computed = "network" in result.rates
+            missing = "the network takes none" if computed else "nothing is computed"
+            missing = "nothing is copied" if name in ("upload", "download") else missing
+            rows.append([name, "-", "-", missing])
             continue
         remarks = ["<- slowest stage"] if name == result.slowest else []
         remarks += [result.encoder] if name == "encode" else []
         rows.append(_row(result, name, *remarks))
     share = ""
-    if "network" in result.rates:
-        share = f": {result.rate('planes to planes') / result.rate('network'):.2f} of the network"
+    if "restoring" in result.rates:
+        share = f": {result.rate('planes to planes') / result.rate('restoring'):.2f} of restoring"
+    if result.copies_hidden is not None:
+        share += f", {result.copies_hidden:.0%} of the copies hidden"
     rows += [
         _row(result, "pipeline", f"{result.efficiency:.2f} of the slowest stage"),
         _row(result, "planes to planes", f"in memory, without codecs{share}"),
@@ -78,6 +84,18 @@ def _row(result: BenchResult, name: str, *remarks: str) -> list[str]:
     slow, fast = rates.spread
     told = "   ".join([f"{slow:.1f} to {fast:.1f}", *remarks])
     return [name, f"{rates.median:.1f}", f"{1000 / rates.median:.2f}", told]
+
+
+def _pipeline_lines(result: BenchResult) -> list[str]:
+    """What bounds the pipeline, and by how much."""
+    if not result.busy:
+        return []
+    (first, most), *others = sorted(result.busy.items(), key=lambda part: -part[1])
+    beside = ", ".join(f"{name} {share:.0%}" for name, share in others)
+    lines = [f"  pipeline: bound by {first}, busy {most:.0%} of the time; beside it {beside}"]
+    if "motion" in result.rates and result.efficiency > _FASTER:
+        lines.append("  pipeline: frames that hardly move were not computed, unlike in the stages")
+    return lines
 
 
 def _network_lines(result: BenchResult) -> list[str]:

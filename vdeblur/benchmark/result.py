@@ -6,8 +6,12 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: Steps that run beside each other in the pipeline; colour and network take turns on the device.
-STEPS = ("decode", "upload", "colour", "network", "download", "encode")
+#: Parts of restoring.
+PARTS = ("colour", "network")
+#: Steps that run beside each other in the pipeline, and the parts of one.
+STEPS = (
+    "decode", "motion", "upload", "colour", "network", "restoring", "download", "encode",
+)  # fmt: skip
 #: What is measured beside them.
 MORE = ("asynchronous", "planes to planes", "pipeline", "published network", "published frames")
 #: Ratios to the authors' way, by their names in JSON: the rate here, and theirs.
@@ -51,9 +55,11 @@ class BenchResult:
         batch: Frames that go through the network together.
         encoder: The encoder of libav.
         rates: Frames per second, by names of STEPS and MORE. Upload and download are missing where
-            nothing is copied, colour and network where nothing is computed, the published ones
-            unless they were asked for. "planes to planes" is in memory, without codecs;
-            "asynchronous" is the network by a clock that does not wait for the device.
+            nothing is copied, motion for networks that take none, colour, network and restoring
+            where nothing is computed, the published ones unless they were asked for. "network" is
+            the network alone, on its own input; "restoring" all that the device does from planes to
+            planes; "planes to planes" is in memory, without codecs; "asynchronous" is the network
+            by a clock that does not wait for the device.
         network_flop: Floating-point operations of a frame; None if they cannot be counted.
         peak_flops: Operations per second of large products in `precision` (`roofline.peaks`).
         copy_bytes: Bytes per second of a copy, reads and writes counted.
@@ -61,6 +67,9 @@ class BenchResult:
             run at these peaks; None where its layers are not known.
         memory_bytes: The peak of `memory_of`.
         memory_predicted: Bytes that a batch was predicted to take of it.
+        copies_hidden: Share of the time of copies in which the device computed (see
+            `timing.hidden_copies`); None where nothing is copied.
+        busy: Share of the pipeline's time in which each thread worked.
         memory_of: "GPU" for the allocations on the GPU, "process" for the whole process.
         notes: Lines for people.
     """
@@ -83,6 +92,8 @@ class BenchResult:
     ceiling: float | None
     memory_bytes: int | None
     memory_predicted: int
+    copies_hidden: float | None = None
+    busy: dict[str, float] = field(default_factory=dict)
     memory_of: str = "process"
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +104,8 @@ class BenchResult:
     @property
     def slowest(self) -> str:
         """The step that bounds the pipeline."""
-        return min((s for s in STEPS if s in self.rates), key=self.rate)
+        beside = [step for step in STEPS if step in self.rates and step not in PARTS]
+        return min(beside, key=self.rate)
 
     @property
     def efficiency(self) -> float:

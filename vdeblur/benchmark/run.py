@@ -11,12 +11,12 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vdeblur.benchmark import roofline
 from vdeblur.benchmark.result import BenchResult, Rates
+from vdeblur.benchmark.timing import busy_shares, hidden_copies, inputs_of, timed
 from vdeblur.color import add_correction, correction_to_planes, planes_to_rgb
 from vdeblur.deblur import motion_threads
 from vdeblur.errors import ModelError, UsageError
@@ -36,8 +37,8 @@ from vdeblur.inference.devices import device_name, fastest_convolutions, synchro
 from vdeblur.inference.export import random_motion
 from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.kernels import color
-from vdeblur.inference.setup import choose_output
-from vdeblur.inference.transfers import Overlap
+from vdeblur.inference.setup import choose_output, threads_for
+from vdeblur.inference.transfers import BatchTimes, Overlap
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.reader import VideoReader
@@ -54,7 +55,8 @@ from vdeblur.system.workers import Drain, background
 from vdeblur.weights import load
 
 _HELD_BYTES = 1 << 29  # decoded frames that are kept in memory
-_ROUND_SECONDS = 2.0  # of the network, where the number of frames is left open
+_ROUND_SECONDS = 2.0  # of restoring, where the number of frames is left open
+_MOST_FRAMES = 120  # that are decoded and encoded in a round
 
 
 def load_for_speed(
@@ -172,6 +174,8 @@ def bench(
         ceiling=None if work is None else work.ceiling(peak_flops, copy_bytes),
         memory_bytes=memory,
         memory_predicted=deblurrer.memory_needed(height, width, batch=measure.batch),
+        copies_hidden=measure.copies_hidden,
+        busy=measure.busy,
         memory_of="GPU" if deblurrer.device.type == "cuda" else "process",
         notes=[*notes, *measure.notes, *deblurrer.about, *deblurrer.notes],
     )
@@ -213,18 +217,28 @@ class _Measurement:
         self._around: list[Around] | None = None
         if self._motion is not None:
             self._around = surrounded(self._planes, self.layout, self._motion)
+        self._given: list[Tensor] = []
+        rate = math.inf
         if not deblurrer.changes_nothing:
-            self.network(2)  # allocates, picks algorithms, compiles; records, where graphs are
+            self._restore(2)  # allocates, picks algorithms, compiles; records, where graphs are
+            rate = self._restore(1)
+            self._given = inputs_of(deblurrer.network, self._correct)
         frames = options.frames
         if frames is None:
-            rate = math.inf if deblurrer.changes_nothing else self.network(1)
-            frames = int(min(max(rate * _ROUND_SECONDS, 2 * self.batch), 120))
+            frames = int(min(max(rate * _ROUND_SECONDS, 2 * self.batch), _MOST_FRAMES))
         nbytes = sum(plane.nbytes for plane in first.planes)
         self.count = max(1, min(frames, _HELD_BYTES // nbytes))
         with self._reader() as reader:
             self.count = sum(1 for _ in self._frames(reader))
-        # Of whole batches: a device does not do half of one twice as fast.
-        self.batches = -(-self.count // self.batch)
+        # Of whole batches: a device does not do half of one twice as fast. A device that is done
+        # with the frames at once gets them again.
+        again = 1 if options.frames is not None or math.isinf(rate) else rate * _ROUND_SECONDS
+        self.batches = -(-int(max(self.count, again)) // self.batch)
+        #: Share of the copies' time that computing hides, and of the pipeline's time in which each
+        #: thread works; of the last round.
+        self.copies_hidden: float | None = None
+        self.busy: dict[str, float] = {}
+        self._restoring = 0.0
 
     @contextmanager
     def _reader(self) -> Iterator[VideoReader]:
@@ -246,21 +260,35 @@ class _Measurement:
         if self.device.type != "cpu":
             steps["upload"] = self.upload
         computes = not self.deblurrer.changes_nothing
-        if computes:
-            steps |= {"colour": self.colour, "network": partial(self.network, self.batches)}
         if self.device.type != "cpu":
             steps["download"] = self.download
         steps["encode"] = self.encode
         if computes:
-            steps["asynchronous"] = partial(self.network, self.batches, synchronised=False)
-        return steps | {"planes to planes": self.in_memory, "pipeline": self.pipeline}
+            if self.deblurrer.guided:
+                steps["motion"] = self.motion
+            steps |= {"colour": self.colour, "network": self.network}
+            steps["asynchronous"] = partial(self.network, synchronised=False)
+        steps["planes to planes"] = self.in_memory
+        if computes:
+            steps["restoring"] = lambda: self._restoring
+        return steps | {"pipeline": self.pipeline}
 
     def decode(self) -> float:
         """Decode a file into planes."""
         with self._reader() as reader:
-            return _timed(lambda: sum(1 for _ in self._frames(reader)))
+            return timed(lambda: sum(1 for _ in self._frames(reader)))
 
-    def _on_device(self, work: Callable[[], object], batches: int, synchronised: bool) -> float:
+    def motion(self) -> float:
+        """Find the motion and the exposure of a film in memory, with the pipeline's threads."""
+        with self._reader() as reader:
+            held = list(self._frames(reader))
+        moved = with_one_torch_thread(Guide().run(held, threads=motion_threads(self.device)))
+        return timed(lambda: sum(1 for _ in moved))
+
+    def _on_device(
+        self, work: Callable[[], object], batches: int | None = None, synchronised: bool = True
+    ) -> float:
+        batches = batches or self.batches
         synchronize(self.device)
 
         def run() -> int:
@@ -270,7 +298,7 @@ class _Measurement:
                 synchronize(self.device)
             return batches * self.batch
 
-        rate = _timed(run)
+        rate = timed(run)
         synchronize(self.device)
         return rate
 
@@ -281,7 +309,7 @@ class _Measurement:
             for target, source in zip(self._planes, self._host, strict=True):
                 target.copy_(source, non_blocking=True)
 
-        return self._on_device(work, self.batches, True)
+        return self._on_device(work)
 
     def download(self) -> float:
         """Copy planes from the device to pinned memory."""
@@ -290,7 +318,7 @@ class _Measurement:
             for target, source in zip(self._host, self._planes, strict=True):
                 target.copy_(source, non_blocking=True)
 
-        return self._on_device(work, self.batches, True)
+        return self._on_device(work)
 
     def colour(self) -> float:
         """Convert planes to RGB, and add a correction to planes."""
@@ -304,22 +332,40 @@ class _Measurement:
                 color.planes_to_input(self._planes, self.layout, size=size, dtype=dtype)
                 color.add_to_planes(self._planes, delta, self.layout)
 
-            return self._on_device(passes, self.batches, True)
+            return self._on_device(passes)
 
         def work() -> None:
             planes_to_rgb(self._planes, self.layout)
             changes = correction_to_planes(delta, self.layout)
             add_correction(self._planes, changes, self.layout)
 
-        return self._on_device(work, self.batches, True)
+        return self._on_device(work)
 
-    def network(self, batches: int, *, synchronised: bool = True) -> float:
-        """Compute corrections of RGB, with padding, tiles and precision."""
-        return self._on_device(
-            lambda: self.deblurrer.correction(self._rgb, self._motion, self._around),
-            batches,
-            synchronised,
-        )
+    def _correct(self) -> object:
+        return self.deblurrer.correction(self._rgb, self._motion, self._around)
+
+    def _restore(self, batches: int) -> float:
+        def work() -> None:
+            self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
+
+        return self._on_device(work, batches)
+
+    @torch.no_grad()
+    def network(self, *, synchronised: bool = True) -> float:
+        """Compute corrections of what the network is given, on the device, and nothing else."""
+        network, given = self.deblurrer.network, self._given
+        run = getattr(network, "correction", network)
+        threads = threads_for(network, self.device, self.deblurrer.backend)
+
+        def work() -> None:
+            with fastest_convolutions(self.device):
+                if threads is None:
+                    for seen in given:
+                        run(seen)
+                else:
+                    threads.map(lambda number: run(given[number]), range(len(given)))
+
+        return self._on_device(work, synchronised=synchronised)
 
     def encode(self) -> float:
         """Encode planes into a file."""
@@ -333,18 +379,42 @@ class _Measurement:
                     writer.close()
                     return len(held)
 
-                rate = _timed(work)
+                rate = timed(work)
                 self.encoder = writer.encoder
                 return rate
 
     def in_memory(self) -> float:
-        """Restore planes in memory: copies, colour and network overlap."""
+        """Restore planes in memory: copies, colour and network overlap.
+
+        The timeline of the same run tells how long the device restores.
+        """
         with self._reader() as reader:
             held = list(self._frames(reader))
-        if self.deblurrer.guided:
-            held = list(with_neighbours(map(_moving, held)))
-        overlap = Overlap(self.deblurrer)
-        return _timed(lambda: sum(1 for _ in restore(held, overlap, self.batch)))
+        for frame in held:
+            frame.on_device = None  # they come again: from the host each time
+        moved = [_moving(frame) for frame in held] if self.deblurrer.guided else []
+
+        def run(count: int, timeline: list[BatchTimes] | None = None) -> int:
+            source: Iterable[Any] = islice(cycle(held), count)
+            overlap = Overlap(self.deblurrer, timeline=timeline)
+            with ExitStack() as running:
+                if moved:
+                    source = running.enter_context(
+                        background(
+                            with_neighbours(islice(cycle(moved), count)),
+                            depth=2 * self.batch,
+                            name="motion",
+                        )
+                    )
+                return sum(1 for _ in restore(source, overlap, self.batch))
+
+        run(min(3 * self.batch, self.count))  # allocates what the copies need
+        timeline: list[BatchTimes] = []
+        rate = timed(lambda: run(max(self.count, self.batches * self.batch), timeline))
+        self.copies_hidden = hidden_copies(timeline)
+        computing = sum(times.compute[1] - times.compute[0] for times in timeline)
+        self._restoring = sum(times.frames for times in timeline) / max(computing, 1e-9)
+        return rate
 
     def pipeline(self) -> float:
         """Restore a file into a file, as `deblur_video` does."""
@@ -356,24 +426,32 @@ class _Measurement:
 
             def work() -> int:
                 count, depth = 0, 2 * self.batch
+                begin = time.perf_counter()
                 with ExitStack() as running:
                     source = running.enter_context(
                         background(self._frames(reader), depth=depth, name="decode")
                     )
+                    sources = [source.times]
                     if self.deblurrer.guided:
                         threads = motion_threads(self.deblurrer.device)
                         moved = with_one_torch_thread(Guide().run(source, threads=threads))
                         source = running.enter_context(
                             background(moved, depth=depth, name="motion")
                         )
+                        sources.append(source.times)
                     sink = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
                     for frame, _ in restore(source, Overlap(self.deblurrer), self.batch):
                         sink.put(frame)
                         count += 1
+                    restored = time.perf_counter() - begin
+                drained = time.perf_counter()
                 writer.close()
+                end = time.perf_counter()
+                sink.times.busy_seconds += end - drained  # the encoder's last frames
+                self.busy = busy_shares(sources, restored, sink.times, end - begin)
                 return count
 
-            return _timed(work)
+            return timed(work)
 
     def _writer(self, folder: str, reader: VideoReader) -> VideoWriter:
         suffix = Path(str(reader.source)).suffix or ".mkv"
@@ -410,14 +488,14 @@ class _Measurement:
                 synchronize(self.device)
             return count
 
-        def timed(work: Callable[[], int]) -> float:
+        def measured(work: Callable[[], int]) -> float:
             with fastest_convolutions(self.device):  # which their scripts ask for too
-                return _timed(work)
+                return timed(work)
 
-        timed(network_alone)
+        measured(network_alone)
         return {
-            "published network": lambda: timed(network_alone),
-            "published frames": lambda: timed(frames),
+            "published network": lambda: measured(network_alone),
+            "published frames": lambda: measured(frames),
         }
 
     def memory_peak(self) -> int | None:
@@ -456,9 +534,3 @@ def _moving(frame: Frame) -> tuple[Frame, Movement]:
     frame.motion = random_motion(1)[0].numpy()
     way = frame.motion[:2] / np.float32(4)
     return frame, Movement(frame.motion, np.ones_like(way[0]), 1.0, ahead=way, back=way)
-
-
-def _timed(work: Callable[[], int]) -> float:
-    begin = time.perf_counter()
-    count = work()
-    return count / (time.perf_counter() - begin)
