@@ -26,7 +26,7 @@ from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.settings import PrecisionRequest
-from vdeblur.inference.transfers import Overlap, motion_of
+from vdeblur.inference.transfers import Overlap, motion_of, settle
 from vdeblur.media.default_names import default_output as default_output
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import writes_sequence
@@ -221,10 +221,11 @@ def deblur_video(
             return report
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         with ExitStack() as running:
+            overlap = Overlap(deblurrer, deferred=True)
             items, encoded, workers = _start(
-                running, reader, writer, deblurrer, guide if guided else None, size, cancel
+                running, reader, writer, overlap, guide if guided else None, size, cancel
             )
-            for item, replaced in restore(items, Overlap(deblurrer), size, choose=chosen):
+            for item, replaced in restore(items, overlap, size, choose=chosen):
                 encoded.put(item)
                 report.replaced += replaced
                 if isinstance(item, Frame):
@@ -244,7 +245,7 @@ def _start(
     running: ExitStack,
     reader: VideoReader,
     writer: VideoWriter,
-    deblurrer: Deblurrer,
+    overlap: Overlap,
     guide: Guiding | None,
     size: int,
     cancel: threading.Event | None,
@@ -255,7 +256,7 @@ def _start(
         running: Holds the threads.
         reader: Decodes the source.
         writer: Encodes the output.
-        deblurrer: The network, with its device.
+        overlap: Runs the network, on its device.
         guide: Finds the motion of frames; None for a network that takes none.
         size: Frames of a batch.
         cancel: Stops the threads when set.
@@ -263,16 +264,17 @@ def _start(
     Returns:
         Items for the network, the queue for restored items, and all threads in order.
     """
-    depth = size * _QUEUE_BATCHES
+    depth, device = size * _QUEUE_BATCHES, overlap.deblurrer.device
     source_items = reader.items()
-    if deblurrer.device.type == "cuda":
-        source_items = adopt(source_items, deblurrer.device, note=reader.notes.append)
+    if device.type == "cuda":
+        source_items = adopt(source_items, device, note=reader.notes.append)
+    source_items = overlap.staged(source_items)
     decoded = running.enter_context(
         background(source_items, depth=depth, name="decode", cancel=cancel, patience_seconds=1.0)
     )
     workers: list[Any] = [decoded]
     if guide is not None:
-        guided = guide.run(decoded, threads=motion_threads(deblurrer.device))
+        guided = guide.run(decoded, threads=motion_threads(device))
         workers.append(
             running.enter_context(
                 background(
@@ -285,7 +287,13 @@ def _start(
             )
         )
     items = workers[-1]
-    encoded = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
+
+    def write(item: Any) -> None:
+        if isinstance(item, Frame):
+            settle(item)
+        writer.write(item)
+
+    encoded = running.enter_context(Drain(write, depth=depth, name="encode"))
     return items, encoded, [*workers, encoded]
 
 

@@ -91,6 +91,10 @@ class Frame:
     #: The same picture in GPU memory: decoded hardware planes, or tensors (rows, columns) of the
     #: layout (see `vdeblur.inference.gpu_frames`).
     on_device: Any = None
+    #: Copies of the planes in pinned host memory, by `vdeblur.inference.transfers.Overlap.staged`.
+    staged: Any = None
+    #: Restored planes that `vdeblur.inference.transfers.settle` has yet to copy into the frame's.
+    restored: Any = None
     #: (4, h, w) float32 at any size: motion while the shutter is open, chord x, y and bend x, y in
     #: pixels of the luma plane (see `vdeblur.networks.taps`). None if unknown.
     motion: NDArray[np.float32] | None = None

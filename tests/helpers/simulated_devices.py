@@ -162,14 +162,12 @@ class SimulatedGpu(TorchFunctionMode):
             if name == "to":
                 return self._to(*args, **kwargs)
             if name == "_parse_to" or not (inside or "device" in kwargs):
-                if kwargs.pop("pin_memory", False) or name == "pin_memory":
+                if name == "pin_memory":
                     assert self.device.type != "mps", "torch 2.6 pins no memory for MPS"
-                    return args[0] if name == "pin_memory" else func(*args, **kwargs)
+                    return args[0]
                 return func(*args, **kwargs)
             if name == "cpu":
                 return args[0].as_subclass(Tensor).clone()
-            if name == "record_stream":
-                return None
             if name in ("numpy", "__array__", "__dlpack__"):
                 raise TypeError(f"can't convert {self.device} device type tensor to numpy")
             goal = torch.device(kwargs.pop("device", None) or self.device)
@@ -248,6 +246,17 @@ NAMES = {"cuda": "AMD Instinct MI300X", "xpu": "Intel Arc B580"}
 def simulated_gpu(kind: str) -> Iterator[tuple[SimulatedGpu, Any]]:
     """Simulate a GPU of a kind, the only one here; yields it and torch's module of the kind."""
     module = Mps() if kind == "mps" else Kind(NAMES[kind])
+    allocate = torch.empty
+
+    def empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        """By any thread, also those in which no mode is active."""
+        assert not (pin_memory and kind == "mps"), "torch 2.6 pins no memory for MPS"
+        return allocate(*size, **options)
+
+    def record_stream(tensor: Tensor, stream: Stream) -> None:
+        assert tensor.device.type == kind
+        assert isinstance(stream, Stream)
+
     with pytest.MonkeyPatch.context() as patch:
         for each in ("cuda", "xpu", "mps"):
             there = module if each == kind else Mps() if each == "mps" else Kind(each, 0)
@@ -256,6 +265,8 @@ def simulated_gpu(kind: str) -> Iterator[tuple[SimulatedGpu, Any]]:
             patch.setattr(torch.mps, "device_count", lambda: 0)
         patch.setattr(torch.backends.mps, "get_name", lambda: "Apple M4", raising=False)
         patch.setattr(torch.backends.mps, "is_built", lambda: kind == "mps")
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(Tensor, "record_stream", record_stream)
         patch.setattr(torch, "_has_compatible_shallow_copy_type", lambda a, b: False)
         with SimulatedGpu(torch.device(kind, 0)) as gpu:
             yield gpu, module

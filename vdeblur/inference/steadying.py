@@ -88,8 +88,8 @@ def steadied(
     if others:
         shape = others[0].shape
         olds = [to_float(plane, layout.depth) for plane in link[0].restored[1:]]
-        per = flow.new_tensor([shape[1] / layout.width, shape[0] / layout.height])
-        found = _warped(olds, flow * per[:, None, None], cubic=True)
+        per = shape[1] / layout.width, shape[0] / layout.height
+        found = _warped(olds, torch.stack([flow[0] * per[0], flow[1] * per[1]]), cubic=True)
         part = _resized(share, shape)
         result += [
             _mixed(plane, here, warped, part, layout)

@@ -1,23 +1,26 @@
-"""Overlap copies with computation: pinned buffers, streams and events around a deblurrer.
+"""Overlap copies with computation: pinned memory, streams and events around a deblurrer.
 
-On a CUDA device the planes of batch k + 1 are uploaded, and those of batch k − 1 downloaded, while
-batch k is computed. On every other device the same call runs synchronously. Knows no files, no
-threads and nothing of the network.
+On a device with streams the planes of batch k + 1 are uploaded, and those of batch k − 1
+downloaded, while batch k is computed. On every other device the same call runs synchronously. The
+copies between a frame's memory and pinned memory may be made by other threads: `Overlap.staged`
+before, and `settle` after. Knows no files, no threads and nothing of the network.
 
     copy-in stream   ── upload 0 ── upload 1 ──────── upload 2 ──
     compute stream              └── restore 0 ── restore 1 ── restore 2
     copy-out stream                          └── download 0 ── download 1
-    host             fill 0, fill 1 │ wait for download 0, write back, fill 2 │ wait for download 1
-    …
+    host             issue 0, issue 1 │ wait for download 0, issue 2 │ wait for download 1 …
+
+Each frame crosses the bus once, as planes: what its neighbors see of it is made on the device.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import cv2
@@ -27,9 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdeblur.frames import Frame, FrameBatch, Plane, PlaneLayout
+from vdeblur.inference.devices import accelerator, has_streams
 from vdeblur.motion.neighbours import Around, around_of
-
-_cuda: Any = torch.cuda  # its streams and events have no types
 
 
 class BatchDeblurrer(Protocol):
@@ -92,10 +94,13 @@ class DeviceOps(Protocol):
         """Return the device time in seconds between two events that have happened."""
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Allocate host memory that the device copies from and to without stopping the host."""
+        """Allocate host memory that the device copies from and to without stopping the host.
+
+        Once let go, it is used again as soon as the copies that were issued are over.
+        """
 
     def resident(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Allocate device memory."""
+        """Allocate device memory, owned by the current stream."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copy between host and device on the current stream; the host does not wait."""
@@ -104,24 +109,37 @@ class DeviceOps(Protocol):
         """Keep the tensor's memory from being reused before the stream is done with it."""
 
 
-class CudaOps:
-    """`DeviceOps` by torch.cuda."""
+@cache
+def _streams(device: torch.device) -> tuple[Any, Any, Any]:
+    """Return the device's streams for uploads, computation and downloads.
+
+    Always the same ones: what one run leaves in the views of a film's frames, a live camera's next
+    run finds. None is the default stream, for which FFmpeg's copies of decoded frames wait.
+    """
+    module = accelerator(device)
+    assert module is not None
+    return module.Stream(device), module.Stream(device), module.Stream(device)
+
+
+class StreamOps:
+    """`DeviceOps` by torch.cuda, or another module of the same functions."""
 
     def __init__(self, device: torch.device, *, timing: bool = False) -> None:
         self.device, self.timing = device, timing
-        self.copy_in = _cuda.Stream(device)
-        self.copy_out = _cuda.Stream(device)
-        # The caller's stream, on which the weights were prepared: nothing to hand over.
-        self.compute = torch.cuda.current_stream(device)
+        module: Any = accelerator(device)
+        self._module = module
+        self.copy_in, self.compute, self.copy_out = _streams(device)
+        # The caller's stream is the one on which the weights were prepared.
+        self.compute.wait_stream(module.current_stream(device))
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         """See `DeviceOps`."""
-        context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+        context: AbstractContextManager[Any] = self._module.stream(stream)
         return context
 
     def event(self) -> Any:
         """See `DeviceOps`."""
-        return _cuda.Event(enable_timing=self.timing)
+        return self._module.Event(enable_timing=self.timing)
 
     def record(self, event: Any, stream: Any) -> None:
         """See `DeviceOps`."""
@@ -140,7 +158,7 @@ class CudaOps:
         return float(start.elapsed_time(end)) / 1000
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `DeviceOps`."""
+        """See `DeviceOps`. torch keeps such memory, for allocating it takes milliseconds."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def resident(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -171,14 +189,11 @@ class BatchTimes:
 
 
 @dataclass
-class _Slot:
-    """The buffers and events of one batch in flight; reused when that batch is done."""
+class _Flight:
+    """A batch under way: where its results arrive, and when."""
 
-    layout: PlaneLayout
-    capacity: int
-    staged: list[Tensor]  # pinned, host → device
-    resident: list[Tensor]  # on the device
-    results: list[Tensor]  # pinned, device → host
+    batch: FrameBatch
+    results: list[Tensor]  # pinned, as the planes
     replaced: Tensor  # pinned, bool
     upload: tuple[Any, Any]  # events: start, end
     compute: tuple[Any, Any]
@@ -197,12 +212,14 @@ class Overlap:
     Attributes:
         deblurrer: Restores the planes.
         depth: Batches in flight, at least 1.
+        deferred: Leave it to `settle` to copy results from pinned memory into the frames' planes.
         timeline: Gets the `BatchTimes` of each batch; None measures nothing.
         ops: The device operations; None takes those of the deblurrer's device.
     """
 
     deblurrer: BatchDeblurrer
     depth: int = field(default=2, kw_only=True)
+    deferred: bool = field(default=False, kw_only=True)
     timeline: list[BatchTimes] | None = field(default=None, kw_only=True)
     ops: DeviceOps | None = field(default=None, kw_only=True)
 
@@ -220,12 +237,30 @@ class Overlap:
         Yields:
             (batch, for each frame whether the source was kept instead of the result).
         """
-        ops = self.ops
-        if ops is None and self.deblurrer.device.type == "cuda":
-            ops = CudaOps(self.deblurrer.device, timing=self.timeline is not None)
-        if ops is None:
-            return self._run_plainly(batches)
-        return _InFlight(self.deblurrer, ops, self.depth, self.timeline).run(batches)
+        ops = self._device_ops()
+        return self._run_plainly(batches) if ops is None else _InFlight(self, ops).run(batches)
+
+    def staged(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Copy the planes of frames into pinned memory, on the thread that takes the items.
+
+        Args:
+            items: Frames and other objects.
+
+        Yields:
+            The items; frames have `staged`, unless they are on the device already, or it has no
+            streams.
+        """
+        ops = self._device_ops()
+        for item in items:
+            if ops is not None and isinstance(item, Frame) and _decoded(item) is None:
+                item.staged = _copied(item, ops.pinned)
+            yield item
+
+    def _device_ops(self) -> DeviceOps | None:
+        """The device's operations; None without streams."""
+        if self.ops is None and has_streams(self.deblurrer.device):
+            return StreamOps(self.deblurrer.device, timing=self.timeline is not None)
+        return self.ops
 
     def _run_plainly(
         self, batches: Iterable[FrameBatch]
@@ -245,7 +280,7 @@ class Overlap:
             restored, replaced = self.deblurrer.restore_planes(
                 planes, batch.layout, motion_of(batch.frames), around_of(batch.frames)
             )
-            _release_views(batch.frames)
+            _release(batch.frames)
             for before, after, same in zip(planes, restored, _by_plane(batch), strict=True):
                 if after is not before:
                     _write_back(after.cpu().numpy(), same)
@@ -258,97 +293,99 @@ class Overlap:
 
 
 class _InFlight:
-    """One run of `Overlap` on a device that works in parallel with the host."""
+    """One run of an `Overlap` on a device that works in parallel with the host."""
 
-    def __init__(
-        self,
-        deblurrer: BatchDeblurrer,
-        ops: DeviceOps,
-        depth: int,
-        timeline: list[BatchTimes] | None,
-    ) -> None:
-        self._deblurrer, self._ops, self._timeline = deblurrer, ops, timeline
-        self._depth = depth
-        self._free: deque[_Slot] = deque()
-        self._pending: deque[tuple[FrameBatch, _Slot | None]] = deque()
+    def __init__(self, overlap: Overlap, ops: DeviceOps) -> None:
+        self._overlap, self._ops = overlap, ops
+        self._pending: deque[_Flight | FrameBatch] = deque()
         self._origin: Any = None
 
     def run(self, batches: Iterable[FrameBatch]) -> Iterator[tuple[FrameBatch, list[bool]]]:
         """See `Overlap.run`."""
         try:
             for batch in batches:
-                self._submit(batch)
-                if len(self._pending) >= self._depth:
+                self._pending.append(self._submit(batch) if batch.frames else batch)
+                if len(self._pending) >= self._overlap.depth:
                     yield self._finish()
             while self._pending:
                 yield self._finish()
         finally:
-            # Left early: buffers must outlive the copies still in flight.
-            for slot in (slot for _, slot in self._pending if slot is not None):
-                self._ops.synchronize(slot.download[1])
+            # Left early: memory must outlive the copies still in flight.
+            for flight in self._pending:
+                if isinstance(flight, _Flight):
+                    self._ops.synchronize(flight.download[1])
 
-    def _submit(self, batch: FrameBatch) -> None:
-        """Fill a staging buffer; issue upload, computation and download; wait for none of them."""
-        if not batch.frames:
-            self._pending.append((batch, None))
-            return
-        ops, count = self._ops, len(batch)
-        slot = self._slot(batch)
-        # Frames that a GPU decoded need no upload (see `vdeblur.inference.gpu_frames`).
-        decoded = [frame.on_device for frame in batch.frames if isinstance(frame.on_device, tuple)]
-        if len(decoded) < count:
-            for staged, same in zip(slot.staged, _by_plane(batch), strict=True):
-                host = staged.numpy()
-                for i, plane in enumerate(same):
-                    np.copyto(host[i], plane)
+    def _submit(self, batch: FrameBatch) -> _Flight:
+        """Issue upload, computation and download of a batch; wait for none of them."""
+        ops, layout, count = self._ops, batch.layout, len(batch)
+        upload, compute, download = ((ops.event(), ops.event()) for _ in range(3))
         with ops.on(ops.copy_in):
             if self._origin is None:
                 self._origin = ops.event()
                 ops.record(self._origin, ops.copy_in)
-            ops.record(slot.upload[0], ops.copy_in)
-            if len(decoded) < count:
-                for resident, staged in zip(slot.resident, slot.staged, strict=True):
-                    ops.copy(resident[:count], staged[:count])
-            else:
-                for resident, tensors in zip(
-                    slot.resident, zip(*decoded, strict=True), strict=True
-                ):
-                    for i, tensor in enumerate(tensors):
-                        ops.share(tensor, ops.copy_in)
-                        ops.copy(resident[i], tensor)
-                for frame in batch.frames:
-                    frame.on_device = None  # the device's memory is for work in flight
+            ops.record(upload[0], ops.copy_in)
             motion, around = motion_of(batch.frames), around_of(batch.frames)
             if motion is not None:
                 motion = self._upload(motion)
             if around is not None:
                 around = [known and known.moved(self._upload, self._share) for known in around]
-            ops.record(slot.upload[1], ops.copy_in)
+            planes = self._planes(batch, around)
+            ops.record(upload[1], ops.copy_in)
         with ops.on(ops.compute):
-            ops.wait(ops.compute, slot.upload[1])
-            ops.record(slot.compute[0], ops.compute)
-            planes = [resident[:count] for resident in slot.resident]
-            restored, replaced = self._deblurrer.restore_planes(
-                planes, batch.layout, motion, around
+            ops.wait(ops.compute, upload[1])
+            ops.record(compute[0], ops.compute)
+            restored, replaced = self._overlap.deblurrer.restore_planes(
+                planes, layout, motion, around
             )
-            _release_views(batch.frames)
-            ops.record(slot.compute[1], ops.compute)
+            _release(batch.frames)
+            ops.record(compute[1], ops.compute)
+        results = [ops.pinned((count, *shape), _dtype(layout)) for shape in layout.shapes]
+        flags = ops.pinned((count,), torch.bool)
         with ops.on(ops.copy_out):
-            ops.wait(ops.copy_out, slot.compute[1])
-            ops.record(slot.download[0], ops.copy_out)
-            results = [*slot.results, slot.replaced]
-            for result, tensor in zip(results, [*restored, replaced], strict=True):
+            ops.wait(ops.copy_out, compute[1])
+            ops.record(download[0], ops.copy_out)
+            for result, tensor in zip([*results, flags], [*restored, replaced], strict=True):
                 # Allocated on the compute stream, which may reuse it once Python releases it here.
                 ops.share(tensor, ops.copy_out)
-                ops.copy(result[:count], tensor)
-            ops.record(slot.download[1], ops.copy_out)
-        self._pending.append((batch, slot))
+                ops.copy(result, tensor)
+            ops.record(download[1], ops.copy_out)
+        return _Flight(batch, results, flags, upload, compute, download)
+
+    def _planes(self, batch: FrameBatch, around: Sequence[Around | None] | None) -> list[Tensor]:
+        """Return the planes (N, rows, columns) of a batch on the device, for the compute stream.
+
+        What a GPU decoded, or what is there for a frame's neighbors, is not uploaded again.
+        """
+        ops, layout, frames = self._ops, batch.layout, batch.frames
+        known = around or [None] * len(frames)
+        there = [
+            one.here.planes if one is not None else _decoded(frame)
+            for frame, one in zip(frames, known, strict=True)
+        ]
+        if len(frames) == 1 and there[0] is not None:
+            for plane in there[0]:
+                self._share(plane)
+            return [plane[None] for plane in there[0]]
+        stacked = [ops.resident((len(frames), *shape), _dtype(layout)) for shape in layout.shapes]
+        for number, (frame, planes) in enumerate(zip(frames, there, strict=True)):
+            if planes is None:
+                planes = frame.staged or _copied(frame, ops.pinned)
+            else:
+                for plane in planes:
+                    ops.share(plane, ops.copy_in)
+            for target, plane in zip(stacked, planes, strict=True):
+                ops.copy(target[number], plane)
+        for tensor in stacked:
+            self._share(tensor)
+        return stacked
 
     def _upload(self, tensor: Tensor) -> Tensor:
         """Copy a tensor to the device for the compute stream; issued on the current stream."""
         ops = self._ops
-        staged = ops.pinned(tuple(tensor.shape), tensor.dtype)
-        staged.copy_(tensor)
+        staged = tensor
+        if not tensor.is_pinned():
+            staged = ops.pinned(tuple(tensor.shape), tensor.dtype)
+            staged.copy_(tensor)
         resident = ops.resident(tuple(tensor.shape), tensor.dtype)
         self._share(resident)
         ops.copy(resident, staged)
@@ -358,51 +395,47 @@ class _InFlight:
         self._ops.share(tensor, self._ops.compute)
 
     def _finish(self) -> tuple[FrameBatch, list[bool]]:
-        """Wait for the download of the oldest batch, and write it into its frames."""
-        batch, slot = self._pending.popleft()
-        if slot is None:
-            return batch, []
-        self._ops.synchronize(slot.download[1])
-        for result, same in zip(slot.results, _by_plane(batch), strict=True):
-            _write_back(result[: len(batch)].numpy(), same)
-        replaced: list[bool] = slot.replaced[: len(batch)].tolist()
-        if self._timeline is not None:
-            steps = (slot.upload, slot.compute, slot.download)
-            self._timeline.append(BatchTimes(len(batch), *map(self._span, steps)))
-        self._free.append(slot)
-        return batch, replaced
+        """Wait for the download of the oldest batch, and give it to its frames."""
+        flight = self._pending.popleft()
+        if isinstance(flight, FrameBatch):
+            return flight, []
+        self._ops.synchronize(flight.download[1])
+        for number, frame in enumerate(flight.batch.frames):
+            frame.restored = tuple(result[number] for result in flight.results)
+            if not self._overlap.deferred:
+                settle(frame)
+        if (timeline := self._overlap.timeline) is not None:
+            steps = (flight.upload, flight.compute, flight.download)
+            timeline.append(BatchTimes(len(flight.batch), *map(self._span, steps)))
+        return flight.batch, flight.replaced.tolist()
 
     def _span(self, step: tuple[Any, Any]) -> tuple[float, float]:
         start, end = (self._ops.seconds(self._origin, event) for event in step)
         return start, end
 
-    def _slot(self, batch: FrameBatch) -> _Slot:
-        """Return buffers for the batch: free ones if they fit, else new ones.
 
-        A slot is free once its download has been waited for; its upload has then happened too.
-        """
-        ops, layout, count = self._ops, batch.layout, len(batch)
-        if self._free:
-            slot = self._free.popleft()
-            if slot.layout == layout and slot.capacity >= count:
-                return slot
-        dtype = torch.uint8 if layout.depth == 8 else torch.uint16
-        shapes = [(count, *shape) for shape in layout.shapes]
-        with ops.on(ops.copy_in):
-            # Allocated on the stream that writes it: memory that the compute stream has released
-            # may still be read by work queued there.
-            resident = [ops.resident(shape, dtype) for shape in shapes]
-        return _Slot(
-            layout,
-            count,
-            staged=[ops.pinned(shape, dtype) for shape in shapes],
-            resident=resident,
-            results=[ops.pinned(shape, dtype) for shape in shapes],
-            replaced=ops.pinned((count,), torch.bool),
-            upload=(ops.event(), ops.event()),
-            compute=(ops.event(), ops.event()),
-            download=(ops.event(), ops.event()),
-        )
+def settle(frame: Frame) -> None:
+    """Copy a frame's restored planes into its own, if a deferred `Overlap` left them elsewhere."""
+    if frame.restored is not None:
+        for plane, values in zip(frame.planes, frame.restored, strict=True):
+            np.copyto(plane, values.numpy())
+        frame.restored = None
+
+
+def _decoded(frame: Frame) -> tuple[Tensor, ...] | None:
+    """The planes that a GPU decoded (`vdeblur.inference.gpu_frames`)."""
+    return frame.on_device if isinstance(frame.on_device, tuple) else None
+
+
+def _copied(frame: Frame, pinned: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    copies = tuple(pinned(shape, _dtype(frame.layout)) for shape in frame.layout.shapes)
+    for copy, plane in zip(copies, frame.planes, strict=True):
+        np.copyto(copy.numpy(), plane)
+    return copies
+
+
+def _dtype(layout: PlaneLayout) -> torch.dtype:
+    return torch.uint8 if layout.depth == 8 else torch.uint16
 
 
 def motion_of(frames: Sequence[Frame]) -> Tensor | None:
@@ -425,10 +458,10 @@ def motion_of(frames: Sequence[Frame]) -> Tensor | None:
     return torch.from_numpy(motion)
 
 
-def _release_views(frames: Sequence[Frame]) -> None:
-    """Release the views of frames, which are for work in flight, not for frames to be written."""
+def _release(frames: Sequence[Frame]) -> None:
+    """Release what frames carry for work in flight: views, and the device's memory."""
     for frame in frames:
-        frame.around = None
+        frame.around = frame.on_device = frame.staged = None
 
 
 def _by_plane(batch: FrameBatch) -> list[tuple[Plane, ...]]:

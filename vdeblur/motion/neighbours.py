@@ -49,8 +49,10 @@ class View:
     def __init__(self, frame: Frame) -> None:
         assert frame.motion is not None
         there = frame.on_device if isinstance(frame.on_device, tuple) else None
-        self.planes: tuple[Tensor, ...] = there or tuple(
-            torch.from_numpy(np.array(plane, order="C")) for plane in frame.planes
+        self.planes: tuple[Tensor, ...] = (
+            there
+            or frame.staged
+            or tuple(torch.from_numpy(np.array(plane, order="C")) for plane in frame.planes)
         )
         self.layout: PlaneLayout = frame.layout
         self.motion = torch.from_numpy(np.array(frame.motion, np.float32))
