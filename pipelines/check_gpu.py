@@ -34,14 +34,20 @@ for channels, h, w in ((32, 720, 1280), (64, 360, 640), (128, 180, 320)):
         x = x.contiguous(memory_format=torch.channels_last)
         block = block.to(memory_format=torch.channels_last)
         quick = convolution.FusedBlock(block)
+        middle = quick.first.plain(x)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             times, expected = {}, block(x).float()
-            for name, way in quick.ways().items():
+            for name, way in quick.second.ways(middle, x).items():
                 try:
-                    error = float((way(x).float() - expected).abs().max() / expected.abs().max())
-                    times[name] = f'{autotune.milliseconds(way, x):.3f}' if error < 2e-2 else error
+                    error = float((way().float() - expected).abs().max() / expected.abs().max())
+                    times[name] = f'{autotune.milliseconds(way):.3f}' if error < 2e-2 else error
                 except Exception as problem:
                     times[name] = type(problem).__name__
+            for name, way in quick.first.ways(x).items():
+                try:
+                    times['first ' + name] = f'{autotune.milliseconds(way):.3f}'
+                except Exception as problem:
+                    times['first ' + name] = type(problem).__name__
             plain = autotune.milliseconds(block, x)
         gb = 6 * x.numel() * 2 / 1e9
         print(f'{channels:>8} {n}x{h}x{w:>6} {plain:>9.3f}  {times} ({gb:.2f} GB unfused)')
@@ -77,7 +83,7 @@ for name in ('street', 'walk'):
 
 GUIDED = """
 import torch
-from vdeblur.inference.runtimes.cuda import record_graph
+from vdeblur.inference.runtimes.cuda import Recorder
 from vdeblur.inference.kernels.autotune import milliseconds
 from vdeblur.networks import build, spec, taps
 print('milliseconds a frame: samples along the motion, network, its trunk, network as a graph')
@@ -90,7 +96,7 @@ for model in ('mimo-unet-guided', 'mimo-unet-guided-large'):
         x = taps.with_guidance(rgb, motion).to(torch.half, memory_format=torch.channels_last)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             packed, _ = network.prepare(x)
-            graph = record_graph(network.correction, x)
+            graph = Recorder()(network.correction, x)
             ways = ((lambda _: taps.with_guidance(rgb, motion), rgb), (network.correction, x),
                     (network.trunk, packed), (graph, x))
             times = [f'{milliseconds(way, given) / n:8.3f}' for way, given in ways]

@@ -225,8 +225,13 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(devices, "multiplies_bf16", lambda able=able: able)
         assert choose_runtime("auto", net, CPU, "bf16") == ("openvino" if able else "torch")
-    assert choose_runtime("auto", net, gpu, "fp32") == "torch"
-    assert choose_runtime("auto", Adds(), CPU, "fp32") == "torch"
+    for precision in ("fp32", "fp16", "bf16"):
+        assert choose_runtime("auto", net, gpu, precision) == "cudagraphs"
+        assert choose_runtime("auto", net, torch.device("xpu", 0), precision) == "torch"
+    for device in (CPU, gpu):
+        # What another module does, a graph may not hold; what is trained, it would not follow.
+        assert choose_runtime("auto", Adds(), device, "fp32") == "torch"
+        assert choose_runtime("auto", network().requires_grad_(True), device, "fp32") == "torch"
     assert choose_runtime("torch", net, CPU, "fp32") == "torch"
     assert choose_runtime("onnxruntime", net, gpu, "fp32") == "onnxruntime"
     monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, "torch")
@@ -243,7 +248,8 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("backend", "device", "precision", "sentence"),
     [
-        ("tensorrt", "cpu", "fp32", "backend is 'tensorrt': choose"),
+        ("tensorflow", "cpu", "fp32", "backend is 'tensorflow': choose"),
+        ("compile", "mps", "fp32", "backend compile runs on a CUDA or XPU device, not on mps: use"),
         ("openvino", "cuda", "fp32", "openvino runs on a CPU"),
         ("openvino", "cpu", "fp16", "openvino runs on a CPU in fp32, bf16 or int8, not on cpu in"),
         ("onnxruntime", "cpu", "bf16", "onnxruntime runs on a CPU or CUDA in fp32"),
@@ -260,18 +266,18 @@ def test_impossible_choices_are_told(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("named", ["option", "environment"])
-@pytest.mark.parametrize("backend", ["triton", "cudagraphs"])
+@pytest.mark.parametrize("backend", ["fused", "cudagraphs", "tensorrt"])
 def test_what_needs_a_gpu_is_refused_without_one(
     backend: Any, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if named == "environment":
         monkeypatch.setenv(runtimes.RUNTIME_VARIABLE, backend)
     asked: Any = backend if named == "option" else "auto"
-    with pytest.raises(DeviceError, match="and PyTorch sees no CUDA GPU here") as refused:
+    with pytest.raises(DeviceError, match="a CUDA device, and PyTorch sees none here: ") as refused:
         Deblurrer(device="cpu", backend=asked)
     assert "`device=" not in str(refused.value)
     # Where there is one, it is the device that does not fit.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "find_device", lambda _: torch.device("cuda", 0))
     with pytest.raises(UsageError, match="runs on a CUDA device, not on cpu: use `device='cuda'`"):
         choose_runtime(asked, network(), CPU, "fp16")
 

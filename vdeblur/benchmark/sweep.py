@@ -28,19 +28,19 @@ from vdeblur.inference.batching import GAIN
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.devices import (
     device_name,
+    empty_cache,
     find_device,
     free_memory,
     synchronize,
 )
 from vdeblur.inference.export import random_motion, random_pictures
-from vdeblur.inference.kernels import color, convolution
+from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import Plan
-from vdeblur.inference.settings import Setting, store_setting
+from vdeblur.inference.runtimes import RuntimeRequest
+from vdeblur.inference.settings import Setting, store_setting, usual_precision
 from vdeblur.inference.tiling import MIN_TILE
 from vdeblur.motion.neighbours import Around
-from vdeblur.networks import GlobalMean, Identity, Network
-from vdeblur.networks.base import traits_of
-from vdeblur.system.optional import installed
+from vdeblur.networks import GlobalMean, Identity
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
 AGREEMENT = runtimes.AGREEMENT
@@ -130,7 +130,7 @@ class TuneOptions:
     size: tuple[int, int] = (1280, 720)
     device: str = "auto"
     precision: str = "auto"
-    backend: str = "auto"
+    backend: RuntimeRequest = "auto"
     batch: int | Literal["auto"] = "auto"
     tile: int | Literal["auto"] | None = "auto"
     rounds: int = 5
@@ -169,7 +169,7 @@ def tune(
     search = _Search(runner, options, on_trial)
     pairs = list(_pairs(device, options.precision, options.backend))
     # The default first: it stands unless another is clearly faster.
-    usual = _usual(loaded, device, options.precision, options.backend)
+    usual = _usual(loaded, device, options)
     best = search.try_precisions(sorted(pairs, key=lambda pair: pair != usual), pairs[0])
     runner.let_go(best)
     if options.batch == "auto":
@@ -262,42 +262,31 @@ def _best(trials: list[Trial]) -> Trial:
     return best
 
 
-def _usual(
-    network: torch.nn.Module, device: torch.device, precision: str, backend: str
-) -> tuple[str, str]:
+def _usual(network: torch.nn.Module, device: torch.device, options: TuneOptions) -> tuple[str, str]:
     """(backend, precision) that `Deblurrer` chooses here by itself."""
+    backend, precision = options.backend, options.precision
     if precision == "auto":
-        half = device.type == "cuda" and traits_of(network).supports_half
-        precision = "fp16" if half else "fp32"
-        if device.type == "cpu" and runtimes.prefers_bf16(network, backend):  # type: ignore[arg-type]
-            precision = "bf16"
-    if backend != "auto":
-        return backend, precision
-    wanted = (
-        "openvino"
-        if device.type == "cpu" and isinstance(network, Network) and installed("openvino")
-        else "torch"
-    )
-    return wanted, precision
+        precision = usual_precision(network, device, backend)
+    return runtimes.choose_runtime(backend, network, device, precision), precision
 
 
 def _pairs(device: torch.device, precision: str, backend: str) -> Iterable[tuple[str, str]]:
     """(backend, precision) to try on a device."""
-    gpu = device.type == "cuda"
-    names = ["torch"]
-    if gpu:
-        names += ["cudagraphs", *(["triton"] if convolution.available() else [])]
-    elif device.type == "cpu":
-        names += [name for name in ("openvino", "onnxruntime") if installed(name)]
-    if backend != "auto":
-        names = [backend]
-    for name in names:
+    gpu = device.type != "cpu"
+    names: list[str] = [
+        name
+        for name, able in runtimes.ABILITIES.items()
+        if able.installed
+        and (not able.devices or device.type in able.devices)
+        and (name in runtimes.TENSOR_RUNTIMES or not gpu)
+    ]
+    for name in names if backend == "auto" else [backend]:
         precisions = ["fp32"]
         if name == "torch" and gpu:
             precisions = ["fp16", "bf16", "fp32"]
-        elif name in ("torch", "openvino") and device.type == "cpu" and devices.multiplies_bf16():
+        elif name in ("torch", "openvino") and not gpu and devices.multiplies_bf16():
             precisions = ["fp32", "bf16"]
-        elif name in ("cudagraphs", "triton"):
+        elif gpu:
             # bf16 is as fast and coarser, fp32 slower; each would compile for a minute.
             precisions = ["fp16"]
         yield from ((name, p) for p in ([precision] if precision != "auto" else precisions))
@@ -376,8 +365,7 @@ class _TrialRunner:
         """Free what other backends and precisions hold; graphs have memory of their own."""
         for key in set(self._ready) - {(best.backend, best.precision)}:
             del self._ready[key]
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.device)
 
     def measure(self, trials: list[Trial]) -> None:
         """Measure all trials in turn, round by round, after comparing each with fp32 torch."""

@@ -41,10 +41,13 @@ _NETWORK: dict[str, dict[str, Any]] = {
     },
     "backend": {
         "default": "auto",
-        "choices": ("auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"),
+        "choices": (
+            *("auto", "torch", "openvino", "onnxruntime"),
+            *("cudagraphs", "fused", "compile", "tensorrt"),
+        ),
         "help": "runtime of the network: auto is the one that `vdeblur bench --tune` found "
-        "fastest here, else OpenVINO on a CPU if installed, else torch; cudagraphs and triton "
-        "need CUDA",
+        "fastest here, else OpenVINO on a CPU if installed, cudagraphs on CUDA, else torch; fused, "
+        "compile and tensorrt are for GPUs too, and take seconds to minutes to start",
     },
     "batch": {
         "type": number_or("auto"),

@@ -89,7 +89,8 @@ class Deblurrer:
             et al., CVPR 2016), at eight times the cost; None is the catalogue's choice.
         stage: Which of the network's `stages` to take.
         backend: The runtime, see `vdeblur.inference.runtimes`; "auto" is what `vdeblur bench
-            --tune` found fastest here, else OpenVINO on a CPU where it is installed, else torch.
+            --tune` found fastest here, else OpenVINO on a CPU where it is installed, cudagraphs on
+            CUDA, else torch.
         calibration: Pictures (N, 3, H, W) of the kind to come, on which the ranges of int8 are
             measured; without any, they are measured on the first pictures that are restored.
 

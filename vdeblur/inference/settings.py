@@ -139,7 +139,7 @@ def resolve(
     if measured_or_asked := wanted != "auto":
         chosen = wanted
     else:
-        chosen = _usual_precision(network, device, wanted_runtime)
+        chosen = usual_precision(network, device, wanted_runtime)
     found = runtimes.choose_runtime(wanted_runtime, network, device, chosen)
     _log.debug(
         "requested %s in %s on %s, measured %s: runtime %s in %s",
@@ -158,10 +158,8 @@ def resolve(
     )
 
 
-def _usual_precision(
-    network: nn.Module, device: torch.device, runtime: RuntimeRequest
-) -> Precision:
-    """The precision where nobody asked for one and none was measured."""
+def usual_precision(network: nn.Module, device: torch.device, runtime: RuntimeRequest) -> Precision:
+    """Return the precision where nobody asked for one and none was measured."""
     if device.type == "cpu" and runtimes.prefers_bf16(network, runtime):
         return "bf16"
     # Not on MPS, where a half tensor of another kind than expected ends the process.

@@ -1,103 +1,65 @@
-"""Choose the fastest of several kernels for a layer and a shape, by measuring them on the device.
+"""Choose the fastest of several ways to compute a layer, by measuring them on the device.
 
 Knows tensors and callables only.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Way = Callable[[Tensor], Tensor]
+Way = Callable[[], Tensor]
 _cuda: Any = torch.cuda  # its events have no types
 
-
-@dataclass(frozen=True)
-class Launch:
-    """How a kernel is launched.
-
-    Attributes:
-        rows: Pixels multiplied at once.
-        warps: Warps of a program.
-        stages: Loads in flight.
-    """
-
-    rows: int = 64
-    warps: int = 4
-    stages: int = 3
-
-
-#: The name of the fastest way for a kind of layer and a shape, "torch" where no kernel wins.
+#: The name of the fastest way, by the kind of layer, shape, type and device.
 chosen: dict[tuple[Any, ...], str] = {}
 
 
-def choose_kernel(
-    kind: tuple[Any, ...],
-    ways: dict[str, Way],
-    plain: Way,
-    *,
-    timed: Callable[[Way, Tensor], float] | None = None,
-) -> Callable[[Tensor], Way]:
-    """Choose for an input the fastest of `ways` that agrees with `plain`, or `plain` itself.
+def fastest(kind: tuple[Any, ...], ways: dict[str, Way], x: Tensor) -> Tensor:
+    """Compute a layer by its fastest way that agrees with the first.
 
-    Measured once per kind of layer, shape and device, on the first input of that kind. A way that
-    does not compile, or needs more shared memory than the device has, is passed over. Off CUDA
-    devices nothing is measured, and the first way is taken.
+    Measured once per kind of layer, shape, type and device. A way that fails is passed over: it may
+    be of another maker's GPU, or not compile, or need more shared memory than there is.
 
     Args:
-        kind: Of the layer, for keys of `chosen`.
-        ways: The kernels, by name.
-        plain: The layer in torch.
-        timed: Measures a way on an input; None is `milliseconds`.
-
-    Returns:
-        A function from an input to the way to compute it.
+        kind: Of the layer, for the keys of `chosen`.
+        ways: By name; the first is torch's own.
+        x: The layer's input, whose shape, type and device count.
     """
-
-    def decide(x: Tensor) -> Way:
-        if timed is None and not x.is_cuda:
-            return next(iter(ways.values()))
-        key = (*kind, tuple(x.shape), x.dtype, x.device)
-        name = chosen.get(key)
-        if name is None:
-            name = _fastest(ways, plain, x, timed or milliseconds)
-            chosen[key] = name
-        return plain if name == "torch" else ways[name]
-
-    return decide
+    if len(ways) == 1:
+        return next(iter(ways.values()))()
+    key = (*kind, tuple(x.shape), x.dtype, x.device)
+    if key not in chosen:
+        chosen[key] = _measured(ways)
+    return ways[chosen[key]]()
 
 
-def _fastest(
-    ways: dict[str, Way], plain: Way, x: Tensor, timed: Callable[[Way, Tensor], float]
-) -> str:
-    right = plain(x).float()
-    # Share of the largest value: roundings of nine taps in this precision, or of the result only.
-    share = 1e-3 if x.dtype == torch.float32 else 2e-2
-    tolerance = share * float(right.abs().max())
-    times = {"torch": timed(plain, x)}
-    for name, way in ways.items():
+def _measured(ways: dict[str, Way]) -> str:
+    first, *others = ways
+    right = ways[first]()
+    # Share of the largest value: roundings of nine taps in this precision, or of TF32.
+    tolerance = (1e-3 if right.dtype == torch.float32 else 2e-2) * float(right.abs().max())
+    times = {first: milliseconds(ways[first])}
+    for name in others:
         # Triton's compiler raises many errors, and so does a device that is short of something.
         with suppress(Exception):
-            if float((way(x).float() - right).abs().max()) <= tolerance:
-                times[name] = timed(way, x)
+            if float((ways[name]().float() - right.float()).abs().max()) <= tolerance:
+                times[name] = milliseconds(ways[name])
     return min(times, key=lambda name: times[name])
 
 
-def milliseconds(way: Way, x: Tensor) -> float:
-    """Return the shortest time of several runs: other work on the device only adds to it."""
-    best = math.inf
-    for number in range(8):
+def milliseconds(way: Callable[..., object], *inputs: object) -> float:
+    """Return the shortest time of several runs on CUDA: other work there only adds to it."""
+    times = []
+    for _ in range(8):
         start, end = (_cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        way(x)
+        way(*inputs)
         end.record()
         end.synchronize()
-        if number > 1:
-            best = min(best, float(start.elapsed_time(end)))
-    return best
+        times.append(float(start.elapsed_time(end)))
+    return min(times[2:])

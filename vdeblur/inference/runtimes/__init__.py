@@ -1,4 +1,4 @@
-"""Runtimes that compute a network in torch's place: OpenVINO, ONNX Runtime, CUDA kernels.
+"""Runtimes that compute a network in torch's place: OpenVINO, ONNX Runtime, GPU compilers.
 
 Converted networks are kept in the user's cache, under keys of all that they depend on, and are held
 to torch each time they are loaded. Knows no video, and no files but the cache's.

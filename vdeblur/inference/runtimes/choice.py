@@ -23,9 +23,11 @@ from vdeblur.inference.runtimes.runner import ExternalNetwork, Runner
 from vdeblur.networks import Identity, Network
 from vdeblur.system.optional import installed
 
-Runtime = Literal["torch", "openvino", "onnxruntime", "cudagraphs", "triton"]
+Runtime = Literal["torch", "openvino", "onnxruntime", "cudagraphs", "fused", "compile", "tensorrt"]
 #: A runtime, or "auto" for the fastest that fits.
-RuntimeRequest = Literal["auto", "torch", "openvino", "onnxruntime", "cudagraphs", "triton"]
+RuntimeRequest = Literal[
+    "auto", "torch", "openvino", "onnxruntime", "cudagraphs", "fused", "compile", "tensorrt"
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Abilities:
     def covers(self, device: torch.device, precision: str) -> bool:
         """Whether it computes in this precision on this device."""
         return precision in self.precisions and (not self.devices or device.type in self.devices)
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it computes on GPUs only."""
+        return bool(self.devices) and "cpu" not in self.devices
 
     @property
     def installed(self) -> bool:
@@ -75,12 +82,18 @@ ABILITIES: dict[Runtime, Abilities] = {
         "onnxruntime",
     ),
     "cudagraphs": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
-    "triton": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`", "triton"),
+    "fused": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
+    "compile": Abilities(
+        ("cuda", "xpu"), _FLOATS, "runs on a CUDA or XPU device", "`device='auto'`", "triton"
+    ),
+    "tensorrt": Abilities(
+        ("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`", "torch_tensorrt"
+    ),
 }
 RUNTIMES = tuple(ABILITIES)
 REQUESTS = ("auto", *RUNTIMES)
 #: Runtimes that compute torch tensors, channels-last and in half precision too.
-TENSOR_RUNTIMES = ("torch", "cudagraphs", "triton")
+TENSOR_RUNTIMES = ("torch", "cudagraphs", "fused", "compile", "tensorrt")
 #: Environment variable that replaces the runtime "auto".
 RUNTIME_VARIABLE = "VDEBLUR_BACKEND"
 #: Environment variable that replaces the precision "auto", so that machines with and without
@@ -95,8 +108,9 @@ def choose_runtime(
 ) -> Runtime:
     """Return the runtime that computes this network here.
 
-    "auto" is OpenVINO, where it is installed, for the catalogue's networks on a CPU in fp32 or
-    bf16 (and int8); else torch. The environment's VDEBLUR_BACKEND replaces it.
+    "auto" is, for networks of the catalogue, OpenVINO where it is installed on a CPU in fp32 or
+    bf16 (and int8), and cudagraphs on CUDA; else torch. The environment's VDEBLUR_BACKEND replaces
+    it.
 
     Raises:
         UsageError: The runtime does not compute in this precision on this device.
@@ -124,21 +138,30 @@ def _candidates(
         # The environment names a runtime for what is automatic, which int8 never is.
         return ["openvino"]
     if wanted == "auto":
-        return ["openvino", "torch"] if _suits_openvino(network, device, precision) else ["torch"]
-    if asked == "auto" and ABILITIES[named[0]].devices != ("cuda",):
+        if not _is_finished(network):
+            return ["torch"]
+        first: list[Runtime] = ["openvino"] if _suits_openvino(device, precision) else []
+        return [*first, "cudagraphs", "torch"]
+    if asked == "auto" and not ABILITIES[named[0]].needs_gpu:
         # Named by the environment: a preference, unless it asks for a GPU.
         return [*named, "torch"]
     return named
 
 
-def _suits_openvino(network: nn.Module, device: torch.device, precision: str) -> bool:
+def _is_finished(network: nn.Module) -> bool:
+    """Whether it is one of the catalogue, whose weights are not trained any more.
+
+    They would be converted once and stay; and other modules may do what no graph holds.
+    """
+    trained = any(parameter.requires_grad for parameter in network.parameters())
+    return isinstance(network, Network) and not trained
+
+
+def _suits_openvino(device: torch.device, precision: str) -> bool:
     """Whether OpenVINO is the faster one, and there."""
     return (
         device.type == "cpu"
         and (precision == "fp32" or (precision == "bf16" and devices.multiplies_bf16()))
-        and isinstance(network, Network)
-        # Weights that may still be trained would be converted once and stay.
-        and not any(parameter.requires_grad for parameter in network.parameters())
         and ABILITIES["openvino"].installed
     )
 
@@ -155,16 +178,16 @@ def _refusal(asked: str, wanted: str, device: torch.device, precision: str) -> V
             "`backend='openvino'`, or `precision='auto'`"
         )
     abilities = next(each for name, each in ABILITIES.items() if name == wanted)
-    needs_gpu = abilities.devices == ("cuda",)
     subject = f"{RUNTIME_VARIABLE}={wanted}" if asked == "auto" else f"backend {wanted}"
     claim = f"{subject} {abilities.described}"
     other = f"unset {RUNTIME_VARIABLE}" if asked == "auto" else "`backend='auto'`"
-    if needs_gpu and device.type == "cpu" and not torch.cuda.is_available():
+    seen = devices.find_device("auto").type
+    if abilities.needs_gpu and device.type == "cpu" and seen not in abilities.devices:
         instead = other if asked == "auto" else f"use {other}"
-        return DeviceError(f"{claim}, and PyTorch sees no CUDA GPU here: {instead}")
-    misfit = f"not on {device}" + ("" if needs_gpu else f" in {precision}")
+        return DeviceError(f"{claim}, and PyTorch sees none here: {instead}")
+    misfit = f"not on {device}" + ("" if abilities.needs_gpu else f" in {precision}")
     torch_instead = "`backend='torch'`"
-    advice = f"use {abilities.advice}, or {other if needs_gpu else torch_instead}"
+    advice = f"use {abilities.advice}, or {other if abilities.needs_gpu else torch_instead}"
     return UsageError(f"{claim}, {misfit}: {advice}")
 
 
@@ -179,9 +202,9 @@ def prefers_bf16(network: nn.Module, asked: RuntimeRequest) -> bool:
     wanted = os.environ.get(RUNTIME_VARIABLE, "auto") if asked == "auto" else asked
     if (
         wanted not in ("auto", "torch", "openvino")
-        or not (isinstance(network, Network) and devices.multiplies_bf16())
+        or not (isinstance(network, Network) and _is_finished(network))
+        or not devices.multiplies_bf16()
         or isinstance(network, Identity)
-        or any(parameter.requires_grad for parameter in network.parameters())
     ):
         return False
     plain = copy.deepcopy(network).eval().to(here, torch.float32)
@@ -196,7 +219,7 @@ def prefers_bf16(network: nn.Module, asked: RuntimeRequest) -> bool:
 def with_runtime(
     network: nn.Module,
     *,
-    runtime: Literal["openvino", "onnxruntime", "cudagraphs", "triton"],
+    runtime: Runtime,
     device: torch.device,
     precision: str = "fp32",
     calibration: Sequence[Tensor] = (),
@@ -206,7 +229,7 @@ def with_runtime(
 
     Args:
         network: For inference, on `device`; fp32, or the precision itself for TENSOR_RUNTIMES.
-        runtime: Which runtime.
+        runtime: Which runtime, but torch.
         device: Where it computes.
         precision: A precision that `choose_runtime` allows.
         calibration: Inputs (N, 3 or more, H, W) of the kind to come, on which the ranges of int8
@@ -232,7 +255,8 @@ def with_runtime(
     else:
         from vdeblur.inference.runtimes import cuda
 
-        create = partial(cuda.create_runner, fused=runtime == "triton")
+        cuda.require(runtime)
+        create = partial(cuda.create_runner, runtime=runtime)
     measures = precision == "int8"
 
     def create_runner(first: Tensor) -> Runner:

@@ -1,4 +1,4 @@
-"""Run a network on a CUDA device by recorded graphs, its layers Triton kernels or torch's.
+"""Run a network on a GPU by fused or compiled layers, and by recorded CUDA graphs.
 
 A graph is a network's kernels, recorded once for one shape and launched together. That saves the
 host's time to launch each, some 5 µs, which small pictures and small networks wait for. Knows no
@@ -8,6 +8,7 @@ video and no files.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -15,28 +16,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdeblur.errors import ModelError
-from vdeblur.inference.export import legal_size, random_input
-from vdeblur.inference.kernels import convolution as kernels
+from vdeblur.errors import DeviceError
+from vdeblur.inference.devices import empty_cache, is_out_of_memory, synchronize
+from vdeblur.inference.kernels.convolution import fuse
 from vdeblur.inference.runtimes.runner import Runner
 from vdeblur.networks.base import correction_of
+from vdeblur.system.optional import installed, optional
 
 Call = Callable[[Tensor], Tensor]
-_cuda: Any = torch.cuda
+Record = Callable[[Call, Tensor], Call]
+_cuda: Any = torch.cuda  # parts of it have no types
+_recording = threading.Lock()  # torch records one graph at a time
 
-#: Minimum PSNR of a restored picture to torch's, in dB: in half precision, and in fp32.
-_HALF_DB, _FULL_DB = 50.0, 80.0
+#: Words of torch.compile. Precisions are the network's own in TensorRT, too (torch-tensorrt 2.10).
+_COMPILED: dict[str, dict[str, Any]] = {
+    "compile": {},
+    # It would go on with torch otherwise, unsaid.
+    "tensorrt": {"backend": "tensorrt", "options": {"pass_through_build_failures": True}},
+}
+#: Minimum signal to noise of a correction to torch's, in dB, which either may round to half
+#: precision or TF32 at each layer. The signal is 1, or the largest value where that is more.
+_AGREEMENT = 50.0
 #: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
 _WARM_UP = 2
-#: Most graphs that are kept: each holds the memory of a pass.
-_SHAPES = 4
+#: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some
+#: that take turns are prepared all the time.
+_SHAPES, _PAUSE = 4, 50
+#: Most pixels of a pass that is recorded, 1920×1088: beyond, kernels take longer than launching
+#: them (docs/performance.md), and graphs hold the memory of a pass.
+_RECORDED = 1920 * 1088
+
+
+def require(runtime: str) -> None:
+    """Check that a runtime's compiler is there.
+
+    Raises:
+        MissingPackageError: torch-tensorrt is missing.
+        DeviceError: Triton is missing.
+    """
+    if runtime == "tensorrt":
+        optional("torch_tensorrt", extra="tensorrt", purpose="`backend='tensorrt'`")
+    elif runtime == "compile" and not installed("triton"):
+        raise DeviceError(
+            "backend compile needs Triton, which comes with PyTorch's builds for GPUs on Linux: "
+            "install one, or use `backend='auto'`"
+        )
 
 
 def create_runner(
     network: nn.Module,
     *,
+    runtime: str,
     device: torch.device,
-    fused: bool,
     note: Callable[[str], object],
     precision: str = "",
 ) -> Runner:
@@ -44,132 +75,172 @@ def create_runner(
 
     Args:
         network: On the device, in the precision it is to have.
-        device: A CUDA device.
-        fused: Whether its layers become Triton kernels.
+        runtime: "cudagraphs", "fused", "compile" or "tensorrt".
+        device: A GPU. Only CUDA has graphs, ROCm's name in torch included.
         note: Called with what a user should know, such as that graphs cannot be used.
         precision: Not used: the network has it already.
-
-    Raises:
-        DeviceError: Triton is missing, and `fused` needs it.
-        ModelError: The kernels compute another picture.
     """
-    quick = kernels.fuse(network) if fused else network
-    call = correction_of(quick)
-    if fused and (wrong := differs(network, call, device)):
-        raise ModelError(f"the fused kernels {wrong}: use `backend='torch'`")
-    return Graphs(call, note=note)
+    plain = quick = correction_of(network)
+    if runtime == "fused":
+        quick = correction_of(fuse(network))
+    elif runtime in _COMPILED:
+        # For each shape; after the eighth, torch goes on without.
+        quick = torch.compile(plain, dynamic=False, **_COMPILED[runtime])
+    record = Recorder() if device.type == "cuda" else None
+    return Graphs(plain, quick, name=runtime, note=note, record=record)
 
 
-def differs(network: nn.Module, call: Call, device: torch.device) -> str | None:
-    """Compare a call's correction with the network's.
-
-    Args:
-        network: The reference, on the device.
-        call: What computes its correction.
-        device: Where.
-
-    Returns:
-        How they differ, as a part of a sentence; None if the restored pictures agree to 50 dB in
-        half precision, and 80 in fp32, where torch and the kernels may use TF32 multiplications.
-    """
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    x = random_input(network, *legal_size(network, 1, 64, 96)).to(device, dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected, got = correction_of(network)(x).float(), call(x).float()
+def differs(expected: Tensor, got: Tensor) -> str | None:
+    """Return how a correction differs from torch's, as a part of a sentence; None if it agrees."""
     if expected.shape != got.shape:
-        return f"give {tuple(got.shape)} instead of {tuple(expected.shape)}"
-    error = float((expected - got).square().mean())
-    decibels = -10 * math.log10(error) if error > 0 else math.inf if error == 0 else -math.inf
-    wanted = _FULL_DB if dtype == torch.float32 else _HALF_DB
-    if decibels >= wanted:
+        return f"gives {tuple(got.shape)} instead of {tuple(expected.shape)}"
+    # What is not finite in both agrees.
+    one, other = (torch.nan_to_num(x.float(), 1e4, 1e4, -1e4) for x in (expected, got))
+    signal = max(1.0, float(one.abs().max()))
+    error = float((one - other).div(signal).square().mean())
+    decibels = -10 * math.log10(error) if error > 0 else math.inf
+    if decibels >= _AGREEMENT:
         return None
-    return f"agree with torch to {decibels:.1f} dB only, less than {wanted:.0f} dB"
+    return f"agrees with torch to {decibels:.0f} dB only, less than {_AGREEMENT:.0f} dB"
 
 
 class Graphs:
-    """A callable on CUDA tensors that is recorded for each shape that comes a second time.
+    """A network's correction, quicker from the second call of a shape on.
 
-    The first call of a shape is a plain one, since a video's last batch or a lone picture is not
-    worth recording. If recording fails, calls stay plain. Not for several threads at once.
+    The first call of a shape is torch's, since a video's last batch or a lone picture is not worth
+    compiling and recording. At the second, what is to take its place is compared with torch, on
+    noise; what fails or differs is left, for good, and a note says so. Where memory runs out, all
+    that is kept goes, and the call is made once more. Calls of several threads wait for each other.
 
     Args:
-        call: What is recorded.
-        note: Called once if recording fails.
-        record: Makes a replaying callable of a callable and an input; None is `record_graph`.
-        shapes: Most graphs that are kept.
+        plain: The correction as torch computes it.
+        quick: A faster one, or the same.
+        name: The runtime that `quick` is of, for notes.
+        note: Called once for each of both steps that cannot be taken.
+        record: Makes a replaying callable of a callable and an input; None where none can be made.
+        shapes: Most shapes that are kept.
     """
 
     def __init__(
         self,
-        call: Call,
+        plain: Call,
+        quick: Call,
         *,
+        name: str,
         note: Callable[[str], object],
-        record: Callable[[Call, Tensor], Call] | None = None,
+        record: Record | None,
         shapes: int = _SHAPES,
     ) -> None:
-        self._call, self._note, self._shapes = call, note, shapes
-        self._record = record_graph if record is None else record
-        self._graphs: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
+        self._plain, self._quick, self._record = plain, quick, record
+        self._name, self._note, self._shapes = name, note, shapes
+        self._made: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
         self._seen: Counter[tuple[Any, ...]] = Counter()
-        self._plain = False
+        self._calling = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the callable's result for (N, C, H, W), as a tensor of its own."""
-        if self._plain:
+        """Return the correction for (N, C, H, W), as a tensor of its own."""
+        with self._calling:
+            try:
+                return self._call(x)
+            except Exception as error:
+                if not (self._made and is_out_of_memory(error)):
+                    raise
+            self._made.clear()
+            self._seen.clear()
+            empty_cache(x.device)
             return self._call(x)
+
+    def _call(self, x: Tensor) -> Tensor:
         key = (tuple(x.shape), x.stride(), x.dtype, x.device)
-        replay = self._graphs.get(key)
-        if replay is None:
+        if key not in self._made:
             self._seen[key] += 1
             if self._seen[key] < 2:
-                return self._call(x)
-            while len(self._graphs) >= self._shapes:
-                self._graphs.popitem(last=False)
-            replay = self._recorded(x)
-            if replay is None:
-                return self._call(x)
-            self._graphs[key] = replay
-        self._graphs.move_to_end(key)
-        return replay(x)
+                return self._plain(x)
+            synchronize(x.device)  # so that what is dropped is in nobody's use
+            while len(self._made) >= self._shapes:
+                self._seen[self._made.popitem(last=False)[0]] = -_PAUSE
+            self._made[key] = self._best(x)
+        self._made.move_to_end(key)
+        return self._made[key](x)
 
-    def _recorded(self, x: Tensor) -> Call | None:
-        try:
-            return self._record(self._call, x)
-        except RuntimeError as error:
-            self._plain = True
-            self._graphs.clear()
-            if x.device.type == "cuda":
-                torch.cuda.empty_cache()
-            reason = str(error).strip().split("\n")[0]
-            self._note(f"CUDA graphs cannot be used here ({reason}): going on without them")
-            return None
+    def _best(self, x: Tensor) -> Call:
+        """The quickest way for inputs of this shape and layout that can be used."""
+        records = self._record is not None and x[:, 0].numel() <= _RECORDED
+        if self._quick is self._plain and not records:
+            return self._plain
+        noise = torch.Generator(x.device).manual_seed(0)
+        example = torch.empty_like(x).uniform_(generator=noise)
+        right = self._plain(example)
+        if self._quick is not self._plain and (wrong := _wrong(self._quick, example, right)):
+            self._note(f"backend {self._name} cannot be used here ({wrong}): going on with torch")
+            self._quick = self._plain
+        if records and self._record is not None:
+            replay: list[Call] = []
+            record = self._record
+
+            def recorded(given: Tensor) -> Tensor:
+                replay[:] = [record(self._quick, given)]
+                return replay[0](given)
+
+            wrong = _wrong(recorded, example, right)
+            if not wrong:
+                return replay[0]
+            self._record = None
+            self._note(f"CUDA graphs cannot be used here ({wrong}): going on without them")
+        return self._quick
 
 
-def record_graph(call: Call, x: Tensor) -> Call:
-    """Record call(x) as a CUDA graph; the result takes inputs of x's shape and strides."""
-    current = torch.cuda.current_stream(x.device)
-    side = _cuda.Stream(x.device)
-    static = x.clone()  # keeps the strides: channels-last stays so
-    side.wait_stream(current)
-    with torch.no_grad(), torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
-            call(static)
-    side.synchronize()
-    torch.cuda.empty_cache()  # a graph has memory of its own, and cannot use torch's idle blocks
-    graph = _cuda.CUDAGraph()
-    # Only this thread's calls are checked: others decode, encode and allocate pinned memory.
-    with (
-        torch.no_grad(),
-        _cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
-    ):
-        result = call(static)
-    current.wait_stream(side)
+def _wrong(call: Call, x: Tensor, right: Tensor) -> str | None:
+    """Why a call cannot be used, as a part of a sentence; None if it can."""
+    try:
+        return differs(right, call(x))
+    except Exception as error:  # compilers raise all kinds
+        if is_out_of_memory(error):
+            raise
+        return str(error).strip().split("\n")[0] or type(error).__name__
 
-    def replay(new: Tensor) -> Tensor:
-        static.copy_(new)
-        graph.replay()
-        # The next replay writes over it.
-        return result.clone()
 
-    return replay
+class Recorder:
+    """Records calls as CUDA graphs for inputs of one shape and strides.
+
+    All use the same memory, as their results are copied and none runs beside another.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._side: Any = None
+        self._last: Any = None
+
+    def __call__(self, call: Call, x: Tensor) -> Call:
+        """Record call(x); the result is a tensor of its own, on the caller's stream."""
+        current = torch.cuda.current_stream(x.device)
+        if self._pool is None:
+            self._pool, self._side = _cuda.graph_pool_handle(), _cuda.Stream(x.device)
+        static = x.clone()  # keeps the strides: channels-last stays so
+        self._side.wait_stream(current)
+        with torch.no_grad(), torch.cuda.stream(self._side):
+            for _ in range(_WARM_UP):
+                call(static)
+        graph = _cuda.CUDAGraph()
+        # Only this thread's calls are checked: others decode, encode and allocate pinned memory.
+        with (
+            _recording,
+            torch.no_grad(),
+            _cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ),
+        ):
+            result = call(static)
+        current.wait_stream(self._side)
+
+        def replay(new: Tensor) -> Tensor:
+            current = torch.cuda.current_stream(new.device)
+            if self._last not in (None, current):
+                current.wait_stream(self._last)
+            self._last = current
+            static.copy_(new)
+            graph.replay()
+            # The next replay writes over it.
+            return result.clone()
+
+        return replay
