@@ -25,6 +25,7 @@ from vdeblur.media.frame_factory import to_host
 from vdeblur.media.reader import VideoReader
 
 CPU = torch.device("cpu")
+CODED = {"nv12": "yuv420p", "p010le": "yuv420p10le", "yuv444p": "yuv444p"}
 LAYOUT = PlaneLayout(64, 48)
 
 
@@ -69,7 +70,8 @@ def decoding(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     decode = StreamDecoder.decode
 
     def hardware(self: StreamDecoder, packet: Any) -> list[Any]:
-        return [to_host(cast(Any, Hardware(frame, name))) for frame, _ in decode(self, packet)]
+        frames = [cast(Any, Hardware(frame, name)) for frame, _ in decode(self, packet)]
+        return [to_host(frame, CODED[name]) for frame in frames]
 
     monkeypatch.setattr(StreamDecoder, "decode", hardware)
 

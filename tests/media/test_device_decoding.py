@@ -110,7 +110,10 @@ def read(source: str, driver: Any, gpu: int, **settings: int) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Read films in a process of their own: a driver that is loaded stays."""
     driver, _ = (ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL) for library in build(folder))
-    film, deep, sited = (str(folder / name) for name in ("film.mp4", "deep.mp4", "sited.mp4"))
+    film, deep, sited, twelve, avi, whole = (
+        str(folder / name)
+        for name in ("film.mp4", "deep.mp4", "sited.mp4", "twelve.mp4", "film.avi", "whole.mp4")
+    )
     told: dict[str, Any] = {
         "film": read(film, driver, 1),
         "deep": read(deep, driver, 0),
@@ -118,13 +121,20 @@ def main(folder: Path) -> None:
         "failing": read(film, driver, 0, fails_after=FAILS_AFTER),
         "no context": read(film, driver, -1),
         "sited": read(sited, driver, 0),
+        "twelve": read(twelve, driver, 0),
+        "failing in AVI": read(avi, driver, 0, fails_after=FAILS_AFTER),
+        "other chroma": read(whole, driver, 0),
     }
     driver.make_current(-1)
-    for name in (deep, sited):
+    for name in (deep, sited, twelve):
         out = Path(name).with_suffix(".out.mp4")
         report = deblur_video(name, out, model="identity", device="cpu", hwaccel="cuda")
         told[f"restored {Path(name).stem}"] = [report.differences, report.lost, report.notes]
     print(json.dumps(told))
+
+
+def _as(pix_fmt: str, pictures: list[Any]) -> list[Any]:
+    return [picture.reformat(format=pix_fmt) for picture in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +145,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # 360 rows are coded as 368: the surfaces of the decoder are larger than its pictures.
     pictures = [scene(n, size=(640, 360)) for n in range(FRAMES)]
     write_frames(folder / "film.mp4", pictures, "libx264")
-    deep = [picture.reformat(format="yuv420p10le") for picture in pictures[:10]]
-    write_frames(folder / "deep.mp4", deep, "libx265")
+    write_frames(folder / "film.avi", pictures, "libx264")
+    # FFmpeg asks NVDEC for less chroma than H.264 has here, and for 12 bits in 16.
+    write_frames(folder / "whole.mp4", _as("yuv444p", pictures), "libx264")
+    write_frames(folder / "deep.mp4", _as("yuv420p10le", pictures[:10]), "libx265")
+    write_frames(folder / "twelve.mp4", _as("yuv420p12le", pictures[:10]), "libx265")
     # Only an encoder that is made from the parameters of the stream keeps where its chroma sits.
     chroma = {"preset": "ultrafast", "x264-params": "chromaloc=2"}
     make(folder / "sited.mp4", replace(PLAIN, options=chroma))
@@ -147,7 +160,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("film", "frames", "depth", "gpu"),
-    [("film", 40, 8, 1), ("deep", 10, 10, 0), ("sited", 24, 8, 0)],
+    [("film", 40, 8, 1), ("deep", 10, 10, 0), ("sited", 24, 8, 0), ("twelve", 10, 12, 0)],
 )
 def test_pictures_stay_on_the_gpu_and_are_copied_to_the_host_once(
     told: Any, film: str, frames: int, depth: int, gpu: int
@@ -163,7 +176,14 @@ def test_pictures_stay_on_the_gpu_and_are_copied_to_the_host_once(
 
 
 @pytest.mark.parametrize(
-    ("case", "before"), [("unsupported", 0), ("no context", 0), ("failing", 1)]
+    ("case", "before"),
+    [
+        ("unsupported", 0),
+        ("no context", 0),
+        ("other chroma", 0),
+        ("failing", 1),
+        ("failing in AVI", 1),
+    ],
 )
 def test_the_cpu_goes_on_where_a_device_fails_and_no_picture_is_lost(
     told: Any, case: str, before: int
@@ -179,7 +199,7 @@ def test_the_cpu_goes_on_where_a_device_fails_and_no_picture_is_lost(
     assert note.endswith(": the CPU decodes the rest")
 
 
-@pytest.mark.parametrize("film", ["deep", "sited"])
+@pytest.mark.parametrize("film", ["deep", "sited", "twelve"])
 def test_a_film_that_a_device_decoded_is_restored_with_all_that_it_has(
     told: Any, film: str
 ) -> None:

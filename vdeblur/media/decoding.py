@@ -19,6 +19,7 @@ from av.video.codeccontext import VideoCodecContext
 from vdeblur.media.damage import Damage
 from vdeblur.media.frame_factory import GpuPicture, to_host
 from vdeblur.media.libav_errors import reason
+from vdeblur.media.pixel_formats import planar_format, software_format
 
 #: What decoders of devices raise: which it is depends on the device.
 DEVICE_FAILURES = (av.error.FFmpegError, OSError, ValueError, RuntimeError)
@@ -53,7 +54,9 @@ class StreamDecoder:
         self._kept: deque[av.Packet[Any]] = deque()
         self._kept_bytes = 0
         self._last: int | None = None  # time of the device's last picture; they come in order
+        self._coded = planar_format(software_format(stream) or "yuv420p")
         self._cut_short = "mov" in stream.container.format.name
+        self._by_decoding = stream.container.format.name == "avi"  # as `FrameFactory` times them
 
     def decode(self, packet: av.Packet[Any]) -> list[Decoded]:
         """Return the pictures that a packet completes; an empty one completes all."""
@@ -61,7 +64,8 @@ class StreamDecoder:
             return [(picture, None) for picture in self._decode(packet) if self._lacks(picture)]
         self._keep(packet)
         try:
-            found = [to_host(one) for one in self._context.decode(packet if packet.size else None)]
+            pictures = self._context.decode(packet if packet.size else None)
+            found = [to_host(picture, self._coded) for picture in pictures]
         except DEVICE_FAILURES as error:
             self._note(f"failed{_place(packet)} ({reason(error)})")
             self.on_device = False
@@ -70,7 +74,7 @@ class StreamDecoder:
             self._kept.clear()
             return [(picture, None) for picture in again if self._lacks(picture)]
         for picture, _ in found:
-            self._last = _time_of(picture)
+            self._last = self._time_of(picture)
         self._describe([picture for picture, _ in found])
         return found
 
@@ -115,8 +119,11 @@ class StreamDecoder:
 
     def _lacks(self, picture: av.VideoFrame) -> bool:
         """Whether the device has not given this picture already."""
-        time = _time_of(picture)
+        time = self._time_of(picture)
         return time is None or self._last is None or time > self._last
+
+    def _time_of(self, picture: av.VideoFrame) -> int | None:
+        return picture.dts if self._by_decoding or picture.pts is None else picture.pts
 
 
 def prepare_decoder(stream: Any) -> VideoCodecContext | None:
@@ -142,10 +149,6 @@ def _set_up(context: VideoCodecContext) -> VideoCodecContext:
     # Without it libav rounds a left crop to what its SIMD likes, and the picture grows.
     context.flags |= int(CodecFlags.unaligned)
     return context
-
-
-def _time_of(picture: av.VideoFrame) -> int | None:
-    return picture.pts if picture.pts is not None else picture.dts
 
 
 def _place(packet: av.Packet[Any]) -> str:

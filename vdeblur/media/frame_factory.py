@@ -35,21 +35,35 @@ class GpuPicture:
         return tuple(self._picture.planes)
 
 
-def to_host(picture: av.VideoFrame) -> tuple[av.VideoFrame, GpuPicture | None]:
-    """Copy a picture to host memory, where the writer needs it.
+def to_host(picture: av.VideoFrame, coded: str) -> tuple[av.VideoFrame, GpuPicture | None]:
+    """Copy a picture that a device decoded to host memory, where the writer needs it.
 
     The copy waits for the decoder, so that the planes on the GPU may be read after it.
 
+    Args:
+        picture: On the GPU, or in host memory already.
+        coded: The planar format of what the stream codes.
+
     Returns:
-        The picture with its properties in host memory, and the same picture on the GPU; None for a
-        picture that was decoded in host memory, which is returned as it is.
+        The picture with its properties in host memory; and the same picture on the GPU, if it is
+        there.
+
+    Raises:
+        ValueError: The device gives other chroma than is coded.
     """
-    software = picture.sw_format
-    if software is None:
-        return picture, None
-    host = picture.reformat(format=software.name)
+    form = picture.sw_format or picture.format
+    wanted = VideoFormat(coded)
+    if _chroma(form) != _chroma(wanted):
+        raise ValueError(f"pictures in {form.name} instead of {coded}")
+    host = picture.reformat(format=form.name)
+    if form.components[0].bits > wanted.components[0].bits:
+        host = host.reformat(format=coded)  # 10 or 12 bits at the high end of 16
     host.duration = picture.duration
-    return host, GpuPicture(picture)
+    return host, None if picture.sw_format is None else GpuPicture(picture)
+
+
+def _chroma(pixel: VideoFormat) -> tuple[bool, int, int]:
+    return len(pixel.components) > 2, pixel.chroma_width(64), pixel.chroma_height(64)
 
 
 def frame_of(
