@@ -344,7 +344,7 @@ def test_one_sentence_and_nothing_left(
 def test_no_gpu(tmp_path: Path, clip: Path, run: Run) -> None:
     code, _, err = run(clip, "-o", tmp_path / "a.mkv", "--device", "cuda")
     assert code == 1
-    assert "no CUDA GPU" in one_sentence(err)
+    assert "there is no cuda: this PyTorch" in one_sentence(err)
     assert names(tmp_path) == set()
 
 

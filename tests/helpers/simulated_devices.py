@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 GB = 10**9
+_CUDA, _MPS = torch.cuda, torch.mps
 
 
 class Stream:
@@ -53,6 +54,9 @@ class Kind:
         self.calls: list[Any] = []
         self.fp64 = True
         self.streams = [Stream()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_CUDA, name)  # which answers without a GPU
 
     def is_available(self) -> bool:
         return self.count > 0
@@ -111,6 +115,9 @@ class Mps:
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_MPS, name)
+
     def device_count(self) -> int:
         return 1
 
@@ -168,6 +175,8 @@ class SimulatedGpu(TorchFunctionMode):
                 return func(*args, **kwargs)
             if name == "cpu":
                 return args[0].as_subclass(Tensor).clone()
+            if name == "__deepcopy__":
+                return self._copied(*args)
             if name in ("numpy", "__array__", "__dlpack__"):
                 raise TypeError(f"can't convert {self.device} device type tensor to numpy")
             goal = torch.device(kwargs.pop("device", None) or self.device)
@@ -185,7 +194,9 @@ class SimulatedGpu(TorchFunctionMode):
         if name == "grid_sample" and kwargs.get("padding_mode") == "border":
             raise RuntimeError("MPS: Unsupported Border padding mode")
         if name == "interpolate" and kwargs.get("mode") == "area":
-            raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes")
+            sizes = zip(args[0].shape[2:], kwargs["size"], strict=True)
+            if any(old % new for old, new in sizes):
+                raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output")
         if name == "conv2d":
             for each in args[:2]:
                 last = each.is_contiguous(memory_format=torch.channels_last)
@@ -212,6 +223,12 @@ class SimulatedGpu(TorchFunctionMode):
             return tensor
         result = result.clone() if moves and result.data_ptr() == tensor.data_ptr() else result
         return self._wrapped(result, ()) if goal == self.device else result
+
+    def _copied(self, tensor: Any, memo: dict[int, Any]) -> Any:
+        copy: Any = tensor.detach().clone().as_subclass(self.kind)
+        copy.requires_grad_(tensor.requires_grad)
+        copy._is_param = getattr(tensor, "_is_param", False)
+        return memo.setdefault(id(tensor), copy)
 
     def _device_of(self, tensor: Tensor) -> torch.device:
         return self.device if isinstance(tensor, self.kind) else torch.device("cpu")

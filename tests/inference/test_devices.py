@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -12,6 +14,8 @@ import torch
 from tests.helpers.clips import read_frames, write_frames
 from tests.helpers.simulated_devices import GB, Kind, Mps, simulated_gpu
 from vdeblur import Deblurrer, deblur_video
+from vdeblur.cli.main import main
+from vdeblur.cli.options import add_network_options, deblurrer_of
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.inference import devices
 from vdeblur.inference.devices import (
@@ -26,6 +30,10 @@ from vdeblur.inference.devices import (
     is_out_of_memory,
     synchronize,
 )
+from vdeblur.networks import build
+from vdeblur.training.options import RunOptions
+from vdeblur.training.recipes import RECIPES
+from vdeblur.training.trainer import train
 
 
 @pytest.fixture
@@ -34,8 +42,8 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch, "cuda", Kind("NVIDIA H100", 0))
     monkeypatch.setattr(torch, "xpu", Kind("Intel Arc B580", 0))
     monkeypatch.setattr(torch.mps, "device_count", lambda: 0)
-    for build in ("cuda", "hip", "xpu"):
-        monkeypatch.setattr(torch.version, build, None, raising=False)
+    for kind in ("cuda", "hip", "xpu"):
+        monkeypatch.setattr(torch.version, kind, None, raising=False)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
     return monkeypatch
 
@@ -196,3 +204,60 @@ def test_a_film_is_restored_on_every_kind_as_on_the_cpu(
     changed = np.mean([np.square(a - b).mean() for a, b in zip(cpu, source, strict=True)])
     assert 10 * np.log10(255**2 / error) > decibels
     assert changed > 100 * error
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_a_network_is_trained_on_every_kind_as_on_the_cpu(kind: str) -> None:
+    recipe = replace(
+        RECIPES["mimo-unet-lite"], seconds=0, epochs=0, steps=2, batch=2, crop=64, ema=0.9
+    )
+    generator = torch.Generator().manual_seed(1)
+    pictures = [torch.rand(2, 3, 64, 64, generator=generator) for _ in range(4)]
+
+    def weights(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        outcome = train(
+            build("mimo-unet-lite"),
+            lambda first: [(pictures[n], pictures[n + 1]) for n in range(first, 3)],
+            recipe,
+            run=RunOptions(device=torch.device(device)),
+        )
+        return [p.detach().cpu() for p in outcome.last.parameters()]
+
+    with simulated_gpu(kind):
+        there = weights(f"{kind}:0")
+    here = weights("cpu")
+    assert max(float((a - b).abs().max()) for a, b in zip(here, there, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("cuda", "restoring on AMD Instinct MI300X 0 (ROCm 6.4.43482), fp16, torch"),
+        ("xpu", "restoring on Intel Arc B580 0 (XPU 20250302), fp16, torch"),
+        ("mps", "restoring on Apple M4 (MPS), fp32, torch"),
+    ],
+)
+def test_a_line_says_what_restores(
+    kind: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
+    versions = {"cuda": "6.4.43482-0f2d60242", "xpu": "20250302"}
+    for name, key in (("hip", "cuda"), ("xpu", "xpu")):
+        number = versions[kind] if key == kind else None
+        monkeypatch.setattr(torch.version, name, number, raising=False)
+    parser = argparse.ArgumentParser()
+    add_network_options(parser)
+    with simulated_gpu(kind):
+        deblurrer_of(parser.parse_args(["--device", "rocm" if kind == "cuda" else kind]))
+    assert capsys.readouterr().err.splitlines()[0] == line
+
+
+def test_a_missing_device_is_one_line(
+    film: Path, nothing: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["video", str(film), "-o", "-", "--device", "rocm:1"]) == 1
+    assert capsys.readouterr().err == (
+        "vdeblur: there is no rocm:1: this PyTorch, built for the CPU, sees no GPU; use --device "
+        "auto, or install AMD's driver and a ROCm build of PyTorch\n"
+    )

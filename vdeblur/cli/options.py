@@ -237,8 +237,12 @@ def tile_of(args: argparse.Namespace) -> int | Literal["auto"] | None:
 
 
 def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
-    """Return the Deblurrer of the options of `add_network_options`; `more` goes to it as well."""
+    """Return the Deblurrer of the options of `add_network_options`, and say what it runs on.
+
+    `more` goes to it as well.
+    """
     from vdeblur.inference.deblurrer import Deblurrer
+    from vdeblur.inference.devices import described
 
     deblurrer = Deblurrer(
         args.model,
@@ -253,9 +257,13 @@ def deblurrer_of(args: argparse.Namespace, **more: Any) -> Deblurrer:
         steady=args.steady is not False,
         **more,
     )
+    if getattr(args, "quiet", False) or getattr(args, "json", False):
+        return deblurrer
+    if not deblurrer.changes_nothing:
+        where = described(deblurrer.device)
+        say(f"restoring on {where}, {deblurrer.precision}, {deblurrer.backend}")
     # The report says it again, after hours perhaps.
-    quiet = getattr(args, "quiet", False) or getattr(args, "json", False)
-    if deblurrer.slow_precision and not quiet:
+    if deblurrer.slow_precision:
         say(f"note: {deblurrer.slow_precision}")
     return deblurrer
 

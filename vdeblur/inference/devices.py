@@ -113,6 +113,11 @@ def device_name(device: torch.device) -> str:
     return device.type if module is None else str(module.get_device_name(device))
 
 
+def described(device: torch.device) -> str:
+    """Return `device_name`, with the interface that torch uses a GPU by: "… H100 (CUDA 13.0)"."""
+    return device_name(device) + (f" ({_build()})" if device.type in KINDS else "")
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -24,7 +24,7 @@ from vdeblur.datasets.batches import LENGTHS, Course, Data, DataOptions
 from vdeblur.datasets.blur_options import BlurOptions
 from vdeblur.datasets.training_data import open_data
 from vdeblur.errors import DeviceError, InputError, OutputError, UsageError
-from vdeblur.inference.devices import device_name, has_streams, is_out_of_memory
+from vdeblur.inference.devices import described, device_name, has_streams, is_out_of_memory
 from vdeblur.networks import FAMILIES, build, names, spec
 from vdeblur.networks.base import Network
 from vdeblur.networks.cost import operations
@@ -444,7 +444,7 @@ def _teacher(weights: str | None) -> nn.Module:
 
 
 def _device(run: Run) -> str:
-    return f"{run.world} × {device_name(run.options.device)}, {run.options.precision}"
+    return f"{run.world} × {described(run.options.device)}, {run.options.precision}"
 
 
 def _opening(run: Run, done: int) -> str:
