@@ -222,8 +222,11 @@ def deblur_video(
         size = batch_size(batch, deblurrer, size=(reader.info.height, reader.info.width))
         with ExitStack() as running:
             overlap = Overlap(deblurrer, deferred=True)
-            items, encoded, workers = _start(
-                running, reader, writer, overlap, guide if guided else None, size, cancel
+            items, encoded, workers = start_threads(
+                *(running, reader.items(), reader, writer, overlap),
+                guide if guided else None,
+                size,
+                cancel,
             )
             for item, replaced in restore(items, overlap, size, choose=chosen):
                 encoded.put(item)
@@ -241,20 +244,22 @@ def deblur_video(
     return report
 
 
-def _start(
+def start_threads(
     running: ExitStack,
+    source_items: Iterable[Any],
     reader: VideoReader,
     writer: VideoWriter,
     overlap: Overlap,
     guide: Guiding | None,
     size: int,
-    cancel: threading.Event | None,
+    cancel: threading.Event | None = None,
 ) -> tuple[Iterable[Any], Drain[Any], list[Any]]:
     """Start the threads on both sides of the network; they end with `running`.
 
     Args:
         running: Holds the threads.
-        reader: Decodes the source.
+        source_items: What the reader decodes.
+        reader: Of the source.
         writer: Encodes the output.
         overlap: Runs the network, on its device.
         guide: Finds the motion of frames; None for a network that takes none.
@@ -265,7 +270,6 @@ def _start(
         Items for the network, the queue for restored items, and all threads in order.
     """
     depth, device = size * _QUEUE_BATCHES, overlap.deblurrer.device
-    source_items = reader.items()
     if device.type == "cuda":
         source_items = adopt(source_items, device, note=reader.notes.append)
     source_items = overlap.staged(source_items)

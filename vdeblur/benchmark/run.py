@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import cycle, islice
@@ -28,7 +28,7 @@ from vdeblur.benchmark import roofline
 from vdeblur.benchmark.result import BenchResult, Rates
 from vdeblur.benchmark.timing import busy_shares, hidden_copies, inputs_of, timed
 from vdeblur.color import add_correction, correction_to_planes, planes_to_rgb
-from vdeblur.deblur import motion_threads
+from vdeblur.deblur import motion_threads, start_threads
 from vdeblur.errors import ModelError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.batching import batch_size, restore
@@ -38,7 +38,7 @@ from vdeblur.inference.export import random_motion
 from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.kernels import color
 from vdeblur.inference.setup import choose_output, threads_for
-from vdeblur.inference.transfers import BatchTimes, Overlap
+from vdeblur.inference.transfers import BatchTimes, Overlap, settle
 from vdeblur.media import demo_scene
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.reader import VideoReader
@@ -392,21 +392,24 @@ class _Measurement:
             held = list(self._frames(reader))
         for frame in held:
             frame.on_device = None  # they come again: from the host each time
-        moved = [_moving(frame) for frame in held] if self.deblurrer.guided else []
+        movements = [_moving(frame) for frame in held] if self.deblurrer.guided else []
 
         def run(count: int, timeline: list[BatchTimes] | None = None) -> int:
-            source: Iterable[Any] = islice(cycle(held), count)
-            overlap = Overlap(self.deblurrer, timeline=timeline)
+            overlap, depth = (
+                Overlap(self.deblurrer, deferred=True, timeline=timeline),
+                2 * self.batch,
+            )
+            items: Iterable[Any] = overlap.staged(
+                replace(one) for one in islice(cycle(held), count)
+            )
+            if movements:
+                items = with_neighbours(zip(items, cycle(movements), strict=False))
             with ExitStack() as running:
-                if moved:
-                    source = running.enter_context(
-                        background(
-                            with_neighbours(islice(cycle(moved), count)),
-                            depth=2 * self.batch,
-                            name="motion",
-                        )
-                    )
-                return sum(1 for _ in restore(source, overlap, self.batch))
+                source = running.enter_context(background(items, depth=depth, name="read"))
+                sink = running.enter_context(Drain(settle, depth=depth, name="write"))
+                for frame, _ in restore(source, overlap, self.batch):
+                    sink.put(frame)
+            return count
 
         run(min(3 * self.batch, self.count))  # allocates what the copies need
         timeline: list[BatchTimes] = []
@@ -425,22 +428,16 @@ class _Measurement:
         ):
 
             def work() -> int:
-                count, depth = 0, 2 * self.batch
-                begin = time.perf_counter()
+                count, begin = 0, time.perf_counter()
+                overlap = Overlap(self.deblurrer, deferred=True)
+                guided = self.deblurrer.guided and not self.deblurrer.changes_nothing
                 with ExitStack() as running:
-                    source = running.enter_context(
-                        background(self._frames(reader), depth=depth, name="decode")
+                    items, sink, workers = start_threads(
+                        *(running, islice(reader, self.count), reader, writer, overlap),
+                        Guide() if guided else None,
+                        self.batch,
                     )
-                    sources = [source.times]
-                    if self.deblurrer.guided:
-                        threads = motion_threads(self.deblurrer.device)
-                        moved = with_one_torch_thread(Guide().run(source, threads=threads))
-                        source = running.enter_context(
-                            background(moved, depth=depth, name="motion")
-                        )
-                        sources.append(source.times)
-                    sink = running.enter_context(Drain(writer.write, depth=depth, name="encode"))
-                    for frame, _ in restore(source, Overlap(self.deblurrer), self.batch):
+                    for frame, _ in restore(items, overlap, self.batch):
                         sink.put(frame)
                         count += 1
                     restored = time.perf_counter() - begin
@@ -448,6 +445,7 @@ class _Measurement:
                 writer.close()
                 end = time.perf_counter()
                 sink.times.busy_seconds += end - drained  # the encoder's last frames
+                sources = [worker.times for worker in workers[:-1]]
                 self.busy = busy_shares(sources, restored, sink.times, end - begin)
                 return count
 
@@ -529,8 +527,8 @@ def surrounded(planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor) ->
     return [around.moved(lambda tensor: tensor.to(motion.device)) for around in found]
 
 
-def _moving(frame: Frame) -> tuple[Frame, Movement]:
-    """Let a frame move somewhere, and find its places again in its neighbours."""
+def _moving(frame: Frame) -> Movement:
+    """Let a frame move somewhere; return how its places are found again in its neighbours."""
     frame.motion = random_motion(1)[0].numpy()
     way = frame.motion[:2] / np.float32(4)
-    return frame, Movement(frame.motion, np.ones_like(way[0]), 1.0, ahead=way, back=way)
+    return Movement(frame.motion, np.ones_like(way[0]), 1.0, ahead=way, back=way)
