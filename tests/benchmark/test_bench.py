@@ -28,7 +28,7 @@ from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
 from vdeblur.benchmark.timing import busy_shares, hidden_copies, inputs_of
 from vdeblur.cli import main as cli
 from vdeblur.deblur import deblur_video
-from vdeblur.inference import batching, devices, runtimes, settings
+from vdeblur.inference import devices, runtimes, settings
 from vdeblur.inference.batching import batch_size
 from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
@@ -584,67 +584,6 @@ def test_a_setting_of_the_wrong_kind_is_left_out(tmp_path: Path, damage: dict[st
     lines["128x72"] |= damage
     file.write_text(json.dumps(lines))
     assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {(48, 64): sound}
-
-
-class Clocked:
-    """A device on which a batch of n takes overhead + n·each seconds."""
-
-    device = CPU
-
-    def __init__(self, overhead: float, each: float, fits: int, recording: float = 0.0) -> None:
-        self.overhead, self.each, self.fits, self.now = overhead, each, fits, 0.0
-        self.recording = recording
-        self.asked: list[int] = []
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.asked.append(len(images))
-        calls = self.asked.count(len(images))
-        # The second call of a shape records a graph; and now and then another program computes too.
-        self.now += (self.recording if calls == 2 else 0) + (0.5 if calls == 4 else 0)
-        self.now += self.overhead + self.each * len(images)
-        return images
-
-    def fitting_batch(self, height: int, width: int) -> int:
-        return self.fits
-
-
-@pytest.mark.parametrize(
-    ("device", "batch"),
-    [
-        (Clocked(0.0, 0.001, 64), 1),  # nothing to gain
-        (Clocked(0.0, 0.001, 64, recording=0.5), 1),
-        (Clocked(0.004, 0.001, 64), 32),
-        (Clocked(0.004, 0.001, 4), 4),  # more does not fit, and is not tried
-        (Clocked(0.004, 2.0, 64), 1),  # slow: no long search
-    ],
-)
-def test_the_fastest_batch_that_fits(device: Clocked, batch: int) -> None:
-    assert batching.fastest_batch(device, 16, 16, clock=lambda: device.now) == batch
-    assert max(device.asked) <= device.fits
-
-
-def test_a_found_batch_is_kept_for_its_backend_and_precision() -> None:
-    device = Clocked(0.0, 0.0, 64)
-    key_parts = {"device": "CPU"}
-
-    def found(precision: str = "fp16", key_parts: dict[str, str] | None = key_parts) -> int:
-        return batching.kept_fastest_batch(
-            device, key_parts, 16, 16, backend="torch", precision=precision
-        )
-
-    assert found() >= 1
-    calls = len(device.asked)
-    assert calls > 0
-    assert found() >= 1
-    assert len(device.asked) == calls  # not tried again
-    device.fits = 0
-    assert found() == 1  # less memory is free now
-    device.fits = 64
-    found("fp32")
-    assert len(device.asked) > calls
-    calls = len(device.asked)
-    found("fp16", None)
-    assert len(device.asked) > calls  # nothing is known of it: nothing is kept
 
 
 def test_memory_is_predicted_from_size_batch_tile_and_precision() -> None:

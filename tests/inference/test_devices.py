@@ -18,6 +18,7 @@ from vdeblur.cli.main import main
 from vdeblur.cli.options import add_network_options, deblurrer_of
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.inference import devices
+from vdeblur.inference.batching import batch_size
 from vdeblur.inference.devices import (
     accelerator,
     current_device,
@@ -261,3 +262,16 @@ def test_a_missing_device_is_one_line(
         "vdeblur: there is no rocm:1: this PyTorch, built for the CPU, sees no GPU; use --device "
         "auto, or install AMD's driver and a ROCm build of PyTorch\n"
     )
+
+
+def test_batches_keep_a_gpu_busy_and_fit_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
+    with simulated_gpu("xpu") as (_, module):
+        deblurrer = Deblurrer()
+        sizes = [(360, 640), (720, 1280), (1080, 1920), (2160, 3840)]
+        assert [batch_size("auto", deblurrer, size=size) for size in sizes] == [8, 2, 1, 1]
+        assert batch_size("auto", deblurrer) == 8
+        assert batch_size(5, deblurrer, size=(1080, 1920)) == 5
+        needed = deblurrer.memory_needed(360, 640, batch=3)
+        monkeypatch.setattr(module, "mem_get_info", lambda device: (needed / 0.6 - 2 * GB, 16 * GB))
+        assert 1 <= batch_size("auto", deblurrer, size=(360, 640)) < 8

@@ -24,7 +24,6 @@ from vdeblur.color import planes_to_rgb
 from vdeblur.errors import DeviceError, UsageError, VdeblurError
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference import devices, runtimes
-from vdeblur.inference.batching import GAIN
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.devices import (
     device_name,
@@ -44,6 +43,7 @@ from vdeblur.networks import GlobalMean, Identity
 
 #: A restored picture's signal-to-noise ratio to that of fp32 torch, in dB; less is not kept.
 AGREEMENT = runtimes.AGREEMENT
+_GAIN = 1.03  # what a change has to be worth
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _TILES = (1024, 512, 256)
 
@@ -80,7 +80,7 @@ class Trial:
         return statistics.median(self.rounds)
 
     def beats(self, other: Trial, *, rounds: int) -> bool:
-        """Whether it won all of the last rounds, which both ran in, and the median one by GAIN.
+        """Whether it won all of the last rounds, which both ran in, and the median one by _GAIN.
 
         A machine's other work slows both of a round, so rounds are compared in pairs.
         """
@@ -88,7 +88,7 @@ class Trial:
             return self.rate > other.rate
         pairs = zip(self.rounds[-rounds:], other.rounds[-rounds:], strict=True)
         ratios = [mine / theirs for mine, theirs in pairs]
-        return min(ratios) > 1 and statistics.median(ratios) >= GAIN
+        return min(ratios) > 1 and statistics.median(ratios) >= _GAIN
 
 
 @dataclass
