@@ -144,67 +144,6 @@ def test_memory_that_runs_out_is_no_fault_of_graphs() -> None:
             made(one)
 
 
-class FakeStream:
-    """Remembers which streams it waits for."""
-
-    def __init__(self, _: object = None) -> None:
-        self.waited: list[object] = []
-
-    def wait_stream(self, other: object) -> None:
-        self.waited.append(other)
-
-
-class FakeCuda(SimpleNamespace):
-    """What recording needs of torch.cuda; a graph computes its call again when it is replayed."""
-
-    def __init__(self) -> None:
-        super().__init__(current=FakeStream(), recording=None, pools=[], Stream=FakeStream)
-
-    def current_stream(self, device: torch.device) -> Any:
-        return self.current
-
-    def graph_pool_handle(self) -> object:
-        return object()
-
-    def stream(self, stream: object) -> Any:
-        return torch.no_grad()
-
-    def graph(self, graph: Any, *, pool: object, stream: object, capture_error_mode: str) -> Any:
-        self.pools.append(pool)
-        return torch.no_grad()
-
-
-def test_graphs_share_memory_and_follow_the_stream_of_the_caller(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fake = FakeCuda()
-    results: list[Tensor] = []
-    replayed: list[int] = []
-    fake.CUDAGraph = lambda: SimpleNamespace(replay=lambda: replayed.append(1))
-
-    def call(x: Tensor) -> Tensor:
-        results.append(double(x))
-        return results[-1]
-
-    monkeypatch.setattr(torch, "cuda", fake)
-    monkeypatch.setattr(cuda, "_cuda", fake)
-    record, x = cuda.Recorder(), torch.ones(1, 3, 2, 2)
-    first, compute = fake.current, FakeStream()
-    one = record(call, x)
-    static = results[-1]
-    other = record(call, x[..., :1])
-    assert fake.pools[0] is fake.pools[1]
-    got = one(x)
-    # The next replay writes over the graph's result, not over what the caller has.
-    assert torch.equal(got, double(x))
-    assert got.data_ptr() != static.data_ptr()
-    fake.current = compute
-    one(x)
-    other(x[..., :1])
-    assert compute.waited == [first]
-    assert len(replayed) == 3
-
-
 @pytest.fixture
 def network() -> MIMOUNet:
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference import steadying as steady
 from vdeblur.inference.batching import restore
 from vdeblur.inference.deblurrer import Deblurrer
-from vdeblur.inference.steadying import steadied
+from vdeblur.inference.steadying import steadied_in_order
 from vdeblur.inference.transfers import Overlap
 from vdeblur.motion.exposure import Exposure
 from vdeblur.motion.guide import Guide
@@ -32,6 +32,15 @@ OTHER = texture(900, 2400, seed=9)
 WIDTH, HEIGHT = 162, 121  # no whole cells
 MOVED = 6.4, -3.3  # how far the scene moves to the next frame
 EDGE = 12
+
+
+def steadied(
+    planes: list[Tensor], layout: PlaneLayout, around: Around | None
+) -> list[Tensor] | None:
+    """The steadied planes of a single frame; None if there was nothing to steady."""
+    stacked = [plane[None] for plane in planes]
+    found = steadied_in_order(stacked, layout, [around])
+    return None if found[0] is stacked[0] else [plane[0] for plane in found]
 
 
 def sharp(k: int, *, world: Any = None) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vdeblur.color import as_int16
 from vdeblur.errors import DeviceError, UsageError
 from vdeblur.frames import PlaneLayout
-from vdeblur.inference import setup
+from vdeblur.inference import setup, steadying
 from vdeblur.inference.devices import (
     current_device,
     device_name,
@@ -29,6 +29,7 @@ from vdeblur.inference.devices import (
     has_streams,
     is_out_of_memory,
 )
+from vdeblur.inference.graphs import Recorded
 from vdeblur.inference.guidance import Guidance
 from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import MemoryPlan, Plan
@@ -44,7 +45,6 @@ from vdeblur.inference.settings import (
     Size,
     resolve,
 )
-from vdeblur.inference.steadying import steadied_in_order
 from vdeblur.motion.neighbours import Around
 from vdeblur.networks import Identity, taps
 from vdeblur.system.allocator import keep_pages
@@ -176,6 +176,9 @@ class Deblurrer:
         )
         if has_streams(self.device) and color.available():
             self.use_kernels()
+        self._steady: Callable[..., Any] = steadying.steady
+        if self.device.type == "cuda":  # hundreds of kernels, which take longer to launch than run
+            self._steady = Recorded(steadying.steady, note=self.notes.append)
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
 
     def use_kernels(self, wanted: bool = True) -> None:
@@ -305,7 +308,7 @@ class Deblurrer:
             ]
             replaced = torch.cat([replaced for _, replaced in parts])
         if self.steady and guidance.around is not None:
-            restored = steadied_in_order(restored, layout, guidance.around)
+            restored = steadying.steadied_in_order(restored, layout, guidance.around, self._steady)
         return restored, replaced
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ Knows tensors and views; no files, no networks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -48,32 +48,27 @@ _MIN_SLOPE, _MAX_STEP = 2.0, 1.0
 
 
 @torch.no_grad()
-def steadied(
-    planes: Sequence[Tensor], layout: PlaneLayout, around: Around | None
-) -> list[Tensor] | None:
+def steady(layout: PlaneLayout, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Steady the restored planes of a frame.
 
     Args:
-        planes: (rows, columns) each, restored.
         layout: Interpretation of the planes.
-        around: The neighbors with which the frame was restored.
+        tensors: The restored planes, (rows, columns) each; those of the previous frame, restored
+            and steadied; the luma plane (or the first) of the frame as decoded; the displacement of
+            each place to the previous frame, (2, h, w) in pixels.
 
     Returns:
-        New planes of the same dtype; None if there is nothing to steady: the previous frame is
-        unknown or was not restored, or the network changed nothing.
+        New planes of the same dtype; on a CPU the given ones if the network changed nothing.
     """
-    link = None if around is None else around.before
-    if around is None or link is None or link[0].restored is None:
-        return None
+    count = len(layout.shapes)
+    planes, olds, (decoded, way) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     level = 2.0 ** (layout.depth - 8)
-    now, before, source = (
-        to_float(each[0], layout.depth) for each in (planes, link[0].restored, around.here.planes)
-    )
+    now, before, source = (to_float(each, layout.depth) for each in (planes[0], olds[0], decoded))
     size = (-(-layout.height // _CELL), -(-layout.width // _CELL))
-    changed = _local_mean(_resized((now - source.to(now.device)).abs_(), size)[None])[0] / level
+    changed = _local_mean(_resized((now - source).abs_(), size)[None])[0] / level
     if _on_cpu(now) and not bool(changed.any()):
-        return None
-    flow = torch.stack([_resized(part, size) for part in link[1].to(now.device)])
+        return planes
+    flow = torch.stack([_resized(part, size) for part in way])
     flow = flow + _correction(now, before, flow, level)
     (warped,) = _warped([before], flow, cubic=True)
     error = warped - now
@@ -84,22 +79,24 @@ def steadied(
     weight *= _inside(flow, layout) * (lighter.abs() <= _MAX_LIGHT_CHANGE)
     share = weight / (1 + weight)
     result = [_mixed(planes[0], now, warped, _resized(share, now.shape), layout)]
-    others = [to_float(plane, layout.depth) for plane in planes[1:]]
-    if others:
+    if count > 1:
+        others, before_ = ([to_float(p, layout.depth) for p in of[1:]] for of in (planes, olds))
         shape = others[0].shape
-        olds = [to_float(plane, layout.depth) for plane in link[0].restored[1:]]
         per = shape[1] / layout.width, shape[0] / layout.height
-        found = _warped(olds, torch.stack([flow[0] * per[0], flow[1] * per[1]]), cubic=True)
+        found = _warped(before_, torch.stack([flow[0] * per[0], flow[1] * per[1]]), cubic=True)
         part = _resized(share, shape)
         result += [
             _mixed(plane, here, warped, part, layout)
             for plane, here, warped in zip(planes[1:], others, found, strict=True)
         ]
-    return result
+    return tuple(result)
 
 
 def steadied_in_order(
-    planes: Sequence[Tensor], layout: PlaneLayout, around: Sequence[Around | None]
+    planes: Sequence[Tensor],
+    layout: PlaneLayout,
+    around: Sequence[Around | None],
+    run: Callable[..., tuple[Tensor, ...]] = steady,
 ) -> list[Tensor]:
     """Steady the restored planes of frames in order, and keep them for the next frames.
 
@@ -107,22 +104,30 @@ def steadied_in_order(
         planes: (N, rows, columns) each, restored.
         layout: Interpretation of the planes.
         around: The neighbors of each frame; the steadied planes are kept in their views.
+        run: `steady`, or a faster way to do the same.
 
     Returns:
-        The steadied planes; the same tensors if there was nothing to steady.
+        The steadied planes; the same tensors if there was nothing to steady: previous frames are
+        unknown or were not restored, or the network changed nothing.
     """
     if planes[0].device.type == "mps":  # has no area means and, before torch 2.13, no edges
         planes = [plane.cpu() for plane in planes]
     pictures, any_new = [], False
     for number, known in enumerate(around):
-        own = [plane[number] for plane in planes]
-        new = steadied(own, layout, known)
+        own = tuple(plane[number] for plane in planes)
+        link = None if known is None else known.before
+        new = own
+        if known is not None and link is not None and link[0].restored is not None:
+            # On the device already, where copies may be issued without waiting for them.
+            rest = (each.to(own[0].device) for each in (known.here.planes[0], link[1]))
+            new = run(layout, *own, *link[0].restored, *rest)
+        changed = new[0] is not own[0]
         if known is not None:
             # Copies: the planes may be a frame's own memory, or views of a whole batch.
             copies = (as_int16(plane).clone().view(plane.dtype) for plane in own)
-            known.here.restored = tuple(new or copies)
-        any_new = any_new or new is not None
-        pictures.append(new or own)
+            known.here.restored = new if changed else tuple(copies)
+        any_new = any_new or changed
+        pictures.append(new)
     if not any_new:
         return list(planes)
     return [

@@ -1,8 +1,7 @@
 """Run a network on a GPU by fused or compiled layers, and by recorded CUDA graphs.
 
-A graph is a network's kernels, recorded once for one shape and launched together. That saves the
-host's time to launch each, some 5 µs, which small pictures and small networks wait for. Knows no
-video and no files.
+Small pictures and small networks wait for the host to launch their kernels one by one
+(`vdeblur.inference.graphs`). Knows no video and no files.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vdeblur.errors import DeviceError
 from vdeblur.inference.devices import empty_cache, is_out_of_memory, synchronize
+from vdeblur.inference.graphs import Recorder
 from vdeblur.inference.kernels.convolution import fuse
 from vdeblur.inference.runtimes.runner import Runner
 from vdeblur.networks.base import correction_of
@@ -25,8 +25,6 @@ from vdeblur.system.optional import installed, optional
 
 Call = Callable[[Tensor], Tensor]
 Record = Callable[[Call, Tensor], Call]
-_cuda: Any = torch.cuda  # parts of it have no types
-_recording = threading.Lock()  # torch records one graph at a time
 
 #: Words of torch.compile. Precisions are the network's own in TensorRT, too (torch-tensorrt 2.10).
 _COMPILED: dict[str, dict[str, Any]] = {
@@ -37,8 +35,6 @@ _COMPILED: dict[str, dict[str, Any]] = {
 #: Minimum signal to noise of a correction to torch's, in dB, which either may round to half
 #: precision or TF32 at each layer. The signal is 1, or the largest value where that is more.
 _AGREEMENT = 50.0
-#: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
-_WARM_UP = 2
 #: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some
 #: that take turns are prepared all the time.
 _SHAPES, _PAUSE = 4, 50
@@ -198,49 +194,3 @@ def _wrong(call: Call, x: Tensor, right: Tensor) -> str | None:
         if is_out_of_memory(error):
             raise
         return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-class Recorder:
-    """Records calls as CUDA graphs for inputs of one shape and strides.
-
-    All use the same memory, as their results are copied and none runs beside another.
-    """
-
-    def __init__(self) -> None:
-        self._pool: Any = None
-        self._side: Any = None
-        self._last: Any = None
-
-    def __call__(self, call: Call, x: Tensor) -> Call:
-        """Record call(x); the result is a tensor of its own, on the caller's stream."""
-        current = torch.cuda.current_stream(x.device)
-        if self._pool is None:
-            self._pool, self._side = _cuda.graph_pool_handle(), _cuda.Stream(x.device)
-        static = x.clone()  # keeps the strides: channels-last stays so
-        self._side.wait_stream(current)
-        with torch.no_grad(), torch.cuda.stream(self._side):
-            for _ in range(_WARM_UP):
-                call(static)
-        graph = _cuda.CUDAGraph()
-        # Only this thread's calls are checked: others decode, encode and allocate pinned memory.
-        with (
-            _recording,
-            torch.no_grad(),
-            _cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ),
-        ):
-            result = call(static)
-        current.wait_stream(self._side)
-
-        def replay(new: Tensor) -> Tensor:
-            current = torch.cuda.current_stream(new.device)
-            if self._last not in (None, current):
-                current.wait_stream(self._last)
-            self._last = current
-            static.copy_(new)
-            graph.replay()
-            # The next replay writes over it.
-            return result.clone()
-
-        return replay
