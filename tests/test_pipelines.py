@@ -69,7 +69,7 @@ def test_names_of_folders(name: str) -> None:
 
 
 # Programs for developers, which time or train parts of the package by themselves.
-OF_THE_INSIDE = {"check_gpu.py", "train_blur_field.py"}
+OF_THE_INSIDE = {"gpu_check.py", "train_blur_field.py"}
 PROGRAMS = {path.name for path in (ROOT / "pipelines").glob("[a-z]*.py")} - OF_THE_INSIDE
 
 
@@ -120,6 +120,8 @@ def test_compare_backends() -> None:
         (["train_blur_field.py", "none", "--out", "w.safetensors"], "no pictures under none"),
         (["train_blur_field.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
         (["train_blur_field.py", ".", "--out", "w", "--init", "a.mkv"], "a.mkv"),
+        (["gpu_train.py", "none", "--out", "a", "--device", "abacus"], "abacus"),
+        (["pack_photos.py", "none", "--out", "a"], "no photographs under none"),
         (["compare_backends.py", "abacus:fp32", "--size", "32x32"], "abacus:fp32 cannot be run"),
         (["compare_recipes.py", "none", "plain", "--out", "runs"], "there is no folder none"),
         (["compare_recipes.py", "none", "a: wider", "--out", "runs"], "'a: wider' is no variant"),
@@ -222,3 +224,79 @@ def test_train_blur_field(tmp_path: Path, here: Here) -> None:
     # From where the other ended, and nothing is written where nothing was learned.
     last = said.strip().splitlines()[-1].partition("; ")[2]
     assert begun.strip().partition("at the start: ")[2] == last
+
+
+def test_pack_photos(tmp_path: Path, here: Here) -> None:
+    photos, out = photographs(tmp_path / "photos"), tmp_path / "packed"
+    said = here("pack_photos.py", photos, "--out", out, "--limit-mib", 0.3)
+    packed = sorted(out.iterdir())
+    assert [file.name for file in packed] == [f"{n:05d}-{n}.webp" for n in range(4)]
+    assert 0.15 * 2**20 < sum(file.stat().st_size for file in packed) <= 0.3 * 2**20
+    assert "4 photographs at quality" in said
+    with Image.open(packed[0]) as picture:
+        assert picture.size == (480, 400)
+    with pytest.raises(SystemExit, match="do not fit"):
+        here("pack_photos.py", photos, "--out", out, "--limit-mib", 0.01)
+
+
+def test_gpu_train(tmp_path: Path) -> None:
+    """On the CPU, without PyAV, and with a network that there is not, whose share others get."""
+    photos, out = photographs(tmp_path / "photos"), tmp_path / "out"
+    path = ROOT / "pipelines" / "gpu_train.py"
+    words = [path, photos, "--out", out, "--seconds", 20, "--device", "cpu", "--quick"]
+    words += ["--workers", 0, "--networks", "nothing", "mimo-unet-guided"]
+    script = "import runpy, sys; sys.modules['av'] = None; "
+    script += f"sys.argv = {[str(word) for word in words]}; "
+    script += f"runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 1, done.stderr
+    assert "mimo-unet-guided: at the start:  gain " in done.stdout
+    name = "mimo-unet-guided"
+    kept = [f"{name}-averaged32.safetensors", f"{name}-last32.safetensors"]
+    best = {f"{name}.safetensors"}  # if it became better
+    assert {file.name for file in out.iterdir()} - best == {*kept, "metrics.jsonl", "train.json"}
+    for file in kept:
+        weights = load_network(None, out / file).state_dict()
+        assert all(value.isfinite().all() for value in weights.values())
+    parts = json.loads((out / "train.json").read_text())["networks"]
+    assert "nothing" in parts["nothing"]["failed"]
+    assert parts[name]["steps"] >= 1
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0
+    assert rows[-1]["step"] == parts[name]["steps"]
+    assert parts[name]["gain_at_start_db"] == rows[0]["film_db"]
+    assert parts[name]["best_gain_db"] == max(row.get("film_db", -9) for row in rows)
+
+
+def test_gpu_check_is_rehearsed_on_a_cpu(tmp_path: Path, here: Here) -> None:
+    with pytest.raises(SystemExit) as ended:
+        here("gpu_check.py", "--out", tmp_path, "--device", "cpu", "--quick")
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert ended.value.code == 0, found
+    assert found["correctness"]["10 bit 4:2:0, chroma at the top left, torch"]["worst_code"] <= 1
+    (stage,) = (row for name, row in found["stages"].items() if name != "notes")
+    assert set(stage) > {"upload", "color", "guidance", "network", "steadying", "download"}
+    (film,) = found["overlap"].values()
+    assert film["worst_code_to_in_turn"] == 0
+    assert found["published"]["best"]["frames_per_s"] > 0
+    assert found["files"]["decoded on the CPU"]["differences"] == []
+    assert found["films"]["street"]["gain_db on the CPU in fp32"] > 1
+    for part in ("memory", "tests"):
+        assert found[part] == {"skipped": "needs a CUDA device"}
+    assert [bar["reached"] for bar in found["bars"]] == [True]
+
+
+def test_gpu_check_goes_on_after_a_part_that_fails(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdeblur.benchmark.roofline.peaks", lambda device, dtype: 1 / 0)
+    monkeypatch.setitem(sys.modules, "av", None)
+    words = ["--out", tmp_path, "--device", "cpu", "--quick", "--parts", "ceilings", "films"]
+    with pytest.raises(SystemExit) as ended:
+        here("gpu_check.py", *words)
+    assert ended.value.code == 1
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert found["ceilings"]["failed"].startswith("ZeroDivisionError")
+    assert found["films"]["skipped"].startswith("needs PyAV")

@@ -369,5 +369,6 @@ def choose(indices: Sequence[int], device: torch.device) -> Tensor:
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     """Move numbers drawn on the CPU to a device, without waiting for a GPU."""
-    gpu = device.type == "cuda"  # where alone pairs are made
-    return (drawn.pin_memory() if gpu else drawn).to(device, non_blocking=gpu)
+    if device.type == "cuda":  # where alone pairs are made
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=device.type != "mps")  # which reads too late

@@ -133,6 +133,8 @@ def run_recipe(
         reporter = None if prepared.rank else Reporter(prepared, on_message, stop)
         try:
             with _plain_errors(run.device):
+                if reporter is not None:
+                    reporter.begin()
                 outcome = _train(prepared, reporter, stop)
         except Diverged as error:
             if reporter is not None and error.outcome is not None:
@@ -292,6 +294,15 @@ class Reporter:
         if before not in (None, rate):
             on_message(f"the learning rate is {rate:g} from here on; it was {before:g}")
 
+    def begin(self) -> None:
+        """Score the weights that a new run begins from, to see whether it improves on them."""
+        run = self._run
+        if run.state is not None or not run.begun_from or run.validation is None:
+            return
+        scores, _ = run.validation.score(run.network.to(run.options.device).eval())
+        self._log.add({"step": 0, "seconds": 0.0, "share": 0.0} | _scores_row(scores))
+        self._on_message(f"at the start:{_in_words(scores)}")
+
     def report(self, progress: Progress, kept: Network) -> None:
         """Log a report; from time to time, score the network and write its weights."""
         row: dict[str, float | int | None] = {
@@ -313,9 +324,7 @@ class Reporter:
             if self._run.validation is not None:
                 scores, picture = self._run.validation.score(kept)
                 self.scores = scores
-                row |= {"gain_db": scores.gain, "sharp_kept_db": scores.sharp_kept}
-                row["dead_share"] = round(scores.dead_share, 4)
-                row |= {name: round(value, 3) for name, value in scores.more.items()}
+                row |= _scores_row(scores)
         self._log.add(row, picture)
         self._on_message(_line(progress, scores))
 
@@ -469,17 +478,30 @@ def _line(progress: Progress, scores: ValidationScores | None) -> str:
     )
     if progress.skipped:
         line += f"  {progress.skipped} steps skipped (gradient not finite)"
-    if scores is not None:
-        line += f"  gain {scores.gain:+.3f} dB  sharp kept to {scores.sharp_kept:.1f} dB"
-        if "exact_db" in scores.more:
-            line += "  of exact motion " + " ".join(
-                f"{scores.more[f'exact_{length}_db']:+.2f} ({length} px)" for length in LENGTHS
-            )
-        if "film_db" in scores.more:
-            line += (
-                f"  films {scores.more['film_db']:+.2f} dB, {scores.more['film_single_db']:+.2f} "
-                "frame by frame"
-            )
-        if scores.dead_share > 0.1:
-            line += f"  {scores.dead_share:.0%} of the channels are dead"
+    return line if scores is None else line + _in_words(scores)
+
+
+def _in_words(scores: ValidationScores) -> str:
+    """The part of a message that states scores."""
+    line = f"  gain {scores.gain:+.3f} dB  sharp kept to {scores.sharp_kept:.1f} dB"
+    if "exact_db" in scores.more:
+        line += "  of exact motion " + " ".join(
+            f"{scores.more[f'exact_{length}_db']:+.2f} ({length} px)" for length in LENGTHS
+        )
+    if "film_db" in scores.more:
+        line += (
+            f"  films {scores.more['film_db']:+.2f} dB, {scores.more['film_single_db']:+.2f} "
+            "frame by frame"
+        )
+    if scores.dead_share > 0.1:
+        line += f"  {scores.dead_share:.0%} of the channels are dead"
     return line
+
+
+def _scores_row(scores: ValidationScores) -> dict[str, float]:
+    """Scores as values of metrics.jsonl."""
+    return {
+        "gain_db": scores.gain,
+        "sharp_kept_db": scores.sharp_kept,
+        "dead_share": round(scores.dead_share, 4),
+    } | {name: round(value, 3) for name, value in scores.more.items()}

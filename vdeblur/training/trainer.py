@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from vdeblur.datasets.pool import Batch
 from vdeblur.errors import UsageError
 from vdeblur.inference.devices import has_streams
+from vdeblur.inference.guidance import Inputs
+from vdeblur.inference.kernels import guidance
 from vdeblur.motion.single_picture import estimate_motions
 from vdeblur.networks import taps
 from vdeblur.networks.base import Network, traits_of
@@ -33,6 +36,8 @@ from vdeblur.training.options import PRECISIONS, Callbacks, Outcome, Progress, R
 from vdeblur.training.processes import agree, all_have, processes
 from vdeblur.training.recipes import Recipe
 from vdeblur.training.state import StateFile, Totals, unusable
+
+_log = logging.getLogger(__name__)
 
 #: Updates that a device may be behind the host, by its type: reading a loss waits for its step.
 _AHEAD = {"cuda": 4, "xpu": 4}
@@ -137,10 +142,13 @@ class Trainer:
             teacher.requires_grad_(False)
         self.kept = self.averaged if recipe.ema else network
         self._guided = network.guided or (teacher is not None and traits_of(teacher).guided)
+        self._guide = Inputs(self.device, torch.float32)
+        if self._guided and self._beside and guidance.available():
+            self._guide.kernels = guidance.Kernels(_log.warning)
         self._terms = parse_loss(recipe.loss)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._ahead = _AHEAD.get(self.device.type, 1)
-        self._fused = True if self._beside else None  # all parameters in one launch
+        self._fused = True if self._ahead > 1 else None  # all parameters in one launch
         self._optimizer = self._make_optimizer()
         self._dtype = PRECISIONS[run.precision]
         enabled = self._dtype == torch.float16
@@ -346,11 +354,11 @@ class Trainer:
             return blurred, sharp
         with torch.no_grad():
             motion = motion.to(self.device, non_blocking=self._beside)
-            around = None
+            seen = self._guide.alone(blurred, motion)
             if batch.around is not None:
                 before, after = batch.around.to(self.device, non_blocking=self._beside)
-                around = before, after
-            return taps.with_guidance(blurred, motion, around), sharp
+                taps.place((before, after), seen[:, 3 + taps.OWN_CHANNELS :])
+            return seen, sharp
 
     def _read(self) -> None:
         """Take note of the latest updates, for which the device must have done them."""
