@@ -111,6 +111,14 @@ def test_what_fails_or_computes_something_else_is_left_to_torch(quick: Call, rea
     assert len(record.shapes) == 1
 
 
+def test_bf16_is_held_to_its_own_roundings() -> None:
+    x = torch.rand(1, 3, 64, 64)
+    half = x + torch.randn_like(x) * 10 ** (-40 / 20)
+    assert cuda.differs(x.bfloat16(), half.bfloat16()) is None
+    assert cuda.differs(x.half(), half.half()) is not None
+    assert cuda.differs(x.bfloat16(), x.bfloat16() + 0.1) is not None
+
+
 def test_a_recording_that_gives_something_else_is_not_used() -> None:
     notes: list[str] = []
     made = graphs(record=lambda call, x: torch.zeros_like, note=notes.append)

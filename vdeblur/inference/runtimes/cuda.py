@@ -32,9 +32,9 @@ _COMPILED: dict[str, dict[str, Any]] = {
     # It would go on with torch otherwise, unsaid.
     "tensorrt": {"backend": "tensorrt", "options": {"pass_through_build_failures": True}},
 }
-#: Minimum signal to noise of a correction to torch's, in dB, which either may round to half
-#: precision or TF32 at each layer. The signal is 1, or the largest value where that is more.
-_AGREEMENT = 50.0
+#: Minimum signal to noise of a correction to torch's, in dB: either may round to fp16 or TF32 at
+#: each layer, or to bf16, of three bits fewer. The signal is 1, or the largest value if it is more.
+_AGREEMENT, _BF16_AGREEMENT = 50.0, 32.0
 #: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some
 #: that take turns are prepared all the time.
 _SHAPES, _PAUSE = 4, 50
@@ -95,9 +95,10 @@ def differs(expected: Tensor, got: Tensor) -> str | None:
     signal = max(1.0, float(one.abs().max()))
     error = float((one - other).div(signal).square().mean())
     decibels = -10 * math.log10(error) if error > 0 else math.inf
-    if decibels >= _AGREEMENT:
+    wanted = _BF16_AGREEMENT if expected.dtype == torch.bfloat16 else _AGREEMENT
+    if decibels >= wanted:
         return None
-    return f"agrees with torch to {decibels:.0f} dB only, less than {_AGREEMENT:.0f} dB"
+    return f"agrees with torch to {decibels:.0f} dB only, less than {wanted:.0f} dB"
 
 
 class Graphs:
