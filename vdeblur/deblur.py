@@ -43,6 +43,8 @@ from vdeblur.system.workers import Drain, WorkerTimes, background
 
 #: Capacity of each queue, in batches: enough to hide a slow moment, few enough for memory.
 _QUEUE_BATCHES = 2
+#: The same in frames beside a GPU, at least: there the batches are small, and the threads quick.
+_QUEUE_FRAMES = 8
 _RECOVERED = "an earlier run was killed while it named these pictures, which is now done"
 #: More threads would outrun every encoder, and hold more frames in memory.
 _MOST_MOTION_THREADS = 12
@@ -270,6 +272,8 @@ def start_threads(
         Items for the network, the queue for restored items, and all threads in order.
     """
     depth, device = size * _QUEUE_BATCHES, overlap.deblurrer.device
+    if device.type != "cpu":
+        depth = max(depth, _QUEUE_FRAMES)
     if device.type == "cuda":
         source_items = adopt(source_items, device, note=reader.notes.append)
     source_items = overlap.staged(source_items)

@@ -33,6 +33,11 @@ except ImportError:  # CPU builds of PyTorch come without it
 FALLBACK = "color is converted by torch"
 #: Of one program: pixels made, chroma samples changed.
 _PIXELS, _SAMPLES = 512, 128
+#: Kernels compiled for one size serve every other. The other two strides tell what lies together.
+_SIZES = (
+    "height", "width", "rows", "columns", "small_rows", "small_columns", "across",
+    "step_n", "step_y",
+)  # fmt: skip
 #: Share of codes that may differ from torch's by one, since sums are in another order.
 _AGREES = 0.002
 
@@ -71,7 +76,7 @@ if triton is not None:
         lower = _codes(plane + below * columns + right, there, WIDE)
         return first + (upper + (lower - upper) * down - first) * across
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
     def _input_kernel(  # type: ignore[no-untyped-def]
         plane0, plane1, plane2, table, target, luma,
         height, width, rows, columns, small_rows, small_columns,
@@ -120,7 +125,7 @@ if triton is not None:
         if LUMA:
             tl.store(luma + picture * rows * columns + i, seen, mask=there)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
     def _judge_kernel(  # type: ignore[no-untyped-def]
         delta, sums, height, width, across, step_n, step_c, step_y, step_x, limit,
         BLOCK: tl.constexpr,
@@ -151,7 +156,7 @@ if triton is not None:
         codes = (codes + 12582912.0) - 12582912.0
         tl.store(new_place, codes.to(tl.int32).to(new_place.dtype.element_ty), mask=there)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
     def _planes_kernel(  # type: ignore[no-untyped-def]
         delta, replaced, plane0, plane1, plane2, new0, new1, new2, table, strength, top,
         height, width, small_rows, small_columns, step_n, step_c, step_y, step_x,

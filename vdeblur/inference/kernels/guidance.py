@@ -42,6 +42,7 @@ _NEIGHBOUR_CONSTANTS = {"FILTERS": len(taps.FILTERS), "UNIT": taps.UNIT, "PIXELS
 #: Kernels compiled for one size serve every other.
 _SIZES = (
     "height", "width", "rows", "columns", "way_rows", "way_columns", "shown_rows", "shown_columns",
+    "step_y",
 )  # fmt: skip
 
 if triton is not None:
