@@ -399,31 +399,31 @@ CPU = torch.device("cpu")
 def test_a_setting_is_kept_for_its_network_size_and_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
+    assert settings.recall(small(), CPU) == {}
     first, second = (Setting("torch", "fp32", n, None, 5.0) for n in (2, 4))
     assert settings.store_setting(small(), CPU, (48, 64), first)
     assert settings.store_setting(small(), CPU, (72, 128), second)
-    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {
+    assert settings.recall(small(), CPU) == {
         (48, 64): first,
         (72, 128): second,
     }
     assert settings.store_setting(small(), CPU, (48, 64), second)
     # The newest last.
-    assert list(settings.recall(settings.tuning_key_parts(small(), CPU))) == [(72, 128), (48, 64)]
+    assert list(settings.recall(small(), CPU)) == [(72, 128), (48, 64)]
     other = small()
     with torch.no_grad():
         other.get_parameter("feat_extract.0.main.0.weight").add_(1e-3)
-    assert settings.recall(settings.tuning_key_parts(other, CPU)) == {}
-    assert settings.recall(settings.tuning_key_parts(MIMOUNet(base=8, blocks=2), CPU)) == {}
+    assert settings.recall(other, CPU) == {}
+    assert settings.recall(MIMOUNet(base=8, blocks=2), CPU) == {}
     monkeypatch.setattr(settings, "device_name", lambda device: "another one")
-    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
+    assert settings.recall(small(), CPU) == {}
 
 
 def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
     settings.store_setting(small(), CPU, (48, 64), Setting("torch", "fp32", 2, None, 5.0))
     for file in (tmp_path / "cache").rglob("settings.json"):
         file.write_text('{"64x48": {"backend": 1}}')
-    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {}
+    assert settings.recall(small(), CPU) == {}
     assert Deblurrer(small(), device="cpu").tuned == {}
 
 
@@ -583,7 +583,7 @@ def test_a_setting_of_the_wrong_kind_is_left_out(tmp_path: Path, damage: dict[st
     lines = json.loads(file.read_text())
     lines["128x72"] |= damage
     file.write_text(json.dumps(lines))
-    assert settings.recall(settings.tuning_key_parts(small(), CPU)) == {(48, 64): sound}
+    assert settings.recall(small(), CPU) == {(48, 64): sound}
 
 
 def test_memory_is_predicted_from_size_batch_tile_and_precision() -> None:

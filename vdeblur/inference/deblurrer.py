@@ -38,7 +38,6 @@ from vdeblur.inference.notes import Notes, setup_report, slow_precision
 from vdeblur.inference.restoration import guarded_correction, restored_planes
 from vdeblur.inference.runtimes import Runtime, RuntimeRequest, torch_cpu
 from vdeblur.inference.settings import (
-    KeyParts,
     Precision,
     PrecisionRequest,
     Setting,
@@ -141,9 +140,8 @@ class Deblurrer:
         self.backend: Runtime = settings.runtime
         self.precision: Precision = settings.precision
         self.dtype = settings.dtype
-        #: Settings that were measured on this device, by height and width; and what they depend on.
+        #: Settings that were measured on this device, by height and width.
         self.tuned: dict[Size, Setting] = settings.tuned
-        self.cache_key_parts: KeyParts | None = settings.key_parts
         self._beside = setup.threads_for(self.network, self.device, self.backend)
         most = 1 if self._beside is None else self._beside.most
         self.memory = MemoryPlan(replace(cost, most_at_once=most), tile, self.tuned, self.notes)

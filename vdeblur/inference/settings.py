@@ -41,7 +41,6 @@ DTYPES = {
     "int8": torch.float32,
 }
 Size = tuple[int, int]  # height, width
-KeyParts = dict[str, str]
 _KIND = "tuned"
 _LARGEST_BATCH = 1024
 
@@ -70,7 +69,6 @@ class InferenceSettings:
         precision: The precision.
         dtype: Of the network's input in torch: fp32 for runtimes that round inside.
         tuned: Measured settings that agree with both, by height and width.
-        key_parts: What measurements of this network on this device depend on; None if unknown.
         precision_asked: Whether the caller or the environment named the precision.
         precision_measured: Whether a measurement named it.
         replaceable: Whether torch may take the runtime's place if that cannot compute the network.
@@ -80,7 +78,6 @@ class InferenceSettings:
     precision: Precision
     dtype: torch.dtype
     tuned: dict[Size, Setting] = field(default_factory=dict)
-    key_parts: KeyParts | None = None
     precision_asked: bool = True
     precision_measured: bool = False
     replaceable: bool = False
@@ -119,7 +116,6 @@ def resolve(
             unknown.
         DeviceError: It needs a GPU, and there is none.
     """
-    key_parts = tuning_key_parts(network, device)
     wanted = precision
     if precision == "auto":
         wanted = cast("PrecisionRequest", os.environ.get(runtimes.PRECISION_VARIABLE, "auto"))
@@ -131,7 +127,7 @@ def resolve(
     asked, tuned = wanted != "auto", dict[Size, Setting]()
     wanted_runtime = runtime
     if "auto" in (wanted, runtime):
-        fitting = fitting_settings(recall(key_parts), precision=wanted, backend=runtime)
+        fitting = fitting_settings(recall(network, device), precision=wanted, backend=runtime)
         wanted = cast("PrecisionRequest", fitting[0])
         wanted_runtime = cast("RuntimeRequest", fitting[1])
         tuned = fitting[2]
@@ -151,7 +147,6 @@ def resolve(
         # Other runtimes take fp32, and round inside.
         dtype=DTYPES[chosen] if found in runtimes.TENSOR_RUNTIMES else torch.float32,
         tuned=tuned,
-        key_parts=key_parts,
         precision_asked=asked,
         precision_measured=measured_or_asked and not asked,
         replaceable=runtime == "auto" and chosen != "int8",
@@ -167,25 +162,17 @@ def usual_precision(network: nn.Module, device: torch.device, runtime: RuntimeRe
     return "fp16" if half and runtime in ("auto", *runtimes.TENSOR_RUNTIMES) else "fp32"
 
 
-def tuning_key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:
-    """Return what measured settings depend on.
+def recall(network: nn.Module, device: torch.device) -> dict[Size, Setting]:
+    """Return the settings that were measured for a network on a device, the newest last.
 
     Args:
         network: As loaded: fp32, not moved.
         device: Where it is to be computed.
-
-    Returns:
-        None where it cannot be told, and on a CPU as long as nothing is kept: it then costs
-        nothing.
     """
-    if device.type == "cpu" and not (cache_folder() / _KIND).is_dir():
-        return None
-    return _key_parts(network, device)
-
-
-def recall(key_parts: KeyParts | None) -> dict[Size, Setting]:
-    """Return the settings kept under these key parts, the newest last."""
-    folder = cache.find_entry(_KIND, key_parts) if key_parts is not None else None
+    if not (cache_folder() / _KIND).is_dir():  # to tell networks apart takes a while
+        return {}
+    key_parts = _key_parts(network, device)
+    folder = None if key_parts is None else cache.find_entry(_KIND, key_parts)
     return {} if folder is None else _read(folder)
 
 
@@ -243,7 +230,7 @@ def fitting_settings(
     return *chosen, same
 
 
-def _key_parts(network: nn.Module, device: torch.device) -> KeyParts | None:
+def _key_parts(network: nn.Module, device: torch.device) -> dict[str, str] | None:
     return runtimes.cache_key_parts(network, device=device_name(device))
 
 
