@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.clips import read_frames, scene, write_frames
+from tests.helpers.simulated_devices import GB, simulated_gpu
 from vdeblur import Deblurrer, InputError, UsageError
 from vdeblur.benchmark import chart as bench_chart
 from vdeblur.benchmark import roofline
 from vdeblur.benchmark.report import format_result, format_sweep
 from vdeblur.benchmark.result import PARTS, STEPS, BenchResult, Rates
-from vdeblur.benchmark.run import BenchOptions, bench
+from vdeblur.benchmark.run import BenchOptions, bench, load_for_speed
 from vdeblur.benchmark.sweep import Sweep, Trial, TuneOptions, tune
 from vdeblur.benchmark.timing import busy_shares, hidden_copies, inputs_of
 from vdeblur.cli import main as cli
@@ -125,6 +126,22 @@ def test_every_stage_is_measured(clip: Path) -> None:
     # 64 × 48 is legal: 17.71 GMAC at 1280 × 720.
     assert got.network_flop == pytest.approx(2 * 17.705e9 * 64 * 48 / (1280 * 720), rel=1e-3)
     assert list(clip.parent.iterdir()) == [clip]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_every_kind_of_gpu_is_measured(clip: Path, kind: str) -> None:
+    options = BenchOptions(frames=3, rounds=1, batch=2)
+    load_for_speed(DEFAULT, None)  # what is kept of the catalogue's networks is torch's own
+    with simulated_gpu(kind):
+        got = bench(clip, model=DEFAULT, device=kind, backend="torch", options=options)
+    assert set(STEPS) <= set(got.rates)
+    text = format_result(got)
+    if kind == "mps":
+        assert got.copies_hidden is None  # one thing after the other
+    else:
+        assert got.memory_bytes == 2 * GB
+        assert "the GPU's allocations, 2.00 GB at the peak" in text
+    assert "bound by " in text
 
 
 def test_against_the_authors_way(clip: Path) -> None:

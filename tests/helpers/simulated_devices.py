@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vdeblur.networks import blur_field, taps
+
 GB = 10**9
 _CUDA, _MPS = torch.cuda, torch.mps
 
@@ -36,13 +38,16 @@ class Stream:
 
 
 class Event:
-    """An event without times."""
+    """An event; each is a millisecond after any other."""
 
     def __init__(self, enable_timing: bool = False) -> None: ...
 
     def record(self, stream: Any = None) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1.0
 
 
 class Kind:
@@ -85,6 +90,12 @@ class Kind:
 
     def memory_allocated(self, device: torch.device) -> int:
         return 1 * GB
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return 2 * GB
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.calls.append("reset_peak_memory_stats")
 
     def memory_reserved(self, device: torch.device) -> int:
         return 3 * GB
@@ -256,12 +267,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
+# Tensors that are kept by their device, which an earlier simulation may have made.
+KEPT = (taps._wiener, taps.constant, blur_field._rings, blur_field._lengths)
 NAMES = {"cuda": "AMD Instinct MI300X", "xpu": "Intel Arc B580"}
 
 
 @contextlib.contextmanager
 def simulated_gpu(kind: str) -> Iterator[tuple[SimulatedGpu, Any]]:
     """Simulate a GPU of a kind, the only one here; yields it and torch's module of the kind."""
+    for kept in KEPT:
+        kept.cache_clear()
     module = Mps() if kind == "mps" else Kind(NAMES[kind])
     allocate = torch.empty
 

@@ -15,6 +15,7 @@ import torch
 from av.video.format import VideoFormat
 
 from tests.helpers.clips import scene, write_frames
+from tests.helpers.simulated_devices import simulated_gpu
 from tests.inference.test_transfers import FakeDevice, LazyPlusOne
 from vdeblur.deblur import deblur_video
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
@@ -162,6 +163,34 @@ def test_planes_of_another_size_are_refused() -> None:
         tensors_of(tuple(frame.planes), PlaneLayout(62, 48), CPU)
     with pytest.raises(ValueError, match="are not those of NV12 or P010"):
         tensors_of(tuple(frame.planes), PlaneLayout(64, 48, 10), CPU)
+
+
+def test_a_decoder_opens_in_torch_s_context_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    with simulated_gpu("cuda") as (_, module):
+        with current_context(device) as gpu:
+            assert module.calls == [("device", device), ("synchronize", None)]
+            assert gpu == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.version, "hip", "6.4")
+            with current_context(device) as gpu:
+                assert gpu is None  # AMD's: no memory that NVDEC decodes to
+    with current_context(CPU) as gpu:
+        assert gpu is None
+
+
+def test_planes_that_are_others_than_those_of_the_host_are_not_used(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    decoding(monkeypatch, "nv12")
+    with VideoReader(clip) as reader:
+        frames = list(reader)
+    frames[0].planes[1][0, 0] += 1
+    assert [frame.on_device for frame in adopt(frames, CPU, note=notes.append)] == [None] * 7
+    assert notes == [
+        "decoded frames go through host memory (their planes in the GPU's memory are others)"
+    ]
 
 
 def test_packets_pass(clip: Path) -> None:

@@ -33,7 +33,13 @@ from vdeblur.errors import ModelError, UsageError
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.batching import batch_size, restore
 from vdeblur.inference.deblurrer import Deblurrer
-from vdeblur.inference.devices import device_name, fastest_convolutions, synchronize
+from vdeblur.inference.devices import (
+    accelerator,
+    device_name,
+    fastest_convolutions,
+    has_streams,
+    synchronize,
+)
 from vdeblur.inference.export import random_motion
 from vdeblur.inference.gpu_frames import adopt, current_context
 from vdeblur.inference.kernels import color
@@ -176,7 +182,7 @@ def bench(
         memory_predicted=deblurrer.memory_needed(height, width, batch=measure.batch),
         copies_hidden=measure.copies_hidden,
         busy=measure.busy,
-        memory_of="GPU" if deblurrer.device.type == "cuda" else "process",
+        memory_of="GPU" if has_streams(deblurrer.device) else "process",
         notes=[*notes, *measure.notes, *deblurrer.about, *deblurrer.notes],
     )
 
@@ -252,7 +258,7 @@ class _Measurement:
         return islice(adopt(reader, self.device, note=reader.notes.append), self.count)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.pin_memory() if has_streams(self.device) else tensor
 
     def steps(self) -> dict[str, Callable[[], float]]:
         """The steps by name, in the order in which a frame meets them."""
@@ -307,7 +313,7 @@ class _Measurement:
 
         def work() -> None:
             for target, source in zip(self._planes, self._host, strict=True):
-                target.copy_(source, non_blocking=True)
+                target.copy_(source, non_blocking=has_streams(self.device))
 
         return self._on_device(work)
 
@@ -316,7 +322,7 @@ class _Measurement:
 
         def work() -> None:
             for target, source in zip(self._host, self._planes, strict=True):
-                target.copy_(source, non_blocking=True)
+                target.copy_(source, non_blocking=has_streams(self.device))
 
         return self._on_device(work)
 
@@ -498,13 +504,13 @@ class _Measurement:
 
     def memory_peak(self) -> int | None:
         """Peak bytes while a batch is restored: of the GPU's allocations, or of the process."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
-            return torch.cuda.max_memory_allocated(self.device)
-        reset_peak()
+        module = accelerator(self.device) if has_streams(self.device) else None
+        if module is not None:
+            module.reset_peak_memory_stats(self.device)
+        else:
+            reset_peak()
         self.deblurrer.restore_planes(self._planes, self.layout, self._motion, self._around)
-        return peak_bytes()
+        return peak_bytes() if module is None else int(module.max_memory_allocated(self.device))
 
 
 def surrounded(planes: Sequence[Tensor], layout: PlaneLayout, motion: Tensor) -> list[Around]:
