@@ -65,6 +65,25 @@ def test_a_shape_is_recorded_when_it_comes_again() -> None:
     assert not marked(made(one.double()), one.double())
 
 
+def with_static_input(call: Call, x: Tensor) -> Call:
+    """Record as a graph is: from a tensor that replays write to."""
+    static = x.clone()
+
+    def replay(new: Tensor) -> Tensor:
+        return call(static.copy_(new))
+
+    return replay
+
+
+def test_cameras_and_files_share_a_network() -> None:
+    """Tensors that were made in torch's inference mode may not be written to outside of it."""
+    made, x = graphs(record=with_static_input), torch.rand(1, 3, 4, 4)
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            for _ in range(3):
+                assert torch.equal(made(x), double(x))
+
+
 def test_passes_that_launching_does_not_bound_are_not_recorded() -> None:
     record = Recorded()
     made = graphs(record=record)

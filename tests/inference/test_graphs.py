@@ -117,6 +117,18 @@ def test_what_comes_a_second_time_is_recorded_by_kind_and_shape() -> None:
     assert not notes
 
 
+def test_what_cameras_recorded_in_inference_mode_is_not_for_others() -> None:
+    def record(call: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
+        static = [x.clone() for x in inputs]
+        return lambda *new: call(*(x.copy_(y) for x, y in zip(static, new, strict=True)))
+
+    recorded, x = graphs.Recorded(sums, note=pytest.fail, record=record), torch.arange(4)
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            for _ in range(3):
+                assert torch.equal(recorded(1, x, x)[0], 2 * x + 1)
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

@@ -476,6 +476,18 @@ def test_a_slow_network_leaves_frames_untouched_and_on_time() -> None:
     assert line.restored + line.passed + line.dropped == 60
 
 
+class Compiled(Network):
+    """Its second and third calls compile and record, for ten times as long as a frame may take."""
+
+    def restore(self, frames: Sequence[Frame], level: int) -> list[bool]:
+        self.seconds = 0.25 if len(self.batches) in (1, 2) else 0.002
+        return super().restore(frames, level)
+
+
+def test_calls_that_compile_do_not_stand_for_those_to_come() -> None:
+    assert Run(Compiled(0.0), limit=0.15).lines[0].restored > 15
+
+
 def test_a_hopeless_network_holds_nothing_up() -> None:
     run = Run(Network(0.5), limit=0.1)
     line, left = run.lines[0], run.left[0]

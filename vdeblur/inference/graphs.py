@@ -100,7 +100,9 @@ class Recorded:
 
     def __call__(self, kind: Hashable, *inputs: Tensor) -> Any:
         """Return call(kind, *inputs)."""
-        key = (kind, *((tuple(x.shape), x.stride(), x.dtype) for x in inputs))
+        # In inference mode torch makes tensors that may not be written to outside of it.
+        mode = torch.is_inference_mode_enabled()
+        key = (kind, mode, *((tuple(x.shape), x.stride(), x.dtype) for x in inputs))
         if key in self._made:
             self._made.move_to_end(key)
             return self._made[key](*inputs)

@@ -18,6 +18,9 @@ from vdeblur.frames import Plane
 from vdeblur.live.frame_line import FrameLine, QueuedFrame
 from vdeblur.live.protocols import EventHandler, Restorer, ignore_event
 
+#: Calls that tell little: algorithms are picked, then kernels are compiled and graphs recorded.
+_WARM_UP = 4
+
 
 @dataclass
 class _Cost:
@@ -28,7 +31,7 @@ class _Cost:
 
     def add(self, seconds: float) -> None:
         self.calls += 1
-        if self.calls <= 2:  # the first calls warm up, and tell little
+        if self.calls <= _WARM_UP:
             self.seconds = seconds
         else:
             self.seconds += (0.5 if seconds > self.seconds else 0.2) * (seconds - self.seconds)
@@ -187,7 +190,7 @@ class Scheduler:
                         line.late += 1
                         self.late += 1
             else:
-                self._next_probe = now + (0.0 if cost.calls < 3 else max(1.0, 10 * took))
+                self._next_probe = now + (0.0 if cost.calls < _WARM_UP else max(1.0, 10 * took))
             self.changed.notify_all()
 
     def _pass_all(self, on: bool) -> None:

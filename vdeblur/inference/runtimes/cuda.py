@@ -148,7 +148,9 @@ class Graphs:
             return self._call(x)
 
     def _call(self, x: Tensor) -> Tensor:
-        key = (tuple(x.shape), x.stride(), x.dtype, x.device)
+        # In inference mode torch makes tensors that may not be written to outside of it.
+        mode = torch.is_inference_mode_enabled()
+        key = (tuple(x.shape), x.stride(), x.dtype, x.device, mode)
         if key not in self._made:
             self._seen[key] += 1
             if self._seen[key] < 2:
