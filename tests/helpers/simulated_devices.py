@@ -8,6 +8,7 @@ channels-last weights, and the operations that torch 2.6 lacks there.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -17,8 +18,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-
-from vdeblur.networks import blur_field, taps
 
 GB = 10**9
 _CUDA, _MPS = torch.cuda, torch.mps
@@ -179,7 +178,7 @@ class SimulatedGpu(TorchFunctionMode):
                 return self._device_of(args[0]).type == name[4:]
             if name == "to":
                 return self._to(*args, **kwargs)
-            if name == "_parse_to" or not (inside or "device" in kwargs):
+            if name == "_parse_to" or not (inside or kwargs.get("device")):
                 if name == "pin_memory":
                     assert self.device.type != "mps", "torch 2.6 pins no memory for MPS"
                     return args[0]
@@ -267,17 +266,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-# Tensors that are kept by their device, which an earlier simulation may have made.
-KEPT = (taps._wiener, taps.constant, blur_field._rings, blur_field._lengths)
-NAMES = {"cuda": "AMD Instinct MI300X", "xpu": "Intel Arc B580"}
+#: torch's kind, a name, and attribute and value of torch.version in builds for it.
+_GPUS = {
+    "cuda": ("cuda", "NVIDIA H100", "cuda", "13.0"),
+    "rocm": ("cuda", "AMD Instinct MI300X", "hip", "6.4.43482-0f2d60242"),
+    "xpu": ("xpu", "Intel Arc B580", "xpu", "20250302"),
+    "mps": ("mps", "Apple M4", "", ""),
+}
 
 
 @contextlib.contextmanager
-def simulated_gpu(kind: str) -> Iterator[tuple[SimulatedGpu, Any]]:
+def simulated_gpu(asked: str) -> Iterator[tuple[SimulatedGpu, Any]]:
     """Simulate a GPU of a kind, the only one here; yields it and torch's module of the kind."""
-    for kept in KEPT:
-        kept.cache_clear()
-    module = Mps() if kind == "mps" else Kind(NAMES[kind])
+    kind, name, build, number = _GPUS[asked]
+    module = Mps() if kind == "mps" else Kind(name)
     allocate = torch.empty
 
     def empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
@@ -295,10 +297,24 @@ def simulated_gpu(kind: str) -> Iterator[tuple[SimulatedGpu, Any]]:
             patch.setattr(torch, each, there)
         if kind != "mps":
             patch.setattr(torch.mps, "device_count", lambda: 0)
-        patch.setattr(torch.backends.mps, "get_name", lambda: "Apple M4", raising=False)
+        for each in ("cuda", "hip", "xpu"):
+            patch.setattr(torch.version, each, number if each == build else None, raising=False)
+        patch.setattr(torch.backends.mps, "get_name", lambda: name, raising=False)
         patch.setattr(torch.backends.mps, "is_built", lambda: kind == "mps")
         patch.setattr(torch, "empty", empty)
         patch.setattr(Tensor, "record_stream", record_stream)
         patch.setattr(torch, "_has_compatible_shallow_copy_type", lambda a, b: False)
-        with SimulatedGpu(torch.device(kind, 0)) as gpu:
-            yield gpu, module
+        forget()
+        try:
+            with SimulatedGpu(torch.device(kind, 0)) as gpu:
+                yield gpu, module
+        finally:
+            forget()
+
+
+def forget() -> None:
+    """Empty the program's caches: streams and tensors in them belong to a device of this name."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vdeblur."):
+            for value in list(vars(module).values()):
+                getattr(value, "cache_clear", lambda: None)()

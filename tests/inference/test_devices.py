@@ -33,6 +33,7 @@ from vdeblur.inference.devices import (
 )
 from vdeblur.networks import build
 from vdeblur.training.options import RunOptions
+from vdeblur.training.processes import start_processes
 from vdeblur.training.recipes import RECIPES
 from vdeblur.training.trainer import train
 
@@ -181,7 +182,7 @@ def planes(path: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("kind", "precision", "decibels"),
-    [("xpu", "fp16", 55), ("mps", "fp32", 70)],
+    [("rocm", "fp16", 55), ("xpu", "fp16", 55), ("mps", "fp32", 70)],
 )
 def test_a_film_is_restored_on_every_kind_as_on_the_cpu(
     film: Path,
@@ -193,11 +194,13 @@ def test_a_film_is_restored_on_every_kind_as_on_the_cpu(
 ) -> None:
     monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
     deblur_video(film, tmp_path / "cpu.mkv", device="cpu", precision="fp32")
-    with simulated_gpu(kind) as (gpu, _):
+    with simulated_gpu(kind) as (gpu, module):
         deblurrer = Deblurrer()
-        assert (deblurrer.device, deblurrer.precision) == (torch.device(kind, 0), precision)
+        assert deblurrer.device == find_device(kind)
+        assert deblurrer.precision == precision
         report = deblur_video(film, tmp_path / "gpu.mkv", model=deblurrer, batch=2)
     assert {"conv2d", "grid_sample"} <= gpu.seen
+    assert ("stream" in module.calls) == has_streams(deblurrer.device)
     assert report.frames == 4
     assert report.replaced == 0
     source, cpu, there = map(planes, (film, tmp_path / "cpu.mkv", tmp_path / "gpu.mkv"))
@@ -234,7 +237,8 @@ def test_a_network_is_trained_on_every_kind_as_on_the_cpu(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("cuda", "restoring on AMD Instinct MI300X 0 (ROCm 6.4.43482), fp16, torch"),
+        ("cuda", "restoring on NVIDIA H100 0 (CUDA 13.0), fp16, torch"),
+        ("rocm", "restoring on AMD Instinct MI300X 0 (ROCm 6.4.43482), fp16, torch"),
         ("xpu", "restoring on Intel Arc B580 0 (XPU 20250302), fp16, torch"),
         ("mps", "restoring on Apple M4 (MPS), fp32, torch"),
     ],
@@ -243,15 +247,27 @@ def test_a_line_says_what_restores(
     kind: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
-    versions = {"cuda": "6.4.43482-0f2d60242", "xpu": "20250302"}
-    for name, key in (("hip", "cuda"), ("xpu", "xpu")):
-        number = versions[kind] if key == kind else None
-        monkeypatch.setattr(torch.version, name, number, raising=False)
     parser = argparse.ArgumentParser()
     add_network_options(parser)
     with simulated_gpu(kind):
-        deblurrer_of(parser.parse_args(["--device", "rocm" if kind == "cuda" else kind]))
+        deblurrer_of(parser.parse_args(["--device", kind]))
     assert capsys.readouterr().err.splitlines()[0] == line
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "backend"), [("cuda", 3, "nccl"), ("xpu", 3, "xccl"), ("cpu", None, "gloo")]
+)
+def test_processes_share_the_devices_of_a_kind(
+    kind: str, own: int | None, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.distributed, "init_process_group", started.append)
+    module = Kind("one of four", 4)
+    monkeypatch.setattr(torch, kind, module)
+    assert start_processes(torch.device(kind)) == torch.device(f"{kind}:{own}" if own else kind)
+    assert (module.current, started) == (own or 0, [backend])
 
 
 def test_a_missing_device_is_one_line(
