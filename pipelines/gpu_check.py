@@ -488,6 +488,7 @@ def files(c: Check) -> dict[str, Any]:
                     Path(folder) / "out.mp4",
                     model=deblurrer,
                     overwrite=True,
+                    exposure=0.5,  # so that there is something to restore
                     hwaccel=hwaccel,
                     encode=EncodeOptions(**encode),  # type: ignore[arg-type]
                 )

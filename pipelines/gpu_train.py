@@ -66,9 +66,11 @@ class Keeper:
     def __init__(self, name: str, run: Path, out: Path) -> None:
         self.name, self.run, self.out = name, run, out
         self.best, self.first, self.told = -1e9, None, 0
+        self.told_at, self.scoring = 0.0, 0.0  # seconds that the first scores took
 
     def __call__(self, text: str) -> None:
         """Print a message of the run, and look at what it wrote before."""
+        before, self.told_at = self.told_at, time.monotonic()
         say(f"{self.name}: {text}")
         metrics = self.run / "metrics.jsonl"
         rows = metrics.read_text().splitlines() if metrics.exists() else []
@@ -77,7 +79,8 @@ class Keeper:
             with (self.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"network": self.name} | row) + "\n")
             gain = row.get("film_db", row.get("gain_db"))
-            self.first = gain if self.first is None else self.first
+            if self.first is None:
+                self.first, self.scoring = gain, self.told_at - before
             if gain is not None and gain > self.best:
                 self.best = gain
                 if row["step"] and number == len(rows):  # the weights there are of the last row
@@ -98,7 +101,9 @@ class Keeper:
             )
 
 
-def trained(name: str, args: argparse.Namespace, device: torch.device, end: float) -> Any:
+def trained(
+    name: str, args: argparse.Namespace, device: torch.device, work: Path, end: float
+) -> Any:
     """Train a network until `end` (monotonic); return what is to be known of it."""
     recipe = with_values(
         replace(
@@ -111,7 +116,7 @@ def trained(name: str, args: argparse.Namespace, device: torch.device, end: floa
     init = args.init
     if Path(init).is_dir():
         init = str(Path(init) / f"{name}-averaged32.safetensors")
-    run = args.work / name
+    run = work / name
     keeper = Keeper(name, run, args.out)
     settings = RunSettings(
         f"synth:{args.photos}",
@@ -135,7 +140,7 @@ def trained(name: str, args: argparse.Namespace, device: torch.device, end: floa
             settings,
             run=options,
             on_message=keeper,
-            stop=lambda: time.monotonic() > end - ENDING,
+            stop=lambda: time.monotonic() > end - max(ENDING, keeper.scoring + 3),
         )
     except Diverged as error:  # the last sound weights are as good as ever
         said["failed"], outcome = str(error), error.outcome
@@ -156,8 +161,12 @@ def trained(name: str, args: argparse.Namespace, device: torch.device, end: floa
     return said
 
 
-def main() -> int:
-    """Train each network in its share of the time; return 0 if all were trained."""
+def main(work: Path) -> int:
+    """Train each network in its share of the time; return 0 if all were trained.
+
+    Args:
+        work: A folder for states, which are too large to take away.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, help="sharp photographs, see pack_photos.py")
     parser.add_argument("--out", type=Path, required=True)
@@ -168,7 +177,6 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0, help="another one: other pairs")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 3) - 2)))
-    parser.add_argument("--work", type=Path, help="for states; a temporary folder by default")
     parser.add_argument("--compile", action="store_true", help="by torch.compile: half a minute")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny batches, to rehearse on a CPU")
@@ -176,7 +184,6 @@ def main() -> int:
     end = BEGAN + args.seconds
     device = find_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    args.work = args.work or Path(tempfile.mkdtemp(prefix="gpu_train-"))
     if args.compile:
         # What cannot be compiled here (no C compiler, say) runs as it is.
         importlib.import_module("torch._dynamo.config").suppress_errors = True  # type: ignore[attr-defined]
@@ -187,13 +194,13 @@ def main() -> int:
         "torch": torch.__version__,
         "arguments": sys.argv[1:],
     }
-    say(f"{result['device']}, torch {torch.__version__}; states in {args.work}")
+    say(f"{result['device']}, torch {torch.__version__}")
     parts: dict[str, Any] = result.setdefault("networks", {})
     for number, name in enumerate(args.networks):
         now = time.monotonic()
         try:
             parts[name] = trained(
-                name, args, device, now + (end - now) / (len(args.networks) - number)
+                name, args, device, work, now + (end - now) / (len(args.networks) - number)
             )
         except Exception as error:
             parts[name] = {"failed": str(error) or type(error).__name__}
@@ -208,6 +215,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(main(Path(folder)))
     except VdeblurError as error:  # its message is a sentence for the user
         raise SystemExit(str(error)) from error
