@@ -78,6 +78,18 @@ def test_graphs_share_memory_and_follow_the_stream_of_the_caller(
     assert len(replayed) == 3
 
 
+def test_what_is_recorded_in_inference_mode_is_replayed_outside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeCuda()
+    fake.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(graphs, "_cuda", fake)
+    with torch.inference_mode():
+        replay = graphs.Recorder()(double, torch.ones(2, 3))
+    assert torch.equal(replay(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+
+
 class Fake:
     """A recorder that remembers what it recorded; replays are calls that it counts."""
 

@@ -106,8 +106,9 @@ pointers = dict.fromkeys(("luma", "other", "added", "motion", "way", "table"), "
 scales = dict.fromkeys(("scale_y", "scale_x", "way_scale_y", "way_scale_x"), "fp32")
 for dtype in ("*fp16", "*fp32"):
     kinds = pointers | scales | dict.fromkeys(("out", "pictures", "directions"), dtype)
-    built(guidance._own_kernel, kinds, guidance._OWN_CONSTANTS)
-    built(guidance._neighbour_kernel, kinds, guidance._NEIGHBOUR_CONSTANTS)
+    for last in ({}, {"step_c": 1}, {"step_x": 1}):  # of any strides, channels-last, planes
+        built(guidance._own_kernel, kinds, guidance._OWN_CONSTANTS | last)
+        built(guidance._neighbour_kernel, kinds, guidance._NEIGHBOUR_CONSTANTS | last)
 print("compiled")
 """
 

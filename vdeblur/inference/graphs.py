@@ -44,22 +44,19 @@ class Recorder:
         current = torch.cuda.current_stream(device)
         if self._pool is None:
             self._pool, self._side = _cuda.graph_pool_handle(), _cuda.Stream(device)
-        static = [x.clone() for x in inputs]  # keeps the strides: channels-last stays so
-        self._side.wait_stream(current)
-        with torch.no_grad(), torch.cuda.stream(self._side):
-            for _ in range(_WARM_UP):
-                call(*static)
-        graph = _cuda.CUDAGraph()
-        # Only this thread's calls are checked: others decode, encode and allocate pinned memory.
-        with (
-            _recording,
-            torch.no_grad(),
-            _cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ),
-        ):
-            result = call(*static)
-        current.wait_stream(self._side)
+        # What is made in inference mode could not be written outside it, for a replay.
+        with torch.inference_mode(False), torch.no_grad():
+            static = [x.clone() for x in inputs]  # keeps the strides: channels-last stays so
+            self._side.wait_stream(current)
+            with torch.cuda.stream(self._side):
+                for _ in range(_WARM_UP):
+                    call(*static)
+            graph = _cuda.CUDAGraph()
+            # Only this thread is checked: others decode, encode and allocate pinned memory.
+            mode = {"capture_error_mode": "thread_local"}
+            with _recording, _cuda.graph(graph, pool=self._pool, stream=self._side, **mode):
+                result = call(*static)
+            current.wait_stream(self._side)
 
         def replay(*new: Tensor) -> Any:
             current = torch.cuda.current_stream(device)

@@ -292,7 +292,10 @@ def _differs(device: torch.device, dtype: torch.dtype) -> str | None:
     wide_motion, wide_way = (taps.fitted(field[None], shown, size) for field in (motion, way))
     right = torch.empty_like(own, dtype=torch.float32)
     taps.guide_by_torch(luma, wide_motion, right)
-    more = taps.filtered(right)
+    # A convolution would round to TF32.
+    weights = taps.wiener_bank((1.0,) * len(taps.FILTERS), taps.FILTERS)
+    samples = right[:, -2 * len(taps.OFFSETS) :, None]
+    more = (samples * weights.T[None, :, :, None, None].to(device)).sum(1)
     aside = taps.neighbour_by_torch(luma, other, more, motion[None], wide_way)
     # Directions are computed first, then enlarged.
     aside[:, taps.PICTURES :] = taps.fitted(taps.direction(motion[None]), shown, size)
