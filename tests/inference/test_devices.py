@@ -78,6 +78,8 @@ def test_rocm_is_another_name_of_cuda_where_torch_is_built_for_it(
     )
     with pytest.raises(DeviceError, match=message):
         find_device("rocm")
+    with pytest.raises(DeviceError, match=r"there is no cuda:2: .*; use `device='auto'`$"):
+        find_device("cuda:2")
 
 
 @pytest.mark.parametrize(

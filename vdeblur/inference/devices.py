@@ -45,12 +45,13 @@ def find_device(device: str | torch.device) -> torch.device:
         raise UsageError(f"there is no device {asked!r}: choose auto, cpu, cuda, rocm, xpu or mps")
     if found.type == "cpu":
         return found
-    if (found.index or 0) >= _count(found.type) or (kind == "rocm" and not torch.version.hip):
+    count = 0 if kind == "rocm" and not torch.version.hip else _count(found.type)
+    if (found.index or 0) >= count:
         seen = [torch.device(each, i) for each in KINDS for i in range(_count(each))]
         have = ", ".join(f"{each} ({device_name(each)})" for each in seen) or "no GPU"
         raise DeviceError(
             f"there is no {asked}: this PyTorch, built for {_build()}, sees {have}; use "
-            f"`device='auto'`, or install {_BUILDS[kind]}"
+            f"`device='auto'`{'' if count else f', or install {_BUILDS[kind]}'}"
         )
     return torch.device(found.type, found.index or 0)
 
