@@ -40,18 +40,13 @@ class Hardware:
         self.sw_format = VideoFormat(name, host.width, host.height)
         self.width, self.height, self.duration = host.width, host.height, host.duration
         self.is_corrupt, self.format = False, VideoFormat("cuda")
-        self.downloads = 0
 
     @property
     def planes(self) -> tuple[Any, ...]:
         return tuple(Capsules(plane) for plane in self._host.planes)
 
-    def reformat(self, *, format: str) -> Any:
-        assert format == self.sw_format.name
-        self.downloads += 1
-        # There and back, without loss: another frame of the same.
-        planar = {"nv12": "yuv420p", "p010le": "yuv420p10le"}.get(format, "yuv420p16le")
-        return self._host.reformat(format=planar).reformat(format=format)
+    def reformat(self, **wanted: Any) -> Any:
+        return self._host.reformat(**wanted)
 
 
 class Capsules:

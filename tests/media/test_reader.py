@@ -7,7 +7,7 @@ import itertools
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -28,6 +28,7 @@ from tests.helpers.clips import (
     write_frames,
 )
 from vdeblur import Cancelled, Frame, InputError, VideoReader
+from vdeblur.media.frame_factory import frame_of
 from vdeblur.media.image_sequences import is_image, is_pattern
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
@@ -253,6 +254,27 @@ def test_a_device_that_cannot_be_shared_is_asked_for_a_decoder_of_its_own_then_n
         assert reader.notes == ["no cuda decoder here: decoding on the CPU"]
     # torch's own context first: PyAV's default would want it with other flags.
     assert asked == [(1, {"primary_ctx": "0", "current_ctx": "1"}), (0, {}), None]
+
+
+@pytest.mark.parametrize(
+    ("packed", "planar"), [("p010le", "yuv420p10le"), ("p210le", "yuv422p10le")]
+)
+def test_each_row_is_what_was_decoded(packed: str, planar: str) -> None:
+    dice = np.random.default_rng(0)
+    for width in (322, 1366, 1922):
+        picture = av.VideoFrame(width, 182, packed)
+        rows = []
+        for plane in picture.planes:
+            values: Any = np.frombuffer(cast(Any, plane), "<u2").reshape(-1, plane.line_size // 2)
+            values[:] = dice.integers(0, 1024, values.shape) << 6
+            rows.append(values >> 6)
+        luma, chroma = rows
+        frame = frame_of(picture, pts=0, time_base=Fraction(1, 25), codec="h264")
+        assert frame.layout == layout_of(
+            planar, width, 182, color_range=0, colorspace=2, interlaced=False
+        )
+        parts = (luma[:, :width], chroma[:, 0:width:2], chroma[:, 1:width:2])
+        assert all(map(np.array_equal, frame.planes, parts))
 
 
 def test_a_hardware_format_that_hides_its_own_is_decoded_on_the_cpu(

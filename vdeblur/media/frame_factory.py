@@ -11,11 +11,16 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.video.format import VideoFormat
+from av.video.reformatter import ColorRange
 
 from vdeblur.frames import Frame
 from vdeblur.media.damage import Damage
 from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
 from vdeblur.media.stream_facts import rate_of
+
+# In several threads swscale (9.5) writes beyond the last row of a part of the picture, into the
+# first of the next, where samples of 16 bits become planar: P010, Y210, XV30, AYUV64, floats.
+_THREADS = 1
 
 
 class GpuPicture:
@@ -42,22 +47,24 @@ def to_host(picture: av.VideoFrame, coded: str) -> tuple[av.VideoFrame, GpuPictu
 
     Args:
         picture: On the GPU, or in host memory already.
-        coded: The planar format of what the stream codes.
+        coded: The planar format of what the stream codes, as decoders on the CPU give it; devices
+            interleave chroma, and keep 10 and 12 bits at the high end of 16.
 
     Returns:
         The picture with its properties in host memory; and the same picture on the GPU, if it is
         there.
 
     Raises:
-        ValueError: The device gives other chroma than is coded.
+        ValueError: The device gives less than is coded.
     """
-    form = picture.sw_format or picture.format
-    wanted = VideoFormat(coded)
-    if _chroma(form) != _chroma(wanted):
+    form, wanted = picture.sw_format or picture.format, VideoFormat(coded)
+    if _chroma(form) != _chroma(wanted) or form.components[0].bits < wanted.components[0].bits:
         raise ValueError(f"pictures in {form.name} instead of {coded}")
-    host = picture.reformat(format=form.name)
-    if form.components[0].bits > wanted.components[0].bits:
-        host = host.reformat(format=coded)  # 10 or 12 bits at the high end of 16
+    # Only the name of yuvj says that its range is full.
+    full = ColorRange.JPEG if coded.startswith("yuvj") else None
+    host = picture.reformat(
+        format=coded, src_color_range=full, dst_color_range=full, threads=_THREADS
+    )
     host.duration = picture.duration
     return host, None if picture.sw_format is None else GpuPicture(picture)
 
@@ -94,7 +101,7 @@ def frame_of(
         target = "gbrp"  # conversion to its own format would leave a picture upside down
     if (width, height, target) != (picture.width, picture.height, picture.format.name):
         duration = picture.duration
-        picture = picture.reformat(width, height, target)
+        picture = picture.reformat(width, height, target, threads=_THREADS)
         picture.duration = duration
     picture.make_writable()
     picture.pts, picture.time_base = pts, time_base

@@ -90,8 +90,8 @@ def software_format(stream: Any) -> str | None:
     """Return the pixel format in which a video stream of an input is coded.
 
     The codec context of a hardware decoder has the device's format ("cuda"), without components,
-    and a software format only once a picture is decoded. The parameters of the stream have it from
-    the beginning; PyAV shows them through a stream that is made from them.
+    and once a picture is decoded also the format of its memory ("nv12"). The parameters of the
+    stream have the coded one; PyAV shows them through a stream that is made from them.
 
     Returns:
         libav's name; yuv420p where the stream does not say; None for a hardware format that hides
@@ -100,9 +100,8 @@ def software_format(stream: Any) -> str | None:
     context = stream.codec_context
     if context.pix_fmt is None:
         return "yuv420p"
-    for pixel in (context.format, context.sw_format):
-        if pixel is not None and pixel.components:
-            return str(pixel.name)
+    if context.format is not None and context.format.components:
+        return str(context.format.name)
     try:
         # Nothing is written: an output begins with its first packet.
         with av.open(os.devnull, "w", format="null") as scratch:

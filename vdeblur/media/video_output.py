@@ -50,7 +50,6 @@ from vdeblur.media.stream_facts import rate_of
 
 _log = logging.getLogger(__name__)
 
-_TEMPLATE_TWINS = {"yuv420p": "nv12", "yuv422p": "nv16"}  # hardware decoders interleave chroma
 _FRAME_CODERS = ("libx265", "libsvtav1", "libvpx", "libvpx-vp9")  # they code no fields
 _COUNTING_MUXERS = ("yuv4mpegpipe", "image2")
 _FIELDS = 2  # AVFieldOrder from AV_FIELD_TT on: some pictures are fields
@@ -405,10 +404,7 @@ def _new_stream(
         native = av.codec.Codec(context.codec.name, "w").name == choice.encoder
     except ValueError:
         native = False
-    coded = software_format(source.stream)
-    # A hardware decoder interleaves chroma: the same samples, in another order.
-    same = choice.pix_fmt in (coded, _TEMPLATE_TWINS.get(coded or ""))
-    same = same and context.pix_fmt is not None
+    same = choice.pix_fmt == software_format(source.stream) and context.pix_fmt is not None
     try:
         if native and same and choice.codec == source.codec:
             # An encoder context made from the source's parameters is the only way to keep coded
