@@ -38,6 +38,7 @@ from tests.helpers.clips import (
 )
 from vdeblur import EncodeOptions, OutputError, VideoReader, VideoWriter, deblur_video
 from vdeblur.media.mp4.tracks import read_tracks
+from vdeblur.media.pixel_formats import planes_of
 from vdeblur.media.verify import Expectations, format_checks, verify
 
 CFR = tuple(n * 3000 for n in range(24))
@@ -477,3 +478,21 @@ def test_image_sequence_to_video_and_back(tmp_path: Path) -> None:
         ours, theirs = (tmp_path / folder / f"{n:03d}.png" for folder in ("out", "in"))
         with Image.open(ours) as a, Image.open(theirs) as b:
             assert np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
+
+
+def test_a_conversion_is_the_same_each_time(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    frames = []
+    for _ in range(6):
+        deep = av.VideoFrame(322, 182, "yuv444p10le")
+        for plane in deep.planes:
+            values: Any = np.frombuffer(cast(Any, plane), "<u2")
+            values[:] = dice.integers(0, 1024, values.shape)
+        frames.append(deep)
+    source = write_frames(tmp_path / "a.mkv", frames)
+    encode = EncodeOptions(encoder="ffv1", pix_fmt="yuv420p10le")
+    deblur_video(source, tmp_path / "b.mkv", model="identity", device="cpu", encode=encode)
+    with VideoReader(tmp_path / "b.mkv") as reader:
+        for before, after in zip(frames, reader, strict=True):
+            expected = planes_of(before.reformat(format="yuv420p10le", threads=1))
+            assert all(map(np.array_equal, after.planes, expected))

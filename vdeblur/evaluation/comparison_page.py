@@ -31,6 +31,7 @@ from vdeblur.media.image_sequences import is_image
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.names import check_source
+from vdeblur.media.pixel_formats import CONVERTING
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
 from vdeblur.system.files import check_target, replacing, spare_name
@@ -208,7 +209,7 @@ def _for_the_web(path: Path, target: Path, still: bool) -> Path:
 def _even(frame: Frame) -> Frame:
     """Scale by less than a pixel, to the even size that H.264 in 4:2:0 needs."""
     width, height = (max(2, n // 2 * 2) for n in (frame.layout.width, frame.layout.height))
-    picture = frame.source_frame.reformat(width, height)
+    picture = frame.source_frame.reformat(width, height, threads=CONVERTING)
     picture.duration = frame.duration
     return replace(frame, source_frame=picture)
 

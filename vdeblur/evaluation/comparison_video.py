@@ -23,7 +23,7 @@ from vdeblur.evaluation.lettering import NO_LABELS, can_letter, label
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.media.encoders import EncodeOptions
 from vdeblur.media.image_sequences import pictures_of
-from vdeblur.media.pixel_formats import color_arguments, planar_format, planes_of
+from vdeblur.media.pixel_formats import CONVERTING, color_arguments, planar_format, planes_of
 from vdeblur.media.read_options import ReadOptions
 from vdeblur.media.reader import VideoReader
 from vdeblur.media.writer import VideoWriter
@@ -268,7 +268,9 @@ class _Compositor:
                 conversion = color_arguments(
                     "src", layout.matrix, full_range=layout.full_range
                 ) | color_arguments("dst", target.matrix, full_range=target.full_range)
-            source_frame = source_frame.reformat(width, height, self.format, **conversion)
+            source_frame = source_frame.reformat(
+                width, height, self.format, threads=CONVERTING, **conversion
+            )
         return [np.rot90(plane, rotation // 90) for plane in planes_of(source_frame)]
 
     def _line(self, time: float, width: int) -> int:

@@ -19,6 +19,7 @@ from av.codec.context import Flags as CodecFlags
 
 from vdeblur.errors import EncoderError
 from vdeblur.media.encoders import EncodeOptions, choose_settings
+from vdeblur.media.pixel_formats import CONVERTING
 from vdeblur.media.stream_facts import settle_layout
 
 #: Ticks per second of the session's line of time: MPEG's, a multiple of all common frame rates.
@@ -244,7 +245,9 @@ class PictureEncoder:
             self._stream.height,
         ):
             pts = picture.pts
-            picture = picture.reformat(self._stream.width, self._stream.height, self.pix_fmt)
+            picture = picture.reformat(
+                self._stream.width, self._stream.height, self.pix_fmt, threads=CONVERTING
+            )
             picture.pts = pts
         picture.time_base = _BASE
         picture.pict_type = 1 if self._force else 0  # I, or the encoder's own choice

@@ -17,6 +17,8 @@ from typing import Any, cast
 import av
 import numpy as np
 
+from vdeblur.media.pixel_formats import CONVERTING
+
 #: Pixels of each half's width at most: a preview, not the picture itself.
 _MAX_WIDTH = 960
 
@@ -117,7 +119,7 @@ def side_by_side(before: Any, after: Any) -> av.VideoFrame:
     height = max(2, round(after.height * width / after.width) & ~1)
     both = av.VideoFrame(2 * width, height, "yuv420p")
     for side, picture in enumerate((before, after)):
-        small = picture.reformat(width, height, "yuv420p", dst_color_range=1)
+        small = picture.reformat(width, height, "yuv420p", dst_color_range=1, threads=CONVERTING)
         for target, source in zip(both.planes, small.planes, strict=True):
             a = np.frombuffer(cast(Any, target), np.uint8).reshape(-1, target.line_size)
             b = np.frombuffer(cast(Any, source), np.uint8).reshape(-1, source.line_size)
@@ -129,7 +131,9 @@ def side_by_side(before: Any, after: Any) -> av.VideoFrame:
 
 def _jpeg(pair: av.VideoFrame) -> bytes:
     encoder = cast(Any, av.CodecContext.create("mjpeg", "w"))
-    picture = pair.reformat(format="yuvj420p", src_color_range=1, dst_color_range=2)
+    picture = pair.reformat(
+        format="yuvj420p", src_color_range=1, dst_color_range=2, threads=CONVERTING
+    )
     encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
     encoder.color_range = 2
     encoder.time_base = Fraction(1, 25)

@@ -9,6 +9,7 @@ import av
 from vdeblur.live.encoding import copy_of
 from vdeblur.live.frame_line import QueuedFrame
 from vdeblur.live.protocols import Viewer
+from vdeblur.media.pixel_formats import CONVERTING
 
 
 class Viewers:
@@ -21,7 +22,9 @@ class Viewers:
         """Copy the source's picture before it is overwritten, in yuv420p; None if unneeded."""
         if not any(viewer.wants_before() for viewer in self._viewers):
             return None
-        before = source_frame.reformat(format="yuv420p", width=source_frame.width & ~1)
+        before = source_frame.reformat(
+            format="yuv420p", width=source_frame.width & ~1, threads=CONVERTING
+        )
         return copy_of(source_frame) if before is source_frame else before
 
     def picture(self, before: av.VideoFrame | None, frame: QueuedFrame, latency: float) -> None:

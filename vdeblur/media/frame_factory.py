@@ -15,12 +15,8 @@ from av.video.reformatter import ColorRange
 
 from vdeblur.frames import Frame
 from vdeblur.media.damage import Damage
-from vdeblur.media.pixel_formats import layout_of, planar_format, planes_of
+from vdeblur.media.pixel_formats import CONVERTING, layout_of, planar_format, planes_of
 from vdeblur.media.stream_facts import rate_of
-
-# In several threads swscale (9.5) writes beyond the last row of a part of the picture, into the
-# first of the next, where samples of 16 bits become planar: P010, Y210, XV30, AYUV64, floats.
-_THREADS = 1
 
 
 class GpuPicture:
@@ -63,7 +59,7 @@ def to_host(picture: av.VideoFrame, coded: str) -> tuple[av.VideoFrame, GpuPictu
     # Only the name of yuvj says that its range is full.
     full = ColorRange.JPEG if coded.startswith("yuvj") else None
     host = picture.reformat(
-        format=coded, src_color_range=full, dst_color_range=full, threads=_THREADS
+        format=coded, src_color_range=full, dst_color_range=full, threads=CONVERTING
     )
     host.duration = picture.duration
     return host, None if picture.sw_format is None else GpuPicture(picture)
@@ -101,7 +97,7 @@ def frame_of(
         target = "gbrp"  # conversion to its own format would leave a picture upside down
     if (width, height, target) != (picture.width, picture.height, picture.format.name):
         duration = picture.duration
-        picture = picture.reformat(width, height, target, threads=_THREADS)
+        picture = picture.reformat(width, height, target, threads=CONVERTING)
         picture.duration = duration
     picture.make_writable()
     picture.pts, picture.time_base = pts, time_base

@@ -61,6 +61,9 @@ _PLANAR = {
     "gbrpf32le": "gbrp16le",
     "gbrapf32le": "gbrap16le",
 }
+#: Threads of conversions (`VideoFrame.reformat`): in several, libswscale 9.5 writes beyond the end
+#: of a thread's last row, into the first one of the next, for most formats and some widths.
+CONVERTING = 1
 _STILLS = PICTURE_CODECS | {"gif", "apng"}
 
 

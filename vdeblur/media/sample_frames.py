@@ -17,6 +17,7 @@ from vdeblur.media.image_sequences import is_pattern
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
 from vdeblur.media.opening import open_source, path_of
+from vdeblur.media.pixel_formats import CONVERTING
 from vdeblur.media.read_options import ReadOptions
 
 #: Pictures that are taken of all sources together; ranges hardly change beyond.
@@ -39,7 +40,10 @@ def sample_frames(sources: Sequence[str | Path], *, count: int = COUNT) -> list[
             frames = _keyframes(source, share)
             if len(frames) < share / 2:  # a short clip, or one of few keyframes
                 frames = _first_frames(source, share)
-            pictures += [np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in frames]
+            pictures += [
+                np.asarray(f.to_ndarray(format="rgb24", threads=CONVERTING), np.uint8)
+                for f in frames
+            ]
     return pictures
 
 

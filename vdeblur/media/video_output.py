@@ -45,7 +45,7 @@ from vdeblur.media.libav_errors import text_of
 from vdeblur.media.losses import Losses
 from vdeblur.media.palettes import FULL_COLORS, with_palette
 from vdeblur.media.picture_formats import format_of_name
-from vdeblur.media.pixel_formats import color_arguments, default_matrix, software_format
+from vdeblur.media.pixel_formats import CONVERTING, color_arguments, default_matrix, software_format
 from vdeblur.media.stream_facts import rate_of
 
 _log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class VideoOutput:
         target = _full_format(self.choice)
         if picture.format.name != target or self.conversion:
             duration = picture.duration
-            picture = picture.reformat(format=target, **self.conversion)
+            picture = picture.reformat(format=target, threads=CONVERTING, **self.conversion)
             picture.duration = duration
         if target != self.choice.pix_fmt:
             duration, pts = picture.duration, picture.pts

@@ -20,7 +20,7 @@ from vdeblur.media.picture_formats import (
     format_of_name,
     is_lossless,
 )
-from vdeblur.media.pixel_formats import color_arguments, layout_of, planar_format
+from vdeblur.media.pixel_formats import CONVERTING, color_arguments, layout_of, planar_format
 from vdeblur.media.verify.checks import Finding
 
 #: Parts of a picture, across and down, whose mean colors are compared.
@@ -88,7 +88,7 @@ def mean_colors(frame: Any, codec: str) -> tuple[int, ...]:
     if layout.kind != "rgb":
         colors |= color_arguments("src", layout.matrix, full_range=layout.full_range)
     # At full size: scaled down, halved chroma would be a quarter of a part off.
-    pixels = frame.reformat(format="rgb24", **colors).to_ndarray()
+    pixels = frame.reformat(format="rgb24", threads=CONVERTING, **colors).to_ndarray()
     rows = np.array_split(pixels, min(_PARTS, frame.height), axis=0)
     parts = [p for row in rows for p in np.array_split(row, min(_PARTS, frame.width), axis=1)]
     return tuple(round(float(value)) for part in parts for value in part.mean(axis=(0, 1)))
