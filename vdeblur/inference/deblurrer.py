@@ -29,7 +29,6 @@ from vdeblur.inference.devices import (
     has_streams,
     is_out_of_memory,
 )
-from vdeblur.inference.graphs import Recorded
 from vdeblur.inference.guidance import Guidance
 from vdeblur.inference.kernels import color
 from vdeblur.inference.memory_plan import MemoryPlan, Plan
@@ -176,7 +175,7 @@ class Deblurrer:
             self.use_kernels()
         self._steady: Callable[..., Any] = steadying.steady
         if self.device.type == "cuda":  # hundreds of kernels, which take longer to launch than run
-            self._steady = Recorded(steadying.steady, note=self.notes.append)
+            self._steady = steadying.recorded(self.notes.append)
         self.guided, self.multiple = self._pass.guided, self._pass.multiple
 
     def use_kernels(self, wanted: bool = True) -> None:

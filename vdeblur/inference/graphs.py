@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdeblur.color import as_int16
-from vdeblur.inference.devices import empty_cache
+from vdeblur.inference.devices import empty_cache, is_out_of_memory, synchronize
 
-#: Takes tensors, and returns one or a tuple of them.
+#: Takes tensors and others, and returns one tensor or a tuple of them.
 Call = Callable[..., Any]
 _cuda: Any = torch.cuda  # parts of it have no types
 _recording = threading.Lock()  # torch records one graph at a time
 #: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
 _WARM_UP = 2
-#: Most shapes that `Recorded` keeps.
-_SHAPES = 4
+#: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some
+#: that take turns are prepared all the time.
+_SHAPES, _PAUSE = 4, 50
 
 
 class Recorder:
@@ -38,15 +38,15 @@ class Recorder:
         self._side: Any = None
         self._last: Any = None
 
-    def __call__(self, call: Call, *inputs: Tensor) -> Call:
+    def __call__(self, call: Call, *inputs: Any) -> Call:
         """Record call(*inputs); its results are tensors of their own, on the caller's stream."""
-        device = inputs[0].device
+        device = _device_of(inputs)
         current = torch.cuda.current_stream(device)
         if self._pool is None:
             self._pool, self._side = _cuda.graph_pool_handle(), _cuda.Stream(device)
-        # What is made in inference mode could not be written outside it, for a replay.
-        with torch.inference_mode(False), torch.no_grad():
-            static = [x.clone() for x in inputs]  # keeps the strides: channels-last stays so
+        with torch.no_grad():
+            # A clone keeps the strides: channels-last stays so.
+            static = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
             self._side.wait_stream(current)
             with torch.cuda.stream(self._side):
                 for _ in range(_WARM_UP):
@@ -58,13 +58,14 @@ class Recorder:
                 result = call(*static)
             current.wait_stream(self._side)
 
-        def replay(*new: Tensor) -> Any:
+        def replay(*new: Any) -> Any:
             current = torch.cuda.current_stream(device)
             if self._last not in (None, current):
                 current.wait_stream(self._last)
             self._last = current
             for ours, given in zip(static, new, strict=True):
-                ours.copy_(given)
+                if isinstance(ours, Tensor):
+                    ours.copy_(given)
             graph.replay()
             # The next replay writes over it.
             if isinstance(result, Tensor):
@@ -75,50 +76,116 @@ class Recorder:
 
 
 class Recorded:
-    """A function of codes of pictures, recorded for each of their shapes that comes again.
+    """A function of tensors that is quicker for each of their shapes from its second call on.
+
+    The first call of a shape is plain, since a video's last batch or a lone picture is not worth
+    compiling and recording. At the second, what is to take its place is compared with it; what
+    fails or differs is left, for good, and a note says so. Where memory runs out, all that is kept
+    goes, and the call is made once more; a graph that does not fit even so is not made. Calls of
+    several threads wait for each other.
 
     Args:
-        call: Takes a kind, which is no tensor, and tensors; returns a tuple of integer tensors.
-        note: Called once if nothing can be recorded; the calls are then plain ones.
-        record: Makes a replaying callable of a callable and inputs; None is a `Recorder`.
+        plain: The function. It may take what is no tensor, too, if that has a hash.
+        note: Called once for each of both steps that cannot be taken.
+        differs: Says how results differ from expected ones, as a part of a sentence; None if they
+            agree.
+        quick: A faster function; None is `plain`.
+        name: The runtime that `quick` is of, for notes.
+        example: Makes of inputs those that results are compared on; None takes them themselves.
+        worth: Whether calls are recorded, by their inputs; None is always.
+        record: Makes a replaying callable of a callable and inputs; None where none can be made.
     """
 
     def __init__(
         self,
-        call: Call,
+        plain: Call,
         *,
         note: Callable[[str], object],
-        record: Callable[..., Call] | None = None,
+        differs: Callable[[Any, Any], str | None],
+        quick: Call | None = None,
+        name: str = "",
+        example: Callable[..., Sequence[Any]] | None = None,
+        worth: Callable[..., bool] | None = None,
+        record: Callable[..., Call] | None,
     ) -> None:
-        self._call, self._note = call, note
-        self._record: Callable[..., Call] | None = record or Recorder()
-        self._seen: Counter[Hashable] = Counter()
+        self._plain, self._quick, self._record = plain, quick or plain, record
+        self._name, self._note, self._differs = name, note, differs
+        self._example, self._worth = example, worth
         self._made: OrderedDict[Hashable, Call] = OrderedDict()
+        self._seen: Counter[Hashable] = Counter()
+        self._calling = threading.Lock()
 
-    def __call__(self, kind: Hashable, *inputs: Tensor) -> Any:
-        """Return call(kind, *inputs)."""
-        # In inference mode torch makes tensors that may not be written to outside of it.
-        mode = torch.is_inference_mode_enabled()
-        key = (kind, mode, *((tuple(x.shape), x.stride(), x.dtype) for x in inputs))
-        if key in self._made:
-            self._made.move_to_end(key)
-            return self._made[key](*inputs)
-        self._seen[key] += 1
-        expected = self._call(kind, *inputs)
-        if self._record is None or self._seen[key] < 2:
-            return expected
+    def __call__(self, *inputs: Any) -> Any:
+        """Return plain(*inputs), in tensors of their own."""
+        with self._calling:
+            try:
+                return self._call(inputs)
+            except Exception as error:
+                if not (self._made and is_out_of_memory(error)):
+                    raise
+            self._made.clear()
+            self._seen.clear()
+            empty_cache(_device_of(inputs))
+            return self._call(inputs)
+
+    def _call(self, inputs: Sequence[Any]) -> Any:
+        # In inference mode torch makes tensors that may not be written to outside of it, and
+        # compiles anew for those that were made outside.
+        key = (torch.is_inference_mode_enabled(), *map(_kind_of, inputs))
+        if key not in self._made:
+            self._seen[key] += 1
+            if self._seen[key] < 2:
+                return self._plain(*inputs)
+            synchronize(_device_of(inputs))  # so that what is dropped is in nobody's use
+            while len(self._made) >= _SHAPES:
+                self._seen[self._made.popitem(last=False)[0]] = -_PAUSE
+            self._made[key] = self._best(inputs)
+        self._made.move_to_end(key)
+        return self._made[key](*inputs)
+
+    def _best(self, inputs: Sequence[Any]) -> Call:
+        """The quickest way for inputs of these shapes and layouts that can be used."""
+        record = self._record if self._worth is None or self._worth(*inputs) else None
+        if self._quick is self._plain and record is None:
+            return self._plain
+        given = inputs if self._example is None else self._example(*inputs)
+        right = self._plain(*given)
+        if self._quick is not self._plain and (wrong := self._wrong(self._quick, given, right)):
+            self._note(f"backend {self._name} cannot be used here ({wrong}): going on with torch")
+            self._quick = self._plain
+        if record is None:
+            return self._quick
+        replay: list[Call] = []
+
+        def recorded(*given: Any) -> Any:
+            replay[:] = [record(self._quick, *given)]
+            return replay[0](*given)
+
         try:
-            replay = self._record(lambda *given: self._call(kind, *given), *inputs)
-            same = map(torch.equal, map(as_int16, expected), map(as_int16, replay(*inputs)))
-            wrong = "" if all(same) else "they give other codes"
-        except Exception as error:  # for want of memory too: the plain call takes less
-            empty_cache(inputs[0].device)
-            wrong = str(error).strip().split("\n")[0] or type(error).__name__
-        if wrong:
-            self._record = None
-            self._note(f"CUDA graphs cannot be used here ({wrong}): going on without them")
-            return expected
-        while len(self._made) >= _SHAPES:
-            self._made.popitem(last=False)
-        self._made[key] = replay
-        return expected
+            wrong = self._wrong(recorded, given, right)
+        except Exception:  # for want of memory: what is kept goes first, then this graph
+            if self._made:
+                raise
+            return self._quick
+        if not wrong:
+            return replay[0]
+        self._record = None
+        self._note(f"CUDA graphs cannot be used here ({wrong}): going on without them")
+        return self._quick
+
+    def _wrong(self, call: Call, inputs: Sequence[Any], right: Any) -> str | None:
+        """Why a call cannot be used, as a part of a sentence; None if it can."""
+        try:
+            return self._differs(right, call(*inputs))
+        except Exception as error:  # compilers raise all kinds
+            if is_out_of_memory(error):
+                raise
+            return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _device_of(inputs: Sequence[Any]) -> torch.device:
+    return next(x.device for x in inputs if isinstance(x, Tensor))
+
+
+def _kind_of(x: Any) -> Hashable:
+    return (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x

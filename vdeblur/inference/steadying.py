@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vdeblur.color import as_int16, to_codes, to_float
 from vdeblur.frames import PlaneLayout
+from vdeblur.inference.graphs import Recorded, Recorder
 from vdeblur.motion.neighbours import Around
 from vdeblur.motion.warping import warp
 
@@ -90,6 +91,17 @@ def steady(layout: PlaneLayout, *tensors: Tensor) -> tuple[Tensor, ...]:
             for plane, here, warped in zip(planes[1:], others, found, strict=True)
         ]
     return tuple(result)
+
+
+def other_codes(expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
+    """Say, as a part of a sentence, that planes are not the expected ones; None if they are."""
+    same = map(torch.equal, map(as_int16, expected), map(as_int16, got))
+    return None if all(same) else "they give other codes"
+
+
+def recorded(note: Callable[[str], object]) -> Recorded:
+    """Return `steady` as CUDA graphs; `note` is called if they cannot be used."""
+    return Recorded(steady, note=note, differs=other_codes, record=Recorder())
 
 
 def steadied_in_order(

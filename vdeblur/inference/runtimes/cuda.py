@@ -7,8 +7,6 @@ Small pictures and small networks wait for the host to launch their kernels one 
 from __future__ import annotations
 
 import math
-import threading
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import DeviceError
-from vdeblur.inference.devices import empty_cache, is_out_of_memory, synchronize
-from vdeblur.inference.graphs import Recorder
+from vdeblur.inference.graphs import Recorded, Recorder
 from vdeblur.inference.kernels.convolution import fuse
 from vdeblur.inference.runtimes.runner import Runner
 from vdeblur.networks.base import correction_of
 from vdeblur.system.optional import installed, optional
-
-Call = Callable[[Tensor], Tensor]
-Record = Callable[[Call, Tensor], Call]
 
 #: Words of torch.compile. Precisions are the network's own in TensorRT, too (torch-tensorrt 2.10).
 _COMPILED: dict[str, dict[str, Any]] = {
@@ -35,9 +29,6 @@ _COMPILED: dict[str, dict[str, Any]] = {
 #: Minimum signal to noise of a correction to torch's, in dB: either may round to fp16 or TF32 at
 #: each layer, or to bf16, of three bits fewer. The signal is 1, or the largest value if it is more.
 _AGREEMENT, _BF16_AGREEMENT = 50.0, 32.0
-#: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some
-#: that take turns are prepared all the time.
-_SHAPES, _PAUSE = 4, 50
 #: Most pixels of a pass that is recorded, 1920×1088: beyond, kernels take longer than launching
 #: them (docs/performance.md), and graphs hold the memory of a pass.
 _RECORDED = 1920 * 1088
@@ -82,8 +73,23 @@ def create_runner(
     elif runtime in _COMPILED:
         # For each shape; after the eighth, torch goes on without.
         quick = torch.compile(plain, dynamic=False, **_COMPILED[runtime])
-    record = Recorder() if device.type == "cuda" else None
-    return Graphs(plain, quick, name=runtime, note=note, record=record)
+    recorded = Recorded(
+        plain,
+        note=note,
+        differs=differs,
+        quick=quick,
+        name=runtime,
+        example=_noise,
+        worth=lambda x: x[:, 0].numel() <= _RECORDED,
+        record=Recorder() if device.type == "cuda" else None,
+    )
+    return lambda x: recorded(x)
+
+
+def _noise(x: Tensor) -> list[Tensor]:
+    """An input on which networks change something: the first pictures of a film may be black."""
+    seed = torch.Generator(x.device).manual_seed(0)
+    return [torch.empty_like(x).uniform_(generator=seed)]
 
 
 def differs(expected: Tensor, got: Tensor) -> str | None:
@@ -99,101 +105,3 @@ def differs(expected: Tensor, got: Tensor) -> str | None:
     if decibels >= wanted:
         return None
     return f"agrees with torch to {decibels:.0f} dB only, less than {wanted:.0f} dB"
-
-
-class Graphs:
-    """A network's correction, quicker from the second call of a shape on.
-
-    The first call of a shape is torch's, since a video's last batch or a lone picture is not worth
-    compiling and recording. At the second, what is to take its place is compared with torch, on
-    noise; what fails or differs is left, for good, and a note says so. Where memory runs out, all
-    that is kept goes, and the call is made once more. Calls of several threads wait for each other.
-
-    Args:
-        plain: The correction as torch computes it.
-        quick: A faster one, or the same.
-        name: The runtime that `quick` is of, for notes.
-        note: Called once for each of both steps that cannot be taken.
-        record: Makes a replaying callable of a callable and an input; None where none can be made.
-        shapes: Most shapes that are kept.
-    """
-
-    def __init__(
-        self,
-        plain: Call,
-        quick: Call,
-        *,
-        name: str,
-        note: Callable[[str], object],
-        record: Record | None,
-        shapes: int = _SHAPES,
-    ) -> None:
-        self._plain, self._quick, self._record = plain, quick, record
-        self._name, self._note, self._shapes = name, note, shapes
-        self._made: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
-        self._seen: Counter[tuple[Any, ...]] = Counter()
-        self._calling = threading.Lock()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the correction for (N, C, H, W), as a tensor of its own."""
-        with self._calling:
-            try:
-                return self._call(x)
-            except Exception as error:
-                if not (self._made and is_out_of_memory(error)):
-                    raise
-            self._made.clear()
-            self._seen.clear()
-            empty_cache(x.device)
-            return self._call(x)
-
-    def _call(self, x: Tensor) -> Tensor:
-        # In inference mode torch makes tensors that may not be written to outside of it.
-        mode = torch.is_inference_mode_enabled()
-        key = (tuple(x.shape), x.stride(), x.dtype, x.device, mode)
-        if key not in self._made:
-            self._seen[key] += 1
-            if self._seen[key] < 2:
-                return self._plain(x)
-            synchronize(x.device)  # so that what is dropped is in nobody's use
-            while len(self._made) >= self._shapes:
-                self._seen[self._made.popitem(last=False)[0]] = -_PAUSE
-            self._made[key] = self._best(x)
-        self._made.move_to_end(key)
-        return self._made[key](x)
-
-    def _best(self, x: Tensor) -> Call:
-        """The quickest way for inputs of this shape and layout that can be used."""
-        records = self._record is not None and x[:, 0].numel() <= _RECORDED
-        if self._quick is self._plain and not records:
-            return self._plain
-        noise = torch.Generator(x.device).manual_seed(0)
-        example = torch.empty_like(x).uniform_(generator=noise)
-        right = self._plain(example)
-        if self._quick is not self._plain and (wrong := _wrong(self._quick, example, right)):
-            self._note(f"backend {self._name} cannot be used here ({wrong}): going on with torch")
-            self._quick = self._plain
-        if records and self._record is not None:
-            replay: list[Call] = []
-            record = self._record
-
-            def recorded(given: Tensor) -> Tensor:
-                replay[:] = [record(self._quick, given)]
-                return replay[0](given)
-
-            wrong = _wrong(recorded, example, right)
-            if not wrong:
-                return replay[0]
-            self._record = None
-            self._note(f"CUDA graphs cannot be used here ({wrong}): going on without them")
-        return self._quick
-
-
-def _wrong(call: Call, x: Tensor, right: Tensor) -> str | None:
-    """Why a call cannot be used, as a part of a sentence; None if it can."""
-    try:
-        return differs(right, call(x))
-    except Exception as error:  # compilers raise all kinds
-        if is_out_of_memory(error):
-            raise
-        return str(error).strip().split("\n")[0] or type(error).__name__
