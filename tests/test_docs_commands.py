@@ -92,7 +92,7 @@ def of_a_gpu(args: argparse.Namespace) -> bool:
     given = vars(args)
     return (
         str(given.get("device", "")).startswith("cuda")
-        or given.get("backend") in ("cudagraphs", "fused", "compile", "tensorrt")
+        or given.get("backend") in ("cudagraphs", "compile", "tensorrt")
         or given.get("encoder") == "nvenc"
         or bool(given.get("hwaccel"))
     )

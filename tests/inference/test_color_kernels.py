@@ -1,6 +1,6 @@
 """Colour in Triton kernels against `vdeblur.color`: in Triton's interpreter, on a GPU where one is.
 
-See `test_convolution_kernels.py` for why the comparison is a process of its own.
+See `tests/helpers/triton_kernels.py` for why the comparison is a process of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 
-from tests.inference.test_convolution_kernels import BUILD, run
+from tests.helpers.triton_kernels import BUILD, run
 from tests.inference.test_deblurrer import LAYOUTS, planes_of, same, small_network
 from vdeblur.color import as_int16, matrices, planes_to_rgb
 from vdeblur.frames import PlaneLayout

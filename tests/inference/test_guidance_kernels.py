@@ -1,7 +1,7 @@
 """Guidance in Triton kernels against `vdeblur.networks.taps`: in Triton's interpreter, on a GPU
 where one is.
 
-See `test_convolution_kernels.py` for why the comparison is a process of its own.
+See `tests/helpers/triton_kernels.py` for why the comparison is a process of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.inference.test_convolution_kernels import BUILD, run
+from tests.helpers.triton_kernels import BUILD, run
 from vdeblur.frames import Frame, PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.kernels import guidance

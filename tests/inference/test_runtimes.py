@@ -266,7 +266,7 @@ def test_impossible_choices_are_told(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("named", ["option", "environment"])
-@pytest.mark.parametrize("backend", ["fused", "cudagraphs", "tensorrt"])
+@pytest.mark.parametrize("backend", ["cudagraphs", "tensorrt"])
 def test_what_needs_a_gpu_is_refused_without_one(
     backend: Any, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

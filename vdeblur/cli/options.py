@@ -43,10 +43,10 @@ _NETWORK: dict[str, dict[str, Any]] = {
         "default": "auto",
         "choices": (
             *("auto", "torch", "openvino", "onnxruntime"),
-            *("cudagraphs", "fused", "compile", "tensorrt"),
+            *("cudagraphs", "compile", "tensorrt"),
         ),
         "help": "runtime of the network: auto is the one that `vdeblur bench --tune` found "
-        "fastest here, else OpenVINO on a CPU if installed, cudagraphs on CUDA, else torch; fused, "
+        "fastest here, else OpenVINO on a CPU if installed, cudagraphs on CUDA, else torch; "
         "compile and tensorrt are for GPUs too, and take seconds to minutes to start",
     },
     "batch": {

@@ -23,10 +23,10 @@ from vdeblur.inference.runtimes.runner import ExternalNetwork, Runner
 from vdeblur.networks import Identity, Network
 from vdeblur.system.optional import installed
 
-Runtime = Literal["torch", "openvino", "onnxruntime", "cudagraphs", "fused", "compile", "tensorrt"]
+Runtime = Literal["torch", "openvino", "onnxruntime", "cudagraphs", "compile", "tensorrt"]
 #: A runtime, or "auto" for the fastest that fits.
 RuntimeRequest = Literal[
-    "auto", "torch", "openvino", "onnxruntime", "cudagraphs", "fused", "compile", "tensorrt"
+    "auto", "torch", "openvino", "onnxruntime", "cudagraphs", "compile", "tensorrt"
 ]
 
 
@@ -82,7 +82,6 @@ ABILITIES: dict[Runtime, Abilities] = {
         "onnxruntime",
     ),
     "cudagraphs": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
-    "fused": Abilities(("cuda",), _FLOATS, "runs on a CUDA device", "`device='cuda'`"),
     "compile": Abilities(
         ("cuda", "xpu"), _FLOATS, "runs on a CUDA or XPU device", "`device='auto'`", "triton"
     ),
@@ -93,7 +92,7 @@ ABILITIES: dict[Runtime, Abilities] = {
 RUNTIMES = tuple(ABILITIES)
 REQUESTS = ("auto", *RUNTIMES)
 #: Runtimes that compute torch tensors, channels-last and in half precision too.
-TENSOR_RUNTIMES = ("torch", "cudagraphs", "fused", "compile", "tensorrt")
+TENSOR_RUNTIMES = ("torch", "cudagraphs", "compile", "tensorrt")
 #: Environment variable that replaces the runtime "auto".
 RUNTIME_VARIABLE = "VDEBLUR_BACKEND"
 #: Environment variable that replaces the precision "auto", so that machines with and without

@@ -1,4 +1,4 @@
-"""Run a network on a GPU by fused or compiled layers, and by recorded CUDA graphs.
+"""Run a network on a GPU by recorded CUDA graphs, compiled or as it is.
 
 Small pictures and small networks wait for the host to launch their kernels one by one
 (`vdeblur.inference.graphs`). Knows no video and no files.
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vdeblur.errors import DeviceError
 from vdeblur.inference.graphs import Recorded, Recorder
-from vdeblur.inference.kernels.convolution import fuse
 from vdeblur.inference.runtimes.runner import Runner
 from vdeblur.networks.base import correction_of
 from vdeblur.system.optional import installed, optional
@@ -62,15 +61,13 @@ def create_runner(
 
     Args:
         network: On the device, in the precision it is to have.
-        runtime: "cudagraphs", "fused", "compile" or "tensorrt".
+        runtime: "cudagraphs", "compile" or "tensorrt".
         device: A GPU. Only CUDA has graphs, ROCm's name in torch included.
         note: Called with what a user should know, such as that graphs cannot be used.
         precision: Not used: the network has it already.
     """
     plain = quick = correction_of(network)
-    if runtime == "fused":
-        quick = correction_of(fuse(network))
-    elif runtime in _COMPILED:
+    if runtime in _COMPILED:
         # For each shape; after the eighth, torch goes on without.
         quick = torch.compile(plain, dynamic=False, **_COMPILED[runtime])
     recorded = Recorded(
