@@ -63,17 +63,25 @@ if triton is not None:
         return upper + (lower - upper) * down
 
     @triton.jit
+    def _enlarged(  # type: ignore[no-untyped-def]
+        field, above, below, left, right, columns, across, down, there
+    ):
+        """Return a field (rows, columns) between four of its places."""
+        one = tl.load(field + above * columns + left, mask=there, other=0.0)
+        two = tl.load(field + above * columns + right, mask=there, other=0.0)
+        three = tl.load(field + below * columns + left, mask=there, other=0.0)
+        four = tl.load(field + below * columns + right, mask=there, other=0.0)
+        return _mixed(one, two, three, four, across, down)
+
+    @triton.jit
     def _sampled(picture, x, y, height, width, there):  # type: ignore[no-untyped-def]
         """Sample fp32 (height, width) bilinearly at (x, y); edges are repeated."""
         x = tl.minimum(tl.maximum(x, 0.0), (width - 1).to(tl.float32))
         y = tl.minimum(tl.maximum(y, 0.0), (height - 1).to(tl.float32))
         left, top = x.to(tl.int32), y.to(tl.int32)
         right, below = tl.minimum(left + 1, width - 1), tl.minimum(top + 1, height - 1)
-        one = tl.load(picture + top * width + left, mask=there, other=0.0)
-        two = tl.load(picture + top * width + right, mask=there, other=0.0)
-        three = tl.load(picture + below * width + left, mask=there, other=0.0)
-        four = tl.load(picture + below * width + right, mask=there, other=0.0)
-        return _mixed(one, two, three, four, x - left.to(tl.float32), y - top.to(tl.float32))
+        across, down = x - left.to(tl.float32), y - top.to(tl.float32)
+        return _enlarged(picture, top, below, left, right, width, across, down, there)
 
     @triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
     def _own_kernel(  # type: ignore[no-untyped-def]
@@ -94,13 +102,7 @@ if triton is not None:
         y = tl.zeros((PIXELS,), dtype=tl.float32)
         for part in tl.static_range(4):
             field = motion + part * rows * columns
-            value = _mixed(
-                tl.load(field + above * columns + left, mask=there, other=0.0),
-                tl.load(field + above * columns + right, mask=there, other=0.0),
-                tl.load(field + below * columns + left, mask=there, other=0.0),
-                tl.load(field + below * columns + right, mask=there, other=0.0),
-                across, down,
-            )  # fmt: skip
+            value = _enlarged(field, above, below, left, right, columns, across, down, there)
             if part == 0:
                 x = value
             elif part == 1:
@@ -166,13 +168,7 @@ if triton is not None:
         to_x, to_y = column.to(tl.float32), row.to(tl.float32)
         for part in tl.static_range(2):
             field = way + part * way_rows * way_columns
-            value = _mixed(
-                tl.load(field + above * way_columns + left, mask=there, other=0.0),
-                tl.load(field + above * way_columns + right, mask=there, other=0.0),
-                tl.load(field + below * way_columns + left, mask=there, other=0.0),
-                tl.load(field + below * way_columns + right, mask=there, other=0.0),
-                across, down,
-            )  # fmt: skip
+            value = _enlarged(field, above, below, left, right, way_columns, across, down, there)
             if part == 0:
                 to_x += value
             else:
