@@ -133,7 +133,7 @@ class Check:
 
     def poison(self) -> None:
         """Fill the allocator's free memory with NaN: what a kernel leaves unwritten shows."""
-        large, small = (1 << 28, 1 << 18) if self.gpu else (1 << 18, 1 << 12)
+        large, small = (1 << 18, 1 << 12) if self.quick else (1 << 28, 1 << 18)
         blocks = [torch.full((large,), float("nan"), device=self.device) for _ in range(4)]
         blocks += [torch.full((small,), float("nan"), device=self.device) for _ in range(64)]
         del blocks
@@ -354,7 +354,7 @@ def overlap(c: Check) -> dict[str, Any]:
         busy = sum(end - start for start, end in computing)
         row: dict[str, Any] = {
             "frames_per_s": batch * count / seconds,
-            "computing_share": busy / (computing[-1][1] - computing[0][0]),
+            "computing_share": busy / max(computing[-1][1] - computing[0][0], 1e-9),
             "worst_code_to_in_turn": max(apart),
         }
         hidden = hidden_copies(timeline)

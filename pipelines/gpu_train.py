@@ -156,8 +156,8 @@ def trained(
         }
     said |= {"gain_at_start_db": keeper.first, "best_gain_db": keeper.best}
     if device.type == "cuda":
-        said["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
-        torch.cuda.reset_peak_memory_stats()
+        said["peak_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 1)
+        torch.cuda.reset_peak_memory_stats(device)
     return said
 
 

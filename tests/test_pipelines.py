@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import vdeblur
 from tests.helpers.clips import same_frames, scene, write_frames
+from tests.helpers.simulated_devices import simulated_gpu
 from vdeblur.motion.single_picture import blur_field_network
 from vdeblur.networks.blur_field import BlurFieldNetwork
 from vdeblur.weights import load_network
@@ -286,6 +287,25 @@ def test_gpu_check_is_rehearsed_on_a_cpu(tmp_path: Path, here: Here) -> None:
     for part in ("memory", "tests"):
         assert found[part] == {"skipped": "needs a CUDA device"}
     assert [bar["reached"] for bar in found["bars"]] == [True]
+
+
+def test_gpu_check_on_a_simulated_gpu(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which refuses to mix its tensors with the CPU's, as a real one does."""
+    monkeypatch.delenv("VDEBLUR_PRECISION", raising=False)
+    words = ["--out", tmp_path, "--device", "xpu", "--quick", "--parts", "correctness", "overlap"]
+    with pytest.raises(SystemExit) as ended, simulated_gpu("xpu"):
+        here("gpu_check.py", *words, "stages")
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert ended.value.code == 0, found
+    assert found["machine"].startswith("Intel Arc B580")
+    rows = [row for name, row in found["correctness"].items() if name != "notes"]
+    assert len(rows) == 6
+    assert all(50 < row["db"] < 99 for row in rows)  # fp16 there, fp32 here
+    assert "failed" not in found["stages"]
+    (film,) = found["overlap"].values()
+    assert film["worst_code_to_in_turn"] == 0
 
 
 def test_gpu_check_goes_on_after_a_part_that_fails(

@@ -117,7 +117,7 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
         self.device = torch.device(device)
         self.in_thread = self.device.type != "cpu"
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-            self.pictures = list(threads.map(self._load, files))
+            self.pictures = [one.to(self.device) for one in threads.map(_decoded, files)]
         self._held_out = list(held_out)
         self.summary = f"{len(files)} photographs, blurred as they are used"
         if held_out:
@@ -204,9 +204,6 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(NumberedStream(self.batch_at, 0))
-
-    def _load(self, file: Path) -> Tensor:
-        return torch.from_numpy(load_picture(file)).permute(2, 0, 1).contiguous().to(self.device)
 
     def _crops(self, rng: np.random.Generator, count: int) -> Tensor:
         """Parts of photographs, (count, 3, side, side) in 0..1, seldom flat."""
@@ -307,6 +304,11 @@ class SyntheticPairs(Data, IterableDataset[Batch]):
                 if stream is not None:
                     stream.synchronize()
                 yield pool
+
+
+def _decoded(file: Path) -> Tensor:
+    """A photograph as uint8 (3, H, W)."""
+    return torch.from_numpy(load_picture(file)).permute(2, 0, 1).contiguous()
 
 
 def _pool_of(
