@@ -273,7 +273,7 @@ class Kernels(Checks):
 def _differs(device: torch.device, dtype: torch.dtype) -> str | None:
     """Describe how the kernels differ from torch, as part of a sentence; None if they agree."""
     # A padded picture, hard edges, motions of all directions and none, to beyond the edges.
-    shown, size = (53, 91), (56, 96)
+    shown, size = (29, 43), (32, 48)
     generator = torch.Generator().manual_seed(1)
     luma, other = torch.rand(2, 1, 1, *size, generator=generator).round().to(device)
     motion = torch.randn(4, 7, 12, generator=generator).mul_(9).to(device)
