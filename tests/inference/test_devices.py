@@ -159,6 +159,7 @@ def test_free_memory_counts_what_torch_holds_and_does_not_use(
         RuntimeError("MPS backend out of memory (MPS allocated: 5.56 GB, max allowed: 6.80 GB)."),
         RuntimeError("UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
         MemoryError(),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from av.video.format import VideoFormat
 
 from tests.helpers.clips import scene, write_frames
-from tests.helpers.simulated_devices import simulated_gpu
+from tests.helpers.simulated_devices import Stream, simulated_gpu
 from tests.inference.test_transfers import FakeDevice, LazyPlusOne
 from vdeblur.deblur import deblur_video
 from vdeblur.frames import Frame, FrameBatch, PlaneLayout
@@ -227,3 +227,18 @@ def test_a_gpu_s_decoder_gives_what_the_cpu_s_gives(tmp_path: Path) -> None:
         source, tmp_path / "b.mkv", model="identity", device="cuda", hwaccel="cuda"
     )
     assert (report.frames, report.notes) == (24, [])
+
+
+def test_all_films_copy_on_one_stream() -> None:
+    """torch has 32, and then gives out those again on which graphs are recorded."""
+    made: list[Any] = []
+
+    def stream(device: torch.device) -> Any:
+        made.append(Stream(device))
+        return made[-1]
+
+    with simulated_gpu("cuda") as (_, cuda):
+        cuda.Stream = stream
+        for _ in range(3):
+            assert list(adopt(["packet"], torch.device("cuda", 0), note=pytest.fail)) == ["packet"]
+    assert len(made) == 1

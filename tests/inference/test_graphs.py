@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +79,45 @@ def test_graphs_share_memory_and_follow_the_stream_of_the_caller(
     other(x[..., :1])
     assert compute.waited == [first]
     assert len(replayed) == 3
+
+
+def test_a_recording_that_fails_leaves_the_stream_and_the_allocator_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's `graph` ends neither, where ending the capture fails."""
+    fake, compute = FakeCuda(), FakeStream()
+    ended: list[tuple[str, int, object]] = []
+
+    @contextmanager
+    def stream(new: object) -> Iterator[None]:
+        before, fake.current = fake.current, new
+        try:
+            yield
+        finally:
+            fake.current = before
+
+    @contextmanager
+    def graph(graph: object, *, pool: object, stream: object, **_: object) -> Iterator[None]:
+        fake.pools.append(pool)
+        fake.current = stream
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    vars(fake).update(current=compute, stream=stream, graph=graph, CUDAGraph=object)
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(graphs, "_cuda", fake)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(
+            torch._C, name, lambda *given, of=name: ended.append((of, *given)), raising=False
+        )
+    with pytest.raises(RuntimeError, match="previous error"):
+        graphs.Recorder()(double, torch.ones(1, 3, 2, 2))
+    assert fake.current is compute
+    (pool,) = fake.pools
+    assert [(name, of) for name, _, of in ended] == [
+        ("_cuda_endAllocateToPool", pool),
+        ("_cuda_releasePool", pool),
+    ]
 
 
 class Remembers:

@@ -169,12 +169,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory was not enough, of a GPU or of the computer."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # What MPS, torch's CPU allocator, oneDNN, cuDNN and Intel's Unified Runtime say.
+    # What MPS, torch's CPU allocator, oneDNN, cuDNN, torch without memory for any way of cuDNN's
+    # (pytorch#108645) and Intel's Unified Runtime say.
     phrases = (
         "out of memory",
         "not enough memory",
         "can't allocate memory",
         "alloc_failed",
+        "unable to find an engine",
         "ur_result_error_out_of",
     )
     return any(phrase in str(error).lower() for phrase in phrases)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,16 @@ def current_context(device: torch.device) -> Iterator[int | None]:
         yield torch.cuda.current_device()
 
 
+@cache
+def _stream(device: torch.device) -> Any:
+    """The stream of copies, the same for all films: torch has 32, and then gives them out again.
+
+    None for another device than CUDA.
+    """
+    cuda: Any = torch.cuda  # has no types
+    return cuda.Stream(device) if device.type == "cuda" else None
+
+
 def adopt(
     items: Iterable[Any], device: torch.device, *, note: Callable[[str], object]
 ) -> Iterator[Any]:
@@ -51,7 +62,7 @@ def adopt(
     Yields:
         The items; `on_device` of frames is a tuple of tensors, or None.
     """
-    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    stream = _stream(device)
     possible, checked = True, False
     for item in items:
         if isinstance(item, Frame) and item.on_device is not None:

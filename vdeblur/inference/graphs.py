@@ -6,9 +6,11 @@ threads. Knows tensors and callables only.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from vdeblur.inference.devices import empty_cache, is_out_of_memory, synchronize
 #: Takes tensors and others, and returns one tensor or a tuple of them.
 Call = Callable[..., Any]
 _cuda: Any = torch.cuda  # parts of it have no types
+_torch: Any = importlib.import_module("torch._C")
 _recording = threading.Lock()  # torch records one graph at a time
 #: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
 _WARM_UP = 2
@@ -54,8 +57,14 @@ class Recorder:
             graph = _cuda.CUDAGraph()
             # Only this thread is checked: others decode, encode and allocate pinned memory.
             mode = {"capture_error_mode": "thread_local"}
-            with _recording, _cuda.graph(graph, pool=self._pool, stream=self._side, **mode):
-                result = call(*static)
+            recording = _cuda.graph(graph, pool=self._pool, stream=self._side, **mode)
+            try:
+                # Where it fails, torch leaves this thread on the graph's stream.
+                with _recording, torch.cuda.stream(current), recording:
+                    result = call(*static)
+            except Exception:
+                _end_allocating(device, self._pool)
+                raise
             current.wait_stream(self._side)
 
         def replay(*new: Any) -> Any:
@@ -181,6 +190,17 @@ class Recorded:
             if is_out_of_memory(error):
                 raise
             return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _end_allocating(device: torch.device, pool: Any) -> None:
+    """End what a recording that failed may leave begun, as `torch.cuda.use_mem_pool` ends it.
+
+    torch's allocator would wait for the end, and never again use memory that streams had shared.
+    """
+    names = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool", "_cuda_releasePool"
+    with suppress(RuntimeError):  # it has ended
+        for name in names:  # of the first two, torch has the second before 2.8
+            getattr(_torch, name, lambda *_: None)(device.index, pool)
 
 
 def _device_of(inputs: Sequence[Any]) -> torch.device:
