@@ -171,7 +171,8 @@ def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch
 
 
 def with_static_input(call: Call, x: Tensor) -> Call:
-    """Record as a graph is: from a tensor that replays write to."""
+    """Record as a graph is: from a tensor that replays write to, outside inference mode."""
+    assert not torch.is_inference_mode_enabled()
     static = x.clone()
 
     def replay(new: Tensor) -> Tensor:

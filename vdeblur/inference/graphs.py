@@ -47,25 +47,24 @@ class Recorder:
         current = torch.cuda.current_stream(device)
         if self._pool is None:
             self._pool, self._side = _cuda.graph_pool_handle(), _cuda.Stream(device)
-        with torch.no_grad():
-            # A clone keeps the strides: channels-last stays so.
-            static = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-            self._side.wait_stream(current)
-            with torch.cuda.stream(self._side):
-                for _ in range(_WARM_UP):
-                    call(*static)
-            graph = _cuda.CUDAGraph()
-            # Only this thread is checked: others decode, encode and allocate pinned memory.
-            mode = {"capture_error_mode": "thread_local"}
-            recording = _cuda.graph(graph, pool=self._pool, stream=self._side, **mode)
-            try:
-                # Where it fails, torch leaves this thread on the graph's stream.
-                with _recording, torch.cuda.stream(current), recording:
-                    result = call(*static)
-            except Exception:
-                _end_allocating(device, self._pool)
-                raise
-            current.wait_stream(self._side)
+        # A clone keeps the strides: channels-last stays so.
+        static = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            for _ in range(_WARM_UP):
+                call(*static)
+        graph = _cuda.CUDAGraph()
+        # Only this thread is checked: others decode, encode and allocate pinned memory.
+        mode = {"capture_error_mode": "thread_local"}
+        recording = _cuda.graph(graph, pool=self._pool, stream=self._side, **mode)
+        try:
+            # Where it fails, torch leaves this thread on the graph's stream.
+            with _recording, torch.cuda.stream(current), recording:
+                result = call(*static)
+        except Exception:
+            _end_allocating(device, self._pool)
+            raise
+        current.wait_stream(self._side)
 
         def replay(*new: Any) -> Any:
             current = torch.cuda.current_stream(device)
@@ -138,9 +137,7 @@ class Recorded:
             return self._call(inputs)
 
     def _call(self, inputs: Sequence[Any]) -> Any:
-        # In inference mode torch makes tensors that may not be written to outside of it, and
-        # compiles anew for those that were made outside.
-        key = (torch.is_inference_mode_enabled(), *map(_kind_of, inputs))
+        key = tuple(map(_kind_of, inputs))
         if key not in self._made:
             self._seen[key] += 1
             if self._seen[key] < 2:
@@ -148,7 +145,10 @@ class Recorded:
             synchronize(_device_of(inputs))  # so that what is dropped is in nobody's use
             while len(self._made) >= _SHAPES:
                 self._seen[self._made.popitem(last=False)[0]] = -_PAUSE
-            self._made[key] = self._best(inputs)
+            # What is made in inference mode may not be written to outside of it; before 2.11, torch
+            # could then record nothing more there (pytorch#166792).
+            with torch.inference_mode(False), torch.no_grad():
+                self._made[key] = self._best(inputs)
         self._made.move_to_end(key)
         return self._made[key](*inputs)
 
