@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers.triton_kernels import BUILD, run
 from tests.inference.test_deblurrer import LAYOUTS, planes_of, same, small_network
@@ -17,6 +20,7 @@ from vdeblur.color import as_int16, matrices, planes_to_rgb
 from vdeblur.frames import PlaneLayout
 from vdeblur.inference.deblurrer import Deblurrer
 from vdeblur.inference.kernels import color
+from vdeblur.networks.taps import luma_of
 
 COMPARE = """
 import sys
@@ -207,6 +211,33 @@ def test_kernels_that_give_other_codes_are_not_used(monkeypatch: pytest.MonkeyPa
     assert notes == [
         "color is converted by torch, its kernels cannot be used here (RGB differs by 1.0e-02)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("depth", "others", "usable"), [(8, 1, True), (16, 1, True), (8, 4, False)]
+)
+def test_a_rounding_in_a_tiny_picture_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, depth: int, others: int, usable: bool
+) -> None:
+    def right(planes: list[Tensor], layout: PlaneLayout, **options: Any) -> Tensor:
+        luma = options.pop("luma")
+        rgb = color.in_torch(planes, layout, **options)
+        luma.copy_(luma_of(rgb))
+        return rgb
+
+    def off(planes: list[Tensor], delta: Tensor, layout: PlaneLayout) -> list[Tensor]:
+        codes = [as_int16(plane).clone() for plane in planes]  # without a change
+        for plane in codes:
+            plane.flatten()[:others] -= 1
+        return [codes.view(plane.dtype) for codes, plane in zip(codes, planes, strict=True)]
+
+    monkeypatch.setattr(color, "planes_to_input", right)
+    monkeypatch.setattr(color, "add_to_planes", off)
+    layout = PlaneLayout(16, 16, depth)  # 64 codes of chroma
+    codes = [np.full((1, *shape), 1 << (depth - 1), layout.dtype) for shape in layout.shapes]
+    kernels = color.Kernels(lambda text: None)
+    planes = [torch.from_numpy(plane) for plane in codes]
+    assert kernels.usable(planes, layout, size=(16, 16), dtype=torch.float32) is usable
 
 
 def test_running_out_of_memory_is_not_taken_for_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
