@@ -110,8 +110,13 @@ def read(source: str, driver: Any, gpu: int, **settings: int) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Read films in a process of their own: a driver that is loaded stays."""
     driver, _ = (ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL) for library in build(folder))
-    names = ("film.mp4", "deep.mp4", "sited.mp4", "twelve.mp4", "film.avi", "whole.mp4", "long.mp4")
-    film, deep, sited, twelve, avi, whole, long = (str(folder / name) for name in names)
+    film, deep, sited, twelve, whole, long, avi, raw = (
+        str(folder / name)
+        for name in (
+            *("film.mp4", "deep.mp4", "sited.mp4", "twelve.mp4", "whole.mp4", "long.mp4"),
+            *("film.avi", "film.h264"),
+        )
+    )
     told: dict[str, Any] = {
         "film": read(film, driver, 1),
         "deep": read(deep, driver, 0),
@@ -121,6 +126,7 @@ def main(folder: Path) -> None:
         "sited": read(sited, driver, 0),
         "twelve": read(twelve, driver, 0),
         "failing in AVI": read(avi, driver, 0, fails_after=FAILS_AFTER),
+        "failing without times": read(raw, driver, 0, fails_after=FAILS_AFTER),
         "failing late": read(long, driver, 0, fails_after=FAILS_LATE),
         "other chroma": read(whole, driver, 0),
     }
@@ -145,6 +151,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pictures = [scene(n, size=(640, 360)) for n in range(FRAMES)]
     write_frames(folder / "film.mp4", pictures, "libx264")
     write_frames(folder / "film.avi", pictures, "libx264")
+    write_frames(folder / "film.h264", pictures, "libx264", options={"g": "12", "bf": "3"})
     small = (scene(n) for n in range(100))
     write_frames(folder / "long.mp4", small, "libx264", options={"g": "7", "bf": "3"})
     # FFmpeg asks NVDEC for less chroma than H.264 has here, and for 12 bits in 16.
@@ -184,6 +191,7 @@ def test_pictures_stay_on_the_gpu_and_are_copied_to_the_host_once(
         ("other chroma", FRAMES, 0),
         ("failing", FRAMES, FAILS_AFTER),
         ("failing in AVI", FRAMES, FAILS_AFTER),
+        ("failing without times", FRAMES, FAILS_AFTER),
         ("failing late", 100, FAILS_LATE),  # some keyframes later
     ],
 )
@@ -197,7 +205,9 @@ def test_the_cpu_goes_on_where_a_device_fails_and_no_picture_is_lost(
     assert got["there"] == [True] * given + [False] * (frames - given)
     assert got["usual"][given:] == [True] * (frames - given)
     [note] = got["notes"]
-    assert note.startswith("cuda failed near ")
+    assert note.startswith(
+        "cuda failed (" if case == "failing without times" else "cuda failed near "
+    )
     assert note.endswith(": the CPU decodes the rest")
 
 

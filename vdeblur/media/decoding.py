@@ -6,7 +6,7 @@ the middle. Knows codec contexts and packets; knows no files and no torch.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -51,17 +51,20 @@ class StreamDecoder:
         if self.on_device:
             # Threads take turns on a device, and each takes surfaces, of which NVDEC has 32.
             self._context.thread_count = 1
+            self._context.flags |= int(CodecFlags.copy_opaque)
         self._kept: deque[av.Packet[Any]] = deque()
-        self._kept_bytes = 0
-        self._last: int | None = None  # time of the device's last picture; they come in order
+        self._kept_bytes = self._count = 0
+        # Pictures of the device by their packets, which are numbered: some files have no times.
+        self._given = Counter[Any]()
         self._coded = planar_format(software_format(stream) or "yuv420p")
         self._cut_short = "mov" in stream.container.format.name
-        self._by_decoding = stream.container.format.name == "avi"  # as `FrameFactory` times them
 
     def decode(self, packet: av.Packet[Any]) -> list[Decoded]:
         """Return the pictures that a packet completes; an empty one completes all."""
         if not self.on_device:
-            return [(picture, None) for picture in self._decode(packet) if self._lacks(picture)]
+            return [
+                (picture, None) for picture in self._decode(packet) if not self._was_given(picture)
+            ]
         self._keep(packet)
         try:
             pictures = self._context.decode(packet if packet.size else None)
@@ -70,11 +73,11 @@ class StreamDecoder:
             self._note(f"failed{_place(packet)} ({reason(error)})")
             self.on_device = False
             self._context = _decoder_of(self._stream)
+            self._context.flags |= int(CodecFlags.copy_opaque)
             again = [picture for kept in self._kept for picture in self._decode(kept)]
             self._kept.clear()
-            return [(picture, None) for picture in again if self._lacks(picture)]
-        for picture, _ in found:
-            self._last = self._time_of(picture)
+            return [(picture, None) for picture in again if not self._was_given(picture)]
+        self._given.update(picture.opaque for picture in pictures)
         self._describe([picture for picture, _ in found])
         return found
 
@@ -107,23 +110,28 @@ class StreamDecoder:
 
     def _keep(self, packet: av.Packet[Any]) -> None:
         """Keep a packet, and drop those before the last keyframe whose pictures are all out."""
+        packet.opaque = self._count
+        self._count += 1
         if packet.is_keyframe:
             out = max(0, len(self._kept) - _HELD)
             begin = max((n for n in range(out) if self._kept[n].is_keyframe), default=0)
             for _ in range(begin):
-                self._kept_bytes -= self._kept.popleft().size
+                self._drop()
         self._kept.append(packet)
         self._kept_bytes += packet.size
         while self._kept_bytes > _KEPT_BYTES:
-            self._kept_bytes -= self._kept.popleft().size
+            self._drop()
 
-    def _lacks(self, picture: av.VideoFrame) -> bool:
-        """Whether the device has not given this picture already."""
-        time = self._time_of(picture)
-        return time is None or self._last is None or time > self._last
+    def _drop(self) -> None:
+        packet = self._kept.popleft()
+        self._kept_bytes -= packet.size
+        del self._given[packet.opaque]
 
-    def _time_of(self, picture: av.VideoFrame) -> int | None:
-        return picture.dts if self._by_decoding or picture.pts is None else picture.pts
+    def _was_given(self, picture: av.VideoFrame) -> bool:
+        """Whether the device has given this picture already; each picture is asked for once."""
+        given = self._given[picture.opaque] > 0
+        self._given[picture.opaque] -= given
+        return given
 
 
 def prepare_decoder(stream: Any) -> VideoCodecContext | None:
