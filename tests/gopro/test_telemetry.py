@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import av
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.clips import read_frames
+from tests.helpers.clips import read_frames, write_frames
 from tests.helpers.gopro_clips import FPS, Footage, footage
 from vdeblur import Deblurrer, gopro
 from vdeblur.cli import gopro as gopro_command
@@ -24,7 +25,12 @@ from vdeblur.errors import InputError, UsageError
 from vdeblur.frames import Frame
 from vdeblur.gopro import telemetry
 from vdeblur.gopro.blur_plot import plot
-from vdeblur.gopro.sharpness import pairwise_agreement, rank_correlation, sharpness
+from vdeblur.gopro.sharpness import (
+    measure_sharpness,
+    pairwise_agreement,
+    rank_correlation,
+    sharpness,
+)
 from vdeblur.gopro.telemetry import read_telemetry
 from vdeblur.inference.transfers import Overlap
 from vdeblur.media.encoders import EncodeOptions
@@ -138,6 +144,20 @@ def test_the_pictures_disagree(tmp_path: Path) -> None:
     blur = gopro.measure_blur(made.chapters[0], 1.5)
     assert blur.chosen >= 10
     assert 0.1 < blur.agreement < 0.8
+
+
+def test_the_sharpness_of_deep_rgb_is_the_same_each_time(tmp_path: Path) -> None:
+    dice, frames = np.random.default_rng(0), []
+    for _ in range(6):
+        deep = av.VideoFrame(322, 182, "gbrp10le")
+        for plane in deep.planes:
+            np.frombuffer(cast(Any, plane), "<u2")[:] = dice.integers(
+                0, 1024, plane.buffer_size // 2
+            )
+        frames.append(deep)
+    source = write_frames(tmp_path / "a.mkv", frames)
+    values = {tuple(measure_sharpness(source)[1]) for _ in range(4)}
+    assert len(values) == 1
 
 
 def test_sharpness() -> None:

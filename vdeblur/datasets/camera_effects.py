@@ -315,6 +315,8 @@ def h264_stream(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> 
     """
     import av
 
+    from vdeblur.media.pixel_formats import CONVERTING
+
     top, left = offset
     height, width = x.shape[-2:]
     codes = _padded(x, offset).mul(255).round_().byte().permute(0, 2, 3, 1).contiguous().numpy()
@@ -330,14 +332,15 @@ def h264_stream(x: Tensor, crf: Tensor, *, offset: tuple[int, int] = (0, 0)) -> 
         before = picture.copy()
         before[1:, 1:] = picture[:-1, :-1]
         for number, pixels in enumerate((before, picture)):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame = frame.reformat(format="yuv420p", threads=CONVERTING)
             frame.pts = number
             for packet in encoder.encode(frame):
                 frames += decoder.decode(packet)
         for packet in encoder.encode(None):
             frames += decoder.decode(packet)
         frames += decoder.decode(None)
-        out.append(torch.from_numpy(frames[-1].to_ndarray(format="rgb24")))
+        out.append(torch.from_numpy(frames[-1].to_ndarray(format="rgb24", threads=CONVERTING)))
     decoded = torch.stack(out)[:, top : top + height, left : left + width]
     return decoded.permute(0, 3, 1, 2).float().div_(255)
 

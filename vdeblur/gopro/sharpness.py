@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vdeblur.media.input_formats import open_container
 from vdeblur.media.joined_file import for_libav
+from vdeblur.media.pixel_formats import CONVERTING
 
 _FAR = 12  # pixels: longer blurs count as blurs of this length
 _MIDDLE = (1080, 1920)  # rows and columns in the middle of the picture that are measured
@@ -111,7 +112,7 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.generic]:
         rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)  # type: ignore[call-overload]
         view: NDArray[np.generic] = rows[: frame.height, : frame.width]
         return view
-    return frame.to_ndarray(format="gray16le" if deep else "gray")
+    return frame.to_ndarray(format="gray16le" if deep else "gray", threads=CONVERTING)
 
 
 def pairwise_agreement(blurred: NDArray[np.bool_], sharp: NDArray[np.float64]) -> float:

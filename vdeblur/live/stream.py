@@ -24,6 +24,7 @@ from vdeblur.live.options import SessionOptions
 from vdeblur.live.protocols import EventHandler, Guide, Restorer, ignore_event
 from vdeblur.live.restorer import LiveDeblurrer
 from vdeblur.live.session import Session
+from vdeblur.media.pixel_formats import CONVERTING
 from vdeblur.motion.exposure import AUTO, Exposure
 
 
@@ -47,7 +48,8 @@ class LiveFrame:
 
     def rgb(self) -> NDArray[np.uint8]:
         """Return the picture as an (H, W, 3) uint8 RGB array."""
-        return cast("NDArray[np.uint8]", self.picture.to_ndarray(format="rgb24"))
+        pixels = self.picture.to_ndarray(format="rgb24", threads=CONVERTING)
+        return cast("NDArray[np.uint8]", pixels)
 
 
 class Stream:

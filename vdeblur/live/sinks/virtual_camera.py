@@ -14,6 +14,7 @@ import av
 from vdeblur.errors import OutputError
 from vdeblur.live.protocols import EventHandler
 from vdeblur.live.sources.timing import Backoff
+from vdeblur.media.pixel_formats import CONVERTING
 from vdeblur.system.masking import masked
 from vdeblur.system.optional import optional
 
@@ -51,7 +52,7 @@ class VirtualCamera:
         try:
             if self._camera is None:
                 self._camera = self._module.Camera(*size, rate, device=self._device)
-            self._camera.send(picture.to_ndarray(format="rgb24"))
+            self._camera.send(picture.to_ndarray(format="rgb24", threads=CONVERTING))
         except (RuntimeError, OSError) as error:
             self.close()
             raise OutputError(
