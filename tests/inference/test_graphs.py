@@ -106,6 +106,7 @@ def test_a_recording_that_fails_leaves_the_stream_and_the_allocator_as_they_were
     vars(fake).update(current=compute, stream=stream, graph=graph, CUDAGraph=object)
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(graphs, "_cuda", fake)
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", raising=False)
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(
             torch._C, name, lambda *given, of=name: ended.append((of, *given)), raising=False
