@@ -216,8 +216,12 @@ class Grainy(nn.Module):
         return x[:, :3] + self.correction(x)
 
 
-def run(*, batch: int = 1, steady: bool = True) -> list[NDArray[np.uint8]]:
-    deblurrer = Deblurrer(Grainy(), device="cpu", backend="torch", precision="fp32", steady=steady)
+def run(
+    deblurrer: Deblurrer | None = None, *, batch: int = 1, steady: bool = True
+) -> list[NDArray[np.uint8]]:
+    deblurrer = deblurrer or Deblurrer(
+        Grainy(), device="cpu", backend="torch", precision="fp32", steady=steady
+    )
     frames = Guide(Exposure(share=0.5)).run(iter(film(pan(6, -4), 6)))
     return [one.planes[0].copy() for one, _ in restore(frames, Overlap(deblurrer), batch)]
 
@@ -236,6 +240,26 @@ def test_a_film_flickers_less_whatever_the_batch() -> None:
     for batch in (2, 4):
         for one, same in zip(run(batch=batch), out, strict=True):
             assert np.array_equal(one, same)
+
+
+def test_without_memory_to_steady_them_frames_are_restored_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def full(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return steadied(*given)
+
+    plain, out, steadied = run(steady=False), run(), steady.steady
+    monkeypatch.setattr(steady, "steady", full)
+    deblurrer = Deblurrer(Grainy(), device="cpu", backend="torch", precision="fp32")
+    wanted = [*out[:2], *plain[2:]]
+    assert all(map(np.array_equal, run(deblurrer), wanted))
+    assert len(calls) == 2
+    assert deblurrer.notes[-1] == "out of memory: going on without steadying frames"
 
 
 def test_frames_given_as_arrays_are_steadied_too() -> None:

@@ -61,6 +61,7 @@ class Deblurrer:
 
     Running out of memory halves the batch, then tiles, then halves the tile down to MIN_TILE; what
     worked is kept in `plans` (by picture height and width), and each step is a line in `notes`.
+    Where it does not suffice to steady frames, they are not.
     The options are keywords of their own, not a dataclass: they are what users of Python type most.
 
     Args:
@@ -286,12 +287,7 @@ class Deblurrer:
         def restore(start: int, end: int, tile: int | None) -> tuple[list[Tensor], Tensor]:
             part = [plane[start:end] for plane in planes]
             return restored_planes(
-                self._pass,
-                part,
-                layout,
-                tile,
-                guidance[start:end],
-                strength=self.strength,
+                self._pass, part, layout, tile, guidance[start:end], strength=self.strength
             )
 
         parts = self._in_batches(restore, count, layout.height, layout.width)
@@ -305,7 +301,7 @@ class Deblurrer:
             ]
             replaced = torch.cat([replaced for _, replaced in parts])
         if self.steady and guidance.around is not None:
-            restored = steadying.steadied_in_order(restored, layout, guidance.around, self._steady)
+            restored = _steadied(self, restored, layout, guidance.around, self._steady)
         return restored, replaced
 
     @torch.no_grad()
@@ -415,6 +411,25 @@ def _log_setup(made: Deblurrer) -> None:
     )
     for line in (*made.about, *made.notes):
         _log.info("%s", line)
+
+
+def _steadied(
+    made: Deblurrer,
+    restored: list[Tensor],
+    layout: PlaneLayout,
+    around: Sequence[Around | None],
+    run: Callable[..., Any],
+) -> list[Tensor]:
+    """Steady restored planes; from then on none, where the memory does not suffice."""
+    try:
+        return steadying.steadied_in_order(restored, layout, around, run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # The network's graphs and workspaces may hold most of it; the pictures are restored.
+    made.steady = False
+    made.notes.append("out of memory: going on without steadying frames")
+    return restored
 
 
 def _one(run: Callable[[int, int, int | None], T], tile: int | None, number: int) -> T:
