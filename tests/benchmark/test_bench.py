@@ -263,6 +263,14 @@ def test_a_network_that_computes_nothing_has_no_speed(clip: Path) -> None:
     assert not any(backend in text for backend in runtimes.REQUESTS)
 
 
+def test_numbered_pictures_are_measured(tmp_path: Path) -> None:
+    for number in range(3):
+        scene(number).to_image().save(tmp_path / f"{number}.png")
+    pattern, options = tmp_path / "%d.png", BenchOptions(frames=3, rounds=1)
+    result = bench(pattern, model="identity", device="cpu", options=options)
+    assert (result.frames, result.encoder) == (3, "png")
+
+
 def test_there_is_nothing_to_tune_in_a_network_that_computes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -313,6 +321,7 @@ def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--size", "65x48"], 2, "size is 65x48: choose even numbers"),
         (["--rounds", "0"], 2, "must be 1 or more"),
         (["--chart", "a.svg"], 2, "ends in .png"),
+        (["-"], 2, "CLIP is read several times, which a pipe cannot be: name a file"),
         (["--chart", "nowhere/a.png"], 1, "folder nowhere does not exist: create it first"),
         (["--model", "unheard-of"], 2, "there is no network"),
     ],

@@ -459,7 +459,9 @@ class _Measurement:
 
     def _writer(self, folder: str, reader: VideoReader) -> VideoWriter:
         suffix = Path(str(reader.source)).suffix or ".mkv"
-        return VideoWriter(Path(folder) / f"out{suffix}", reader, encode=self._options.encode)
+        number = "" if reader.pictures is None else "_%05d"
+        target = Path(folder) / f"out{number}{suffix}"
+        return VideoWriter(target, reader, encode=self._options.encode)
 
     def published(self, network: nn.Module) -> dict[str, Callable[[], float]]:
         """Run the network as its authors' scripts do, synchronised: alone, and from frame to frame.

@@ -93,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         clip = [Path(args.clip)] if args.clip else []
         check_new_file(Path(args.chart), force=args.overwrite, sources=clip)
         optional("matplotlib", extra="plots", purpose="--chart")
+    if args.clip == "-":
+        raise UsageError("CLIP is read several times, which a pipe cannot be: name a file")
     if args.clip and args.size and not args.tune:
         raise UsageError("--size is of the generated scene: leave it out, or CLIP")
     size = args.size or picture_size(_SIZE)
