@@ -460,3 +460,12 @@ def test_a_precision_that_this_cpu_computes_slowly_is_said(
     monkeypatch.setattr(torch_cpu, "computes", lambda _: True)
     able = Deblurrer(network, device="cpu", backend="torch", precision=precision)
     assert able.slow_precision == ""
+
+
+def test_what_two_parts_say_of_a_run_is_told_once() -> None:
+    deblurrer = Deblurrer("identity", device="cpu")
+    for _ in range(2):
+        told = deblurrer.notes.begin_run()
+        for _ in range(2):  # the network and steadying
+            deblurrer.notes.append("CUDA graphs cannot be used here (…): going on without them")
+        assert told().count(deblurrer.notes[-1]) == 1

@@ -26,9 +26,12 @@ class Notes(list[str]):
         self.setup = tuple(self)
 
     def begin_run(self) -> Callable[[], list[str]]:
-        """Begin a run; the result returns the notes of the setup and of the run so far."""
+        """Begin a run; the result returns the notes of the setup and of the run so far, once each.
+
+        Parts of a deblurrer, such as the network and steadying, may find the same.
+        """
         before = len(self)
-        return lambda: [*self.setup, *self[before:]]
+        return lambda: list(dict.fromkeys([*self.setup, *self[before:]]))
 
 
 def slow_precision(settings: InferenceSettings, device: torch.device) -> str:
