@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import cache
 from pathlib import Path
 
 import av
@@ -21,7 +22,9 @@ RGB = np.stack([COLUMNS * 4, ROWS * 5, 255 - COLUMNS], -1).astype(np.uint8)
 ALPHA = np.dstack([RGB, COLUMNS * 4]).astype(np.uint8)
 
 
+@cache
 def srgb() -> bytes:
+    """One profile for all: each bears the second in which it was made."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     return bytes(profile.tobytes())
 
