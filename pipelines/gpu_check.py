@@ -37,6 +37,7 @@ from vdeblur import Deblurrer, Frame, FrameBatch, PlaneLayout
 from vdeblur.benchmark import roofline
 from vdeblur.benchmark.timing import busy_shares, hidden_copies
 from vdeblur.color import add_correction, as_int16, correction_to_planes
+from vdeblur.errors import VdeblurError
 from vdeblur.inference.devices import (
     device_name,
     empty_cache,
@@ -677,16 +678,19 @@ def show(name: str, said: dict[str, Any], seconds: float) -> None:
 
 def main() -> int:
     """Run the parts in turn; return 0 if none failed and all bars were reached."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=200)
-    parser.add_argument("--device", default="cuda")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--out", type=Path, required=True, help="folder of check.json")
+    parser.add_argument("--seconds", type=float, default=200, help="of the process (default 200)")
+    parser.add_argument("--device", default="cuda", help="cuda (default), rocm, xpu, cpu …")
     names = [part.__name__ for part in PARTS]
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART")
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, metavar="PART", help=", ".join(names)
+    )
     parser.add_argument("--quick", action="store_true", help="tiny pictures, to rehearse on a CPU")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     c = Check(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     print(f"{c.result['machine']}; {c.result['versions']}", flush=True)
     bad = 0
     for part, most in PARTS.items():
@@ -715,4 +719,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except VdeblurError as error:  # its message is a sentence for the user
+        raise SystemExit(str(error)) from error

@@ -167,17 +167,22 @@ def main(work: Path) -> int:
     Args:
         work: A folder for states, which are too large to take away.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("photos", type=Path, help="sharp photographs, see pack_photos.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=480, help="of the process, start to end")
     parser.add_argument("--val", help="pairs of real pictures to score on, too")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--init", default="shipped", help="or a weights file, or an earlier OUT")
+    parser.add_argument(
+        "--init", default="shipped", help="shipped (default), a weights file, or an earlier OUT"
+    )
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--seed", type=int, default=0, help="another one: other pairs")
+    parser.add_argument("--seed", type=int, default=0, help="another number makes other pairs")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 3) - 2)))
-    parser.add_argument("--compile", action="store_true", help="by torch.compile: half a minute")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile networks: half a minute each"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny batches, to rehearse on a CPU")
     args = parser.parse_args()

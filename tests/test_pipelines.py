@@ -122,6 +122,7 @@ def test_compare_backends() -> None:
         (["train_blur_field.py", "none", "--out", "no/w.safetensors"], "folder no does not exist"),
         (["train_blur_field.py", ".", "--out", "w", "--init", "a.mkv"], "a.mkv"),
         (["gpu_train.py", "none", "--out", "a", "--device", "abacus"], "abacus"),
+        (["gpu_check.py", "--out", "a", "--device", "abacus"], "abacus"),
         (["pack_photos.py", "none", "--out", "a"], "no photographs under none"),
         (["compare_backends.py", "abacus:fp32", "--size", "32x32"], "abacus:fp32 cannot be run"),
         (["compare_recipes.py", "none", "plain", "--out", "runs"], "there is no folder none"),
