@@ -31,6 +31,7 @@ from vdeblur.cli import main as cli
 from vdeblur.deblur import deblur_video
 from vdeblur.inference import devices, runtimes, settings
 from vdeblur.inference.batching import batch_size
+from vdeblur.inference.kernels import color, guidance
 from vdeblur.inference.runtimes.mimo_unet_rewrite import RewrittenMIMOUNet
 from vdeblur.inference.settings import Setting
 from vdeblur.inference.transfers import BatchTimes
@@ -528,6 +529,24 @@ def test_a_trial_s_batch_is_restored_at_once(
     torch.save(MIMOUNet(base=8, blocks=1).state_dict(), weights)
     tune(weights=weights, options=options)
     assert (3, 3, 64, 64) in seen
+
+
+@pytest.mark.parametrize("instead", [color.FALLBACK, guidance.FALLBACK])
+def test_kernels_that_cannot_be_used_fail_no_trial(
+    instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All runtimes go on without them alike."""
+    restore_planes = Deblurrer.restore_planes
+
+    def restored(self: Deblurrer, *given: Any) -> Any:
+        self.notes.append(f"{instead}, its kernels cannot be used here (no such instruction)")
+        return restore_planes(self, *given)
+
+    monkeypatch.setattr(Deblurrer, "restore_planes", restored)
+    options = TuneOptions(
+        size=(64, 64), device="cpu", backend="torch", precision="fp32", batch=1, rounds=1
+    )
+    assert not tune(options=options).best.failure
 
 
 def test_what_disagrees_or_fails_is_never_the_fastest() -> None:

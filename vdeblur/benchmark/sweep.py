@@ -33,7 +33,7 @@ from vdeblur.inference.devices import (
     synchronize,
 )
 from vdeblur.inference.export import random_motion, random_pictures
-from vdeblur.inference.kernels import color
+from vdeblur.inference.kernels import color, guidance
 from vdeblur.inference.memory_plan import Plan
 from vdeblur.inference.runtimes import RuntimeRequest
 from vdeblur.inference.settings import Setting, store_setting, usual_precision
@@ -389,8 +389,8 @@ class _TrialRunner:
         except (VdeblurError, RuntimeError, MemoryError) as error:
             trial.failure = str(error).split("\n")[0] or "out of memory"
             return
-        # Colour is no part of what is tried: without its kernels all trials go the same way.
-        harmless = (color.FALLBACK, runtimes.NOT_KEPT)
+        # Color and guidance are no part of what is tried: without kernels all trials do the same.
+        harmless = (color.FALLBACK, guidance.FALLBACK, runtimes.NOT_KEPT)
         told = [note for note in ready.notes if not note.startswith(harmless)]
         if told:
             trial.failure = told[-1]
