@@ -53,8 +53,8 @@ _NETWORK: dict[str, dict[str, Any]] = {
         "type": number_or("auto"),
         "default": "auto",
         "metavar": "N",
-        "help": "frames per batch (default auto: as many as fit; with OpenVINO on a CPU, one per "
-        "thread)",
+        "help": "frames per batch (default auto: on a GPU, one of 1920x1080, two of 1280x720, 8 at "
+        "most; on a CPU, one per thread at most)",
     },
     "tile": {
         "type": number_or("auto", "none"),
