@@ -1,4 +1,4 @@
-"""Compose reader → batches → network → writer, with threads and bounded queues between them.
+"""Compose reader → motion → batches → network → writer, with bounded queues between threads.
 
 Read this file first. Each part is a module of its own; this one only connects them.
 """

@@ -88,9 +88,9 @@ class Recorded:
 
     The first call of a shape is plain, since a video's last batch or a lone picture is not worth
     compiling and recording. At the second, what is to take its place is compared with it; what
-    fails or differs is left, for good, and a note says so. Where memory runs out, all that is kept
-    goes, and the call is made once more; a graph that does not fit even so is not made. Calls of
-    several threads wait for each other.
+    fails or differs is given up, for later shapes too, and a note says so. Where memory runs out,
+    all that is kept goes, and the call is made once more; a graph that does not fit even so is not
+    made. Calls of several threads wait for each other.
 
     Args:
         plain: The function. It may take what is no tensor, too, if that has a hash.

@@ -202,7 +202,9 @@ class _Flight:
 
 @dataclass
 class Overlap:
-    """Restores batches of host frames, with up to `depth` of them in flight.
+    """Restores batches of frames in host memory, with up to `depth` of them in flight.
+
+    Planes that a GPU decoded already (`Frame.on_device`) are not uploaded.
 
     A result is returned once `depth` batches are in flight, or at the end: depth 1 returns each
     before it takes the next batch, for the least delay; depth 2 suffices to keep the device busy.

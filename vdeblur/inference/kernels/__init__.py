@@ -1,5 +1,5 @@
-"""Triton kernels for CUDA devices: convolutions, color.
+"""Triton kernels for GPUs with streams (CUDA, ROCm, XPU): color, guidance.
 
 Tests compare each with its arithmetic in torch, which stands beside it. Nothing is imported here:
-Triton comes with PyTorch's CUDA builds only. Knows tensors and layers; no files, no video.
+Triton comes with PyTorch's builds for GPUs only. Knows tensors; no files, no video.
 """

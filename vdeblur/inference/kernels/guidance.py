@@ -1,4 +1,4 @@
-"""Guidance channels (`vdeblur.networks.taps`) in Triton kernels: one for a frame, one a neighbor.
+"""Guidance channels (`vdeblur.networks.taps`) in two Triton kernels: a frame's, and a neighbor's.
 
 In torch, the samples along the motion take some two hundred kernels a frame, each a pass over
 memory and a call from Python: on an H100 as long as the network at 3840×2160, and longer than it

@@ -19,7 +19,11 @@ class Runner(Protocol):
     """A network in another runtime."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The network's input, fp32 on the device → its correction (N, 3, H, W), there too."""
+        """Compute (N, 3 or more, H, W) on the device → the correction (N, 3, H, W), there too.
+
+        The input is fp32, or in the network's precision for TENSOR_RUNTIMES. On a GPU, work is
+        issued on torch's current stream.
+        """
 
 
 class ExternalNetwork(nn.Module):
