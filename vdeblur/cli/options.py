@@ -47,7 +47,7 @@ _NETWORK: dict[str, dict[str, Any]] = {
         ),
         "help": "runtime of the network: auto is the one that `vdeblur bench --tune` found "
         "fastest here, else OpenVINO on a CPU if installed, cudagraphs on CUDA, else torch; "
-        "compile and tensorrt are for GPUs too, and take seconds to minutes to start",
+        "cudagraphs, compile and tensorrt need a GPU, and the last two some time to start",
     },
     "batch": {
         "type": number_or("auto"),
