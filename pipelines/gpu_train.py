@@ -173,7 +173,8 @@ def main(work: Path) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=480, help="of the process, start to end")
     parser.add_argument("--val", help="pairs of real pictures to score on, too")
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    both = " and ".join(NETWORKS)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME", help=both)
     parser.add_argument(
         "--init", default="shipped", help="shipped (default), a weights file, or an earlier OUT"
     )
