@@ -1,6 +1,6 @@
 """Train the guided networks further on a GPU within a fixed time, and gather what to take away.
 
-python pipelines/gpu_train.py PHOTOS --out OUT [--seconds 480] [--val PAIRS] [--init shipped] \
+python pipelines/gpu_train.py PHOTOS --out OUT [--seconds 480] [--val PAIRS] [--init shipped]
     [--networks mimo-unet-guided-large mimo-unet-guided] [--compile] [--device cuda]
 
 The networks are trained one after another by `vdeblur train`'s own parts, each in an equal share of
@@ -170,21 +170,21 @@ def main(work: Path) -> int:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("photos", type=Path, help="sharp photographs, see pack_photos.py")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=480, help="of the process, start to end")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--seconds", type=float, default=480, help="of the process (480)")
     parser.add_argument("--val", help="pairs of real pictures to score on, too")
     both = " and ".join(NETWORKS)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME", help=both)
     parser.add_argument(
         "--init", default="shipped", help="shipped (default), a weights file, or an earlier OUT"
     )
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--lr", type=float, default=8e-4, help="highest rate (default 8e-4)")
     parser.add_argument("--seed", type=int, default=0, help="another number makes other pairs")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 3) - 2)))
     parser.add_argument(
         "--compile", action="store_true", help="compile networks: half a minute each"
     )
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="cuda (default), rocm, xpu, cpu …")
     parser.add_argument("--quick", action="store_true", help="tiny batches, to rehearse on a CPU")
     args = parser.parse_args()
     end = BEGAN + args.seconds
