@@ -170,6 +170,16 @@ def test_a_line_of_time_keeps_intervals_and_bridges_jumps() -> None:
     assert set(exact) == {Fraction(1, 25)}
 
 
+def test_what_arrives_at_once_beyond_a_jump_does_not_fall_upon_the_last() -> None:
+    line = Timeline()
+    placed = [
+        line.place("picture", at, 50.0)
+        for at in (*(Fraction(n, 25) for n in range(4)), *(900 + Fraction(n, 25) for n in range(3)))
+    ]
+    assert placed == [Fraction(n, 25) for n in range(7)]
+    assert line.jumps == 1
+
+
 def test_sound_and_picture_jump_together() -> None:
     line = Timeline()
     for n in range(10):

@@ -31,6 +31,7 @@ class Timeline:
     _end: Fraction = Fraction(0)
     _end_at: float = 0.0
     _streams: dict[str, tuple[Fraction, Fraction, float]] = field(default_factory=dict)
+    _steps: dict[str, Fraction] = field(default_factory=dict)
 
     #: Seconds that a stream may go back, and forward beyond the time that has passed.
     BACK, FORWARD = Fraction(1, 2), 2.0
@@ -54,6 +55,9 @@ class Timeline:
         if known is not None:
             last, offset, last_at = known
             step = at - last
+            usual = self._steps.get(stream, Fraction(0))
+            if 0 < step < self.BACK:
+                self._steps[stream] = step
             if -self.BACK <= step <= self.FORWARD + (now - last_at):
                 return self._moved(stream, at, offset, now)
         # The other stream may have made the same jump already.
@@ -61,6 +65,8 @@ class Timeline:
             return self._moved(stream, at, self._offset, now)
         if known is not None:
             self.jumps += 1
+            # What arrives together with the last one does not fall upon it.
+            expected = max(expected, last + offset + usual)
         self._offset = expected - at
         return self._moved(stream, at, self._offset, now)
 
