@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from vdeblur.system import masking
+
 # Two threads on a machine that is busy wait for each other: twenty times slower at these sizes.
 torch.set_num_threads(1)
 # Converting networks takes seconds a network; tests/inference/test_runtimes.py asks for it.
@@ -23,6 +25,12 @@ def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a user has tuned, converted or kept is no part of a test."""
     for name in ("VDEBLUR_CACHE", "VDEBLUR_DATA"):
         os.environ[name] = str(tmp_path_factory.mktemp(name.lower()))
+
+
+@pytest.fixture(autouse=True)
+def _no_address_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are masked more strictly once a process has opened an address."""
+    monkeypatch.setattr(masking, "_in_use", {})
 
 
 @pytest.fixture(autouse=True)

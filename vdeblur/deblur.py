@@ -225,7 +225,11 @@ def deblur_video(
         with ExitStack() as running:
             overlap = Overlap(deblurrer, deferred=True)
             items, encoded, workers = start_threads(
-                *(running, reader.items(), reader, writer, overlap),
+                running,
+                reader.items(),
+                reader,
+                writer,
+                overlap,
                 guide if guided else None,
                 size,
                 cancel,

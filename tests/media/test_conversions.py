@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.clips import picture
+from tests.helpers.clips import picture, write_frames
 from vdeblur import deblur_video
 from vdeblur.media.verify import verify
 
@@ -209,14 +209,8 @@ def test_a_program_stream_states_some_times_and_the_rest_are_computed(tmp_path: 
 
 
 def test_raw_dv_has_its_own_rate(tmp_path: Path) -> None:
-    source = tmp_path / "source.dv"
-    with av.open(str(source), "w") as output:
-        video: Any = output.add_stream("dvvideo", rate=25)
-        video.width, video.height, video.pix_fmt = 720, 576, "yuv420p"
-        for number in range(3):
-            frame = picture(number, "yuv420p", (720, 576))
-            frame.pts = number
-            output.mux(video.encode(frame))
+    pictures = (picture(number, "yuv420p", (720, 576)) for number in range(3))
+    source = write_frames(tmp_path / "source.dv", pictures, "dvvideo")
     deblur_video(source, tmp_path / "output.mov", model="identity")
     with av.open(str(tmp_path / "output.mov")) as film:
         assert film.streams.video[0].average_rate == 25
@@ -281,14 +275,8 @@ def test_one_picture_in_a_transport_stream_has_no_duration(tmp_path: Path) -> No
 
 
 def test_colors_of_a_film_in_rgb_have_another_range_in_another_coding(tmp_path: Path) -> None:
-    source = tmp_path / "source.mov"
-    with av.open(str(source), "w") as output:
-        video: Any = output.add_stream("qtrle", rate=25)
-        video.width, video.height, video.pix_fmt = 64, 48, "rgb24"
-        for number in range(5):
-            frame = picture(number, "rgb24")
-            frame.pts = number
-            output.mux(video.encode(frame))
+    pictures = (picture(number, "rgb24") for number in range(5))
+    source = write_frames(tmp_path / "source.mov", pictures, "qtrle")
     assert not deblur_video(source, tmp_path / "output.mp4", model="identity").differences
 
 

@@ -439,7 +439,11 @@ class _Measurement:
                 guided = self.deblurrer.guided and not self.deblurrer.changes_nothing
                 with ExitStack() as running:
                     items, sink, workers = start_threads(
-                        *(running, islice(reader, self.count), reader, writer, overlap),
+                        running,
+                        islice(reader, self.count),
+                        reader,
+                        writer,
+                        overlap,
                         Guide() if guided else None,
                         self.batch,
                     )

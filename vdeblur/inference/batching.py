@@ -12,13 +12,14 @@ from typing import Any, Literal
 from vdeblur.errors import UsageError
 from vdeblur.frames import Frame, FrameBatch
 from vdeblur.inference.deblurrer import Deblurrer
+from vdeblur.inference.graphs import MOST_PIXELS
 from vdeblur.inference.transfers import Overlap
 
 #: A group is closed after this many items even if its batch is not full: packets may not pile up.
 _GROUP_ITEMS = 256
-#: Pixels of a batch on a GPU, 1920×1088, and its most frames. More kept an H100 hardly busier than
-#: a CUDA graph of these (docs/performance.md), the largest that `runtimes.cuda` records.
-_GPU_PIXELS, _GPU_FRAMES = 1920 * 1088, 8
+#: Most frames of a batch on a GPU. More than a CUDA graph's pixels kept an H100 hardly busier than
+#: the graph (docs/performance.md).
+_GPU_FRAMES = 8
 
 
 def restore(
@@ -103,7 +104,7 @@ def batch_size(
             return 1 if size is None else deblurrer.side_by_side(*size)
         if size is None:
             return _GPU_FRAMES
-        most = min(_GPU_FRAMES, _GPU_PIXELS // (size[0] * size[1]))
+        most = min(_GPU_FRAMES, MOST_PIXELS // (size[0] * size[1]))
         return max(1, min(most, deblurrer.fitting_batch(*size)))
     if batch < 1:
         raise UsageError(f"batch is {batch}: choose 1 or more")

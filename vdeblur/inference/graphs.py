@@ -23,6 +23,9 @@ Call = Callable[..., Any]
 _cuda: Any = torch.cuda  # parts of it have no types
 _torch: Any = importlib.import_module("torch._C")
 _recording = threading.Lock()  # torch records one graph at a time
+#: Most pixels of a network's pass that is worth recording, 1920×1088: beyond, kernels take longer
+#: than launching them (docs/performance.md), and a graph holds the memory of a pass.
+MOST_PIXELS = 1920 * 1088
 #: Calls before recording, in which libraries allocate workspaces and kernels are compiled.
 _WARM_UP = 2
 #: Most shapes that are kept; and calls of one that had to go before it is prepared again, lest some

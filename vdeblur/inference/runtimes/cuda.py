@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vdeblur.errors import DeviceError
-from vdeblur.inference.graphs import Recorded, Recorder
+from vdeblur.inference.graphs import MOST_PIXELS, Recorded, Recorder
 from vdeblur.inference.runtimes.runner import Runner
 from vdeblur.networks.base import correction_of
 from vdeblur.system.optional import installed, optional
@@ -28,9 +28,6 @@ _COMPILED: dict[str, dict[str, Any]] = {
 #: Minimum signal to noise of a correction to torch's, in dB: either may round to fp16 or TF32 at
 #: each layer, or to bf16, of three bits fewer. The signal is 1, or the largest value if it is more.
 _AGREEMENT, _BF16_AGREEMENT = 50.0, 32.0
-#: Most pixels of a pass that is recorded, 1920×1088: beyond, kernels take longer than launching
-#: them (docs/performance.md), and graphs hold the memory of a pass.
-_RECORDED = 1920 * 1088
 
 
 def require(runtime: str) -> None:
@@ -77,7 +74,7 @@ def create_runner(
         quick=quick,
         name=runtime,
         example=_noise,
-        worth=lambda x: x[:, 0].numel() <= _RECORDED,
+        worth=lambda x: x[:, 0].numel() <= MOST_PIXELS,
         record=Recorder() if device.type == "cuda" else None,
     )
     return lambda x: recorded(x)
