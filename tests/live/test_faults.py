@@ -261,7 +261,7 @@ def test_times_that_wrap_or_jump_in_mid_stream(start: float, tmp_path: Path) -> 
     ):
         peers.until(lambda: count(live) > 85, 20, lambda: str(events))
         assert not events.of("outage")
-        assert live.snapshot()[0]["latency_ms"]["p95"] < 300
+        assert live.snapshot()[0]["latency_ms"]["p95"] < 1000  # a wrong clock is off by more
     with av.open(str(tmp_path / "a.mkv")) as container:
         found = [(frame.time or 0.0, peers.code_of(frame)) for frame in container.decode(video=0)]
     times = [at for at, _ in found]

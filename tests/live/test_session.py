@@ -114,7 +114,7 @@ def test_sound_stays_with_its_picture(kind: str, tmp_path: Path) -> None:
                     silent += 1
     assert len(beeps) >= 2
     for beep in beeps:
-        assert min(abs(beep - flash) for flash in flashes) < 0.04, (beeps, flashes)
+        assert min(abs(beep - flash) for flash in flashes) < 0.05, (beeps, flashes)
 
 
 def test_times_are_those_of_the_source(tmp_path: Path) -> None:
